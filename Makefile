@@ -1,0 +1,47 @@
+# Every target makes the virtual environment and installs what it needs; the stamp file makes a second call instant.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Test processes. Each keeps to one thread, so that they do not fight over the cores.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help install quickstart test test-slow test-long lint
+
+help:
+	@echo "make install      the virtual environment with difrl in it, in $(VENV)"
+	@echo "make quickstart   fine-tune the built-in text-to-image model against a reward, on a CPU, in minutes"
+	@echo "make test         the fast tests"
+	@echo "make test-slow    the slow tests only"
+	@echo "make test-long    all tests"
+	@echo "make lint         ruff, mypy, import-linter"
+
+install: $(STAMP)
+
+# Not compiling the installed sources saves seconds: only the modules that are imported get compiled, when they are.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "difrl needs Python 3.11 or newer, '$(PYTHON)' is not: choose one with make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing difrl and its dependencies into $(VENV): a minute or two"
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/difrl train configs/quickstart.yaml
+
+test: $(STAMP)
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-long: $(STAMP)
+	$(PYTEST)
+
+lint: $(STAMP)
+	$(BIN)/ruff check --output-format concise .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo

@@ -1,0 +1,20 @@
+"""What every test runs under: no hub, no accelerator unless the test asks for one."""
+
+from __future__ import annotations
+
+import os
+
+# Set before transformers or diffusers are imported: a test that reaches for a hub must fail, not download.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from difrl.compat import ensure_torchvision
+
+ensure_torchvision()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
