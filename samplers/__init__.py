@@ -1,0 +1,64 @@
+"""Draw samples from a denoiser: processes, transition kernels, grids, guidance, rollouts and solvers.
+
+`t` runs from 1 (noise) to 0 (data); the state at a time s < t is `x_next`. Knows nothing of rewards or
+training.
+"""
+
+from __future__ import annotations
+
+from samplers.grid import Grid, Scheduler, Window
+from samplers.guidance import Condition, Counting, Denoiser, classifier_free, counting, reinforcement_learning
+from samplers.kernels import (
+    KERNELS,
+    Gaussian,
+    Kernel,
+    Reduction,
+    cps,
+    dance_sde,
+    ddim,
+    flow_sde,
+    make_kernel,
+    ode,
+    precise,
+    transition_std,
+)
+from samplers.noise import keyed, keyed_uniform, stable_seed
+from samplers.process import FlowMatching, Process, VariancePreserving, corrupt, expand, raised
+from samplers.rollout import Trajectory, rollout
+from samplers.solvers import solve
+
+__all__ = [
+    "KERNELS",
+    "Condition",
+    "Counting",
+    "Denoiser",
+    "FlowMatching",
+    "Gaussian",
+    "Grid",
+    "Kernel",
+    "Process",
+    "Reduction",
+    "Scheduler",
+    "Trajectory",
+    "VariancePreserving",
+    "Window",
+    "classifier_free",
+    "corrupt",
+    "counting",
+    "cps",
+    "dance_sde",
+    "ddim",
+    "expand",
+    "flow_sde",
+    "keyed",
+    "keyed_uniform",
+    "make_kernel",
+    "ode",
+    "precise",
+    "raised",
+    "reinforcement_learning",
+    "rollout",
+    "solve",
+    "stable_seed",
+    "transition_std",
+]

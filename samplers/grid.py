@@ -1,0 +1,175 @@
+"""The times of a run, and which of its steps are stochastic decisions.
+
+Times come from a diffusers scheduler, so that shifts and spacings are exactly the pipeline's. They are kept
+as they are, also where the last step is nearly empty (SD3's default sigmas end 0.001, 0 before shifting).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.noise import stable_seed
+from samplers.process import FLOW, Process
+
+# Diffusers' schedulers share methods by convention, not by a common typed base.
+Scheduler = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Times [N+1] float64, falling from at most 1 to 0, or to a table's first point where that ends it."""
+
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        times = self.times.double()
+        object.__setattr__(self, "times", times)
+        # The last step may be empty: DDIM's timestep 0 to a final alpha that is the table's first.
+        falling = times.ndim == 1 and len(times) >= 2 and bool((times[:-2] > times[1:-1]).all())
+        if not (falling and times[-2] >= times[-1] and times[0] <= 1 and times[-1] >= 0):
+            raise ValueError(
+                f"times must be at least two numbers that fall inside [0, 1], got {times.tolist()}. "
+                "A scheduler that repeats times (Heun, PNDM) or counts upwards gives no grid: build one "
+                "with FlowMatchEulerDiscreteScheduler or DDIMScheduler, or use samplers.solve"
+            )
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    def to(self, device: torch.device | str) -> Grid:
+        return Grid(self.times.to(device))
+
+    @classmethod
+    def from_scheduler(
+        cls,
+        scheduler: Scheduler,
+        process: Process,
+        steps: int,
+        device: torch.device | str = "cpu",
+        *,
+        sequence_length: int | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Grid:
+        """The times at which a pipeline with this scheduler calls its model, and the time at which it ends.
+
+        The scheduler is left as it is. `sequence_length` (tokens of one image) is for dynamic shifting,
+        `sigmas` for pipelines that give their own. DDIM's "linspace" spacing, and "trailing" when `steps`
+        does not divide the table, aim each step at another time than the one the model is called with next;
+        the grid has the latter.
+        """
+        scheduler = scheduled(scheduler, process, steps, device, sequence_length=sequence_length, sigmas=sigmas)
+        if process.prediction == FLOW:
+            return cls(scheduler.sigmas.to(device))  # the timesteps are these times 1000, rounded
+        times = process.time(scheduler.timesteps.to(device))
+        config = scheduler.config
+        clean = config.get("set_alpha_to_one", True) and config.get("final_sigmas_type", "zero") == "zero"
+        end = torch.zeros_like(times[:1]) if clean else process.time(torch.zeros_like(times[:1]))
+        return cls(torch.cat([times, end]))
+
+
+def scheduled(
+    scheduler: Scheduler,
+    process: Process,
+    steps: int,
+    device: torch.device | str,
+    *,
+    sequence_length: int | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Scheduler:
+    """A copy of `scheduler` with its timesteps set, checked to be made for the process's outputs."""
+    config, name = scheduler.config, type(scheduler).__name__
+    prediction = config.get("prediction_type", FLOW)
+    if prediction != process.prediction:
+        raise ValueError(
+            f"{name} is configured for {prediction!r} and the model predicts {process.prediction!r}; "
+            f"build it with prediction_type={process.prediction!r}, or take a scheduler made for such models"
+        )
+    if prediction == FLOW and not config.get("use_flow_sigmas", True):
+        raise ValueError(f"{name} drives a flow model only with use_flow_sigmas=True; build it so")
+    options: dict[str, Any] = {}
+    if config.get("use_dynamic_shifting", False):
+        options["mu"] = _shift(config, name, sequence_length)
+    if sigmas is not None:
+        options["sigmas"] = list(sigmas)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps, device=device, **options)
+    return scheduler
+
+
+def _shift(config: Any, name: str, sequence_length: int | None) -> float:
+    """mu of dynamic shifting, as in the pipelines: linear in the length through two points."""
+    if sequence_length is None:
+        raise ValueError(
+            f"{name} shifts its times by the image size (use_dynamic_shifting); pass sequence_length, "
+            "the number of latent patches of one image"
+        )
+    short, long = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return float(low + (high - low) * (sequence_length - short) / (long - short))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps start .. start+size-1 of a run are drawn from the kernel and are decisions; others use the ODE.
+
+    The last step, to t = 0, is never in a window: its transition is deterministic. A size of 0 is an ODE run.
+    """
+
+    start: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.size < 0:
+            raise ValueError(f"a window needs start >= 0 and size >= 0, got {self}")
+
+    @classmethod
+    def all(cls, steps: int) -> Window:
+        """Every step of a run of `steps` but the last."""
+        return cls(0, max(steps - 1, 0))
+
+    @classmethod
+    def fixed(cls, start: int, size: int) -> Window:
+        return cls(start, size)
+
+    @classmethod
+    def random(cls, size: int, low: int, high: int, seed: int, step: int) -> Window:
+        """`size` steps inside low .. high-1, the start uniform and keyed by (seed, step)."""
+        if not 0 <= low <= high - size:
+            raise ValueError(f"a window of {size} steps does not fit into steps {low} .. {high - 1}")
+        generator = torch.Generator().manual_seed(stable_seed(seed, step, "window"))
+        return cls(int(torch.randint(low, high - size + 1, (), generator=generator)), size)
+
+    @classmethod
+    def noisy(cls, stds: Tensor, floor: float = 0.01) -> Window:
+        """The first run of steps whose std (`transition_std`) is at least `floor`, without the last step.
+
+        Where a grid ends in an almost empty step, interpolating kernels enter it with a std of 1e-3, and such
+        a decision would dominate every likelihood ratio.
+        """
+        loud = (stds[:-1] >= floor).tolist()
+        start = loud.index(True) if True in loud else 0
+        size = loud[start:].index(False) if False in loud[start:] else len(loud) - start
+        return cls(start, size if any(loud) else 0)
+
+    @property
+    def indices(self) -> range:
+        return range(self.start, self.start + self.size)
+
+    def __contains__(self, step: int) -> bool:
+        return step in self.indices
+
+    def check(self, steps: int) -> None:
+        """That a run of `steps` has these steps, and that its last is not among them."""
+        last = self.start + self.size - 1
+        if self.size and last > steps - 2:
+            raise ValueError(
+                f"a window of steps {self.start} .. {last} does not fit a run of {steps} steps: the last, to "
+                f"t = 0, is never a decision, so it must end at step {steps - 2} or before"
+            )

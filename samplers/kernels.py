@@ -1,0 +1,182 @@
+"""Transition kernels: a raw output at (x_t, t) and a time s < t give the Gaussian of the next state.
+
+One signature for all, `kernel(process, output, x_t, t, s) -> Gaussian`, and one function for sampling and for
+evaluating a recorded transition again. There are two kinds:
+
+* interpolating: mean = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat. `ode`, `ddim`, `cps` and `precise`
+  differ only in std, and hold for every process.
+* Euler-Maruyama, for flow matching: one explicit step of the reverse SDE with diffusion g. `flow_sde` and
+  `dance_sde` differ only in g.
+
+`noise_level` (eta) is 0 for the deterministic limit of each. Mathematics is float32 at least; see process.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.grid import Grid
+from samplers.process import FLOW, Process, expand, raised
+
+Reduction = Literal["mean", "sum"]
+Kernel = Callable[[Process, Tensor, Tensor, Tensor, Tensor], "Gaussian"]
+
+
+class Gaussian(NamedTuple):
+    """N(mean, std^2 I) for each sample: mean [B,...], std [B,1,...]. At std = 0 it has no density."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std noise, for `noise` ~ N(0, I) of the mean's shape."""
+        if noise.shape != self.mean.shape:
+            # Broadcasting would give samples the same noise without a word.
+            raise ValueError(f"noise {tuple(noise.shape)}, state {tuple(self.mean.shape)}: give one shape")
+        return self.mean + self.std * noise.to(self.mean.dtype)
+
+    def log_prob(self, x: Tensor, reduce: Reduction = "mean") -> Tensor:
+        """log N(x; mean, std^2) -> [B], averaged over non-batch dimensions (as the field does) or summed.
+
+        Clip ranges published for the average hold for latents of about 65,000 numbers only.
+        """
+        z = (x - self.mean) / self.std
+        return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduce)
+
+    def kl(self, other: Gaussian, reduce: Reduction = "mean") -> Tensor:
+        """KL(self || other) = |mean - other.mean|^2 / (2 std^2), reduced as in `log_prob` -> [B].
+
+        Both must be one kernel's at the same times, so that their std is the same.
+        """
+        if self.std is not other.std and not torch.equal(self.std, other.std):
+            raise ValueError(
+                "KL between Gaussians of different std; the closed form is for two outputs under one kernel: "
+                "evaluate both with the same kernel, t and s"
+            )
+        return _reduce(0.5 * ((self.mean - other.mean) / self.std).square(), reduce)
+
+
+def _reduce(values: Tensor, reduce: Reduction) -> Tensor:
+    values = values.flatten(1)
+    if reduce == "mean":
+        return values.mean(1)
+    if reduce == "sum":
+        return values.sum(1)
+    raise ValueError(f'reduce must be "mean" or "sum" (over non-batch dimensions), got {reduce!r}')
+
+
+def _interpolate(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, std: Tensor) -> Gaussian:
+    x0_hat, eps_hat = process.split(output, x_t, t)
+    kept = (process.sigma(s).square() - std.square()).clamp(min=0).sqrt()
+    mean = expand(process.alpha(s), x0_hat) * x0_hat + expand(kept, eps_hat) * eps_hat
+    return Gaussian(mean, expand(std, mean))
+
+
+def _noise_ratio(process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """rho = (alpha_t sigma_s) / (alpha_s sigma_t) in [0,1]; for flow s(1-t)/(t(1-s))."""
+    return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
+
+
+def ode(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+    """std = 0: DDIM at eta = 0 (2010.02502); under flow matching the Euler step x + (s-t) v."""
+    return _interpolate(process, output, x_t, t, s, torch.zeros_like(process.sigma(s)))
+
+
+def ddim(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
+    """std = eta (sigma_s/sigma_t) sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2); 2010.02502, eq. 16.
+
+    Written as eta sigma_s sqrt(1 - rho^2). At eta = 1 it is the posterior q(x_s | x_t, x0_hat) of DDPM.
+    """
+    rho = _noise_ratio(process, t, s)
+    std = noise_level * process.sigma(s) * (1 - rho.square()).clamp(min=0).sqrt()
+    return _interpolate(process, output, x_t, t, s, std)
+
+
+def cps(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
+    """std = sigma_s sin(eta pi/2): coefficient-preserving sampling, 2509.05952.
+
+    Every state has its full noise level, kept and fresh together, but samples lose variance: Gaussian data
+    come out with (1 + cos(eta pi/2))/2 of theirs. The paper's "log-prob" leaves out the variance; ours is a
+    true one.
+    """
+    return _interpolate(process, output, x_t, t, s, process.sigma(s) * math.sin(noise_level * math.pi / 2))
+
+
+def precise(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
+    """std = sigma_s sqrt(1 - rho^(eta^2)): Flow-SDE's equation solved exactly with x0_hat frozen, 2605.23522.
+
+    At eta = sqrt(2) it is `ddim` at eta = 1. The paper's own noise schedule is not included.
+    """
+    rho = _noise_ratio(process, t, s)
+    std = process.sigma(s) * (1 - rho ** (noise_level**2)).clamp(min=0).sqrt()
+    return _interpolate(process, output, x_t, t, s, std)
+
+
+def _euler_maruyama(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, g: Tensor) -> Gaussian:
+    """mean = x + (v - g^2 score / 2) dt, std = g sqrt(-dt), with score = -eps_hat/t and dt = s - t < 0."""
+    if process.prediction != FLOW:
+        raise ValueError(
+            f"flow_sde and dance_sde are SDEs of flow matching, and this process has {process.prediction!r} "
+            "outputs; use ddim, cps or precise"
+        )
+    x0_hat, eps_hat = process.split(output, x_t, t)
+    dt = s.double() - t.double()
+    correction = 0.5 * g.square() * dt / t.double()
+    mean = raised(x_t) + expand(dt, x0_hat) * (eps_hat - x0_hat) + expand(correction, eps_hat) * eps_hat
+    return Gaussian(mean, expand(g * (-dt).sqrt(), mean))
+
+
+def flow_sde(
+    process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float, t_cap: float
+) -> Gaussian:
+    """g = eta sqrt(t/(1-t)): Flow-GRPO, 2505.05470. At t = 1 the denominator is 1 - t_cap."""
+    t = t.double()
+    g = noise_level * (t / (1 - torch.where(t >= 1, t_cap, t))).sqrt()
+    return _euler_maruyama(process, output, x_t, t, s, g)
+
+
+def dance_sde(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
+    """g = eta: DanceGRPO, 2505.07818."""
+    return _euler_maruyama(process, output, x_t, t, s, torch.full_like(t, noise_level, dtype=torch.float64))
+
+
+class _Entry(NamedTuple):
+    highest: float  # the largest noise_level
+    build: Callable[[float, Grid], Kernel]
+
+
+KERNELS: Mapping[str, _Entry] = {
+    "ode": _Entry(0.0, lambda eta, grid: ode),
+    "ddim": _Entry(1.0, lambda eta, grid: partial(ddim, noise_level=eta)),
+    "cps": _Entry(1.0, lambda eta, grid: partial(cps, noise_level=eta)),
+    "precise": _Entry(math.inf, lambda eta, grid: partial(precise, noise_level=eta)),
+    "flow_sde": _Entry(math.inf, lambda eta, grid: partial(flow_sde, noise_level=eta, t_cap=float(grid.times[1]))),
+    "dance_sde": _Entry(math.inf, lambda eta, grid: partial(dance_sde, noise_level=eta)),
+}
+
+
+def make_kernel(name: str, noise_level: float, grid: Grid) -> Kernel:
+    """The kernel `name` of KERNELS at a noise level, for the times of `grid`."""
+    if name not in KERNELS:
+        raise ValueError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
+    entry = KERNELS[name]
+    if not (math.isfinite(noise_level) and 0 <= noise_level <= entry.highest):
+        ranges = ", ".join(f"{key} [0, {value.highest:g}]" for key, value in KERNELS.items())
+        raise ValueError(f"noise_level {noise_level} is out of range for kernel {name!r}; ranges: {ranges}")
+    return entry.build(noise_level, grid)
+
+
+def transition_std(kernel: Kernel, process: Process, grid: Grid) -> Tensor:
+    """The std of each of a grid's N steps under a kernel, [N] float64 on the grid's device.
+
+    No kernel's std depends on the output or the state, so this needs no model.
+    """
+    t, s = grid.times[:-1], grid.times[1:]
+    nothing = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
+    return kernel(process, nothing, nothing, t, s).std.flatten()

@@ -1,0 +1,201 @@
+"""Corruption processes x_t = alpha_t x0 + sigma_t eps, and what a model's raw output means under each.
+
+`t` runs from 1 (noise) to 0 (data). This module is the one place that knows prediction types: everything
+after `split` is written in (x0_hat, eps_hat), with score = -eps_hat / sigma_t. Coefficients are float64
+whatever the precision of `t` (they are one number a sample); tensors are raised to float32 at least, and
+float64 stays float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+FLOW: Literal["flow_prediction"] = "flow_prediction"
+VPPrediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+def raised(x: Tensor) -> Tensor:
+    """`x` in float32 at least: half precisions are raised, float64 is kept."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def expand(values: Tensor, x: Tensor) -> Tensor:
+    """Coefficients [B] (or one for all) as [B,1,...], in the dtype and on the device of `x` [B,...]."""
+    return values.to(x.device, x.dtype).expand(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Process(Protocol):
+    """alpha, sigma and the meaning of a raw output. `t` is a float tensor [B], or one value for all."""
+
+    @property
+    def prediction(self) -> str:
+        """What the raw output is, in diffusers' words: a scheduler must be configured for the same."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Factor of the data, in t's shape."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Factor of the noise, in t's shape."""
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The number that the model itself is given for `t`."""
+
+    def time(self, timestep: Tensor) -> Tensor:
+        """Inverse of `timestep`."""
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        """-d lambda/dt > 0, where lambda = log(alpha_t^2 / sigma_t^2); in t's shape."""
+
+    def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0_hat, eps_hat) from a raw output at the state `x`, all [B,...]."""
+
+    def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
+        """The raw output that `split` turns into (x0_hat, eps_hat) at x = alpha x0_hat + sigma eps_hat."""
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The raw output that pretraining regresses on, for clean data `x0` and its noise `eps`."""
+
+
+def corrupt(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = alpha_t x0 + sigma_t eps, [B,...]."""
+    x0, eps = raised(x0), raised(eps)
+    return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), eps) * eps
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Rectified flow: alpha = 1 - t, sigma = t, output v = eps - x0 (2209.03003; SD3, 2403.03206).
+
+    The model is given t * num_train_timesteps.
+    """
+
+    num_train_timesteps: int = 1000
+
+    @property
+    def prediction(self) -> str:
+        return FLOW
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t.double()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t.double() * self.num_train_timesteps
+
+    def time(self, timestep: Tensor) -> Tensor:
+        return timestep.double() / self.num_train_timesteps
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        """lambda = 2 log((1-t)/t), so -d lambda/dt = 2 / (t (1-t))."""
+        t = t.double()
+        return 2 / (t * (1 - t))
+
+    def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x0_hat = x - t v, eps_hat = x + (1-t) v."""
+        v, x = raised(output), raised(x)
+        return x - expand(self.sigma(t), v) * v, x + expand(self.alpha(t), v) * v
+
+    def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
+        return raised(eps_hat) - raised(x0_hat)
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return self.combine(x0, eps, t)
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """alpha^2 + sigma^2 = 1 from a table `alphas_cumprod` [T]; output eps, v = alpha eps - sigma x0, or x0.
+
+    Index i of the table is t = (i+1)/T, exactly; t = 0 is clean data, which the table does not hold. Between
+    the points the angle phi of (alpha, sigma) = (cos phi, sin phi) is linear in t. Unlike the log-SNR, to
+    which it is equivalent to second order in 1/T, the angle is finite at both ends: at clean data, and at the
+    pure noise of a zero-terminal-SNR table (2305.08891).
+    """
+
+    alphas_cumprod: Tensor
+    prediction: VPPrediction
+    angles: Tensor = field(init=False, repr=False)  # [T+1] float64, ascending from 0 (data)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(VPPrediction):
+            known = ", ".join(get_args(VPPrediction))
+            raise ValueError(f"unknown prediction {self.prediction!r}; variance-preserving ones: {known}")
+        table = self.alphas_cumprod.detach().double().cpu()
+        falling = table.ndim == 1 and len(table) > 0 and bool((table.diff() < 0).all())
+        if not (falling and table[0] < 1 and table[-1] >= 0):
+            raise ValueError(
+                "alphas_cumprod must be a 1-d table that falls inside [0, 1), from little to much noise; "
+                f"got shape {tuple(table.shape)}, values {table.flatten()[:3].tolist()} ... "
+                f"{table.flatten()[-3:].tolist()}. Pass scheduler.alphas_cumprod unchanged"
+            )
+        if self.prediction == "epsilon" and table[-1] == 0:
+            raise ValueError(
+                "alphas_cumprod ends at 0 (zero terminal SNR), where x0 cannot be recovered from a predicted "
+                "epsilon; such a model predicts v_prediction or sample"
+            )
+        angles = torch.atan2((1 - table).sqrt(), table.sqrt())
+        object.__setattr__(self, "angles", torch.cat([angles.new_zeros(1), angles]))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._angle(t)[0].cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._angle(t)[0].sin()
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return (self._position(t) - 1).clamp(min=0)
+
+    def time(self, timestep: Tensor) -> Tensor:
+        return (timestep.double() + 1) / self._steps
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        """lambda = 2 log cot phi, so -d lambda/dt = 2 phi' / (sin phi cos phi).
+
+        phi' is constant between table points; at one it is that of the interval towards noise.
+        """
+        angle, slope = self._angle(t)
+        return 2 * slope / (angle.sin() * angle.cos())
+
+    def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out, x = raised(output), raised(x)
+        alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)
+        if self.prediction == "epsilon":
+            return (x - sigma * out) / alpha, out
+        if self.prediction == "sample":
+            return out, (x - alpha * out) / sigma
+        return alpha * x - sigma * out, alpha * out + sigma * x
+
+    def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
+        x0_hat, eps_hat = raised(x0_hat), raised(eps_hat)
+        if self.prediction == "epsilon":
+            return eps_hat
+        if self.prediction == "sample":
+            return x0_hat
+        return expand(self.alpha(t), eps_hat) * eps_hat - expand(self.sigma(t), x0_hat) * x0_hat
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return self.combine(x0, eps, t)
+
+    @property
+    def _steps(self) -> int:
+        return len(self.angles) - 1
+
+    def _position(self, t: Tensor) -> Tensor:
+        """t * T, where table points come out whole although a float32 `t` is off by up to T 2^-25."""
+        position = t.double() * self._steps
+        error = (position - position.round()).detach()
+        return position - torch.where(error.abs() < self._steps * 2**-23, error, 0.0)
+
+    def _angle(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(t) and d phi/dt."""
+        position = self._position(t)
+        low = position.detach().floor().long().clamp(0, self._steps - 1)
+        angles = self.angles.to(t.device)
+        left, right = angles[low], angles[low + 1]
+        return torch.lerp(left, right, position - low), (right - left) * self._steps

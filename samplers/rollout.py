@@ -1,0 +1,99 @@
+"""From noise to data with a denoiser, a grid and a kernel, recording the decisions that will be trained.
+
+Left out: solvers of higher order (solvers.py), which need no kernel and record nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplers.grid import Grid, Window
+from samplers.guidance import Condition, Denoiser
+from samplers.kernels import Kernel, Reduction, ode, transition_std
+from samplers.process import Process, raised
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The end of a run and its J recorded decisions x_t -> x_next ~ kernel(t -> s), in float32 at least."""
+
+    x0: Tensor  # [B,...]
+    x_t: Tensor  # [B,J,...]
+    x_next: Tensor  # [B,J,...]
+    t: Tensor  # [B,J] float64: kept exact, so that a decision evaluates again to the same number
+    s: Tensor  # [B,J] float64
+    log_prob: Tensor  # [B,J] as `log_prob_reduce` says
+
+
+@torch.no_grad()
+def rollout(
+    denoiser: Denoiser,
+    process: Process,
+    grid: Grid,
+    kernel: Kernel,
+    x_init: Tensor,
+    condition: Condition,
+    *,
+    window: Window,
+    noise: Callable[[int], Tensor],
+    log_prob_reduce: Reduction = "mean",
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Trajectory:
+    """Denoises `x_init` [B,...] (the state at grid.times[0]) along the grid.
+
+    Steps in `window` are drawn from `kernel` with `noise(step)` [B,...] ~ N(0, I) and recorded; the others
+    take the ODE. The state stays in float32 at least, so the denoiser is given float32 and casts for its
+    model itself. `on_step(step, x_next)` sees every state.
+    """
+    batch = x_init.shape[0]
+    if len(condition) != batch:
+        raise ValueError(f"{batch} initial states for {len(condition)} conditions; give one condition a sample")
+    _check_window(process, grid, kernel, window)
+    times = grid.times.to(x_init.device)
+    x_t = raised(x_init)
+    states: list[Tensor] = []
+    nexts: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    for step in range(grid.steps):
+        t, s = times[step].expand(batch), times[step + 1].expand(batch)
+        output = denoiser(x_t, t, condition)
+        if step in window:
+            transition = kernel(process, output, x_t, t, s)
+            x_next = transition.sample(noise(step).to(x_t.device))
+            states.append(x_t)
+            nexts.append(x_next)
+            log_probs.append(transition.log_prob(x_next, log_prob_reduce))
+        else:
+            x_next = ode(process, output, x_t, t, s).mean
+        if on_step is not None:
+            on_step(step, x_next)
+        x_t = x_next
+    return Trajectory(
+        x0=x_t,
+        x_t=_stack(states, x_t),
+        x_next=_stack(nexts, x_t),
+        t=times[window.start : window.start + window.size].repeat(batch, 1),
+        s=times[window.start + 1 : window.start + window.size + 1].repeat(batch, 1),
+        log_prob=_stack(log_probs, x_t.new_zeros(batch)),
+    )
+
+
+def _check_window(process: Process, grid: Grid, kernel: Kernel, window: Window) -> None:
+    window.check(grid.steps)
+    stds = transition_std(kernel, process, grid).tolist()
+    silent = [step for step in window.indices if not stds[step] > 0]
+    if silent:
+        raise ValueError(
+            f"the kernel adds no noise (std is 0) at steps {silent}, so they have no log-probability and "
+            "cannot be decisions; raise noise_level, take a stochastic kernel, or leave them out of the "
+            "window (a window of size 0 is an ODE run)"
+        )
+
+
+def _stack(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """[B,J,...] from J tensors of the shape of `like`, also for J = 0."""
+    return torch.stack(list(rows), 1) if rows else like.unsqueeze(1)[:, :0]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samplers import FlowMatching, Grid, VariancePreserving, Window, make_kernel, transition_std
+
+FLOW = FlowMatching()
+
+
+def test_flow_times_are_the_scheduler_sigmas():
+    grid = Grid.from_scheduler(FlowMatchEulerDiscreteScheduler(), FLOW, 4)
+    # Linear from 1 to 0.001, then 0: the last step is nearly empty, and stays so.
+    assert grid.times.tolist() == pytest.approx([1, 0.667, 0.334, 0.001, 0], abs=1e-6)
+    assert (grid.steps, grid.times.dtype) == (4, torch.float64)
+
+
+def test_the_scheduler_is_left_alone():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    before = scheduler.sigmas.clone()
+    Grid.from_scheduler(scheduler, FLOW, 4)
+    assert torch.equal(scheduler.sigmas, before)
+
+
+def test_dynamic_shift_is_the_pipelines():
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="sequence_length"):
+        Grid.from_scheduler(scheduler, FLOW, 4)
+    grid = Grid.from_scheduler(scheduler, FLOW, 4, sequence_length=2176)
+    scheduler.set_timesteps(4, mu=0.825)  # half-way between 256 and 4096 tokens: half-way between 0.5 and 1.15
+    torch.testing.assert_close(grid.times.float(), scheduler.sigmas)
+
+
+def test_given_sigmas_are_passed_on():
+    grid = Grid.from_scheduler(FlowMatchEulerDiscreteScheduler(), FLOW, 4, sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert grid.times.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_table_times_by_hand():
+    scheduler = DDIMScheduler(num_train_timesteps=10, timestep_spacing="leading", steps_offset=1)
+    process = VariancePreserving(scheduler.alphas_cumprod, "epsilon")
+    grid = Grid.from_scheduler(scheduler, process, 5)
+    assert scheduler.num_inference_steps is None
+    assert grid.times.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])  # indices 9 7 5 3 1, then clean
+    scheduler.register_to_config(set_alpha_to_one=False)
+    assert Grid.from_scheduler(scheduler, process, 5).times[-1].item() == pytest.approx(0.1)  # index 0
+    solver = DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    assert Grid.from_scheduler(solver, process, 5).times[0].item() == 1.0
+
+
+def test_a_scheduler_for_other_outputs_is_refused():
+    ddim = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="'v_prediction' and the model predicts 'epsilon'"):
+        Grid.from_scheduler(ddim, VariancePreserving(ddim.alphas_cumprod, "epsilon"), 5)
+    with pytest.raises(ValueError, match="'flow_prediction'"):
+        Grid.from_scheduler(ddim, FLOW, 5)
+    with pytest.raises(ValueError, match="use_flow_sigmas=True"):
+        Grid.from_scheduler(DPMSolverMultistepScheduler(prediction_type="flow_prediction"), FLOW, 5)
+
+
+@pytest.mark.parametrize("times", [[1.0], [0.0, 1.0], [1.5, 0.0], [1.0, 0.5, 0.5, 0.0], [[1.0, 0.0]], [1.0, -0.5]])
+def test_bad_times_are_refused(times):
+    with pytest.raises(ValueError, match="fall inside"):
+        Grid(torch.tensor(times))
+
+
+def test_a_scheduler_of_two_calls_a_step_gives_no_grid():
+    with pytest.raises(ValueError, match=r"samplers\.solve"):
+        Grid.from_scheduler(FlowMatchHeunDiscreteScheduler(), FLOW, 5)
+
+
+@given(steps=st.integers(1, 60), size=st.integers(0, 60), seed=st.integers(0, 100), step=st.integers(0, 100))
+def test_no_window_holds_the_last_step(steps, size, seed, step):
+    last = steps - 1
+    assert list(Window.all(steps).indices) == list(range(last))
+    Window.all(steps).check(steps)
+    if size <= last:
+        window = Window.random(size, 0, last, seed, step)
+        window.check(steps)
+        assert len(window.indices) == size
+        assert last not in window
+    if size:
+        with pytest.raises(ValueError, match="never a decision"):
+            Window.fixed(steps - size if steps >= size else 0, size).check(steps)
+
+
+def test_random_windows_are_keyed_and_cover_their_range():
+    starts = [Window.random(2, 1, 6, seed=3, step=step).start for step in range(200)]
+    assert set(starts) == {1, 2, 3, 4}
+    assert starts == [Window.random(2, 1, 6, seed=3, step=step).start for step in range(200)]
+    assert starts != [Window.random(2, 1, 6, seed=4, step=step).start for step in range(200)]
+    with pytest.raises(ValueError, match="does not fit"):
+        Window.random(3, 0, 2, seed=0, step=0)
+
+
+def test_window_of_the_noisy_steps():
+    """SD3's default grid ends 0.001, 0: DDIM and CPS enter the empty step with next to no noise."""
+    grid = Grid.from_scheduler(FlowMatchEulerDiscreteScheduler(), FLOW, 10)
+    quiet = transition_std(make_kernel("ddim", 0.7, grid), FLOW, grid)
+    assert quiet[8] < 1e-3 < quiet[7]
+    assert Window.noisy(quiet) == Window(0, 8)
+    assert Window.noisy(transition_std(make_kernel("flow_sde", 0.7, grid), FLOW, grid)) == Window.all(10)
+    assert Window.noisy(transition_std(make_kernel("ode", 0.0, grid), FLOW, grid)) == Window(0, 0)
+
+
+def test_windows_count_from_zero():
+    with pytest.raises(ValueError, match="start >= 0"):
+        Window(-1, 2)
