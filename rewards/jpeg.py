@@ -1,0 +1,61 @@
+"""Size of the picture as a JPEG: the first two rewards of DDPO (2305.13301, section 5.2).
+
+Compressibility is −(kilobytes at quality 95), incompressibility +(kilobytes); a kilobyte is 1,000 bytes, as
+in the published code. The number depends on the size of the image, so compare only pictures of one size, and
+a little on the JPEG library (here Pillow's).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rewards.base import Metadata, Scores, all_valid, check_images
+from rewards.registry import register
+
+
+@dataclass
+class JpegSize:
+    """``sign`` × kilobytes of the image as a JPEG of the given quality."""
+
+    name: str
+    sign: int
+    quality: int = 95
+    needs: tuple[str, ...] = ("images",)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"reward '{self.name}': quality is {self.quality}, expected 1 to 100")
+
+    def to(self, device: torch.device | str) -> JpegSize:
+        """Nothing to move: encoding runs on the CPU."""
+        return self
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        """Score images [B,3,H,W] in [0,1]."""
+        pixels = (check_images(samples, self.name) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        kilobytes = [_encoded_bytes(Image.fromarray(picture), self.quality) / 1000 for picture in pixels]
+        return all_valid(self.sign * torch.tensor(kilobytes, device=samples.device))
+
+
+def _encoded_bytes(picture: Image.Image, quality: int) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality)
+    return buffer.tell()
+
+
+@register("jpeg_compressibility", needs=("images",))
+def jpeg_compressibility(*, quality: int = 95) -> JpegSize:
+    """Minus the kilobytes of the picture as a JPEG: rewards plain pictures."""
+    return JpegSize("jpeg_compressibility", -1, quality)
+
+
+@register("jpeg_incompressibility", needs=("images",))
+def jpeg_incompressibility(*, quality: int = 95) -> JpegSize:
+    """The kilobytes of the picture as a JPEG: rewards busy pictures."""
+    return JpegSize("jpeg_incompressibility", 1, quality)

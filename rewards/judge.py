@@ -1,0 +1,174 @@
+"""A learned judge of whether a drawing shows its prompt, independent of the classical detector.
+
+It is the watched reward of the shapes world: trained on true drawings, never optimised, and so a witness when
+training learns to please the detector instead of drawing. It knows only the words that it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rewards.base import Metadata, Scores, check_images
+from rewards.registry import register
+
+PADDING = 0  # word ids start at 1
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The sizes of a `JudgeNetwork` and the words it knows."""
+
+    vocabulary: tuple[str, ...]
+    image_size: int = 32
+    channels: int = 24  # of the first convolution, a multiple of 8; the next have twice and three times as many
+    word_width: int = 32
+    text_width: int = 64
+
+
+class JudgeNetwork(nn.Module):
+    """Logit that an image shows a prompt.
+
+    A convolutional network turns the image into an 8×8 grid of features, which the prompt modulates twice
+    (scale and shift of each channel: FiLM, 1709.07871). Two coordinate channels tell the grid where it is:
+    without them "left of" could not be told from "right of". A bidirectional GRU reads the prompt, so the
+    order of the words counts.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        narrow, middle, wide = config.channels, 2 * config.channels, 3 * config.channels
+        self.words = nn.Embedding(len(config.vocabulary) + 1, config.word_width, padding_idx=PADDING)
+        self.reader = nn.GRU(config.word_width, config.text_width // 2, batch_first=True, bidirectional=True)
+        self.stem = nn.Sequential(
+            _convolution(3 + 2, narrow, 1), _convolution(narrow, middle, 2), _convolution(middle, wide, 2)
+        )
+        self.films = nn.ModuleList(nn.Linear(config.text_width, 2 * wide) for _ in range(2))
+        self.mixers = nn.ModuleList(nn.Conv2d(wide + 2, wide, 3, padding=1) for _ in range(2))
+        self.head = nn.Sequential(nn.Linear(2 * wide + config.text_width, 64), nn.SiLU(), nn.Linear(64, 1))
+        self._ids: Mapping[str, int] = {word: index + 1 for index, word in enumerate(config.vocabulary)}
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Word ids [B,L] of prompts whose words are all known, padded with zeros."""
+        rows = [torch.tensor([self._ids[word] for word in words_of(prompt)]) for prompt in prompts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+
+    def knows(self, prompt: str) -> bool:
+        """Whether the prompt has words and all of them are in the vocabulary."""
+        words = words_of(prompt)
+        return bool(words) and all(word in self._ids for word in words)
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Logits [B] for images [B,3,H,W] in [0,1] and word ids [B,L]."""
+        text = self._read(ids.to(images.device))
+        size = self.config.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        features = self.stem(_with_places(images * 2 - 1))
+        for film, mixer in zip(self.films, self.mixers, strict=True):
+            scale, shift = film(text)[:, :, None, None].chunk(2, dim=1)
+            features = features + F.silu(mixer(_with_places(features)) * (1 + scale) + shift)
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3)), text], dim=1)
+        logits: Tensor = self.head(pooled)[:, 0]
+        return logits
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Prompt features [B, text_width]: the GRU's last states, padding left out."""
+        lengths = (ids != PADDING).sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(self.words(ids), lengths, batch_first=True, enforce_sorted=False)
+        _, last = self.reader(packed)
+        return torch.cat([last[0], last[1]], dim=1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        save_file(
+            {name: value.contiguous() for name, value in self.state_dict().items()},
+            folder / "model.safetensors",
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> JudgeNetwork:
+        """Read what `save` wrote; the network is in evaluation mode."""
+        folder = Path(folder)
+        missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder} is no judge's folder: {' and '.join(missing)} not found in it")
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        network = cls(JudgeConfig(**{**raw, "vocabulary": tuple(raw["vocabulary"])}))
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return network.eval()
+
+
+class Judge:
+    """Probability, by a trained `JudgeNetwork`, that the image shows the prompt.
+
+    A prompt with a word outside the network's vocabulary is an invalid row: the network cannot have an
+    opinion on it.
+    """
+
+    name = "judge"
+    needs: tuple[str, ...] = ("images", "prompts")
+
+    def __init__(self, path: str | Path | None = None, *, network: JudgeNetwork | None = None) -> None:
+        if (path is None) == (network is None):
+            raise ValueError("a judge needs either path=FOLDER, as written by JudgeNetwork.save, or network=")
+        self.path, self._network, self._device = path, network, torch.device("cpu")
+
+    @property
+    def network(self) -> JudgeNetwork:
+        """The network, loaded when first asked for."""
+        if self._network is None:
+            self._network = JudgeNetwork.load(self.path or "")
+        return self._network.eval().to(self._device)
+
+    def to(self, device: torch.device | str) -> Judge:
+        """Move the network."""
+        self._device = torch.device(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        """Score images [B,3,H,W] in [0,1]."""
+        images = check_images(samples, self.name).to(self._device)
+        network = self.network
+        valid = torch.tensor([network.knows(prompt) for prompt in prompts], dtype=torch.bool)
+        values = torch.zeros(len(prompts))
+        if valid.any():
+            known = [prompt for prompt in prompts if network.knows(prompt)]
+            values[valid] = network(images[valid.to(self._device)], network.encode(known)).sigmoid().float().cpu()
+        return Scores(values.to(samples.device), valid.to(samples.device))
+
+
+@register("judge", needs=Judge.needs)
+def judge(path: str | None = None) -> Judge:
+    """Probability that a drawing shows its prompt, by a small learned network of the shapes world."""
+    return Judge(path)
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt, in lower case and without full stops and commas."""
+    return prompt.lower().replace(".", " ").replace(",", " ").split()
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
+
+
+def _with_places(features: Tensor) -> Tensor:
+    """Append the x and y of every cell, in [-1,1], as two channels: [B,C,H,W] to [B,C+2,H,W]."""
+    rows = torch.linspace(-1, 1, features.shape[2], device=features.device, dtype=features.dtype)
+    columns = torch.linspace(-1, 1, features.shape[3], device=features.device, dtype=features.dtype)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    places = torch.stack([x, y]).expand(len(features), -1, -1, -1)
+    return torch.cat([features, places], dim=1)

@@ -1,0 +1,107 @@
+"""Does the picture show the text that the prompt quotes? Flow-GRPO's text-rendering reward (2505.05470).
+
+    score = 1 − min(d, n)/n,   d = edit distance between what was read and the quoted text of length n
+
+both in lower case and without spaces; d = 0 where the text was read somewhere among other text, so that a
+sign's surroundings cost nothing. The text is what stands between the prompt's first two quotation marks
+(straight, or curly ones, which the published code does not know). The reader here is RapidOCR, whose models
+ship in its package.
+
+A prompt that quotes nothing is an invalid row. An error of the reader is an error: the published code scores
+it 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rewards.base import Metadata, Scores, check_images
+from rewards.registry import register
+
+_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+
+
+class Ocr:
+    """1 where the quoted text can be read, falling to 0 with the share of characters that are wrong."""
+
+    name = "ocr"
+    needs: tuple[str, ...] = ("images", "prompts")
+
+    def __init__(self, *, threads: int = -1) -> None:
+        self.threads = threads  # of onnxruntime; −1 leaves the choice to it
+        self._reader: Any = None
+
+    def to(self, device: torch.device | str) -> Ocr:
+        """Nothing to move: reading runs on the CPU."""
+        return self
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        """Score images [B,3,H,W] in [0,1]; only rows with a quoted text are read."""
+        pixels = (check_images(samples, self.name) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        wanted = [normalise(quoted(prompt)) for prompt in prompts]
+        values = [
+            similarity(self.read(image), text) if text else 0.0 for image, text in zip(pixels, wanted, strict=True)
+        ]
+        valid = torch.tensor([bool(text) for text in wanted], dtype=torch.bool)
+        return Scores(torch.tensor(values, dtype=torch.float32).to(samples.device), valid.to(samples.device))
+
+    def read(self, image: NDArray[np.uint8]) -> str:
+        """Everything that can be read in an RGB image [H,W,3], line after line."""
+        if self._reader is None:
+            self._reader = _load_reader(self.threads)
+        # RapidOCR takes OpenCV's channel order. Its classifier of upside-down lines stays off, as published.
+        lines, _ = self._reader(np.ascontiguousarray(image[:, :, ::-1]), use_cls=False)
+        return "".join(str(text) for _, text, _ in lines or ())
+
+
+@register("ocr", needs=Ocr.needs)
+def ocr(*, threads: int = -1) -> Ocr:
+    """Share of the prompt's quoted text that can be read in the picture (RapidOCR)."""
+    return Ocr(threads=threads)
+
+
+def quoted(prompt: str) -> str:
+    """The first quoted text of a prompt, or an empty string."""
+    match = _QUOTED.search(prompt)
+    return "" if match is None else match.group(1) or match.group(2) or ""
+
+
+def normalise(text: str) -> str:
+    """Lower case without white space."""
+    return "".join(text.lower().split())
+
+
+def similarity(read: str, text: str) -> float:
+    """1 − min(d, n)/n between what was read and the normalised, non-empty ``text`` of length n."""
+    read = normalise(read)
+    distance = 0 if text in read else edit_distance(read, text)
+    return 1.0 - min(distance, len(text)) / len(text)
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein distance: the least number of inserted, deleted or replaced characters."""
+    previous = list(range(len(other) + 1))
+    for row, left in enumerate(one, 1):
+        current = [row]
+        for column, right in enumerate(other, 1):
+            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (left != right)))
+        previous = current
+    return previous[-1]
+
+
+def _load_reader(threads: int) -> Any:
+    try:
+        from rapidocr_onnxruntime import RapidOCR
+    except ImportError as error:
+        raise ImportError(
+            "the reward 'ocr' reads with RapidOCR, which cannot be imported here; "
+            f"pip install rapidocr-onnxruntime (it needs Python below 3.13). The import said: {error}"
+        ) from error
+    return RapidOCR(intra_op_num_threads=threads)

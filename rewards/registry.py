@@ -1,0 +1,114 @@
+"""Rewards by name. Open to other packages: entry points of the group `difrl.rewards`, or
+`package.module:callable`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from rewards.base import Reward
+
+GROUP = "difrl.rewards"
+Factory = Callable[..., Reward]
+
+
+class Entry(NamedTuple):
+    """One registered reward, as `available` lists it."""
+
+    name: str
+    summary: str
+    options: dict[str, str]  # option -> its type and default, as written
+    needs: tuple[str, ...]
+
+
+class _Registered(NamedTuple):
+    factory: Factory
+    needs: tuple[str, ...]
+
+
+_REGISTRY: dict[str, _Registered] = {}
+
+
+def register(name: str, needs: tuple[str, ...]) -> Callable[[Factory], Factory]:
+    """Decorator: make a function that returns a reward known by ``name``.
+
+    Its docstring's first line is the description and its keyword arguments are the options; ``needs`` is what
+    the reward reads, repeated here so that `available` need not build it.
+    """
+
+    def add(factory: Factory) -> Factory:
+        known = _REGISTRY.get(name)
+        if known is not None and known.factory is not factory:
+            raise ValueError(f"two rewards are called '{name}': {known.factory!r} and {factory!r}; rename one")
+        _REGISTRY[name] = _Registered(factory, needs)
+        return factory
+
+    return add
+
+
+def make(name: str, **options: Any) -> Reward:
+    """The reward called ``name``: registered, from an entry point, or imported where ``name`` has a colon.
+
+    What ``package.module:callable`` names is called with the options and must return a reward.
+    """
+    factory = _imported(name) if ":" in name else _registered(name)
+    _check_options(name, factory, options)
+    return factory(**options)
+
+
+def available() -> list[Entry]:
+    """Every registered reward, by name, those of entry points included."""
+    plugins = {point.name: point.load() for point in entry_points(group=GROUP)}
+    entries = [_describe(name, plugin, getattr(plugin, "needs", ())) for name, plugin in plugins.items()]
+    entries += [_describe(name, item.factory, item.needs) for name, item in _REGISTRY.items() if name not in plugins]
+    return sorted(entries)
+
+
+def _describe(name: str, factory: Factory, needs: tuple[str, ...]) -> Entry:
+    parameters = inspect.signature(factory).parameters.values()
+    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
+    return Entry(name, summary, {p.name: _option(p) for p in parameters}, needs)
+
+
+def _option(parameter: inspect.Parameter) -> str:
+    kind = parameter.annotation
+    words = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    required = parameter.default is inspect.Parameter.empty
+    return words if required else f"{words} = {parameter.default!r}"
+
+
+def _registered(name: str) -> Factory:
+    if name in _REGISTRY:
+        return _REGISTRY[name].factory
+    plugins = {point.name: point for point in entry_points(group=GROUP)}
+    if name in plugins:
+        factory: Factory = plugins[name].load()
+        return factory
+    known = sorted({*_REGISTRY, *plugins})
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else "write package.module:callable for a reward of your own"
+    raise ValueError(f"there is no reward '{name}'; {hint} Known rewards: {', '.join(known)}")
+
+
+def _imported(path: str) -> Factory:
+    module, _, attribute = path.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import the reward '{path}' (package.module:callable): {error}") from error
+    if not callable(factory):
+        raise ValueError(f"the reward '{path}' is {type(factory).__name__}, expected a callable that returns a reward")
+    return factory
+
+
+def _check_options(name: str, factory: Factory, options: dict[str, Any]) -> None:
+    """Name the misspelt or missing option; leave errors inside the factory as they are."""
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(factory).parameters) or "none"
+        raise ValueError(f"options of the reward '{name}': {error}; it takes: {known}") from error

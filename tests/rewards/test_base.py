@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rewards import RewardError, Scores, score
+from rewards.base import all_valid, check_images
+
+PROMPTS = ["one", "two", "three"]
+METADATA: list[dict[str, Any]] = [{}, {}, {}]
+
+
+class Fake:
+    name = "fake"
+    needs: tuple[str, ...] = ("texts",)
+
+    def __init__(self, answer: Callable[[Sequence[str]], Any]) -> None:
+        self.answer = answer
+
+    def to(self, device: torch.device | str) -> Fake:
+        return self
+
+    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Any) -> Scores:
+        return self.answer(samples)
+
+
+def run(values: Tensor, valid: Tensor) -> Scores:
+    return score(Fake(lambda _: Scores(values, valid)), PROMPTS, PROMPTS, METADATA)
+
+
+def test_values_come_back_as_float32_and_invalid_rows_as_zero() -> None:
+    values = torch.tensor([1.0, float("nan"), 3.0], dtype=torch.float64)
+    result = run(values, torch.tensor([True, False, True]))
+    assert result.values.dtype is torch.float32
+    assert result.values.tolist() == [1.0, 0.0, 3.0]
+    assert result.valid.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_names_reward_row_and_prompt(bad: float) -> None:
+    with pytest.raises(RewardError, match=r"'fake' failed at row 1 \(prompt 'two'\).*not finite") as caught:
+        run(torch.tensor([1.0, bad, 3.0]), torch.ones(3, dtype=torch.bool))
+    assert (caught.value.name, caught.value.row, caught.value.prompt) == ("fake", 1, "two")
+
+
+@pytest.mark.parametrize(("values", "valid"), [(2, 3), (3, 2), (4, 4)])
+def test_a_wrong_length_is_an_error(values: int, valid: int) -> None:
+    with pytest.raises(RewardError, match="for 3 samples"):
+        run(torch.zeros(values), torch.ones(valid, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("answer", [None, torch.zeros(3), [1.0, 2.0, 3.0]])
+def test_an_answer_that_is_no_scores_is_an_error(answer: Any) -> None:
+    with pytest.raises(RewardError, match=r"expected rewards\.Scores"):
+        score(Fake(lambda _: answer), PROMPTS, PROMPTS, METADATA)
+
+
+def test_missing_metadata_is_an_error() -> None:
+    with pytest.raises(RewardError, match="3 samples, 3 prompts, 1 metadata"):
+        score(Fake(lambda _: all_valid(torch.zeros(3))), PROMPTS, PROMPTS, METADATA[:1])
+
+
+def test_an_exception_is_wrapped_and_kept_as_the_cause() -> None:
+    def broken(samples: Sequence[str]) -> Scores:
+        raise KeyError("weights")
+
+    with pytest.raises(RewardError, match="'fake' failed: KeyError: 'weights'") as caught:
+        score(Fake(broken), PROMPTS, PROMPTS, METADATA)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_reward_error_passes_as_it_is() -> None:
+    error = RewardError("fake", "no such file", 2, "three")
+
+    def broken(samples: Sequence[str]) -> Scores:
+        raise error
+
+    with pytest.raises(RewardError) as caught:
+        score(Fake(broken), PROMPTS, PROMPTS, METADATA)
+    assert caught.value is error
+
+
+def test_images_are_checked_and_clamped() -> None:
+    assert check_images(torch.full((1, 3, 2, 2), 1.5), "fake").max() == 1.0
+    for wrong in (torch.zeros(3, 2, 2), torch.zeros(1, 2, 2, 3), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"'fake' expects float images \[B,3,H,W\]"):
+            check_images(wrong, "fake")

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from rewards import Scores, available, make, register, registry
+from rewards.base import all_valid
+
+
+class Length:
+    """Characters of the text."""
+
+    name = "length"
+    needs: tuple[str, ...] = ("texts",)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def to(self, device: torch.device | str) -> Length:
+        return self
+
+    def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Scores:
+        return all_valid(self.scale * torch.tensor([len(text) for text in samples]))
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("my_rewards")
+    module.Length, module.number = Length, 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_rewards", module)
+
+
+def test_the_built_in_rewards_are_listed_with_what_they_need() -> None:
+    entries = {entry.name: entry for entry in available()}
+    assert {"geneval", "jpeg_compressibility", "jpeg_incompressibility", "judge", "ocr"} <= set(entries)
+    assert entries["geneval"].needs == ("images", "metadata")
+    assert entries["geneval"].options["partial"] == "bool = False"
+    assert entries["ocr"].needs == ("images", "prompts")
+    assert all(entry.summary.endswith(".") and entry.needs for entry in entries.values())
+
+
+@pytest.mark.parametrize("name", ["geneval", "jpeg_compressibility", "jpeg_incompressibility", "ocr"])
+def test_what_is_listed_is_what_is_made(name: str) -> None:
+    reward = make(name)
+    (entry,) = (entry for entry in available() if entry.name == name)
+    assert (reward.name, reward.needs) == (entry.name, entry.needs)
+    assert reward.to("cpu") is reward
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ValueError, match="no reward 'genevall'; did you mean 'geneval'"):
+        make("genevall")
+    with pytest.raises(ValueError, match=r"package.module:callable.*Known rewards: .*judge"):
+        make("zzz")
+
+
+def test_an_unknown_option_gets_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'geneval'.*'partiall'.*it takes: detector, partial, exact"):
+        make("geneval", partiall=True)
+
+
+def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+    register("length", needs=("texts",))(Length)
+    register("length", needs=("texts",))(Length)
+    with pytest.raises(ValueError, match="two rewards are called 'length'"):
+        register("length", needs=("texts",))(lambda: Length())
+
+
+def test_by_import_path(plugin: None) -> None:
+    reward = make("my_rewards:Length", scale=2.0)
+    assert reward(["abc"], [""], [{}]).values.tolist() == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("my_rewards:Longth", "cannot import the reward 'my_rewards:Longth'"),
+        ("no_such_package:Reward", "No module named 'no_such_package'"),
+        ("my_rewards:number", "is int, expected a callable"),
+    ],
+)
+def test_an_import_path_that_leads_nowhere(plugin: None, path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(path)
+
+
+def test_entry_points_are_known_by_name(plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("length", "my_rewards:Length", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+    assert make("length", scale=3.0)(["ab"], [""], [{}]).values.tolist() == [6.0]
+    (entry,) = (entry for entry in available() if entry.name == "length")
+    assert entry.needs == ("texts",)
+    assert entry.summary == "Characters of the text."
