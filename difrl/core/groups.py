@@ -1,0 +1,75 @@
+"""Statistics within groups: rows that share a prompt, or form a pair, share a group id.
+
+Ids are any int64 values in any order; the rows of a group need not be neighbours. Results are broadcast back
+to the rows. Sums run in float64, so that the order of the rows does not show in float32 results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compact(groups: Tensor) -> tuple[Tensor, int]:
+    """Ids [B] -> (index [B] in 0..G-1, G)."""
+    if groups.ndim != 1 or groups.is_floating_point():
+        raise ValueError(
+            f"groups are {groups.dtype} of shape {list(groups.shape)}, expected int64 [B], one id a sample"
+        )
+    unique, index = torch.unique(groups, return_inverse=True)
+    return index, unique.shape[0]
+
+
+def group_sum(groups: Tensor, x: Tensor) -> Tensor:
+    """sum_{k in group(i)} x_k for every row i. groups [B], x [B, ...] -> [B, ...], float64."""
+    index, number = compact(groups)
+    if x.shape[:1] != groups.shape:
+        raise ValueError(f"x has shape {list(x.shape)}, expected {groups.shape[0]} rows, one for each group id")
+    values = x.to(torch.float64)
+    return values.new_zeros(number, *x.shape[1:]).index_add(0, index, values)[index]
+
+
+def group_mean(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
+    """sum_k w_k x_k / sum_k w_k over the group of every row; 0 where a group has no weight.
+
+    Args:
+      groups: [B] ids.
+      x: [B, ...]; what stands where the weight is 0 (padding, NaN) has no effect.
+      weights: as x, non-negative: a bool mask, or for instance exp(reward / temperature). None weighs all
+        alike.
+
+    Returns:
+      as x, in x's dtype (rewards that are not floating point come back as float32).
+    """
+    w = torch.ones_like(x, dtype=torch.float64) if weights is None else weights.to(torch.float64)
+    total = group_sum(groups, torch.where(w > 0, x.to(torch.float64) * w, 0.0))
+    mass = group_sum(groups, w)
+    return _like(torch.where(mass > 0, total / mass, 0.0), x)
+
+
+def group_mean_std(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation (divided by n, as numpy.std) over the group of every row.
+
+    Args and shapes as `group_mean`.
+    """
+    values = x.to(torch.float64)
+    mean = group_mean(groups, values, weights)
+    variance = group_mean(groups, (values - mean).square(), weights)
+    return _like(mean, x), _like(variance.sqrt(), x)
+
+
+def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+    """max - min of the valid x over the group of every row, 0 for a group without any. x, valid [B] -> [B].
+
+    Exactly 0 for a group of equal values, which a standard deviation in floating point need not be.
+    """
+    index, number = compact(groups)
+    inf = torch.tensor(torch.inf, dtype=torch.float64, device=x.device)
+    values = x.to(torch.float64)
+    high = values.new_full((number,), -torch.inf).scatter_reduce(0, index, torch.where(valid, values, -inf), "amax")
+    low = values.new_full((number,), torch.inf).scatter_reduce(0, index, torch.where(valid, values, inf), "amin")
+    return (high - low).clamp(min=0.0)[index]
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype if x.is_floating_point() else torch.float32)

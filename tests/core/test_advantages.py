@@ -1,0 +1,176 @@
+"""Advantages and group statistics: by hand, against numpy, and as algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difrl.core import (
+    Baseline,
+    Std,
+    advantages,
+    compact,
+    group_mean,
+    group_mean_std,
+    group_spread,
+    group_sum,
+    informative,
+)
+
+GROUPS = torch.tensor([9, -4, 9, -4, 9, 2])
+REWARDS = torch.tensor([1.0, 5.0, 2.0, 5.0, 6.0, 3.0])
+ALL = torch.ones(6, dtype=torch.bool)
+
+
+def test_group_mean_by_hand() -> None:
+    """Group 9 holds 1, 2, 6; group -4 holds 5, 5; group 2 holds 3."""
+    assert group_mean(GROUPS, REWARDS).tolist() == [3.0, 5.0, 3.0, 5.0, 3.0, 3.0]
+    mean, std = group_mean_std(GROUPS, REWARDS)
+    assert mean.tolist() == [3.0, 5.0, 3.0, 5.0, 3.0, 3.0]
+    assert std.tolist() == pytest.approx([np.std([1, 2, 6]), 0, np.std([1, 2, 6]), 0, np.std([1, 2, 6]), 0])
+    assert group_spread(GROUPS, REWARDS, ALL).tolist() == [5.0, 0.0, 5.0, 0.0, 5.0, 0.0]
+    assert group_sum(GROUPS, ALL).tolist() == [3.0, 2.0, 3.0, 2.0, 3.0, 1.0]
+
+
+def test_weights_are_masks_or_numbers_and_hide_what_they_drop() -> None:
+    x = torch.tensor([[1.0, torch.nan], [3.0, 8.0], [torch.inf, 2.0]])
+    weights = torch.tensor([[1.0, 0.0], [3.0, 1.0], [0.0, 1.0]])
+    groups = torch.tensor([0, 0, 1])
+    assert group_mean(groups, x, weights).tolist() == [[2.5, 8.0], [2.5, 8.0], [0.0, 2.0]]
+    mean, std = group_mean_std(groups, x, weights > 0)
+    assert mean.tolist() == [[2.0, 8.0], [2.0, 8.0], [0.0, 2.0]]
+    assert std.tolist() == [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"std": "none"}, [-2, 0, -1, 0, 3, 0]),
+        ({"std": "none", "baseline": "leave_one_out"}, [-3, 0, -1.5, 0, 4.5, 0]),
+        ({"std": "none", "baseline": "none"}, [1, 5, 2, 5, 6, 3]),
+        ({"std": "none", "clip": 2.0}, [-2, 0, -1, 0, 2, 0]),
+        ({"std": "none", "clip": 2.0, "scale": 0.5}, [-1, 0, -0.5, 0, 1, 0]),
+        ({"eps": 0.0}, [-2 / 14**0.5 * 3**0.5, 0, -1 / 14**0.5 * 3**0.5, 0, 3 / 14**0.5 * 3**0.5, 0]),
+        ({"std": "global", "eps": 0.0}, list(np.array([-2, 0, -1, 0, 3, 0]) / np.std([1, 5, 2, 5, 6, 3]))),
+    ],
+)
+def test_advantages_by_hand(options: dict[str, Any], expected: Any) -> None:
+    """(The variance of 1, 2, 6 is 14/3.)"""
+    found = advantages(REWARDS, GROUPS, ALL, **options)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+
+
+def test_an_unscored_row_is_as_if_absent() -> None:
+    rewards = torch.cat([REWARDS, torch.tensor([torch.nan, 1e9])])
+    groups = torch.cat([GROUPS, torch.tensor([9, 2])])
+    valid = torch.cat([ALL, torch.tensor([False, False])])
+    for baseline in ("mean", "leave_one_out", "none"):
+        for std in ("group", "global", "none"):
+            found = advantages(rewards, groups, valid, baseline=baseline, std=std)
+            expected = advantages(REWARDS, GROUPS, ALL, baseline=baseline, std=std)
+            assert found.tolist() == pytest.approx([*expected.tolist(), 0.0, 0.0])
+
+
+def test_a_group_that_agrees_gives_exactly_zero() -> None:
+    """0.1 summed three times and divided by 3 is not 0.1 in floating point; nothing may be made of that."""
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0])
+    groups = torch.tensor([0, 0, 0, 1, 1])
+    valid = torch.ones(5, dtype=torch.bool)
+    for baseline in ("mean", "leave_one_out"):
+        for std in ("group", "global", "none"):
+            found = advantages(rewards, groups, valid, baseline=baseline, std=std, eps=0.0)
+            assert found[:3].tolist() == [0.0, 0.0, 0.0]
+            assert found[3] < 0 < found[4]
+    assert informative(rewards, groups, valid).tolist() == [False] * 3 + [True] * 2
+
+
+def test_informative_looks_at_valid_rewards_and_answers_for_the_group() -> None:
+    rewards = torch.tensor([0.0, 1.0, 0.0, 1.0, torch.nan])
+    groups = torch.tensor([0, 0, 1, 1, 1])
+    valid = torch.tensor([True, False, True, True, False])
+    assert informative(rewards, groups, valid).tolist() == [False, False, True, True, True]
+
+
+batches = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(-3, 3), min_size=n, max_size=n),
+        st.lists(st.floats(-10, 10, width=32), min_size=n, max_size=n),
+        st.lists(st.booleans(), min_size=n, max_size=n),
+        st.permutations(range(n)),
+    )
+)
+
+
+@settings(deadline=None)
+@given(
+    batches, st.sampled_from(["mean", "leave_one_out", "none"]), st.sampled_from(["group", "global", "none"])
+)
+def test_the_order_of_rows_and_the_names_of_groups_do_not_matter(
+    batch: Any, baseline: Baseline, std: Std
+) -> None:
+    groups, rewards, valid, order = (torch.tensor(x) for x in batch)
+    rewards, order = rewards.double(), order.long()
+    found = advantages(rewards, groups, valid, baseline=baseline, std=std)
+    moved = advantages(rewards[order], groups[order] * -7 + 100, valid[order], baseline=baseline, std=std)
+    torch.testing.assert_close(moved, found[order], rtol=1e-9, atol=1e-9)
+    assert torch.isfinite(found).all()
+
+
+@settings(deadline=None)
+@given(batches)
+def test_leave_one_out_is_the_definition_and_the_rescaled_mean(batch: Any) -> None:
+    groups, rewards, valid, _ = (torch.tensor(x) for x in batch)
+    found = advantages(rewards.double(), groups, valid, baseline="leave_one_out", std="none")
+    centred = advantages(rewards.double(), groups, valid, baseline="mean", std="none")
+    for i in range(len(groups)):
+        others = [k for k in range(len(groups)) if k != i and groups[k] == groups[i] and valid[k]]
+        if not valid[i] or not others:
+            assert found[i] == 0
+            continue
+        n = len(others) + 1
+        assert found[i].item() == pytest.approx(
+            rewards[i].item() - rewards[others].double().mean().item(), abs=1e-9
+        )
+        assert found[i].item() == pytest.approx(centred[i].item() * n / (n - 1), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(batches)
+def test_centred_advantages_sum_to_zero_in_every_group(batch: Any) -> None:
+    groups, rewards, valid, _ = (torch.tensor(x) for x in batch)
+    for baseline in ("mean", "leave_one_out"):
+        found = advantages(rewards.double(), groups, valid, baseline=baseline)
+        assert group_sum(groups, found).abs().max().item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_agrees_with_numpy_group_by_group() -> None:
+    g = torch.Generator().manual_seed(0)
+    groups, rewards = torch.randint(0, 5, (64,), generator=g), torch.randn(64, generator=g)
+    found = advantages(rewards, groups, torch.ones(64, dtype=torch.bool)).numpy()
+    for k in range(5):
+        r = rewards.numpy()[groups.numpy() == k]
+        np.testing.assert_allclose(found[groups.numpy() == k], (r - r.mean()) / (r.std() + 1e-4), rtol=1e-5)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="row 1 is nan but marked valid"):
+        advantages(torch.tensor([1.0, torch.nan]), torch.tensor([0, 0]), torch.tensor([True, True]))
+    with pytest.raises(ValueError, match=r"shapes \[\[2\], \[1\], \[2\]\]"):
+        advantages(torch.zeros(2), torch.tensor([0]), torch.tensor([True, True]))
+    with pytest.raises(ValueError, match="expected floating point and torch"):
+        informative(torch.zeros(2), torch.tensor([0, 0]), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="baseline is 'median'"):
+        advantages(REWARDS, GROUPS, ALL, baseline="median")
+    with pytest.raises(ValueError, match="std is 'batch'"):
+        advantages(REWARDS, GROUPS, ALL, std="batch")
+    with pytest.raises(ValueError, match="expected int64"):
+        compact(torch.zeros(3))
+    with pytest.raises(ValueError, match="expected 6 rows"):
+        group_sum(GROUPS, torch.zeros(5))

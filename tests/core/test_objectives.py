@@ -1,0 +1,123 @@
+"""Clipped, the reduction and the aggregation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from difrl.core import Clipped, Likelihoods, aggregation, reduce
+
+
+def single(ratio: list[float], **fields: torch.Tensor) -> Likelihoods:
+    logp = torch.tensor([ratio], dtype=torch.float64).log().T
+    return Likelihoods(
+        logp.requires_grad_(),
+        torch.ones_like(logp, dtype=torch.bool),
+        references={"old": torch.zeros_like(logp.detach())},
+        **fields,
+    )
+
+
+def run(objective: Clipped, ratio: list[float], a: list[float], **fields: torch.Tensor) -> Any:
+    lik = single(ratio, **fields)
+    loss, metrics = objective(lik, torch.tensor(a), torch.arange(len(a)))
+    (grad,) = torch.autograd.grad(loss.sum(), lik.logp)
+    return loss[:, 0].tolist(), grad[:, 0].tolist(), {name: m[:, 0].tolist() for name, m in metrics.items()}
+
+
+def test_clipped_by_hand() -> None:
+    """low 0.1, high 0.2. A > 0 stops above 1.2, A < 0 stops below 0.9; the other side is never clipped."""
+    loss, grad, metrics = run(Clipped(0.1, 0.2), [1.5, 0.5, 1.5, 0.5, 1.1], [2.0, 2.0, -2.0, -2.0, 2.0])
+    assert loss == pytest.approx([-2.4, -1.0, 3.0, 1.8, -2.2])
+    assert grad == pytest.approx([0.0, -1.0, 3.0, 0.0, -2.2])
+    assert metrics["ratio"] == pytest.approx([1.5, 0.5, 1.5, 0.5, 1.1])
+    assert metrics["clip_high"] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert metrics["clip_low"] == [0.0, 0.0, 0.0, 1.0, 0.0]
+    assert metrics["approx_kl"][0] == pytest.approx(0.5 - math.log(1.5))
+
+
+@pytest.mark.parametrize("none", [None, math.inf])
+def test_without_a_bound_nothing_is_clipped(none: float | None) -> None:
+    loss, grad, metrics = run(Clipped(none, none), [9.0, 0.1], [1.0, -1.0])
+    assert loss == pytest.approx([-9.0, 0.1])
+    assert grad == pytest.approx([-9.0, 0.1])
+    assert metrics["clip_high"] == metrics["clip_low"] == [0.0, 0.0]
+
+
+def test_the_weight_multiplies_the_loss_alone() -> None:
+    weight = torch.tensor([[3.0], [0.5]], dtype=torch.float64)
+    loss, grad, metrics = run(Clipped(), [1.1, 0.9], [1.0, -1.0], weight=weight)
+    assert loss == pytest.approx([-3.3, 0.45])
+    assert grad == pytest.approx([-3.3, 0.45])
+    assert metrics["ratio"] == pytest.approx([1.1, 0.9])
+
+
+@pytest.mark.parametrize("objective", [Clipped(), Clipped(0.0, 0.0), Clipped(1.0, 1.0), Clipped(1e-4, None)])
+def test_the_gradient_at_the_old_policy_is_minus_a_grad_l(fake_policy: Any, objective: Clipped) -> None:
+    """Also at the kink of a zero clip range, where both branches of the maximum are equal."""
+    policy = fake_policy.make(6, 4, shift=0.0)
+    lik, a = policy.likelihoods(), torch.linspace(-2, 3, 6).double()
+    loss, metrics = objective(lik, a, torch.arange(6))
+    found = policy.grad(reduce(loss, lik.mask, 1.0))
+    expected = policy.grad((-a[:, None] * lik.logp * lik.weight * lik.mask).sum())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(metrics["ratio"], torch.ones_like(loss))
+
+
+def test_advantages_may_differ_by_decision(fake_policy: Any) -> None:
+    lik = fake_policy.make(3, 4).likelihoods()
+    a = torch.arange(12.0).reshape(3, 4)
+    loss, _ = Clipped()(lik, a, torch.arange(3))
+    for j in range(4):
+        column = Likelihoods.from_tensors({name: t[:, j : j + 1] for name, t in lik.tensors().items()})
+        torch.testing.assert_close(loss[:, j : j + 1], Clipped()(column, a[:, j], torch.arange(3))[0])
+
+
+@given(st.floats(-3, 3), st.floats(-5, 5), st.floats(0, 2), st.floats(0, 2), st.floats(0, 1), st.floats(0, 1))
+def test_a_wider_clip_range_never_raises_the_loss(
+    log_ratio: float, a: float, low: float, high: float, more_low: float, more_high: float
+) -> None:
+    """The loss is the larger of two, and the clipped one nears the other as the range widens."""
+    lik = Likelihoods(
+        torch.tensor([[log_ratio]], dtype=torch.float64),
+        torch.tensor([[True]]),
+        {"old": torch.zeros(1, 1, dtype=torch.float64)},
+    )
+    a_, g = torch.tensor([a], dtype=torch.float64), torch.tensor([0])
+    narrow = Clipped(low, high)(lik, a_, g)[0]
+    wide = Clipped(low + more_low, high + more_high)(lik, a_, g)[0]
+    free = Clipped(None, None)(lik, a_, g)[0]
+    assert free.item() <= wide.item() + 1e-12 <= narrow.item() + 2e-12
+
+
+def test_bounds_are_checked() -> None:
+    with pytest.raises(ValueError, match="clip low is -0"):
+        Clipped(low=-0.1)
+    with pytest.raises(ValueError, match="clip high is nan"):
+        Clipped(high=math.nan)
+
+
+def test_reduce_by_hand() -> None:
+    values = torch.tensor([[1.0, torch.nan], [3.0, 5.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [True, True]])
+    total = reduce(values, mask, 3)
+    assert total.item() == pytest.approx(3.0)
+    total.backward()
+    assert values.grad.tolist() == [[pytest.approx(1 / 3), 0.0], [pytest.approx(1 / 3)] * 2]
+    with pytest.raises(ValueError, match=r"mask has shape \[2, 1\]"):
+        reduce(values, mask[:, :1], 3)
+
+
+def test_aggregation_by_hand() -> None:
+    values = torch.tensor([[2.0, 4.0], [9.0, torch.nan], [torch.nan, torch.nan]])
+    mask = ~values.isnan()
+    for per, expected in (("decision", (2 + 4 + 9) / 3), ("sample", (3 + 9) / 2)):
+        weights = aggregation(mask, per)
+        assert reduce(values, weights, weights.sum()).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="expected 'decision' or 'sample'"):
+        aggregation(mask, "prompt")

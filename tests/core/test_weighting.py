@@ -1,0 +1,131 @@
+"""Forward likelihoods: by hand, and the bound against the closed form of Gaussian data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from difrl.core import WEIGHTINGS, forward_logp
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("uniform", -4.0),
+        ("t", -2.0),
+        ("t2", -1.0),
+        ("huber", -0.5 * (math.sqrt(4 + 1e-10) - 1e-5)),
+        ("ghuber", -0.5 / 0.25 * ((4 + 1e-10) ** 0.25 - 1e-10**0.25)),
+        ("adaptive", -4.0 / 1.5),
+    ],
+)
+def test_by_hand(weighting: str, expected: float) -> None:
+    """Errors 0, 1, 2, ... with mean square 4 and mean size 1.5, at t = 1/2; a second row without error."""
+    out = torch.tensor([[[3.0, -3.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]], dtype=torch.float64)
+    out[0] *= math.sqrt(4 / 4.5)
+    scale = out[0].abs().mean().item() / 1.5
+    target = torch.zeros_like(out)
+    target[1] = 1.0
+    found = forward_logp(out, target, torch.tensor([0.5, 0.5]), weighting)
+    expected = expected / scale if weighting == "adaptive" else expected
+    assert found.tolist() == pytest.approx([expected, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
+def test_gradients_are_finite_where_the_error_is_zero(weighting: str) -> None:
+    out = torch.ones(2, 3, requires_grad=True)
+    forward_logp(out, torch.ones(2, 3), torch.tensor([0.3, 0.9]), weighting).sum().backward()
+    assert torch.equal(out.grad, torch.zeros(2, 3))
+
+
+def test_the_divisor_of_adaptive_is_held_constant() -> None:
+    out, target, t = (
+        torch.randn(4, 6, dtype=torch.float64, requires_grad=True),
+        torch.zeros(4, 6),
+        torch.ones(4),
+    )
+    (found,) = torch.autograd.grad(forward_logp(out, target, t, "adaptive").sum(), out)
+    torch.testing.assert_close(found, -2 * out / 6 / out.abs().mean(1, keepdim=True))
+
+
+def test_half_precision_is_raised_before_subtracting() -> None:
+    out, target = torch.tensor([[256.0]], dtype=torch.bfloat16), torch.tensor([[255.5]])
+    assert forward_logp(out, target, torch.tensor([1.0]), "uniform").item() == -0.25
+
+
+def flow(t: Tensor, x0: Tensor, eps: Tensor, mean: float, variance: float) -> tuple[Tensor, Tensor]:
+    """Exact clean-sample and noise estimates at x_t = (1 - t) x0 + t eps, for data N(mean, variance)."""
+    x = (1 - t) * x0 + t * eps
+    marginal = (1 - t) ** 2 * variance + t**2
+    eps_hat = t * (x - (1 - t) * mean) / marginal
+    x0_hat = mean + (1 - t) * variance * (x - (1 - t) * mean) / marginal
+    return x0_hat, eps_hat
+
+
+def test_elbo_equals_its_velocity_form_for_a_flow() -> None:
+    g = torch.Generator().manual_seed(0)
+    x0, eps, out = torch.randn(3, 5, 4, generator=g, dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    eps_hat = (1 - t[:, None]) * x0 + t[:, None] * eps + (1 - t[:, None]) * out
+    found = forward_logp(
+        out, eps - x0, t, "elbo",
+        eps=eps, eps_hat=eps_hat, log_snr_rate=2 / (t * (1 - t)), density=torch.full_like(t, 0.5),
+    )  # fmt: skip
+    expected = -((1 - t) / t) * (out - (eps - x0)).square().sum(1) / 0.5
+    torch.testing.assert_close(found, expected)
+
+
+def hermite(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss quadrature for the standard normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    return nodes, weights / weights.sum()
+
+
+def test_elbo_differences_are_those_of_log_density() -> None:
+    """With the exact denoiser of N(m, v), the mean of elbo over (t, eps) is log N(x; m, v) up to a constant.
+
+    The mean over eps is by quadrature, that over t by the midpoint rule; what lies below the cutoff, 1e-4,
+    contributes to the difference at that order."""
+    m, v = 0.7, 0.5
+    nodes, weights = (torch.tensor(x) for x in hermite(9))
+    t = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000 * (1 - 1e-4) + 1e-4
+
+    def bound(x: float) -> Tensor:
+        values = torch.zeros((), dtype=torch.float64)
+        for node, w in zip(nodes, weights, strict=True):
+            eps, x0 = node.expand(4000, 1), torch.full((4000, 1), x, dtype=torch.float64)
+            x0_hat, eps_hat = flow(t[:, None], x0, eps, m, v)
+            terms = forward_logp(
+                x0_hat, x0, t, "elbo",
+                eps=eps, eps_hat=eps_hat, log_snr_rate=2 / (t * (1 - t)),
+                density=torch.full_like(t, 1 / (1 - 1e-4)), cutoff=1e-4,
+            )  # fmt: skip
+            values += w * terms.mean()
+        return values
+
+    for x in (-1.0, 0.0, 2.0):
+        exact = (-((x - m) ** 2) + m**2) / (2 * v)
+        assert (bound(x) - bound(0.0)).item() == pytest.approx(exact, abs=2e-3)
+
+
+def test_below_the_cutoff_the_bound_has_no_weight() -> None:
+    x, t = torch.ones(2, 3), torch.tensor([0.01, 0.5])
+    found = forward_logp(
+        x, x, t, "elbo", eps=x, eps_hat=0 * x, log_snr_rate=torch.tensor([torch.inf, 2.0]),
+        density=torch.ones(2), cutoff=0.05,
+    )  # fmt: skip
+    assert found.tolist() == [0.0, -3.0]
+
+
+def test_errors() -> None:
+    x, t = torch.ones(2, 3), torch.ones(2)
+    with pytest.raises(ValueError, match=r"no weighting 'elbow', expected one of \['adaptive', 'elbo'"):
+        forward_logp(x, x, t, "elbow")
+    with pytest.raises(ValueError, match="needs eps, eps_hat"):
+        forward_logp(x, x, t, "elbo")
+    with pytest.raises(ValueError, match=r"shapes \[\[2, 3\], \[2, 3\], \[3\]\]"):
+        forward_logp(x, x, torch.ones(3), "uniform")
