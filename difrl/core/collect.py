@@ -84,8 +84,8 @@ class Informative:
                 break
             record = _joined(record, draw(k), k)
         useful = _useful(record)
-        others = [group for group in _ordered(record.groups) if group not in set(useful)]
-        kept = torch.tensor((useful + others)[: self.groups], dtype=torch.int64, device=record.groups.device)
+        first = list(dict.fromkeys(useful + _ordered(record.groups)))
+        kept = torch.tensor(first[: self.groups], dtype=torch.int64, device=record.groups.device)
         return record.select(torch.isin(record.groups, kept))
 
 

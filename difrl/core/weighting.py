@@ -73,8 +73,9 @@ def elbo(eps: Tensor, eps_hat: Tensor, t: Tensor, log_snr_rate: Tensor, density:
       [B].
     """
     total = (_raised(eps_hat) - _raised(eps)).square().flatten(1).sum(dim=1)
-    value = -0.5 * log_snr_rate * total / density
-    return torch.where(t >= cutoff, value, 0.0).to(total.dtype)
+    # The cutoff acts on the factor, not the product: an infinite rate would make a zero gradient NaN.
+    factor = torch.where(t >= cutoff, 0.5 * log_snr_rate / density, 0.0)
+    return -factor.to(total.dtype) * total
 
 
 WEIGHTINGS: Mapping[str, Weighting] = MappingProxyType(

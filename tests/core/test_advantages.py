@@ -109,12 +109,8 @@ batches = st.integers(1, 12).flatmap(
 
 
 @settings(deadline=None)
-@given(
-    batches, st.sampled_from(["mean", "leave_one_out", "none"]), st.sampled_from(["group", "global", "none"])
-)
-def test_the_order_of_rows_and_the_names_of_groups_do_not_matter(
-    batch: Any, baseline: Baseline, std: Std
-) -> None:
+@given(batches, st.sampled_from(["mean", "leave_one_out", "none"]), st.sampled_from(["group", "global", "none"]))
+def test_the_order_of_rows_and_the_names_of_groups_do_not_matter(batch: Any, baseline: Baseline, std: Std) -> None:
     groups, rewards, valid, order = (torch.tensor(x) for x in batch)
     rewards, order = rewards.double(), order.long()
     found = advantages(rewards, groups, valid, baseline=baseline, std=std)
@@ -135,9 +131,7 @@ def test_leave_one_out_is_the_definition_and_the_rescaled_mean(batch: Any) -> No
             assert found[i] == 0
             continue
         n = len(others) + 1
-        assert found[i].item() == pytest.approx(
-            rewards[i].item() - rewards[others].double().mean().item(), abs=1e-9
-        )
+        assert found[i].item() == pytest.approx(rewards[i].item() - rewards[others].double().mean().item(), abs=1e-9)
         assert found[i].item() == pytest.approx(centred[i].item() * n / (n - 1), abs=1e-9)
 
 

@@ -29,9 +29,7 @@ def test_linear_and_cosine_by_hand() -> None:
         (Linear(0, 0.5, 500), lambda n: min(0.001 * n, 0.5)),
     ],
 )
-def test_decays_of_crd_and_nft_are_linear_schedules(
-    schedule: Schedule, published: Callable[[int], float]
-) -> None:
+def test_decays_of_crd_and_nft_are_linear_schedules(schedule: Schedule, published: Callable[[int], float]) -> None:
     for n in range(600):
         assert schedule.value(n) == pytest.approx(published(n), abs=1e-12)
 

@@ -199,9 +199,7 @@ OBJECTIVES: list[Objective] = [
 ]
 
 
-def whole_batch(
-    policy: Any, objective: Objective, rewards: Tensor, groups: Tensor
-) -> tuple[Tensor, Tensor, Tensors]:
+def whole_batch(policy: Any, objective: Objective, rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensors]:
     """(loss, gradient, metrics) of one backward pass over everything."""
     lik = collapse(policy.likelihoods(), objective.decisions)
     loss, metrics = objective(lik, rewards, groups)
@@ -244,9 +242,7 @@ def test_parts_that_split_groups_equal_the_whole(fake_policy: Any, objective: Ob
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_statistics_gathered_over_processes_equal_those_of_one(
-    fake_policy: Any, objective: Objective
-) -> None:
+def test_statistics_gathered_over_processes_equal_those_of_one(fake_policy: Any, objective: Objective) -> None:
     """Two processes hold half the rows each and gather what `summarise` gives."""
     policy = fake_policy.make(8, 4)
     groups, rewards = torch.arange(8) % 4, torch.linspace(-1, 1, 8)
@@ -280,9 +276,7 @@ def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) ->
 
 
 @pytest.mark.parametrize("objective", [Clipped(), Distilled(), NegativeAware()], ids=str)
-def test_three_objectives_share_one_gradient_at_the_old_policy(
-    fake_policy: Any, objective: Objective
-) -> None:
+def test_three_objectives_share_one_gradient_at_the_old_policy(fake_policy: Any, objective: Objective) -> None:
     """Centred, unclipped advantages at theta = old: the gradient of each is -A grad l."""
     policy = fake_policy.make(12, 1, shift=0.0)
     groups = torch.arange(12) % 3

@@ -26,9 +26,9 @@ def test_gaussian_kl_equals_torch_distributions() -> None:
     mean, ref = torch.randn(2, 4, 3, 5, generator=g, dtype=torch.float64)
     std = torch.rand(4, 1, 1, generator=g, dtype=torch.float64) + 0.1
     normal = torch.distributions.Normal
-    kl = torch.distributions.kl_divergence(
-        normal(mean, std.expand_as(mean)), normal(ref, std.expand_as(ref))
-    ).flatten(1)
+    kl = torch.distributions.kl_divergence(normal(mean, std.expand_as(mean)), normal(ref, std.expand_as(ref))).flatten(
+        1
+    )
     torch.testing.assert_close(gaussian_kl(mean, ref, std), kl.mean(1))
     torch.testing.assert_close(gaussian_kl(mean, ref, std, "sum"), kl.sum(1))
     with pytest.raises(ValueError, match="reduce is 'max'"):
@@ -63,9 +63,7 @@ def test_values_estimate_kl_of_theta_from_the_reference() -> None:
     logp = logits.detach().log_softmax(0)
     exact = kl(logp, ref)
     for name, rtol in (("k1", 1e-12), ("k3", 1e-12), ("k2", 0.1)):
-        torch.testing.assert_close(
-            (logp.exp() * ESTIMATORS[name](logp, ref)).sum(), exact, rtol=rtol, atol=1e-15
-        )
+        torch.testing.assert_close((logp.exp() * ESTIMATORS[name](logp, ref)).sum(), exact, rtol=rtol, atol=1e-15)
 
 
 def test_gradients_as_losses_are_those_the_docstrings_name() -> None:

@@ -113,12 +113,17 @@ def test_elbo_differences_are_those_of_log_density() -> None:
 
 
 def test_below_the_cutoff_the_bound_has_no_weight() -> None:
-    x, t = torch.ones(2, 3), torch.tensor([0.01, 0.5])
+    """Nor a gradient, though the rate may be infinite there."""
+    x, t = torch.ones(2, 3), torch.tensor([0.0, 0.5])
+    eps_hat = torch.zeros(2, 3, requires_grad=True)
     found = forward_logp(
-        x, x, t, "elbo", eps=x, eps_hat=0 * x, log_snr_rate=torch.tensor([torch.inf, 2.0]),
+        x, x, t, "elbo", eps=x, eps_hat=eps_hat, log_snr_rate=torch.tensor([torch.inf, 2.0]),
         density=torch.ones(2), cutoff=0.05,
     )  # fmt: skip
     assert found.tolist() == [0.0, -3.0]
+    found.sum().backward()
+    assert eps_hat.grad is not None
+    assert eps_hat.grad.tolist() == [[0.0] * 3, [2.0] * 3]
 
 
 def test_errors() -> None:
