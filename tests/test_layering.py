@@ -1,0 +1,49 @@
+"""difrl/core is tensors only: it imports the standard library, torch and itself. Nothing else."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from difrl.paths import PACKAGE
+
+CORE = PACKAGE / "core"
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Absolute names of the modules that `source` imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            yield ".".join([*base, *([node.module] if node.module else [])])
+
+
+def allowed(module: str) -> bool:
+    if module == "difrl.core" or module.startswith("difrl.core."):
+        return True
+    top = module.split(".")[0]
+    return top == "torch" or top in sys.stdlib_module_names
+
+
+def package_of(path: Path) -> str:
+    return ".".join(["difrl", *path.relative_to(PACKAGE).parent.parts])
+
+
+def test_core_imports_torch_and_the_standard_library_only() -> None:
+    files = sorted(CORE.rglob("*.py"))
+    assert files, f"no Python files in {CORE}"
+    for path in files:
+        for module in imports(path.read_text(encoding="utf-8"), package_of(path)):
+            assert allowed(module), f"{path.relative_to(PACKAGE.parent)} imports {module}"
+
+
+def test_the_check_sees_every_way_to_import() -> None:
+    source = "import numpy\nfrom ..config import Run\nfrom . import reduce\nif 1:\n from difrl import data\n"
+    found = list(imports(source, "difrl.core"))
+    assert found == ["numpy", "difrl.config", "difrl.core", "difrl"]
+    assert [allowed(module) for module in found] == [False, False, True, False]
