@@ -1,0 +1,295 @@
+"""The schema of a run: what a recipe may say, with a sentence and a default for every key.
+
+A recipe is one YAML file. `algorithm: awm` fills likelihood, objective, anchors, advantage and what belongs
+to them from a preset (difrl/presets.py); whatever the recipe says itself wins. Reading a file is in
+difrl/reading.py, what must hold between parts in difrl/misfits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from difrl.misfits import MisfitError, misfits
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are never coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class ConstantSchedule(Section):
+    kind: Literal["constant"] = "constant"
+    value: float
+    warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0")
+
+
+class LinearSchedule(Section):
+    kind: Literal["linear"]
+    start: float
+    end: float
+    steps: int | None = Field(None, gt=0, description="from start to end; default: all of train.steps")
+    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"]
+    start: float
+    end: float
+    steps: int | None = Field(None, gt=0, description="from start to end; default: all of train.steps")
+    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+
+
+def _schedule_kind(value: Any) -> str:
+    """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
+    if isinstance(value, ConstantSchedule | LinearSchedule | CosineSchedule):
+        return value.kind
+    return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
+
+
+Schedule = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")],
+    Discriminator(_schedule_kind),
+]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (PEFT)."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank")
+    targets: list[str] | None = Field(None, description="module names; default: the family's attention layers")
+    warm_start: str | None = Field(None, description="folder or hub id of a LoRA to continue from")
+
+
+class ModelConfig(Section):
+    """Which model is trained, and how it sits in memory."""
+
+    path: str = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3)")
+    revision: str | None = Field(None, description="revision of a hub model")
+    train: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of frozen weights and the forward pass; trained weights and transitions: float32",
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    attention: str = Field("sdpa", description="sdpa, or a backend of diffusers such as xformers, flash, sage")
+    max_sequence_length: int | None = Field(
+        None, ge=0, description="T5 tokens; default: 256 with a T5 encoder, 0 without one"
+    )
+
+
+class WindowConfig(Section):
+    """Which denoising steps are stochastic, and so decisions of a reverse likelihood (arXiv:2507.21802)."""
+
+    kind: Literal["all", "fixed", "random"] = "all"
+    start: int = Field(0, ge=0, description="first step of a fixed window; lowest start of a random one")
+    size: int | None = Field(None, gt=0, description="number of steps in the window")
+
+
+class RolloutConfig(Section):
+    """How samples are drawn."""
+
+    steps: int = Field(10, gt=1, description="denoising steps")
+    kernel: Literal["ode", "ddim", "cps", "precise", "flow_sde", "dance_sde"] = "ode"
+    noise_level: float = Field(0.0, ge=0, description="η of the kernel")
+    window: WindowConfig = WindowConfig()
+    solver: str | None = Field(
+        None, description="a diffusers scheduler class in place of the kernel; forward likelihoods only"
+    )
+    guidance: float = Field(1.0, ge=1, description="classifier-free guidance scale; 1 switches it off")
+    snapshot: str = Field("current", description="whose samples: current, or the name of a snapshot")
+    width: int | None = Field(None, gt=0, description="pixels; default: the model's own")
+    height: int | None = Field(None, gt=0, description="pixels; default: the model's own")
+    batch: int = Field(64, gt=0, description="samples drawn at once")
+
+
+class GridTimes(Section):
+    """Times stratified over the sampler's own grid, without its first step."""
+
+    kind: Literal["grid"] = "grid"
+    fraction: float = Field(1.0, gt=0, le=1, description="use this fraction of the grid, from the noisy end")
+
+
+class UniformTimes(Section):
+    """Times uniform in [low, high]."""
+
+    kind: Literal["uniform"]
+    low: float = Field(0.0, ge=0, lt=1)
+    high: float = Field(1.0, gt=0, le=1)
+
+
+class LogitNormalTimes(Section):
+    """t = sigmoid(mean + std · normal), then t ← shift · t / (1 + (shift − 1) t) (arXiv:2403.03206)."""
+
+    kind: Literal["logit_normal"]
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    shift: float = Field(1.0, gt=0)
+
+
+Times = Annotated[GridTimes | UniformTimes | LogitNormalTimes, Field(discriminator="kind")]
+
+
+class ReverseLikelihood(Section):
+    """ℓ = log N(x_next; mean_θ, std²) of the recorded stochastic denoising steps."""
+
+    kind: Literal["reverse"]
+    reduce: Literal["mean", "sum"] = Field("mean", description="over the dimensions of the latent")
+    old: Literal["recorded", "recompute", "detach"] = Field("recorded", description="where ℓ_old comes from")
+
+
+class ForwardLikelihood(Section):
+    """ℓ = −w(t) · ‖out_θ − target‖² at fresh (t, ε) of the clean sample: the pretraining loss."""
+
+    kind: Literal["forward"]
+    weighting: Literal["uniform", "t", "t2", "huber", "ghuber", "adaptive", "elbo"] = "uniform"
+    times: Times = GridTimes()
+    decisions: int = Field(4, gt=0, description="(t, ε) pairs per sample and update")
+    share: list[Literal["t", "noise"]] = Field([], description="what all samples of a group have in common")
+    old: Literal["recompute", "detach"] = Field("detach", description="where ℓ_old comes from")
+    mix: float | None = Field(None, gt=0, description="b of the mixed likelihoods ℓ⁺, ℓ⁻ (arXiv:2509.16117)")
+    cutoff: float = Field(0.02, ge=0, lt=1, description="smallest t that elbo weighs")
+
+
+LikelihoodConfig = Annotated[ReverseLikelihood | ForwardLikelihood, Field(discriminator="kind")]
+
+
+class ClippedObjective(Section):
+    """max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) (arXiv:1707.06347, 2503.14476)."""
+
+    kind: Literal["clipped"]
+    clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
+    clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
+
+
+ObjectiveConfig = ClippedObjective
+
+
+class AnchorConfig(Section):
+    """A KL-like pull towards other weights."""
+
+    to: str = Field("base", description="base, or the name of a snapshot")
+    divergence: Literal["velocity", "gaussian", "k2", "k3"] = "velocity"
+    coefficient: Schedule = 1.0
+    guidance: float | None = Field(
+        None, ge=1, description="guidance scale of the anchor's prediction; default: as the likelihood is evaluated"
+    )
+
+
+class AdvantageConfig(Section):
+    """How rewards of a group become advantages."""
+
+    baseline: Literal["mean", "leave_one_out", "none"] = "mean"
+    std: Literal["group", "global", "none"] = "group"
+    clip: float | None = Field(None, gt=0, description="advantages are clipped to ± this")
+    scale: float = Field(1.0, gt=0, description="advantages are multiplied by this after clipping")
+
+
+class CollectConfig(Section):
+    """Draw again until groups differ in reward (dynamic sampling, arXiv:2503.14476)."""
+
+    max_draws: int = Field(1, gt=0, description="draws at most; 1 keeps whatever the first draw gave")
+
+
+class SnapshotConfig(Section):
+    """snapshot ← decay · snapshot + (1 − decay) · θ, once a step."""
+
+    decay: Schedule = Field(0.0, description="0 copies the weights, 0.99 follows them slowly")
+
+
+class RewardConfig(Section):
+    """A reward by name, or by import path."""
+
+    name: str | None = Field(None, description="a name that `difrl rewards` lists")
+    import_: str | None = Field(None, alias="import", description="module:callable instead of a name")
+    weight: float = Field(1.0, description="in the weighted sum")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if (self.name is None) == (self.import_ is None):
+            raise ValueError("give a reward either a name or an import, e.g. `- name: geneval`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name used in metrics."""
+        return self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
+
+
+class DataConfig(Section):
+    """Prompts, and how many samples are drawn for each."""
+
+    train: str = Field(description="a .txt or .jsonl file, or a built-in set such as shapes:train")
+    evaluation: str | None = Field(None, description="prompts that are never trained on; default: none")
+    prompts_per_step: int = Field(12, gt=0, description="groups of a step, over all processes")
+    group_size: int = Field(12, gt=1, description="samples for each prompt")
+    negative: str = Field("", description="negative prompt of guidance, where the prompt's row has none")
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    steps: int = Field(100, gt=0, description="a step is one rollout with its updates")
+    updates_per_step: int = Field(1, gt=0, description="optimizer updates a rollout is divided into")
+    micro_batch: int = Field(64, gt=0, description="model evaluations with gradient at once")
+    lr: Schedule = Field(1e-4, description="a number, or a schedule over train.steps")
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    threads: int | None = Field(None, gt=0, description="CPU threads a process; default: torch's own choice")
+
+
+class EvaluationConfig(Section):
+    """What is measured on prompts that are never trained on."""
+
+    every: int = Field(20, ge=0, description="steps between evaluations; 0: never, not even before and after")
+    images: int = Field(256, gt=0, description="samples of an evaluation during the run")
+    final_images: int | None = Field(None, gt=0, description="samples before and after a run; default: images")
+    steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
+    show: int = Field(6, ge=0, description="prompts of the sample grid")
+    columns: int = Field(8, gt=0, description="samples for each prompt of the grid")
+    rlg: list[float] = Field([], description="guidance weights of the sweep at the end of the run")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
+    keep: int = Field(2, gt=0, description="how many are kept")
+
+
+class RunConfig(Section):
+    """One run."""
+
+    algorithm: str | None = Field(None, description="a preset; `difrl recipes` lists them")
+    seed: int = 0
+    output_dir: Path = Field(Path("runs/default"), strict=False, description="the run folder")
+    model: ModelConfig = Field(description="which model is trained, e.g. model: {path: tiny-sd3}")
+    data: DataConfig = Field(description="prompts, e.g. data: {train: prompts.txt}")
+    rewards: list[RewardConfig] = Field(min_length=1, description="what is optimised, e.g. [{name: geneval}]")
+    watch: list[RewardConfig] = Field([], description="rewards that are scored and never optimised")
+    rollout: RolloutConfig = RolloutConfig()
+    likelihood: LikelihoodConfig = Field(description="of samples; a preset such as algorithm: awm sets it")
+    objective: ObjectiveConfig = Field(description="the loss; a preset such as algorithm: awm sets it")
+    anchors: list[AnchorConfig] = []
+    advantage: AdvantageConfig = AdvantageConfig()
+    collect: CollectConfig = CollectConfig()
+    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → decay; old, ema, sampler, …")
+    train: TrainConfig = TrainConfig()
+    eval: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        if found := misfits(self):
+            raise MisfitError(found)
+        return self

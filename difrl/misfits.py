@@ -1,0 +1,160 @@
+"""What must hold between the parts of a run's config: each check finds settings that exclude each other.
+
+A check yields the key to change and a sentence that says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from difrl.config import RunConfig
+
+
+class Misfit(NamedTuple):
+    """Settings that are each valid and do not go together."""
+
+    path: tuple[str | int, ...]
+    problem: str
+
+
+class MisfitError(ValueError):
+    """Every misfit of a config."""
+
+    def __init__(self, misfits: list[Misfit]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, m.path))}: {m.problem}" for m in misfits))
+        self.misfits = misfits
+
+
+def misfits(config: RunConfig) -> list[Misfit]:
+    """All that does not go together, in the order of the checks below."""
+    return [misfit for check in _CHECKS for misfit in check(config)]
+
+
+# As in samplers.kernels.KERNELS, which a test compares: importing it here would bring in diffusers.
+_HIGHEST_NOISE = {"ode": 0.0, "ddim": 1.0, "cps": 1.0}
+
+
+def _kernel_takes_noise_level(config: RunConfig) -> Iterator[Misfit]:
+    kernel, noise_level = config.rollout.kernel, config.rollout.noise_level
+    highest = _HIGHEST_NOISE.get(kernel)
+    if highest is not None and noise_level > highest:
+        advice = "has no noise; set 0, or another kernel" if highest == 0 else f"takes at most {highest:g}"
+        yield Misfit(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")
+
+
+def _solver_or_kernel(config: RunConfig) -> Iterator[Misfit]:
+    solver, kernel = config.rollout.solver, config.rollout.kernel
+    if solver is not None and config.likelihood.kind == "reverse":
+        problem = f"a reverse likelihood needs a stochastic kernel, found the solver {solver}"
+        yield Misfit(("rollout", "solver"), f"{problem}; remove it, or set likelihood.kind: forward")
+    elif solver is not None and kernel != "ode":
+        problem = f"{solver} would take the place of rollout.kernel: {kernel}"
+        yield Misfit(("rollout", "solver"), f"{problem}; remove it, or set kernel: ode and noise_level: 0")
+
+
+def _reverse_has_noise(config: RunConfig) -> Iterator[Misfit]:
+    rollout = config.rollout
+    silent = rollout.kernel == "ode" or rollout.noise_level == 0
+    if config.likelihood.kind == "reverse" and silent and rollout.solver is None:
+        found = f"kernel: {rollout.kernel} with noise_level: {rollout.noise_level:g}"
+        advice = "set e.g. kernel: flow_sde and noise_level: 0.7"
+        key = "kernel" if rollout.kernel == "ode" else "noise_level"
+        yield Misfit(("rollout", key), f"a reverse likelihood needs noise, found {found}; {advice}")
+
+
+def _window_fits(config: RunConfig) -> Iterator[Misfit]:
+    window, steps = config.rollout.window, config.rollout.steps
+    size = window.size or 1
+    if window.kind == "all" and (window.size is not None or window.start):
+        key = "start" if window.size is None else "size"
+        problem = f"kind: all takes every step and has no {key}; set kind: fixed or kind: random"
+        yield Misfit(("rollout", "window", key), problem)
+    elif window.kind != "all" and window.start + size > steps - 1:
+        problem = (
+            f"{size} step(s) from step {window.start} do not fit rollout.steps: {steps}, whose last step is "
+            "never stochastic; make the window smaller, or start it earlier"
+        )
+        yield Misfit(("rollout", "window"), problem)
+
+
+def _times_in_order(config: RunConfig) -> Iterator[Misfit]:
+    likelihood = config.likelihood
+    if likelihood.kind == "forward" and likelihood.times.kind == "uniform":
+        low, high = likelihood.times.low, likelihood.times.high
+        if low >= high:
+            problem = f"found low: {low:g} and high: {high:g}; low must be below high"
+            yield Misfit(("likelihood", "times", "low"), problem)
+
+
+def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
+    for index, anchor in enumerate(config.anchors):
+        if config.likelihood.kind == "forward" and anchor.divergence != "velocity":
+            problem = f"a forward likelihood has no {anchor.divergence} divergence; set divergence: velocity"
+            yield Misfit(("anchors", index, "divergence"), problem)
+
+
+def _updates_divide_groups(config: RunConfig) -> Iterator[Misfit]:
+    updates, groups = config.train.updates_per_step, config.data.prompts_per_step
+    if groups % updates:
+        problem = f"an update takes whole groups, and data.prompts_per_step: {groups} is no multiple of {updates}"
+        yield Misfit(("train", "updates_per_step"), problem)
+
+
+def _old_stays_old(config: RunConfig) -> Iterator[Misfit]:
+    likelihood, updates = config.likelihood, config.train.updates_per_step
+    if updates > 1 and likelihood.old == "detach":
+        better = "recorded" if likelihood.kind == "reverse" else "recompute and snapshots: {old: {decay: 0.0}}"
+        problem = f"detach moves ℓ_old with each of the {updates} updates of a step; set {better}"
+        yield Misfit(("likelihood", "old"), problem)
+    if likelihood.old == "recompute" and "old" not in config.snapshots:
+        problem = "recompute needs a snapshot named old; add snapshots: {old: {decay: 0.0}}"
+        yield Misfit(("likelihood", "old"), problem)
+
+
+def _snapshots_exist(config: RunConfig) -> Iterator[Misfit]:
+    known = list(dict.fromkeys(["base", *config.snapshots]))
+    uses: list[tuple[tuple[str | int, ...], str, list[str]]] = [
+        (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
+        *((("anchors", index, "to"), anchor.to, known) for index, anchor in enumerate(config.anchors)),
+    ]
+    for path, name, expected in uses:
+        if name not in expected:
+            problem = f"{name!r} is no snapshot; expected {' or '.join(expected)}, or declare it in snapshots"
+            yield Misfit(path, problem)
+    for name in ("base", "current"):
+        if name in config.snapshots:
+            yield Misfit(("snapshots", name), f"the name {name} is taken; choose another, such as ema")
+
+
+def _one_anchor_a_target(config: RunConfig) -> Iterator[Misfit]:
+    targets = [anchor.to for anchor in config.anchors]
+    for index, target in enumerate(targets):
+        if target in targets[:index]:
+            yield Misfit(("anchors", index, "to"), f"a second anchor to {target!r}; give each target once")
+
+
+def _rewards_have_own_names(config: RunConfig) -> Iterator[Misfit]:
+    seen: set[str] = set()
+    for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
+        for index, reward in enumerate(rewards):
+            if reward.label in seen:
+                problem = f"a second reward called {reward.label!r}; metrics could not tell them apart"
+                yield Misfit((section, index), problem)
+            seen.add(reward.label)
+
+
+_CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
+    _kernel_takes_noise_level,
+    _solver_or_kernel,
+    _reverse_has_noise,
+    _window_fits,
+    _times_in_order,
+    _divergences_exist,
+    _updates_divide_groups,
+    _old_stays_old,
+    _snapshots_exist,
+    _one_anchor_a_target,
+    _rewards_have_own_names,
+)

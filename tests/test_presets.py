@@ -1,0 +1,63 @@
+"""Every preset and every recipe that is shipped is valid, and is the method it says it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from difrl import paths
+from difrl.config import RunConfig
+from difrl.presets import PRESETS
+from difrl.reading import expand, read_config, recipe_summary
+from rewards import available
+
+RECIPES = sorted(paths.recipes_folder().glob("*.yaml"))
+TASK = {"model": {"path": "tiny-sd3"}, "data": {"train": "shapes:train"}, "rewards": [{"name": "geneval"}]}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_expands_to_a_valid_run(name: str) -> None:
+    preset = PRESETS[name]
+    run = RunConfig.model_validate(expand({"algorithm": name, **TASK}))
+    assert run.likelihood.kind == preset.likelihood
+    assert run.objective.kind == preset.objective
+    assert {anchor.to for anchor in run.anchors} == set(preset.anchor.split("+")) - {"none"}
+    assert preset.advantage == f"{run.advantage.std}-std"
+    # Grid coordinates are one word each: they are columns of `difrl recipes`.
+    assert all(" " not in word for word in (preset.likelihood, preset.objective, preset.anchor, preset.advantage))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_leaves_the_task_to_the_recipe(name: str) -> None:
+    settings = PRESETS[name].settings
+    assert not {"model", "data", "rewards", "watch", "eval", "checkpoint", "output_dir"} & set(settings)
+    assert not {"steps", "guidance"} & set(settings["rollout"])
+
+
+def test_presets_are_not_changed_by_expanding() -> None:
+    before = repr({name: preset.settings for name, preset in PRESETS.items()})
+    for name in PRESETS:
+        expand({"algorithm": name, **TASK})["rollout"]["kernel"] = "changed"
+    assert repr({name: preset.settings for name, preset in PRESETS.items()}) == before
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid(recipe: Path) -> None:
+    run = read_config(recipe)
+    summary = recipe_summary(recipe)
+    assert summary.endswith(".")
+    assert run.algorithm in PRESETS
+    known = {entry.name for entry in available()}
+    assert {reward.name for reward in [*run.rewards, *run.watch] if reward.name} <= known
+
+
+def test_every_preset_has_a_recipe() -> None:
+    assert {read_config(recipe).algorithm for recipe in RECIPES} == set(PRESETS)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "gpu" not in r.stem], ids=lambda path: path.stem)
+def test_recipe_of_the_tiny_model_trains_and_evaluates_on_different_prompts(recipe: Path) -> None:
+    run = read_config(recipe)
+    assert (run.model.path, run.data.train, run.data.evaluation) == ("tiny-sd3", "shapes:train", "shapes:eval")
+    assert [reward.label for reward in run.watch] == ["judge"]
