@@ -1,0 +1,76 @@
+"""What the trainer asks of a policy, whatever it generates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from difrl.core import Likelihoods
+from difrl.data import Prompt
+from difrl.rollout import Rollout
+from difrl.snapshots import Snapshots
+
+
+@dataclass(frozen=True)
+class Key:
+    """What all randomness of a step is keyed by, beside the sample's own number and the use."""
+
+    seed: int
+    step: int
+    use: str = "train"
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """The decisions at which samples are evaluated: name -> [B, J, ...], and which of them count."""
+
+    tensors: Mapping[str, Tensor]
+    mask: Tensor
+    """[B, J] bool."""
+
+    def select(self, rows: Tensor, columns: slice) -> Decisions:
+        """Rows by an integer index, decisions by a slice."""
+        return Decisions({k: v[rows, columns] for k, v in self.tensors.items()}, self.mask[rows, columns])
+
+    def flat(self) -> dict[str, Tensor]:
+        """name -> [B · J, ...], a sample's decisions one after the other."""
+        return {name: value.flatten(0, 1) for name, value in self.tensors.items()}
+
+
+class Policy(Protocol):
+    """A generator under training. All randomness comes from keys, so a policy has no random state to save."""
+
+    snapshots: Snapshots
+    evaluations: int
+    """Model evaluations of single samples since the start (for text: tokens generated)."""
+
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+        """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
+
+    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, rlg: float = 1.0) -> Rollout:
+        """One sample for each prompt as a user would draw it, at an RLG weight (1: the tuned model)."""
+
+    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+        """The decisions of these samples: recorded ones, or fresh ones drawn by the key."""
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        """Evaluates the decisions. References and anchors are evaluated first, under their own weights."""
+
+    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the trained model for others to load."""
+
+
+def batches(total: int, size: int) -> Iterable[slice]:
+    """Slices of at most `size` that cover range(total)."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

@@ -1,0 +1,299 @@
+"""DiffusionPolicy: a text-to-image pipeline of diffusers as something that can be sampled, evaluated and trained.
+
+The family (families/) names the pipeline's parts, the kind (likelihoods.py) says what a decision is, and the snapshots
+say under which weights. What is left here is the order in which they are asked:
+
+    rollout      prompts → condition → samplers.rollout → images and tape
+    likelihoods  decisions → outputs under old weights and anchors, without gradient → output of θ, with gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from difrl.core import Likelihoods, estimator, velocity
+from difrl.data import Prompt
+from difrl.policies.base import Decisions, Key, batches
+from difrl.policies.families import Family
+from difrl.policies.likelihoods import Evaluation, Kind
+from difrl.rollout import Rollout
+from difrl.snapshots import BASE, CURRENT, Snapshots
+from samplers import (
+    Condition,
+    Denoiser,
+    Grid,
+    Kernel,
+    Process,
+    Reduction,
+    Scheduler,
+    Trajectory,
+    Window,
+    classifier_free,
+    keyed,
+    reinforcement_learning,
+    rollout,
+    solve,
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn."""
+
+    grid: Grid
+    kernel: Kernel
+    window: Callable[[Key], Window]
+    guidance: float
+    snapshot: str
+    batch: int
+    shape: tuple[int, ...]
+    """Of one latent."""
+    reduce: Reduction = "mean"
+    """Of the recorded log-probabilities, over the dimensions of a latent."""
+    scheduler: Scheduler | None = None
+    """A diffusers scheduler that takes the kernel's place."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Weights under which decisions are evaluated for comparison."""
+
+    snapshot: str
+    guidance: float | None
+    """None: as θ itself is evaluated."""
+    divergence: str | None
+    """None: only ℓ is wanted."""
+
+
+Divergence = Callable[[Evaluation, Evaluation], Tensor]
+
+
+def _velocity(theta: Evaluation, reference: Evaluation) -> Tensor:
+    return velocity(theta.output, reference.output)
+
+
+def _gaussian(theta: Evaluation, reference: Evaluation) -> Tensor:
+    assert theta.transition is not None
+    assert reference.transition is not None
+    return theta.transition.kl(reference.transition, theta.reduce)
+
+
+DIVERGENCES: Mapping[str, Divergence] = {
+    "velocity": _velocity,
+    "gaussian": _gaussian,
+    "k2": lambda theta, reference: estimator("k2", "loss")(theta.logp, reference.logp),
+    "k3": lambda theta, reference: estimator("k3", "loss")(theta.logp, reference.logp),
+}
+
+
+class DiffusionPolicy:
+    """A policy over a diffusers pipeline. Built by difrl.policies.loading."""
+
+    def __init__(
+        self,
+        family: Family,
+        kind: Kind,
+        sampling: Sampling,
+        evaluation_sampling: Sampling,
+        snapshots: Snapshots,
+        references: Mapping[str, Reference],
+        old: str,
+        negative: str,
+        max_sequence_length: int | None,
+        dtype: torch.dtype,
+        save: Callable[[Path], None],
+    ) -> None:
+        self.family, self.kind, self.snapshots, self.references = family, kind, snapshots, dict(references)
+        self.sampling, self.evaluation_sampling = sampling, evaluation_sampling
+        self.old, self.negative, self.max_sequence_length, self.dtype = old, negative, max_sequence_length, dtype
+        self.save = save
+        self.process: Process = family.process
+        self.evaluations = 0
+        self._embeddings: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return self.snapshots.parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.family.denoiser.parameters()).device
+
+    def denoiser(self, snapshot: str = CURRENT, guidance: float = 1.0) -> Denoiser:
+        """The model under a snapshot's weights and classifier-free guidance; without gradient but for `current`."""
+
+        def evaluate(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            self.evaluations += x_t.shape[0]
+            gradient = torch.is_grad_enabled() and snapshot == CURRENT
+            timestep = self.process.timestep(t).float()
+            with self.snapshots.use(snapshot), torch.set_grad_enabled(gradient), self._autocast():
+                return self.family.call(x_t.to(self.dtype), timestep, condition.tensors).float()
+
+        return classifier_free(evaluate, guidance)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        # Trained weights are float32 whatever the dtype of the frozen ones; autocast runs them in the latter.
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield
+
+    def condition(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
+        """Embeddings of prompts, and of their negative prompts where guidance wants them; each text is encoded once."""
+        positive = [p.text for p in prompts]
+        negative = [self.negative if p.negative is None else p.negative for p in prompts]
+        self._embed([*positive, *negative] if guided else positive)
+        return Condition(self._gathered(positive), self._gathered(negative) if guided else None)
+
+    @torch.no_grad()
+    def _embed(self, texts: Sequence[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        for chunk in batches(len(new), self.sampling.batch):
+            encoded = self.family.encode_prompts(new[chunk], self.max_sequence_length)
+            for row, text in enumerate(new[chunk]):
+                self._embeddings[text] = {name: value[row].cpu() for name, value in encoded.items()}
+
+    def _gathered(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        distinct = list(dict.fromkeys(texts))
+        rows = torch.tensor([distinct.index(text) for text in texts], device=self.device)
+        names = self._embeddings[distinct[0]]
+        return {
+            name: torch.stack([self._embeddings[text][name] for text in distinct]).to(self.device, self.dtype)[rows]
+            for name in names
+        }
+
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+        sampling = self.sampling
+        denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
+        tape = self._draw(denoiser, prompts, samples, key, sampling)
+        images = self._decode(tape["latents"], sampling.batch)
+        return Rollout(tuple(prompts), groups, samples, tape, images)
+
+    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, rlg: float = 1.0) -> Rollout:
+        sampling = self.evaluation_sampling
+        tuned = self.denoiser(CURRENT, sampling.guidance)
+        denoiser = tuned if rlg == 1 else reinforcement_learning(self.denoiser(BASE, sampling.guidance), tuned, rlg)
+        tape = self._draw(denoiser, prompts, samples, key, sampling)
+        images = self._decode(tape["latents"], sampling.batch)
+        return Rollout(tuple(prompts), samples, samples, {}, images)
+
+    @torch.no_grad()
+    def _draw(
+        self, denoiser: Denoiser, prompts: Sequence[Prompt], samples: Tensor, key: Key, sampling: Sampling
+    ) -> dict[str, Tensor]:
+        parts = []
+        for rows in batches(len(prompts), sampling.batch):
+            condition = self.condition(prompts[rows], sampling.guidance != 1)
+            parts.append(self._draw_batch(denoiser, condition, samples[rows], key, sampling))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _draw_batch(
+        self, denoiser: Denoiser, condition: Condition, samples: Tensor, key: Key, sampling: Sampling
+    ) -> dict[str, Tensor]:
+        def noise(use: str, index: int = 0) -> Tensor:
+            return keyed(
+                sampling.shape,
+                seed=key.seed,
+                step=key.step,
+                samples=samples,
+                use=f"{key.use}/{use}",
+                index=index,
+                device=self.device,
+            )
+
+        x_init = noise("init")
+        if sampling.scheduler is not None:
+            length = self.family.sequence_length(sampling.shape)
+            steps = sampling.grid.steps
+            x0 = solve(denoiser, self.process, sampling.scheduler, steps, x_init, condition, sequence_length=length)
+            return {"latents": x0}
+        trajectory = rollout(
+            denoiser,
+            self.process,
+            sampling.grid,
+            sampling.kernel,
+            x_init,
+            condition,
+            window=sampling.window(key),
+            noise=lambda step: noise("sde", step),
+            log_prob_reduce=sampling.reduce,
+        )
+        return _tape(trajectory)
+
+    def _decode(self, latents: Tensor, batch: int) -> Tensor:
+        return torch.cat([self.family.decode(latents[rows]) for rows in batches(len(latents), batch)])
+
+    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+        return self.kind.decisions(rollout, key)
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        flat = decisions.flat()
+        guidance = self._own_guidance
+        scales = {guidance, *(r.guidance or guidance for r in self.references.values())}
+        condition = self.condition(rollout.prompts, any(scale != 1 for scale in scales))
+        condition = condition.repeat_interleave(decisions.mask.shape[1])
+
+        def evaluate(snapshot: str, scale: float) -> Evaluation:
+            output = self.denoiser(snapshot, scale)(flat["x_t"], flat["t"], condition)
+            return self.kind.evaluate(output, flat)
+
+        def shaped(value: Tensor) -> Tensor:
+            return value.unflatten(0, decisions.mask.shape)
+
+        # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
+        with torch.no_grad():
+            others = {name: evaluate(r.snapshot, r.guidance or guidance) for name, r in self.references.items()}
+        theta = evaluate(CURRENT, guidance)
+        references = {name: shaped(other.logp) for name, other in others.items()}
+        if self.old == "recorded":
+            references["old"] = decisions.tensors["log_prob"]
+        elif self.old == "detach":
+            references["old"] = shaped(theta.logp.detach())
+        divergence = {
+            name: shaped(DIVERGENCES[r.divergence](theta, others[name]))
+            for name, r in self.references.items()
+            if r.divergence is not None
+        }
+        mixed = self.kind.mixed(theta.output, others["old"].output, flat) if "old" in others else None
+        return Likelihoods(
+            shaped(theta.logp),
+            decisions.mask,
+            references,
+            divergence,
+            mixed=None if mixed is None else (shaped(mixed[0]), shaped(mixed[1])),
+        )
+
+    @property
+    def _own_guidance(self) -> float:
+        return self.sampling.guidance if self.kind.guided else 1.0
+
+    @torch.no_grad()
+    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        if "log_prob" in decisions.tensors:
+            return decisions.tensors["log_prob"]
+        flat = decisions.flat()
+        condition = self.condition(rollout.prompts, self._own_guidance != 1)
+        condition = condition.repeat_interleave(decisions.mask.shape[1])
+        denoiser = self.denoiser(self.sampling.snapshot, self._own_guidance)
+        # One sample at a time: another batch shape than training's, as a rollout's is.
+        outputs = [
+            denoiser(flat["x_t"][i : i + 1], flat["t"][i : i + 1], condition.select(slice(i, i + 1)))
+            for i in range(len(condition))
+        ]
+        return self.kind.evaluate(torch.cat(outputs), flat).logp.unflatten(0, decisions.mask.shape)
+
+
+def _tape(trajectory: Trajectory) -> dict[str, Tensor]:
+    return {
+        "latents": trajectory.x0,
+        "x_t": trajectory.x_t,
+        "x_next": trajectory.x_next,
+        "t": trajectory.t,
+        "s": trajectory.s,
+        "log_prob": trajectory.log_prob,
+    }

@@ -1,0 +1,289 @@
+"""From the model section of a recipe to a policy: find the family, load, make trainable, take snapshots."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig as PeftLoraConfig
+from torch import Tensor, nn
+
+from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
+from difrl.paths import PACKAGE
+from difrl.policies.diffusion import DiffusionPolicy, Reference, Sampling
+from difrl.policies.families import FAMILIES, Family
+from difrl.policies.likelihoods import Forward, Kind, Reverse
+from difrl.policies.quiet import quiet
+from difrl.schedules import coefficient
+from difrl.snapshots import BASE, CURRENT, Snapshots
+from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode, stable_seed, transition_std
+
+ADAPTER = "default"
+ASSETS = PACKAGE / "assets"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded or used as asked."""
+
+
+def resolve(path: str) -> str:
+    """A local folder, a shipped model's folder, or a hub id as it stands."""
+    if Path(path).is_dir():
+        return path
+    if (ASSETS / path).is_dir():
+        return str(ASSETS / path)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local:
+        shipped = sorted(p.parent.name for p in ASSETS.glob("*/model_index.json"))
+        raise ModelError(
+            f"model.path: no folder {path!r}; expected a diffusers folder, a hub id such as "
+            f"stabilityai/stable-diffusion-3.5-medium, or a shipped model ({', '.join(shipped)})"
+        )
+    return path
+
+
+def family_class(path: str, revision: str | None = None) -> type[Family]:
+    """The family of the pipeline at a folder or hub id, from its model_index.json."""
+    try:
+        found = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
+    except (OSError, KeyError) as error:
+        raise ModelError(
+            f"model.path: {path!r} has no readable model_index.json ({type(error).__name__}); expected a diffusers "
+            "pipeline folder or hub id. For a hub model check the name, the network and `hf auth login`"
+        ) from error
+    if found not in FAMILIES:
+        raise ModelError(
+            f"model.path: {path!r} is a {found}, which no family of difrl handles; expected one of "
+            f"{', '.join(FAMILIES)} (docs/extending.md shows how to add a family)"
+        )
+    return FAMILIES[found]
+
+
+def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
+    """The pipeline, frozen, on the device, its autoencoder in float32."""
+    path = resolve(model.path)
+    cls = family_class(path, model.revision)
+    with quiet():
+        family = cls(cls.load(path, DTYPES[model.dtype], model.revision))
+    family.pipeline.to(device)
+    if model.dtype != "float32":
+        # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
+        family.pipeline.vae.to(torch.float32)
+    for part in family.pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    family.pipeline.set_progress_bar_config(disable=True)
+    set_attention(family.denoiser, model.attention)
+    if model.gradient_checkpointing:
+        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    return family
+
+
+def set_attention(denoiser: nn.Module, backend: str) -> None:
+    """Chooses diffusers' attention implementation, or says why it cannot run here."""
+    if backend == "sdpa":
+        return
+    problem = f"model.attention: {backend} cannot run here"
+    try:
+        if backend == "xformers":
+            denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+            return
+        denoiser.set_attention_backend(backend)  # type: ignore[operator]
+    except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+        raise ModelError(f"{problem}: {error}. Use model.attention: sdpa, torch's own") from error
+    processors = [getattr(m, "processor", None) for m in denoiser.modules()]
+    if not any(getattr(p, "_attention_backend", None) is not None for p in processors):
+        raise ModelError(
+            f"{problem}: {type(denoiser).__name__} has attention processors that take no backend; "
+            "use model.attention: sdpa or xformers"
+        )
+
+
+def make_trainable(family: Family, model: ModelConfig, seed: int = 0) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, in float32: the adapter's for LoRA, the denoiser's for full training."""
+    if model.train == "lora":
+        with torch.random.fork_rng():  # every process and every resumed run must begin with the same adapter
+            torch.manual_seed(stable_seed(seed, "lora"))
+            _add_lora(family, model.lora)
+    else:
+        family.denoiser.requires_grad_(True)
+    trained = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
+    for p in trained.values():
+        p.data = p.data.float()
+    return trained
+
+
+def _add_lora(family: Family, lora: LoraConfig) -> None:
+    denoiser = family.denoiser
+    if lora.warm_start is not None:
+        family.pipeline.load_lora_weights(lora.warm_start, adapter_name=ADAPTER)
+        trained = [p for name, p in denoiser.named_parameters() if ".lora_" in name]
+        if not trained:
+            raise ModelError(f"model.lora.warm_start: {lora.warm_start!r} holds no LoRA weights for the denoiser")
+        for p in trained:
+            p.requires_grad_(True)
+        return
+    targets = list(lora.targets or family.lora_targets)
+    absent = [t for t in targets if not any(name.endswith(t) for name, _ in denoiser.named_modules())]
+    if lora.targets is not None and absent:
+        raise ModelError(f"model.lora.targets: no module of {type(denoiser).__name__} ends in {absent}")
+    config = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets, init_lora_weights=True
+    )
+    denoiser.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+
+
+def base_weights(
+    family: Family, model: ModelConfig, trained: Mapping[str, nn.Parameter], keep: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which the model is the pretrained one: LoRA switched off, or a kept copy exchanged in."""
+    if model.train == "lora":
+
+        @contextmanager
+        def without_adapter() -> Iterator[None]:
+            family.denoiser.disable_adapters()  # type: ignore[operator]
+            try:
+                yield
+            finally:
+                family.denoiser.enable_adapters()  # type: ignore[operator]
+
+        return without_adapter
+    frozen: dict[str, Tensor] | None = {n: p.detach().clone() for n, p in trained.items()} if keep else None
+
+    @contextmanager
+    def copied() -> Iterator[None]:
+        if frozen is None:
+            raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
+        current = {name: p.data for name, p in trained.items()}
+        for name, p in trained.items():
+            p.data = frozen[name]
+        try:
+            yield
+        finally:
+            for name, p in trained.items():
+                p.data = current[name]
+
+    return copied
+
+
+def kind_of(config: LikelihoodConfig, process: Process, grid: Grid, kernel: Kernel) -> Kind:
+    """The likelihood a recipe names."""
+    if config.kind == "reverse":
+        return Reverse(config, process, kernel)
+    return Forward(config, process, grid)
+
+
+def window_of(config: RolloutConfig, grid: Grid, kernel: Kernel, process: Process) -> Callable[..., Window]:
+    """The window of each step. Steps on which the kernel is nearly silent are never decisions."""
+    if config.kernel == "ode" or config.noise_level == 0 or config.solver is not None:
+        return lambda key: Window(0, 0)
+    loud = Window.noisy(transition_std(kernel, process, grid))
+    if loud.size == 0:
+        raise ModelError(f"rollout.noise_level: {config.noise_level:g} leaves no step with noise; raise it")
+    window = config.window
+    if window.kind == "all":
+        return lambda key: loud
+    size, low, high = window.size or 2, loud.start + window.start, loud.start + loud.size
+    if low + size > high:
+        raise ModelError(
+            f"rollout.window: {size} steps from step {low} do not fit the noisy steps {loud.start} to {high - 1} of "
+            f"rollout.steps: {config.steps}; make the window smaller or start it earlier"
+        )
+    if window.kind == "fixed":
+        return lambda key: Window.fixed(low, size)
+    return lambda key: Window.random(size, low, high, key.seed, key.step)
+
+
+def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
+    if config.solver is None:
+        return None
+    cls = getattr(diffusers, config.solver, None)
+    if cls is None or not hasattr(cls, "from_config"):
+        raise ModelError(
+            f"rollout.solver: diffusers has no scheduler {config.solver!r}, e.g. DPMSolverMultistepScheduler"
+        )
+    flow = (
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        if family.process.prediction.startswith("flow")
+        else {}
+    )
+    return cls.from_config(family.scheduler.config, **flow)
+
+
+def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
+    """How rollouts and how evaluations are drawn: the latter by the ODE (or the solver) from the current weights."""
+    rollout, process = config.rollout, family.process
+    shape = family.latent_shape(rollout.height, rollout.width)
+    length = family.sequence_length(shape)
+
+    def grid_of(steps: int) -> Grid:
+        return Grid.from_scheduler(copy.deepcopy(family.scheduler), process, steps, sequence_length=length)
+
+    grid = grid_of(rollout.steps)
+    kernel = make_kernel(rollout.kernel, rollout.noise_level, grid)
+    scheduler = _scheduler(rollout, family)
+    reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
+    window = window_of(rollout, grid, kernel, process)
+    training = Sampling(
+        grid, kernel, window, rollout.guidance, rollout.snapshot, rollout.batch, shape, reduce, scheduler
+    )
+    evaluation = Sampling(
+        grid_of(config.eval.steps or rollout.steps),
+        ode,
+        lambda key: Window(0, 0),
+        rollout.guidance,
+        CURRENT,
+        rollout.batch,
+        shape,
+        scheduler=scheduler,
+    )
+    return training, evaluation
+
+
+def references_of(config: RunConfig) -> dict[str, Reference]:
+    """Everything θ is compared with: anchors, and old weights where ℓ_old is evaluated again."""
+    references = {a.to: Reference(a.to, a.guidance, a.divergence) for a in config.anchors}
+    if config.likelihood.old == "recompute" and "old" not in references:
+        references["old"] = Reference("old", None, None)
+    return references
+
+
+def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> DiffusionPolicy:
+    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    family = load_family(config.model, device)
+    trained = make_trainable(family, config.model, config.seed)
+    keep = keep_base or any(r.snapshot == BASE for r in references_of(config).values())
+    decays = {name: coefficient(s.decay, config.train.steps) for name, s in config.snapshots.items()}
+    training, evaluation = samplings(config, family)
+    return DiffusionPolicy(
+        family,
+        kind_of(config.likelihood, family.process, training.grid, training.kernel),
+        training,
+        evaluation,
+        Snapshots(trained, decays, base_weights(family, config.model, trained, keep)),
+        references_of(config),
+        config.likelihood.old,
+        config.data.negative,
+        config.model.max_sequence_length,
+        DTYPES[config.model.dtype],
+        _saver(family, config.model),
+    )
+
+
+def _saver(family: Family, model: ModelConfig) -> Callable[[Path], None]:
+    """LoRA: the adapter, as load_lora_weights reads it. Full: the whole pipeline, as from_pretrained reads it."""
+
+    def save(folder: Path) -> None:
+        with quiet():
+            if model.train == "lora":
+                family.save_lora(folder)
+            else:
+                family.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    return save

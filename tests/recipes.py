@@ -1,0 +1,39 @@
+"""Recipes for tests: a small valid run, with any key changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from difrl.config import RunConfig
+
+AWM: Mapping[str, Any] = {
+    "likelihood": {"kind": "forward", "decisions": 3},
+    "objective": {"kind": "clipped", "clip_low": None, "clip_high": None},
+}
+FLOW_GRPO: Mapping[str, Any] = {
+    "likelihood": {"kind": "reverse"},
+    "objective": {"kind": "clipped", "clip_low": 0.1, "clip_high": 0.1},
+    "rollout": {"kernel": "flow_sde", "noise_level": 0.7},
+}
+
+
+def recipe(path: Path | str, folder: Path | str = "runs/test", /, **sections: Mapping[str, Any] | Any) -> RunConfig:
+    """A run of a few steps on the shapes prompts; a mapping given as a section is merged into the default one."""
+    base: dict[str, Any] = {
+        "output_dir": Path(folder),
+        "model": {"path": str(path), "train": "full"},
+        "data": {"train": "shapes:train", "evaluation": "shapes:eval", "prompts_per_step": 4, "group_size": 3},
+        "rewards": [{"name": "jpeg_compressibility"}],
+        "rollout": {"steps": 4, "batch": 5},
+        "train": {"steps": 3, "lr": 1e-3, "micro_batch": 7, "threads": 1},
+        "eval": {"every": 2, "images": 8, "show": 2, "columns": 2},
+        "checkpoint": {"every": 1, "keep": 2},
+        **AWM,
+    }
+    for name, section in sections.items():
+        old = base.get(name)
+        replaced = isinstance(section, Mapping) and isinstance(old, dict) and "kind" not in section
+        base[name] = {**old, **section} if replaced else section  # type: ignore[dict-item]
+    return RunConfig.model_validate(base)

@@ -1,0 +1,87 @@
+"""Random pipelines of a few thousand parameters in Stable Diffusion 3's own format, built by the tests that need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+
+from difrl.worlds import shapes
+from difrl.worlds.tiny_sd3 import build_tokenizer
+
+WIDTH = 16
+
+
+def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: int = 0) -> Path:
+    """Saves a random SD3 pipeline for 8x8 images; `like_35` adds what SD3.5 has: T5, QK norm, dual attention."""
+    torch.manual_seed(seed)
+    texts = [p.text for p in shapes.prompts()]
+    tokenizer = build_tokenizer(texts)
+    clip = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    transformer = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=4,
+        qk_norm="rms_norm" if like_35 else None,
+        dual_attention_layers=(0,) if like_35 else (),
+    )
+    # Diffusers starts the last layers at zero in places; random ones make every input matter.
+    for p in transformer.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.15)
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        vae=AutoencoderKL(
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=8,
+            mid_block_add_attention=False,
+            shift_factor=0.1,
+            scaling_factor=1.3,
+        ),
+        text_encoder=CLIPTextModelWithProjection(clip),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(clip),
+        tokenizer_2=tokenizer,
+        text_encoder_3=_t5() if like_35 else None,
+        tokenizer_3=_t5_tokenizer() if like_35 else None,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _t5() -> T5EncoderModel:
+    config = T5Config(vocab_size=64, d_model=2 * WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return T5EncoderModel(config)
+
+
+def _t5_tokenizer() -> T5TokenizerFast:
+    words = sorted({w for p in shapes.prompts() for w in p.text.split()})
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{w}" for w in words)]
+    return T5TokenizerFast(vocab=[(p, -float(i > 2)) for i, p in enumerate(pieces)], extra_ids=0)
