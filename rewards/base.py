@@ -81,7 +81,7 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(reward.name, f"{type(error).__name__}: {error}") from error
+        raise RewardError(reward.name, f"{type(error).__name__}: {error} ({_batch(prompts)})") from error
     return _checked(reward.name, result, count, prompts)
 
 
@@ -93,7 +93,7 @@ def _checked(name: str, result: object, count: int, prompts: Sequence[str]) -> S
         raise RewardError(
             name,
             f"returned values {tuple(values.shape)} and valid {tuple(valid.shape)} for {count} samples; "
-            f"both must have shape ({count},)",
+            f"both must have shape ({count},) ({_batch(prompts)})",
         )
     values, valid = values.detach().to(torch.float32), valid.to(torch.bool)
     broken = (valid & ~torch.isfinite(values)).nonzero().flatten()
@@ -102,3 +102,10 @@ def _checked(name: str, result: object, count: int, prompts: Sequence[str]) -> S
         problem = f"value {float(values[row])} is not finite; mark rows that cannot be scored as invalid"
         raise RewardError(name, problem, row, prompts[row])
     return Scores(torch.where(valid, values, torch.zeros_like(values)), valid)
+
+
+def _batch(prompts: Sequence[str]) -> str:
+    """What was being scored, where no single row is to blame."""
+    distinct = list(dict.fromkeys(prompts))
+    shown = ", ".join(map(repr, distinct[:3])) + (", …" if len(distinct) > 3 else "")
+    return f"in a batch of {len(prompts)} samples of {shown}" if prompts else "in an empty batch"

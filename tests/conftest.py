@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Set before transformers or diffusers are imported: a test that reaches for a hub must fail, not download.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,3 +19,11 @@ ensure_torchvision()
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline like the shipped model: no T5, shift 1."""
+    from tests.tiny_models import tiny_sd3  # diffusers takes seconds to import, and most tests do without
+
+    return tiny_sd3(tmp_path_factory.mktemp("models") / "sd3")

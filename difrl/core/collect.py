@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from difrl.core.advantages import informative
@@ -40,69 +39,51 @@ class Scored(Protocol):
 
 
 S = TypeVar("S", bound=Scored)
-Draw = Callable[[int], S]
+Draw = Callable[[int, Sequence[int] | None], S]
+"""draw(k, groups): fresh samples of these groups, for the k-th time; of all groups where groups is None."""
 Collect = Callable[[Draw[S]], S]
 
 
 def once(draw: Draw[S]) -> S:
-    """draw(0), whatever it holds."""
-    return draw(0)
-
-
-def _alone(enough: bool) -> bool:
-    return enough
+    """The first draw, whatever it holds."""
+    return draw(0, None)
 
 
 @dataclass(frozen=True)
 class Informative:
-    """Draws until `groups` groups are informative: DAPO's dynamic sampling (2503.14476).
+    """Draws a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
 
-    Returns exactly `groups` groups, the informative ones first drawn; if max_draws did not bring enough,
-    uninformative ones fill up (their advantages are 0), so that the shape of a step does not depend on luck;
-    fewer only where fewer were drawn at all.
-
-    Attributes:
-      groups: how many to return.
-      max_draws: how often to draw at most.
-      agree: whether all processes have enough, from whether this one has: a logical-and over processes, for
-        draws in which they take part together.
+    Each group is drawn for itself, at most `max_draws` times, and the last draw stands (where it is
+    uninformative, its advantages are 0). So the shape of a step does not depend on luck, nothing informative
+    is thrown away, and no group needs to know of the others: processes that hold different groups need not
+    agree, and find what one process would. DAPO draws whole batches instead and keeps the first informative.
     """
 
-    groups: int
     max_draws: int
-    agree: Callable[[bool], bool] = _alone
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or self.max_draws < 1:
-            raise ValueError(f"groups is {self.groups} and max_draws {self.max_draws}, expected at least 1 of each")
+        if self.max_draws < 1:
+            raise ValueError(f"max_draws is {self.max_draws}, expected at least 1")
 
     def __call__(self, draw: Draw[S]) -> S:
-        """draw(k) is the k-th fresh record; its group ids must not have been drawn before."""
-        record = draw(0)
+        record = draw(0, None)
         for k in range(1, self.max_draws):
-            if self.agree(len(_useful(record)) >= self.groups):
+            good = informative(record.rewards, record.groups, record.valid)
+            if good.all():
                 break
-            record = _joined(record, draw(k), k)
-        useful = _useful(record)
-        first = list(dict.fromkeys(useful + _ordered(record.groups)))
-        kept = torch.tensor(first[: self.groups], dtype=torch.int64, device=record.groups.device)
-        return record.select(torch.isin(record.groups, kept))
+            wanted = _ids(record.groups[~good])
+            record = record.cat([record.select(good), _checked(draw(k, wanted), wanted, k)])
+        return record
 
 
-def _useful(record: Scored) -> list[int]:
-    return _ordered(record.groups[informative(record.rewards, record.groups, record.valid)])
-
-
-def _ordered(groups: Tensor) -> list[int]:
+def _ids(groups: Tensor) -> list[int]:
     return list(dict.fromkeys(groups.tolist()))
 
 
-def _joined(record: S, fresh: S, k: int) -> S:
-    again = torch.isin(fresh.groups, record.groups)
-    if again.any():
-        found = sorted(set(fresh.groups[again].tolist()))
+def _checked(fresh: S, wanted: list[int], k: int) -> S:
+    found = _ids(fresh.groups)
+    if sorted(found) != sorted(wanted):
         raise ValueError(
-            f"draw {k} returned groups {found} of an earlier draw, expected new ids; number groups by draw, "
-            "or samples of different draws would form one group"
+            f"draw {k} returned groups {found}, expected {wanted}; a group keeps its id when it is drawn again"
         )
-    return record.cat([record, fresh])
+    return fresh

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from difrl.core import Informative, once
 
+Draw = Callable[[int, Sequence[int] | None], "Record"]
+
 
 @dataclass
 class Record:
@@ -29,70 +31,65 @@ class Record:
         return cls(*tensors, [word for p in parts for word in p.payload])
 
 
-def source(*draws: str) -> tuple[Callable[[int], Record], list[int]]:
-    """Draws written as "01 1?": groups of 0/1 rewards, "?" unscored; and a list of the draws made."""
-    made: list[int] = []
+def record(words: dict[int, str]) -> Record:
+    rows = [(group, letter, word) for group, word in words.items() for letter in word]
+    rewards = torch.tensor([float(letter.replace("?", "nan")) for _, letter, _ in rows])
+    groups = torch.tensor([group for group, _, _ in rows])
+    return Record(rewards, groups, ~rewards.isnan(), [word for _, _, word in rows])
 
-    def draw(k: int) -> Record:
-        made.append(k)
+
+def source(*draws: str) -> tuple[Draw, list[Sequence[int] | None]]:
+    """Draws of groups 0, 1, … written as "01 1?": 0/1 rewards, "?" unscored; and what was asked for."""
+    asked: list[Sequence[int] | None] = []
+
+    def draw(k: int, groups: Sequence[int] | None) -> Record:
+        assert k == len(asked)
+        asked.append(groups)
         words = draws[k].split()
-        rows = [(100 * k + i, letter, word) for i, word in enumerate(words) for letter in word]
-        rewards = torch.tensor([float(letter.replace("?", "nan")) for _, letter, _ in rows])
-        groups = torch.tensor([group for group, _, _ in rows])
-        return Record(rewards, groups, ~rewards.isnan(), [word for _, _, word in rows])
+        return record({g: words[g] for g in (range(len(words)) if groups is None else groups)})
 
-    return draw, made
+    return draw, asked
 
 
-def words(record: Record) -> list[str]:
-    return [record.payload[i] for i in range(0, len(record.payload), 2)]
+def words(found: Record) -> dict[int, str]:
+    return dict(zip(found.groups.tolist(), found.payload, strict=True))
 
 
 def test_once_draws_once() -> None:
-    draw, made = source("00 11")
-    assert words(once(draw)) == ["00", "11"]
-    assert made == [0]
+    draw, asked = source("00 11")
+    assert words(once(draw)) == {0: "00", 1: "11"}
+    assert asked == [None]
 
 
-def test_draws_stop_as_soon_as_there_are_enough() -> None:
-    draw, made = source("00 01 11", "10 1? 01", "01 01 01")
-    assert words(Informative(groups=2, max_draws=3)(draw)) == ["01", "10"]
-    assert made == [0, 1]
+def test_only_idle_groups_are_drawn_again() -> None:
+    draw, asked = source("00 01 11", "10 -- 1?", "-- -- 01", "-- -- --")
+    assert words(Informative(max_draws=4)(draw)) == {0: "10", 1: "01", 2: "01"}
+    assert asked == [None, [0, 2], [2]]
 
 
-def test_uninformative_groups_fill_up_when_draws_run_out() -> None:
-    draw, made = source("00 01 1?", "11 00 10")
-    found = Informative(groups=3, max_draws=2)(draw)
-    assert words(found) == ["00", "01", "10"]
-    assert found.groups.tolist() == [0, 0, 1, 1, 102, 102]
-    assert made == [0, 1]
+def test_the_last_draw_stands() -> None:
+    draw, asked = source("00 01 1?", "11 -- 10")
+    found = Informative(max_draws=2)(draw)
+    assert words(found) == {0: "11", 1: "01", 2: "10"}
+    assert sorted(found.groups.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert asked == [None, [0, 2]]
 
 
-def test_fewer_groups_only_where_fewer_were_drawn() -> None:
-    draw, _ = source("00 01")
-    assert words(Informative(groups=5, max_draws=1)(draw)) == ["00", "01"]
+def test_groups_find_the_same_alone_and_together() -> None:
+    """So several processes find what one does."""
+    draws = ("00 01 11", "10 -- 11", "-- -- 01")
+    together = words(Informative(max_draws=3)(source(*draws)[0]))
+    for group in range(3):
+        alone = Informative(max_draws=3)(lambda k, _, g=group: record({g: draws[k].split()[g]}))
+        assert words(alone) == {group: together[group]}
 
 
-def test_all_processes_must_have_enough() -> None:
-    draw, made = source("01 01", "01 01", "01 01")
-    answers = iter([False, True])
-    asked: list[bool] = []
-
-    def agree(enough: bool) -> bool:
-        asked.append(enough)
-        return next(answers)
-
-    assert len(words(Informative(groups=2, max_draws=9, agree=agree)(draw))) == 2
-    assert made == [0, 1]
-    assert asked == [True, True]
-
-
-def test_group_ids_may_not_come_again() -> None:
-    draw, _ = source("00 11")
-    with pytest.raises(ValueError, match=r"draw 1 returned groups \[0, 1\] of an earlier draw"):
-        Informative(groups=1, max_draws=2)(lambda k: draw(0))
+def test_other_groups_than_asked_for_are_refused() -> None:
+    draw, _ = source("00 11 01")
+    with pytest.raises(ValueError, match=r"draw 1 returned groups \[0, 1, 2\], expected \[0, 1\]"):
+        Informative(max_draws=2)(lambda k, groups: draw(0, None) if k == 0 else record({0: "01", 1: "01", 2: "01"}))
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="expected at least 1 of each"):
-        Informative(groups=0, max_draws=1)
+    with pytest.raises(ValueError, match="expected at least 1"):
+        Informative(max_draws=0)

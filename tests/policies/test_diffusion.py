@@ -195,7 +195,8 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp
     plain = pipeline(
         TEXTS, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=8, latents=noise, output_type="pt"
     ).images
-    assert images is not None and untouched is not None
+    assert images is not None
+    assert untouched is not None
     torch.testing.assert_close(images, plain, atol=1e-4, rtol=0)
     assert (images - untouched).abs().max() > 1e-2
     warm = policy_of(
@@ -212,7 +213,8 @@ def test_full_fine_tune_loads_with_from_pretrained(sd3: Path, tmp_path: Path) ->
     policy.save(tmp_path / "full")
     images = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
     again = policy_of(tmp_path / "full").evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
-    assert images is not None and again is not None
+    assert images is not None
+    assert again is not None
     torch.testing.assert_close(images, again, atol=1e-4, rtol=0)
 
 
@@ -222,7 +224,9 @@ def test_rlg_blends_outputs_of_base_and_tuned(sd3: Path) -> None:
     seen = {w: policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), rlg=w).images for w in (0.0, 1.0, 2.0)}
     base = policy_of(sd3, rollout={"guidance": 2.0}).evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
     torch.testing.assert_close(seen[0.0], base, atol=1e-5, rtol=0)
-    assert seen[1.0] is not None and seen[2.0] is not None and base is not None
+    assert base is not None
+    assert seen[1.0] is not None
+    assert seen[2.0] is not None
     assert (seen[1.0] - base).abs().max() > 1e-3
     assert (seen[2.0] - seen[1.0]).abs().max() > 1e-3
 
@@ -251,7 +255,8 @@ def test_solver_in_place_of_a_kernel(sd3: Path) -> None:
     fine = policy_of(sd3, rollout={"steps": 60})
     solved = policy_of(sd3, rollout={"steps": 60, "solver": "DPMSolverMultistepScheduler"})
     images = [p.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images for p in (fine, solved)]
-    assert images[0] is not None and images[1] is not None
+    assert images[0] is not None
+    assert images[1] is not None
     torch.testing.assert_close(images[0], images[1], atol=0.05, rtol=0)
 
 

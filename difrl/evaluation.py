@@ -1,0 +1,83 @@
+"""What is measured on evaluation prompts: rewards, watched rewards and diversity, each with its standard error.
+
+Every evaluation of a run uses the same prompts and the same noise, so differences between evaluations are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.data import Prompt
+from difrl.diversity import thumbnails, within
+from difrl.policies.base import Key, Policy
+from difrl.processes import Processes
+from difrl.rollout import Rollout
+from difrl.scoring import Scorer
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a policy on fixed prompts."""
+
+    policy: Policy
+    scorer: Scorer
+    prompts: Sequence[Prompt]
+    processes: Processes
+    seed: int
+
+    def __call__(self, images: int, rlg: float = 1.0) -> dict[str, float]:
+        """Means and standard errors over `images` samples, prompt after prompt in turn, as eval/… metrics."""
+        count = self.processes.count
+        # Every process draws equally many; numbers past the end repeat the last sample and are dropped below.
+        numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
+        prompts = [self.prompts[int(i) % len(self.prompts)] for i in numbers]
+        rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), rlg)
+        rollout = rollout.to(self.processes.device)
+        scored = self.scorer(rollout)
+        columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
+        order = self._order(numbers.to(self.processes.device), images)
+        metrics: dict[str, float] = {}
+        for name, column in columns.items():
+            mean, stderr = mean_and_stderr(self.processes.gather(column)[order])
+            metrics[f"eval/{name}"], metrics[f"eval/{name}/stderr"] = mean, stderr
+        return {**metrics, **self._diversity(rollout, numbers, order)}
+
+    def _order(self, numbers: Tensor, images: int) -> Tensor:
+        """Where in the gathered rows samples 0, 1, … are."""
+        gathered = self.processes.gather(numbers)
+        order = torch.argsort(gathered, stable=True)
+        first = torch.ones(len(order), dtype=torch.bool, device=order.device)
+        first[1:] = gathered[order][1:] != gathered[order][:-1]
+        return order[first][:images]
+
+    def _diversity(self, rollout: Rollout, numbers: Tensor, order: Tensor) -> dict[str, float]:
+        if rollout.images is None:
+            return {}
+        features = self.processes.gather(thumbnails(rollout.images))[order]
+        groups = torch.arange(len(order), device=order.device) % len(self.prompts)
+        mean, stderr = mean_and_stderr(within(features, groups))
+        if math.isnan(mean):
+            return {}
+        return {"eval/diversity/pixels": mean, "eval/diversity/pixels/stderr": stderr}
+
+    def show(self, count: int, columns: int, rlg: float = 1.0) -> tuple[Rollout, list[str]]:
+        """The samples of the fixed grid: `columns` for each of `count` prompts spread over the evaluation set."""
+        count = min(count, len(self.prompts))
+        chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
+        prompts = [p for p in chosen for _ in range(columns)]
+        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), Key(self.seed, 0, "show"), rlg)
+        return rollout, [p.text for p in chosen]
+
+
+def mean_and_stderr(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of the finite values; rows that could not be scored are NaN and have no part in them."""
+    values = values[values.isfinite()].double()
+    if len(values) == 0:
+        return math.nan, math.nan
+    stderr = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(math.nan)
+    return values.mean().item(), float(stderr)

@@ -1,0 +1,92 @@
+"""What several processes have to agree on, through accelerate. With one process every function is the identity.
+
+Gradients are summed here, once an update, instead of by a DistributedDataParallel wrapper: the passes under other
+weights then need no special treatment, and a loss divided by the global count gives the gradient of one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+class Processes:
+    """The processes of a run, as this one sees them."""
+
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
+        self.accelerator = accelerator or Accelerator()
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes, in the order of their ranks; every process gives the same shape."""
+        gathered: Tensor = self.accelerator.gather(tensor.contiguous())
+        return gathered
+
+    def own(self, gathered: Tensor) -> Tensor:
+        """The rows that this process gave to `gather`."""
+        return gathered.chunk(self.count)[self.rank]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Sums of scalars over processes; all processes give the same names."""
+        if not values:
+            return {}
+        total = self.sum(torch.stack([v.detach().double().to(self.device) for v in values.values()]))
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def means(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean of every column over processes, of its values that are not NaN; NaN where there is none."""
+        known = {name: ~column.isnan() for name, column in columns.items()}
+        totals = self.sums(
+            {name: torch.where(known[name], column, 0.0).double().sum() for name, column in columns.items()}
+        )
+        counts = self.sums({name: mask.sum() for name, mask in known.items()})
+        return {name: totals[name] / counts[name] if counts[name] else math.nan for name in columns}
+
+    def all(self, flag: bool) -> bool:
+        """Whether the flag is set on every process."""
+        return int(self.sum(torch.tensor(int(flag), device=self.device))) == self.count
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some process."""
+        return not self.all(not flag)
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces every gradient by its sum over processes, in one message."""
+        parameters = list(parameters)
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.count == 1:
+            return
+        flat = self.sum(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = grad.view_as(p)
+
+    def wait(self) -> None:
+        """Returns when every process is here."""
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,289 @@
+"""The one loop, for every algorithm.
+
+    prompts → rollout → rewards [B] → advantages [B] ┐
+                  └──→ decisions → likelihoods [B, J] ┴→ objective → loss [B, J] → one reduction → update
+
+A step is one rollout and `updates_per_step` optimizer updates on it. Every sum runs over the samples of all processes and
+every random number is keyed by sample, so what a step computes depends neither on the number of processes nor on the size
+of the micro-batches. Left out: drawing, scoring and storing, which belong to the policy, the scorer and difrl/running.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from difrl.checks import SAMPLES, check_first_update
+from difrl.config import ObjectiveConfig, RunConfig
+from difrl.core import (
+    Clipped,
+    Coefficient,
+    Collect,
+    Informative,
+    Likelihoods,
+    Objective,
+    advantages,
+    collapse,
+    informative,
+    once,
+    penalty,
+    reduce,
+)
+from difrl.data import Prompt, PromptOrder
+from difrl.diversity import thumbnails, within
+from difrl.policies.base import Decisions, Key, Policy
+from difrl.processes import Processes
+from difrl.rollout import Rollout, Scored
+from difrl.schedules import coefficient
+from difrl.scoring import Scorer
+from difrl.snapshots import CURRENT
+
+Metrics = dict[str, float]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+def objective_of(config: ObjectiveConfig) -> Objective:
+    """The objective a recipe names."""
+    return Clipped(config.clip_low, config.clip_high)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What this process learns from in a step."""
+
+    scored: Scored
+    advantages: Tensor
+    """[B], 0 where the sample is not valid."""
+
+    @property
+    def rollout(self) -> Rollout:
+        return self.scored.rollout
+
+    def select(self, index: Tensor) -> Batch:
+        return Batch(self.scored.select(index), self.advantages[index])
+
+
+class Trainer:
+    """Trains a policy; its only state is the policy's, the optimizer's and the number of evaluations."""
+
+    def __init__(
+        self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], processes: Processes
+    ) -> None:
+        _check_shares(config, processes)
+        self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
+        self.objective = objective_of(config.objective)
+        self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
+        draws = config.collect.max_draws
+        self.collect: Collect[Scored] = once if draws == 1 else Informative(draws)
+        steps = config.train.steps
+        self.learning_rate: Coefficient = coefficient(config.train.lr, steps)
+        self.coefficients = {a.to: coefficient(a.coefficient, steps) for a in config.anchors}
+        self.parameters = list(policy.parameters.values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
+        )
+        self.evaluations = 0
+
+    def step(self, number: int) -> Metrics:
+        """Rollout `number` and its updates; the metrics are those of all processes."""
+        before = self.policy.evaluations
+        clock = Clock()
+        drawn: list[Scored] = []
+
+        def draw(attempt: int, groups: Sequence[int] | None) -> Scored:
+            drawn.append(self._draw(number, attempt, groups, clock))
+            return drawn[-1]
+
+        scored = self.collect(draw)
+        batch = Batch(scored, self._advantages(scored))
+        metrics = self._observe(drawn)
+        rate = self.learning_rate.value(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        updates = self.config.train.updates_per_step
+        norms = [self._update(number, update, batch, sums) for update in range(updates)]
+        self.policy.snapshots.update(number)
+        clock.lap("update")
+        spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
+        self.evaluations += int(spent)
+        metrics |= self._summary(sums) | {"grad_norm": sum(norms) / updates, "lr": rate, "nfe": self.evaluations}
+        return metrics | clock.times
+
+    def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
+        """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
+        size, count = self.config.data.group_size, self.config.data.prompts_per_step
+        chosen = self.order.step(step * self.config.collect.max_draws + draw)
+        mine = range(self.processes.rank, count, self.processes.count) if wanted is None else wanted
+        prompts = [self.prompts[chosen[g]] for g in mine for _ in range(size)]
+        groups = torch.tensor(list(mine)).repeat_interleave(size)
+        samples = (draw * count + groups) * size + torch.arange(size).repeat(len(mine))
+        rollout = self.policy.rollout(prompts, groups, samples, Key(self.config.seed, step)).to(self.processes.device)
+        clock.lap("rollout")
+        scored = self.scorer(rollout)
+        clock.lap("score")
+        return scored
+
+    def _advantages(self, scored: Scored) -> Tensor:
+        rewards, groups, valid = (self.processes.gather(x) for x in (scored.rewards, scored.groups, scored.valid))
+        return self.processes.own(advantages(rewards, groups, valid, **self.config.advantage.model_dump()))
+
+    def _update(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor]) -> float:
+        """One optimizer update on its share of the groups; returns the norm of the gradient."""
+        batch = batch.select(self._share(batch.scored.groups, update))
+        # Fresh (t, ε) for each update, and the same ones for θ and every reference.
+        key = Key(self.config.seed, step, f"train/{update}")
+        decisions = self.policy.decisions(batch.rollout, key)
+        decisions = replace(decisions, mask=decisions.mask & batch.scored.valid[:, None])
+        counted = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1)
+        count = self.processes.sums({"n": counted.sum()})["n"]
+        if count == 0:
+            raise TrainingError(
+                f"step {step}: no sample could be scored, so there is nothing to learn from; see `difrl rewards`"
+            )
+        statistics = self._statistics(batch, decisions)
+        coefficients = {name: c.value(step) for name, c in self.coefficients.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (rows, columns) in enumerate(self._chunks(decisions)):
+            part, chosen = batch.select(rows), decisions.select(rows, columns)
+            lik = self.policy.likelihoods(part.rollout, chosen)
+            if update == 0 and number == 0:
+                self._check(part.rollout, chosen, lik)
+            lik = collapse(lik, self.objective.decisions)
+            mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
+            loss, details = self.objective(lik, part.advantages, part.scored.groups, mine)
+            total = reduce(loss + penalty(lik, coefficients), lik.mask, count)
+            total.backward()
+            _add(sums, lik, details | {"loss": loss.detach()}, total)
+        self.processes.sum_gradients(self.parameters)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}, update {update}: the gradient is {norm}, so the weights were left as they are. Lower train.lr, "
+                "raise an anchor's coefficient, or use model.dtype: bfloat16 in place of float16"
+            )
+        self.optimizer.step()
+        return norm
+
+    def _share(self, groups: Tensor, update: int) -> Tensor:
+        """The rows of the groups that belong to an update: by group number, so that processes do not matter."""
+        updates, count = self.config.train.updates_per_step, self.config.data.prompts_per_step
+        return groups * updates // count == update
+
+    def _chunks(self, decisions: Decisions) -> Iterator[tuple[Tensor, slice]]:
+        """Micro-batches: rows, and a slice of decisions where a sample's decisions need not stay together."""
+        size, (rows, columns) = self.config.train.micro_batch, decisions.mask.shape
+        width = min(columns, size) if self.objective.decisions == "each" else columns
+        for chosen in torch.arange(rows, device=decisions.mask.device).split(max(1, size // width)):
+            for start in range(0, columns, width):
+                yield chosen, slice(start, start + width)
+
+    @torch.no_grad()
+    def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:
+        """What the objective needs to know of other rows, from a pass without gradient over all; None if it needs nothing."""
+        if self.objective.scope == "row":
+            return None
+        whole: dict[str, Tensor] = {}
+        for rows, columns in self._chunks(decisions):
+            lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns))
+            for name, value in lik.tensors().items():
+                whole.setdefault(name, value.new_zeros(decisions.mask.shape))[rows, columns] = value
+        lik = collapse(Likelihoods.from_tensors(whole), self.objective.decisions)
+        gather = self.processes.gather
+        statistics = self.objective.statistics(
+            {name: gather(value) for name, value in self.objective.summarise(lik).items()},
+            gather(lik.mask),
+            gather(batch.advantages[:, None].expand_as(lik.logp)),
+            gather(batch.scored.groups),
+        )
+        return {name: self.processes.own(value) for name, value in statistics.items()}
+
+    def _check(self, rollout: Rollout, decisions: Decisions, lik: Likelihoods) -> None:
+        if self.config.rollout.snapshot != CURRENT:
+            return  # θ is not what drew the samples, so there is no ratio of 1 to expect
+        spent = self.policy.evaluations
+        counts = decisions.mask.any(dim=1)
+        rows = counts.int().argsort(descending=True, stable=True)[:SAMPLES]
+        few = decisions.select(rows, slice(None))
+        recorded = self.policy.recorded(rollout.select(rows), few)
+        check_first_update(lik.logp[rows], recorded, few.mask, getattr(torch, self.config.model.dtype))
+        # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
+        self.policy.evaluations = spent
+
+    def _observe(self, drawn: Sequence[Scored]) -> Metrics:
+        """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""
+        columns = [observed(scored) for scored in drawn]
+        return self.processes.means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+
+    def _summary(self, sums: Mapping[str, Tensor]) -> Metrics:
+        """Means over the step's decisions of everything the objective and the anchors reported."""
+        totals = self.processes.sums(sums)
+        count = totals.pop("count")
+        objective = totals.pop("total") / self.config.train.updates_per_step
+        squares = totals.pop("ratio_spread", None)
+        metrics = {METRIC_NAMES.get(name, name): value / count for name, value in totals.items()}
+        if squares is not None:
+            metrics["ratio/std"] = math.sqrt(max(0.0, squares / count - (metrics["ratio/mean"] - 1) ** 2))
+        return metrics | {"loss": objective}
+
+
+METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}
+"""An objective's own word for a metric -> the name in metrics.jsonl."""
+
+
+def observed(scored: Scored) -> dict[str, Tensor]:
+    """What a draw says of itself: name -> one value a sample or a group, NaN where there is none."""
+    groups, valid = scored.groups, scored.valid
+    columns = {
+        "reward/mean": torch.where(valid, scored.rewards, math.nan),
+        "groups/zero_std": 1.0 - informative(scored.rewards, groups, valid).float(),
+        "samples/invalid": 1.0 - valid.float(),
+        **scored.parts,
+    }
+    if scored.rollout.images is not None:
+        columns["diversity/pixels"] = within(thumbnails(scored.rollout.images), groups)
+    return columns
+
+
+def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor], total: Tensor) -> None:
+    """Adds a micro-batch to the sums of the step."""
+    columns = dict(details) | {f"kl/{name}": value.detach() for name, value in lik.divergence.items()}
+    if "ratio" in details:
+        # From 1, not from 0: ratios of 1 ± 1e-4 are usual, and float32 squares around 1 are that coarse.
+        columns["ratio_spread"] = (details["ratio"].double() - 1) ** 2
+    for name, value in columns.items():
+        sums[name] = sums[name] + torch.where(lik.mask, value.double(), 0.0).sum()
+    sums["count"] = sums["count"] + lik.mask.sum()
+    sums["total"] = sums["total"] + total.detach().double()
+
+
+def _check_shares(config: RunConfig, processes: Processes) -> None:
+    groups, updates = config.data.prompts_per_step, config.train.updates_per_step
+    if groups % (processes.count * updates):
+        raise TrainingError(
+            f"data.prompts_per_step ({groups}) must be a multiple of the number of processes ({processes.count}) times "
+            f"train.updates_per_step ({updates}), since every process has whole groups in every update; change one of them"
+        )
+
+
+class Clock:
+    """Seconds spent in each part of a step, as time/… metrics."""
+
+    def __init__(self) -> None:
+        self.times: Metrics = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Charges the time since the last lap to `name`."""
+        now = time.perf_counter()
+        self.times[f"time/{name}"] = self.times.get(f"time/{name}", 0.0) + now - self._last
+        self._last = now
