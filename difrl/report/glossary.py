@@ -1,0 +1,77 @@
+"""Every metric of a run folder, defined once, with its estimator.
+
+Keys are shell patterns over metric names, most particular first. The report shows a definition as a tooltip
+beside the metric and lists those in use at its foot; `definition` serves whoever else needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from difrl.summary import STDERR
+
+DEFINITIONS: dict[str, str] = {
+    "step": "One rollout with its updates; step 0 is the model before training.",
+    "nfe": (
+        "Denoiser evaluations that training has cost so far, for rollouts and updates, counted per sample "
+        "(guidance counts two); for language models, tokens generated so far."
+    ),
+    "reward/mean": ("Weighted sum of the trained rewards, averaged over the valid samples of the step's rollout."),
+    "reward/*": "One trained reward, averaged over the samples of the step's rollout that it could score.",
+    "watch/*": "A watched reward, averaged over the step's rollout; it is scored and never optimised.",
+    "diversity/*": (
+        "Mean distance between two samples of one prompt, over all pairs, then over the step's prompts (pixels: "
+        "root mean square over thumbnails of 16 × 16)."
+    ),
+    "kl/*": (
+        "The divergence of the trained weights from this anchor, of the kind its setting names "
+        "(velocity: mean squared difference of outputs; gaussian: closed form; k2, k3: from log-"
+        "ratios), averaged over the step's decisions."
+    ),
+    "ratio/mean": "Mean over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
+    "ratio/std": "Standard deviation over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
+    "ratio/*": "A statistic over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
+    "clip/high": ("Share of decisions with a positive advantage whose ratio passed the upper clipping bound."),
+    "clip/low": "Share of decisions with a negative advantage whose ratio passed the lower clipping bound.",
+    "approx_kl": "Mean over the step's decisions of the k3 estimate of KL(old‖θ), ρ − 1 − log ρ.",
+    "samples/invalid": "Share of the step's samples that a trained reward could not score; they teach nothing.",
+    "groups/zero_std": ("Share of the step's prompts whose samples all had the same reward, so taught nothing."),
+    "grad_norm": "Euclidean norm of the gradient before clipping, averaged over the step's updates.",
+    "loss": ("The objective plus every anchor's term, averaged over the step's decisions; its size alone says little."),
+    "loss/objective": "The objective without the anchors' terms, averaged over the step's decisions.",
+    "lr": "Learning rate of the step's last update.",
+    "time/rollout": "Seconds of the step spent drawing samples, decoding included.",
+    "time/score": "Seconds of the step spent in the rewards, trained and watched.",
+    "time/update": "Seconds of the step spent in likelihoods, gradients and optimizer.",
+    "time/*": "Seconds of the step spent in this stage.",
+    "eval/reward/mean": (
+        "Weighted sum of the trained rewards, averaged over samples of the evaluation prompts, "
+        "which are never trained on."
+    ),
+    "eval/reward/*": "One trained reward, averaged over samples of the evaluation prompts.",
+    "eval/watch/*": "A watched reward, averaged over samples of the evaluation prompts.",
+    "eval/diversity/*": "As diversity, over samples of the evaluation prompts.",
+    "*/stderr": "Standard error of the mean: the standard deviation over what is averaged, divided by √n.",
+    "rlg weight": (
+        "w in out = out_base + w·(out_tuned − out_base): 0 is the base model, 1 the trained one, "
+        "more extrapolates (arXiv:2508.21016)."
+    ),
+}
+
+
+def definition(key: str) -> str:
+    """The sentence for a metric, or an empty string where it is not one of the known ones."""
+    return next((text for pattern, text in DEFINITIONS.items() if fnmatchcase(key, pattern)), "")
+
+
+def entries(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """(pattern, definition) of what occurs in `keys`, each once, in the order of DEFINITIONS."""
+    used = {_pattern(key) for key in keys}
+    return [(pattern, text) for pattern, text in DEFINITIONS.items() if pattern in used]
+
+
+def _pattern(key: str) -> str:
+    if key.endswith(STDERR):
+        return f"*{STDERR}"
+    return next((pattern for pattern in DEFINITIONS if fnmatchcase(key, pattern)), "")
