@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/difrl train configs/quickstart.yaml
+	$(BIN)/difrl train configs/quickstart.yaml --resume
 
 test: $(STAMP)
 	$(PYTEST) -m 'not slow'

@@ -1,0 +1,229 @@
+"""The commands. Each reads its arguments, calls one function of the package and prints what it returns."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    help="Reinforcement-learning fine-tuning of image generators and language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+# Options that take several values after one flag, as in `--rlg 0 0.5 1`.
+SPREAD = ("--rlg", "--prompt", "--reward")
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name that `difrl recipes` lists.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. train.steps=20")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Continue from the newest checkpoint, or start if there is none.")
+    ] = False,
+    print_config: Annotated[bool, typer.Option(help="Print the expanded recipe and stop.")] = False,
+) -> None:
+    """Train what a recipe describes."""
+    from difrl.reading import read_config, to_yaml
+
+    recipe = read_config(config, overrides or [])
+    if print_config:
+        sys.stdout.write(to_yaml(recipe))
+        return
+    from difrl import running
+
+    running.train(recipe, resume=resume)
+
+
+@app.command()
+def check(
+    config: Annotated[str, typer.Argument(help="A recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+) -> None:
+    """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
+    from difrl.estimate import estimate, estimate_table
+    from difrl.reading import read_config
+
+    out.print(estimate_table(estimate(read_config(config, overrides or []))))
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or a shipped model.")],
+    prompt: Annotated[list[str], typer.Option(help="Prompts, one or more.")],
+    rlg: Annotated[list[str] | None, typer.Option(help="RLG weights: 0 base, 1 tuned, 2 beyond; or 0:2:0.5.")] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="Samples of each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same noise at every weight.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=2, help="Denoising steps; default: the run's.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Classifier-free guidance; default: the run's.")] = None,
+    path: Annotated[Path, typer.Option("--out", help="Where the picture goes.")] = Path("samples.png"),
+) -> None:
+    """Draw samples of prompts at one or more RLG weights, side by side."""
+    from difrl.inference import open_run
+    from difrl.pictures import compare
+
+    weights = spread_numbers(rlg or ["1"])
+    opened = open_run(source, steps=steps, guidance=guidance)
+    sets = {}
+    for weight in weights:
+        images = opened.sample(prompt, per_prompt=count, rlg=weight, seed=seed).images
+        if images is None:
+            raise typer.BadParameter(f"{source} does not make images")
+        sets[f"w = {weight:g}" if len(weights) > 1 else ""] = images.cpu().unflatten(0, (len(prompt), count))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compare(sets, prompt).save(path)
+    out.print(
+        f"{len(prompt) * count * len(weights)} samples after {opened.step} steps of training: {escape(str(path))}"
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rlg: Annotated[list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Further rewards to watch, by name.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Samples for each weight.")] = 256,
+) -> None:
+    """Measure rewards on the evaluation prompts against the RLG weight: a table, a plot and pictures."""
+    from difrl.sweeping import evaluate_run, sweep_table
+
+    result = evaluate_run(run, spread_numbers(rlg or ["0:2:0.5"]), reward or [], images)
+    out.print(sweep_table(result))
+    out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    path: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the first folder.")] = None,
+) -> None:
+    """Write one self-contained HTML page about runs."""
+    from difrl.report import write_report
+
+    out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes and where each stands in the grid of methods."""
+    from difrl.listing import recipes_table
+
+    out.print(recipes_table())
+
+
+@app.command()
+def rewards() -> None:
+    """List the rewards, what each measures and what it takes."""
+    from difrl.listing import rewards_table
+
+    out.print(rewards_table())
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A file of configs/pretrain.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+) -> None:
+    """Make a shipped model from scratch; killed and given again, it continues."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    from difrl.reading import read_model
+    from difrl.worlds.pretrain import PretrainConfig
+    from difrl.worlds.pretrain import pretrain as run
+
+    run(read_model(PretrainConfig, config, overrides or []))
+
+
+def spread_numbers(words: Sequence[str]) -> list[float]:
+    """Numbers, and ranges START:STOP:STEP with the stop included."""
+    numbers: list[float] = []
+    for word in words:
+        try:
+            parts = [float(part) for part in word.split(":")]
+        except ValueError:
+            parts = []
+        if not all(map(math.isfinite, parts)):
+            parts = []
+        if len(parts) == 1:
+            numbers += parts
+        elif len(parts) == 3 and parts[2] > 0 and parts[1] >= parts[0]:
+            start, stop, step = parts
+            numbers += [round(start + i * step, 6) for i in range(int((stop - start) / step + 1e-9) + 1)]
+        else:
+            raise typer.BadParameter(f"--rlg: found {word!r}, expected a number or a range such as 0:2:0.25")
+    return numbers
+
+
+def spread_options(arguments: Sequence[str]) -> list[str]:
+    """`--rlg 0 1 2` as `--rlg 0 --rlg 1 --rlg 2`, which is how the parser wants it."""
+    result: list[str] = []
+    flag, fresh = None, False
+    for word in arguments:
+        if word.startswith("-") and not _is_number(word):
+            flag, fresh = (word if word in SPREAD else None), True
+        elif flag is not None and not fresh:
+            result.append(flag)
+        else:
+            fresh = False
+        result.append(word)
+    return result
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def main() -> NoReturn:
+    """The entry point: errors that are the user's to mend are one message, without a traceback."""
+    sys.path.append(os.getcwd())  # where `import: my_module:my_reward` is looked for
+    try:
+        app(spread_options(sys.argv[1:]))
+    except Exception as error:
+        if not isinstance(error, _mendable()):
+            raise
+        err.print(f"[bold red]difrl:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(130 if type(error).__name__ == "Interrupted" else 1)
+    sys.exit(0)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors whose message says what to do. Anything else is a fault of difrl's and keeps its traceback."""
+    from difrl.checkpoint import CheckpointError
+    from difrl.checks import FirstUpdateError
+    from difrl.data import PromptFileError
+    from difrl.metrics import MetricsError
+    from difrl.policies.loading import ModelError
+    from difrl.reading import ConfigError
+    from difrl.running import Interrupted, RunFolderError
+    from difrl.trainer import TrainingError
+    from rewards import RewardError
+
+    return (
+        CheckpointError,
+        ConfigError,
+        FileNotFoundError,
+        FirstUpdateError,
+        Interrupted,
+        MetricsError,
+        ModelError,
+        PromptFileError,
+        RewardError,
+        RunFolderError,
+        TrainingError,
+    )

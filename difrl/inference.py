@@ -1,0 +1,91 @@
+"""Opening a finished or running run, or a plain model, to sample from it and to evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from difrl import checkpoint
+from difrl.config import ClippedObjective, DataConfig, ForwardLikelihood, ModelConfig, RewardConfig, RunConfig
+from difrl.data import Prompt
+from difrl.policies.base import Key
+from difrl.policies.diffusion import DiffusionPolicy
+from difrl.policies.loading import ModelError, load_policy
+from difrl.reading import read_config
+from difrl.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to sample from; a run can be sampled at any RLG weight, a plain model at 1 alone."""
+
+    policy: DiffusionPolicy
+    config: RunConfig
+    step: int
+    """Steps of training behind the weights; 0 for a plain model."""
+    is_run: bool = True
+
+    def sample(
+        self, prompts: Sequence[Prompt | str], *, per_prompt: int = 1, rlg: float = 1.0, seed: int = 0
+    ) -> Rollout:
+        """`per_prompt` samples of each prompt, prompt by prompt; the same seed gives the same noise at every weight."""
+        if rlg != 1 and not self.is_run:
+            raise ModelError(
+                f"RLG at weight {rlg:g} blends a trained model with the one it was trained from, and {self.config.model.path} "
+                "is a plain model; give a run folder, or leave the weight at 1"
+            )
+        asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
+        repeated = [p for p in asked for _ in range(per_prompt)]
+        return self.policy.evaluation(repeated, torch.arange(len(repeated)), Key(seed, 0, "sample"), rlg)
+
+
+def open_run(
+    path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    step: int | None = None,
+) -> Opened:
+    """Opens a run folder (its newest checkpoint, or that of `step`) or a model (hub id, folder, shipped name)."""
+    place = _device() if device is None else device
+    folder = Path(path)
+    is_run = (folder / "config.yaml").is_file()
+    config = read_config(folder / "config.yaml") if is_run else _plain(str(path))
+    config = _sampled_as(config, steps, guidance)
+    policy = load_policy(config, place, keep_base=is_run)
+    if not is_run:
+        return Opened(policy, config, 0, is_run=False)
+    saved = checkpoint.latest(folder) if step is None else checkpoint.folder_of(folder, step)
+    if saved is None:
+        raise checkpoint.CheckpointError(
+            f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"
+        )
+    done = int(checkpoint.read_state(saved)["step"])
+    checkpoint.load_trained(policy.parameters, saved)
+    return Opened(policy, config, done)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _plain(path: str) -> RunConfig:
+    """The recipe under which a plain model is opened: of it only the model and how it is sampled are used."""
+    return RunConfig(
+        model=ModelConfig(path=path, train="full"),
+        data=DataConfig(train="shapes:train", evaluation="shapes:eval"),
+        rewards=[RewardConfig(name="geneval")],
+        watch=[RewardConfig(name="judge")],
+        likelihood=ForwardLikelihood(kind="forward"),
+        objective=ClippedObjective(kind="clipped"),
+    )
+
+
+def _sampled_as(config: RunConfig, steps: int | None, guidance: float | None) -> RunConfig:
+    evaluation = config.eval.model_copy(update={} if steps is None else {"steps": steps})
+    rollout = config.rollout.model_copy(update={} if guidance is None else {"guidance": guidance})
+    return config.model_copy(update={"eval": evaluation, "rollout": rollout})

@@ -1,0 +1,143 @@
+"""How many model evaluations a run asks for, counted as the policy and the trainer spend them.
+
+Left out, as in the run's own `nfe`: the handful of each step on which the ratio is checked to start at 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from difrl.config import RunConfig
+from difrl.policies.base import Key
+from difrl.policies.diffusion import Sampling
+from difrl.policies.families import Family
+from difrl.policies.loading import ModelError, references_of, samplings
+from difrl.reading import ConfigError
+from difrl.trainer import objective_of
+from samplers import Condition, counting, solve
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of the denoiser on single samples, over all processes; guidance takes two for one output."""
+
+    rollout: int
+    """Of one draw of a step's samples."""
+    gradient: int
+    """Of a step: the likelihoods of θ, which are differentiated."""
+    references: int
+    """Of a step: the same decisions under old weights and anchors."""
+    evaluation: int
+    """Of the run: evaluation prompts, sample grids and the RLG sweep, but not its closing pictures."""
+    draws: int
+    """Draws of a step at most (collect.max_draws)."""
+    steps: int
+
+    @property
+    def step(self) -> int:
+        """Of a step whose first draw is enough: what metrics.jsonl counts as nfe."""
+        return self.rollout + self.gradient + self.references
+
+    @property
+    def run(self) -> int:
+        """Of all steps, as `nfe` counts them: without evaluation."""
+        return self.steps * self.step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many evaluations each part of a step asks for, as the policy and the trainer do."""
+
+    config: RunConfig
+    training: Sampling
+    processes: int
+    calls: tuple[int, int]
+    """Calls of the denoiser for one sample, in rollouts and in evaluations."""
+
+    @property
+    def samples(self) -> int:
+        return self.config.data.prompts_per_step * self.config.data.group_size
+
+    @property
+    def decisions(self) -> int:
+        """Of a sample."""
+        likelihood = self.config.likelihood
+        if likelihood.kind == "forward":
+            return likelihood.decisions
+        return self.training.window(Key(self.config.seed, 0)).size
+
+    @property
+    def guidance(self) -> float:
+        """Under which θ itself is evaluated."""
+        return self.training.guidance if self.config.likelihood.kind == "reverse" else 1.0
+
+    @property
+    def micro_batch(self) -> tuple[int, int]:
+        """Samples and decisions of each, in a differentiated pass of a process (Trainer._chunks)."""
+        train = self.config.train
+        size, share = train.micro_batch, self.samples // self.processes // train.updates_per_step
+        alone = objective_of(self.config.objective).decisions == "each"
+        width = min(self.decisions, size) if alone else self.decisions
+        return max(1, min(size // width, share)), width
+
+    @property
+    def differentiated(self) -> int:
+        """Evaluations whose activations are alive at once."""
+        return math.prod(self.micro_batch) * _twice(self.guidance)
+
+    def evaluations(self, prompts: int) -> Evaluations:
+        config, one = self.config, self.samples * self.decisions
+        references = references_of(config).values()
+        return Evaluations(
+            rollout=self.samples * self.calls[0] * _twice(self.training.guidance),
+            gradient=one * _twice(self.guidance),
+            references=one * sum(_twice(r.guidance or self.guidance) for r in references),
+            evaluation=self._evaluation(prompts) * self.calls[1] * _twice(self.training.guidance) if prompts else 0,
+            draws=config.collect.max_draws,
+            steps=config.train.steps,
+        )
+
+    def _evaluation(self, prompts: int) -> int:
+        """Samples drawn for evaluations, their grids and the sweep, counted twice where RLG blends two models."""
+        settings, steps = self.config.eval, self.config.train.steps
+        if settings.every == 0:
+            return 0
+        final = settings.final_images or settings.images
+        during = (steps - 1) // settings.every
+        grids = (during + 2) * min(settings.show, prompts) * settings.columns
+        sweep = sum(1 if weight in (0, 1) else 2 for weight in settings.rlg) * settings.images
+        return 2 * final + during * settings.images + grids + sweep
+
+
+def _twice(guidance: float) -> int:
+    """Evaluations for an output under classifier-free guidance."""
+    return 1 if guidance == 1 else 2
+
+
+def plan_of(config: RunConfig, family: Family, processes: int) -> Plan:
+    """Builds the grid, the kernel, the window and the solver, which say themselves what does not fit."""
+    try:
+        training, evaluation = samplings(config, family)
+        return Plan(config, training, processes, (_calls(training, family), _calls(evaluation, family)))
+    except (ConfigError, ModelError):
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _calls(sampling: Sampling, family: Family) -> int:
+    """Counted on a model that says zero, since a solver may call it more than once a step, or not fit it at all."""
+    if sampling.scheduler is None:
+        return sampling.grid.steps
+    model = counting(lambda x_t, t, condition: torch.zeros_like(x_t))
+    length, steps = family.sequence_length(sampling.shape), sampling.grid.steps
+    x_init, condition = torch.zeros(1, *sampling.shape), Condition({"nothing": torch.zeros(1)})
+    try:
+        solve(model, family.process, sampling.scheduler, steps, x_init, condition, sequence_length=length)
+    except Exception as error:  # each scheduler of diffusers refuses in its own way
+        name = type(sampling.scheduler).__name__
+        raise ConfigError(f"rollout.solver: {name} cannot drive this model in {steps} steps: {error}") from error
+    return model.evaluations

@@ -1,0 +1,335 @@
+"""A run from its recipe to its report: builds the parts, drives the trainer, keeps the run folder.
+
+runs/NAME/  config.yaml  metrics.jsonl  samples/  checkpoints/  model/  summary.json  rlg.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from safetensors import SafetensorError
+
+from difrl import checkpoint
+from difrl.config import RunConfig
+from difrl.data import load_prompts
+from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_display
+from difrl.evaluation import Evaluator
+from difrl.metrics import MetricsFile, read_metrics
+from difrl.pictures import compare, grid
+from difrl.policies.base import Policy
+from difrl.policies.loading import load_policy
+from difrl.processes import Processes
+from difrl.reading import read_config, to_yaml
+from difrl.report import write_report
+from difrl.rollout import Rollout
+from difrl.scoring import Scorer
+from difrl.trainer import Trainer
+
+FREE = {"output_dir", "eval", "checkpoint", "tensorboard"}
+"""Sections that a resumed run may change: they have no influence on what is learnt."""
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that does not fit what is asked of it."""
+
+
+class Interrupted(Exception):
+    """The run was stopped with Ctrl-C, after its checkpoint was written."""
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, display: Display | None = None, processes: Processes | None = None
+) -> Summary:
+    """Trains what a recipe describes and returns what changed; the run folder is `config.output_dir`."""
+    processes = processes or Processes()
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    place = _checkpoint_to_resume(config, resume)
+    policy = load_policy(config, processes.device, keep_base=_shows_base(config))
+    run = Run(config, policy, processes, _display(display, processes))
+    try:
+        if place is not None:
+            run.resume(place)
+        _prepare_folder(config, processes)
+        return run()
+    except (OSError, SafetensorError) as error:  # what rewards and models raise has names of its own
+        raise RunFolderError(
+            f"cannot write to {config.output_dir}: {error}. What was saved before is untouched; free some space or fix the "
+            "permissions and continue with --resume"
+        ) from error
+    finally:
+        run.display.close()
+
+
+def _shows_base(config: RunConfig) -> bool:
+    """Whether the end of the run draws from the pretrained weights again, which full training has to keep for that."""
+    return config.data.evaluation is not None and config.eval.every > 0 and bool(config.eval.rlg or config.eval.show)
+
+
+def _display(display: Display | None, processes: Processes) -> Display:
+    if not processes.is_main:
+        return SilentDisplay()
+    return display if display is not None else open_display()
+
+
+def _checkpoint_to_resume(config: RunConfig, resume: bool) -> Path | None:
+    """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
+    folder = config.output_dir
+    known = folder / "config.yaml"
+    if known.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{folder} holds a run already; continue it with --resume, or choose another place with "
+                "output_dir=runs/NAME"
+            )
+        _check_same(read_config(known), config, known)
+    return checkpoint.latest(folder) if resume else None
+
+
+def _prepare_folder(config: RunConfig, processes: Processes) -> None:
+    """Makes the run folder and its config.yaml. After the model is loaded: a misspelt one must not occupy the name."""
+    known = config.output_dir / "config.yaml"
+    processes.wait()  # until every process has looked at the folder as it was
+    if processes.is_main:
+        (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
+        aside = known.with_suffix(".partial")
+        aside.write_text(to_yaml(config), encoding="utf-8")
+        os.replace(aside, known)
+    processes.wait()
+
+
+def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
+    one, two = (c.model_dump(exclude=FREE) for c in (before, now))
+    # More steps extend a run, but a schedule that spans train.steps changes with them: resuming says what is asked.
+    one["train"].pop("steps"), two["train"].pop("steps")
+    different = sorted(key for key in one if one[key] != two[key])
+    if different:
+        raise RunFolderError(
+            f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
+            "or start a new run with output_dir=runs/NAME"
+        )
+
+
+@dataclass
+class Run:
+    """A run in progress. `step` counts the steps that are done."""
+
+    config: RunConfig
+    policy: Policy
+    processes: Processes
+    display: Display
+
+    def __post_init__(self) -> None:
+        config, processes = self.config, self.processes
+        self.folder = config.output_dir
+        self.scorer = Scorer.build(config.rewards, config.watch, processes.device)
+        self.trainer = Trainer(config, self.policy, self.scorer, load_prompts(config.data.train), processes)
+        self.evaluator = self._evaluator()
+        self.step = 0
+        self.seconds = 0.0
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+
+    def _evaluator(self) -> Evaluator | None:
+        if self.config.data.evaluation is None or self.config.eval.every == 0:
+            return None
+        prompts = load_prompts(self.config.data.evaluation)
+        return Evaluator(self.policy, self.scorer, prompts, self.processes, self.config.seed)
+
+    def resume(self, place: Path) -> None:
+        """Continues from a checkpoint."""
+        self.step = checkpoint.load(self.trainer, place, self.processes)
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= self.step]
+        self.before = next((_evaluation(row) for row in rows if _evaluation(row)), {})
+        self.after = next((_evaluation(row) for row in reversed(rows) if _evaluation(row)), {})
+        self.seconds = sum(v for row in rows for k, v in row.items() if k.startswith("time/"))
+        threads = checkpoint.read_state(place)["threads"]
+        if threads != torch.get_num_threads():
+            self.display.message(
+                f"this process has {torch.get_num_threads()} CPU threads and the checkpoint was made with {threads}: "
+                f"results agree to float order only (set train.threads={threads} for the same bits)"
+            )
+
+    def __call__(self) -> Summary:
+        """Runs the remaining steps, and what follows the last."""
+        config = self.config
+        self.display.start(self._facts())
+        metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
+        with stop_requested() as stop:
+            if self.step == 0 and self.evaluator is not None:
+                self.before = self.after = self._evaluate(config.eval.final_images or config.eval.images)
+                self._write(metrics_file, {"step": 0, "nfe": 0, **self.before})
+            while self.step < config.train.steps:
+                metrics = {"step": self.step + 1, **self.trainer.step(self.step)}
+                self.step += 1
+                self.seconds += sum(v for k, v in metrics.items() if k.startswith("time/"))
+                self.display.step(metrics)
+                self._write(metrics_file, metrics | self._evaluate_if_due())
+                stopping = self.processes.any(stop.requested)
+                if self._checkpoint_due() or stopping:
+                    checkpoint.save(self.trainer, self.folder, self.step, config.checkpoint.keep, self.processes)
+                if stopping and self.step < config.train.steps:
+                    raise Interrupted(
+                        f"stopped after step {self.step}, which is saved; continue with the same command and --resume"
+                    )
+        return self._close()
+
+    def _facts(self) -> RunFacts:
+        config = self.config
+        tuned = f"LoRA r{config.model.lora.rank}" if config.model.train == "lora" else "full"
+        details = (
+            config.algorithm or config.objective.kind,
+            Path(config.model.path).name,
+            tuned,
+            f"seed {config.seed}",
+        )
+        samples = config.data.prompts_per_step * config.data.group_size
+        return RunFacts(self.folder.name, config.train.steps, samples, details, str(self.folder), self.step)
+
+    def _write(self, metrics_file: MetricsFile | None, metrics: Mapping[str, float]) -> None:
+        if metrics_file is not None:
+            metrics_file.write(metrics)
+
+    def _checkpoint_due(self) -> bool:
+        every, last = self.config.checkpoint.every, self.step == self.config.train.steps
+        return last or (every > 0 and self.step % every == 0)
+
+    def _evaluate_if_due(self) -> dict[str, float]:
+        settings, last = self.config.eval, self.step == self.config.train.steps
+        if self.evaluator is None or not (last or self.step % settings.every == 0):
+            return {}
+        self.after = self._evaluate((settings.final_images if last else None) or settings.images)
+        return self.after
+
+    def _evaluate(self, images: int) -> dict[str, float]:
+        """Evaluates on all processes, and draws the fixed grid on the first."""
+        assert self.evaluator is not None
+        spent = self.policy.evaluations
+        metrics = self.evaluator(images)
+        if self.processes.is_main and self.config.eval.show > 0:
+            self._show(self.evaluator)
+        self.policy.evaluations = spent  # what is logged is the cost of training
+        self.display.evaluation({"step": self.step, **metrics})
+        return metrics
+
+    def _show(self, evaluator: Evaluator) -> None:
+        rollout, captions = evaluator.show(self.config.eval.show, self.config.eval.columns)
+        if rollout.images is None:
+            return
+        columns = self.config.eval.columns
+        scores = rewards_of(self.scorer, rollout, columns)
+        path = self.folder / "samples" / f"step-{self.step:06d}.png"
+        grid(rollout.images.cpu(), captions, columns, scores).save(path)
+        described = {"prompts": captions, "columns": columns, "scores": scores}
+        path.with_suffix(".json").write_text(json.dumps(described))
+
+    def _close(self) -> Summary:
+        """The trained model, the sweep, the comparison and the report, after the last step."""
+        summary = Summary(
+            self.before,
+            self.after,
+            self.step,
+            self.seconds,
+            self.trainer.evaluations,
+            str(self.folder / "report.html"),
+            str(self.folder / "samples" / "before-after.png"),
+            str(self.folder / "model"),
+        )
+        if self.evaluator is not None and self.config.eval.rlg:
+            sweep(self.evaluator, self.config, self.folder, self.processes)
+        if self.processes.is_main:
+            self.policy.save(self.folder / "model")
+            if self.evaluator is not None and self.config.eval.show > 0:
+                before_after(self.evaluator, self.config, self.folder)
+            (self.folder / "summary.json").write_text(summary.to_json())
+            write_report([self.folder], self.folder / "report.html")
+        self.processes.wait()
+        self.display.finish(summary)
+        return summary
+
+
+def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[float | None]]:
+    """The optimised reward of every image of a grid, row by row; None where it could not be scored."""
+    scored = scorer(rollout)
+    values = [float(r) if v else None for r, v in zip(scored.rewards, scored.valid, strict=True)]
+    return [values[i : i + columns] for i in range(0, len(values), columns)]
+
+
+def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> None:
+    """samples/before-after.png: the same prompts and noise through the pretrained and the trained model."""
+    columns = min(4, config.eval.columns)
+    _compare(evaluator, {"before": 0.0, "after": 1.0}, config.eval.show, columns, folder / "samples/before-after.png")
+
+
+def sweep(evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes) -> dict[str, list[float | None]]:
+    """rlg.json and rlg.png: every metric against the RLG weight."""
+    weights = config.eval.rlg
+    rows = [evaluator(config.eval.images, weight) for weight in weights]
+    result: dict[str, list[float | None]] = {"weights": list(weights)}
+    for name in rows[0]:
+        result[name.removeprefix("eval/")] = [row[name] if math.isfinite(row[name]) else None for row in rows]
+    if processes.is_main:
+        shown = {f"w = {w:g}": w for w in weights}
+        if _compare(evaluator, shown, min(4, config.eval.show), 2, folder / "rlg.png"):
+            (folder / "rlg.json").write_text(json.dumps({**result, "picture": "rlg.png"}, indent=1))
+        else:
+            (folder / "rlg.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+def _compare(evaluator: Evaluator, weights: Mapping[str, float], count: int, columns: int, path: Path) -> bool:
+    """Draws one column of samples for each RLG weight; False where samples are not images."""
+    if count == 0:
+        return False
+    sets: dict[str, torch.Tensor] = {}
+    scores: dict[str, list[list[float | None]]] = {}
+    captions: list[str] = []
+    for label, weight in weights.items():
+        rollout, captions = evaluator.show(count, columns, weight)
+        if rollout.images is None:
+            return False
+        sets[label] = rollout.images.cpu().unflatten(0, (len(captions), columns))
+        scores[label] = rewards_of(evaluator.scorer, rollout, columns)
+    compare(sets, captions, scores).save(path)
+    return True
+
+
+def _evaluation(row: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in row.items() if k.startswith("eval/")}
+
+
+@dataclass
+class Stop:
+    """Whether Ctrl-C was pressed."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_requested() -> Iterator[Stop]:
+    """Turns the first Ctrl-C (or SIGTERM) into a request that the loop honours after its step; a second one is immediate."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    try:
+        previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs this there handles its own signals
+        previous = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
