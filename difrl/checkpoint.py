@@ -51,6 +51,11 @@ def existing(run: Path) -> list[Path]:
     return sorted(found, key=lambda place: int(place.name.removeprefix(PREFIX)))
 
 
+def step_of(place: Path | None) -> int:
+    """The number of steps behind a checkpoint, from its name; 0 where there is none."""
+    return 0 if place is None else int(place.name.removeprefix(PREFIX))
+
+
 def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes) -> None:
     """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints. All processes call it."""
     generators = {name: processes.gather(value[None].to(processes.device)).cpu() for name, value in _random().items()}
@@ -174,11 +179,12 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
 
 
 def _random() -> dict[str, Tensor]:
-    """The global random states of this process: torch's, numpy's and Python's."""
+    """The global random states of this process: torch's on CPU and GPU, numpy's and Python's."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
+        **({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}),
         "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
         "numpy_position": torch.tensor([position, has_gauss]),
         "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
@@ -189,6 +195,8 @@ def _random() -> dict[str, Tensor]:
 
 def _set_random(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
     position, has_gauss = state["numpy_position"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"])))

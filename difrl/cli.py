@@ -24,7 +24,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 # Options that take several values after one flag, as in `--rlg 0 0.5 1`.
-SPREAD = ("--rlg", "--prompt", "--reward")
+SPREAD = ("--rlg", "--prompt", "--rewards")
 
 
 @app.command()
@@ -52,12 +52,13 @@ def train(
 def check(
     config: Annotated[str, typer.Argument(help="A recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that share the run.")] = 1,
 ) -> None:
     """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
     from difrl.estimate import estimate, estimate_table
     from difrl.reading import read_config
 
-    out.print(estimate_table(estimate(read_config(config, overrides or []))))
+    out.print(estimate_table(estimate(read_config(config, overrides or []), processes)))
 
 
 @app.command()
@@ -85,24 +86,23 @@ def sample(
         sets[f"w = {weight:g}" if len(weights) > 1 else ""] = images.cpu().unflatten(0, (len(prompt), count))
     path.parent.mkdir(parents=True, exist_ok=True)
     compare(sets, prompt).save(path)
-    out.print(
-        f"{len(prompt) * count * len(weights)} samples after {opened.step} steps of training: {escape(str(path))}"
-    )
+    number = len(prompt) * count * len(weights)
+    out.print(f"{number} samples after {opened.step} steps of training: {escape(str(path))}", soft_wrap=True)
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     rlg: Annotated[list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25.")] = None,
-    reward: Annotated[list[str] | None, typer.Option(help="Further rewards to watch, by name.")] = None,
+    rewards: Annotated[list[str] | None, typer.Option(help="Further rewards to watch, by name.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Samples for each weight.")] = 256,
 ) -> None:
     """Measure rewards on the evaluation prompts against the RLG weight: a table, a plot and pictures."""
     from difrl.sweeping import evaluate_run, sweep_table
 
-    result = evaluate_run(run, spread_numbers(rlg or ["0:2:0.5"]), reward or [], images)
+    result = evaluate_run(run, spread_numbers(rlg or ["0:2:0.5"]), rewards or [], images)
     out.print(sweep_table(result))
-    out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}")
+    out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}", soft_wrap=True)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def report(
     """Write one self-contained HTML page about runs."""
     from difrl.report import write_report
 
-    out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))))
+    out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))), soft_wrap=True)
 
 
 @app.command()

@@ -76,7 +76,7 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="revision of a hub model")
     train: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of frozen weights and the forward pass; trained weights and transitions: float32",
     )
@@ -92,7 +92,7 @@ class WindowConfig(Section):
 
     kind: Literal["all", "fixed", "random"] = "all"
     start: int = Field(0, ge=0, description="first step of a fixed window; lowest start of a random one")
-    size: int | None = Field(None, gt=0, description="number of steps in the window")
+    size: int | None = Field(None, gt=0, description="number of steps in a fixed or random window; default: 1")
 
 
 class RolloutConfig(Section):
@@ -184,6 +184,11 @@ class AnchorConfig(Section):
         None, ge=1, description="guidance scale of the anchor's prediction; default: as the likelihood is evaluated"
     )
 
+    @property
+    def label(self) -> str:
+        """The name used in metrics: the snapshot, and the guidance scale where the anchor has its own."""
+        return self.to if self.guidance is None else f"{self.to}-cfg{self.guidance:g}"
+
 
 class AdvantageConfig(Section):
     """How rewards of a group become advantages."""
@@ -241,7 +246,9 @@ class TrainConfig(Section):
 
     steps: int = Field(100, gt=0, description="a step is one rollout with its updates")
     updates_per_step: int = Field(1, gt=0, description="optimizer updates a rollout is divided into")
-    micro_batch: int = Field(64, gt=0, description="model evaluations with gradient at once")
+    micro_batch: int = Field(
+        64, gt=0, description="decisions evaluated with gradient at once; guidance doubles the model's batch"
+    )
     lr: Schedule = Field(1e-4, description="a number, or a schedule over train.steps")
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0)
@@ -258,7 +265,9 @@ class EvaluationConfig(Section):
     steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
     show: int = Field(6, ge=0, description="prompts of the sample grid")
     columns: int = Field(8, gt=0, description="samples for each prompt of the grid")
-    rlg: list[float] = Field([], description="guidance weights of the sweep at the end of the run")
+    rlg: list[float] = Field(
+        [0.0, 0.5, 1.0, 1.5, 2.0], description="RLG weights of the sweep at the end of the run; []: no sweep"
+    )
 
 
 class CheckpointConfig(Section):

@@ -29,6 +29,7 @@ from difrl.policies.loading import (
     resolve,
 )
 from difrl.reading import ConfigError
+from difrl.running import shows_base
 from difrl.scoring import build_reward
 from difrl.snapshots import BASE
 
@@ -184,8 +185,9 @@ def _memory(config: RunConfig, family: Family, trained: list[nn.Parameter]) -> d
         memory[f"trained weights cast to {config.model.dtype}"] = DTYPES[config.model.dtype].itemsize * count
     memory |= {f"snapshot {name}": 4 * count for name in config.snapshots}
     # Anchors ask for them, and so do the sweep and the pictures at the end (difrl/running.py).
-    shown = config.data.evaluation is not None and config.eval.every > 0 and bool(config.eval.rlg or config.eval.show)
-    if config.model.train == "full" and (shown or any(r.snapshot == BASE for r in references_of(config).values())):
+    if config.model.train == "full" and (
+        shows_base(config) or any(r.snapshot == BASE for r in references_of(config).values())
+    ):
         memory["pretrained weights, kept"] = 4 * count
     return memory
 

@@ -1,6 +1,7 @@
 """What is measured on evaluation prompts: rewards, watched rewards and diversity, each with its standard error.
 
-Every evaluation of a run uses the same prompts and the same noise, so differences between evaluations are paired.
+Sample number i has the same prompt and the same noise in every evaluation of as many images, so differences between these
+are paired. Evaluations of another size are other samples of the same distribution.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from difrl.policies.base import Key, Policy
 from difrl.processes import Processes
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
+from samplers import stable_seed
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Evaluator:
         count = self.processes.count
         # Every process draws equally many; numbers past the end repeat the last sample and are dropped below.
         numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
-        prompts = [self.prompts[int(i) % len(self.prompts)] for i in numbers]
+        asked = self._asked(images)
+        prompts = [asked[int(i) % len(asked)] for i in numbers]
         rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), rlg)
         rollout = rollout.to(self.processes.device)
         scored = self.scorer(rollout)
@@ -46,6 +49,14 @@ class Evaluator:
             mean, stderr = mean_and_stderr(self.processes.gather(column)[order])
             metrics[f"eval/{name}"], metrics[f"eval/{name}/stderr"] = mean, stderr
         return {**metrics, **self._diversity(rollout, numbers, order)}
+
+    def _asked(self, images: int) -> Sequence[Prompt]:
+        """Every prompt, or as many as there are images, drawn once for all evaluations: files are often sorted by kind."""
+        if images >= len(self.prompts):
+            return self.prompts
+        generator = torch.Generator().manual_seed(stable_seed("evaluation prompts"))
+        chosen = torch.randperm(len(self.prompts), generator=generator)[:images]
+        return [self.prompts[int(i)] for i in chosen]
 
     def _order(self, numbers: Tensor, images: int) -> Tensor:
         """Where in the gathered rows samples 0, 1, … are."""
@@ -59,7 +70,7 @@ class Evaluator:
         if rollout.images is None:
             return {}
         features = self.processes.gather(thumbnails(rollout.images))[order]
-        groups = torch.arange(len(order), device=order.device) % len(self.prompts)
+        groups = torch.arange(len(order), device=order.device) % min(len(order), len(self.prompts))
         mean, stderr = mean_and_stderr(within(features, groups))
         if math.isnan(mean):
             return {}

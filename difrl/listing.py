@@ -7,7 +7,7 @@ from rich.table import Table
 
 from difrl.paths import recipes
 from difrl.presets import PRESETS
-from difrl.reading import load_mapping, recipe_summary
+from difrl.reading import load_mapping, read_config, recipe_summary
 from rewards import available
 
 
@@ -22,13 +22,14 @@ def recipes_table() -> Table:
     """Every recipe with its point of the grid (likelihood, objective, anchor, advantage) and its source."""
     table = _table("recipe", "grid", "what it does")
     for name, path in recipes().items():
-        preset = PRESETS.get(load_mapping(path).get("algorithm", ""))
-        if preset is None:
-            continue
-        grid = " × ".join((preset.likelihood, preset.objective, preset.anchor, preset.advantage))
+        if "algorithm" not in load_mapping(path):
+            continue  # a file of difrl pretrain
+        config = read_config(path)
+        anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
+        grid = " × ".join((config.likelihood.kind, config.objective.kind, anchors, f"{config.advantage.std} std"))
         table.add_row(
             f"[bold]{escape(name)}[/]",
-            f"{escape(grid)}\n[dim]arXiv:{preset.source}[/]",
+            f"{escape(grid)}\n[dim]arXiv:{PRESETS[str(config.algorithm)].source}[/]",
             escape(recipe_summary(path)),
         )
     return table

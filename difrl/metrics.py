@@ -22,7 +22,7 @@ class MetricsFile:
         With nothing done, none is kept: the evaluation before the first step is written again too.
         """
         self.path = run / "metrics.jsonl"
-        kept = [line for line, row in _lines(self.path) if done and row["step"] <= done]
+        kept = [line for line, row in _lines(self.path) if done and (row["step"] or 0) <= done]
         aside = self.path.with_suffix(".partial")
         aside.write_text("".join(f"{line}\n" for line in kept))
         os.replace(aside, self.path)

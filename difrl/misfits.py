@@ -129,10 +129,17 @@ def _snapshots_exist(config: RunConfig) -> Iterator[Misfit]:
 
 
 def _one_anchor_a_target(config: RunConfig) -> Iterator[Misfit]:
-    targets = [anchor.to for anchor in config.anchors]
+    targets = [anchor.label for anchor in config.anchors]
     for index, target in enumerate(targets):
         if target in targets[:index]:
-            yield Misfit(("anchors", index, "to"), f"a second anchor to {target!r}; give each target once")
+            problem = f"a second anchor to {config.anchors[index].to!r} under the same guidance; give each once"
+            yield Misfit(("anchors", index, "to"), problem)
+
+
+def _mixtures_have_old(config: RunConfig) -> Iterator[Misfit]:
+    likelihood = config.likelihood
+    if likelihood.kind == "forward" and likelihood.mix is not None and likelihood.old != "recompute":
+        yield Misfit(("likelihood", "mix"), "mixtures are made with old weights; set likelihood.old: recompute")
 
 
 def _rewards_have_own_names(config: RunConfig) -> Iterator[Misfit]:
@@ -156,5 +163,6 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _old_stays_old,
     _snapshots_exist,
     _one_anchor_a_target,
+    _mixtures_have_old,
     _rewards_have_own_names,
 )

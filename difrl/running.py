@@ -9,18 +9,19 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from difrl import checkpoint
 from difrl.config import RunConfig
-from difrl.data import load_prompts
+from difrl.data import Prompt, load_prompts
 from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_display
 from difrl.evaluation import Evaluator
 from difrl.metrics import MetricsFile, read_metrics
@@ -34,8 +35,16 @@ from difrl.rollout import Rollout
 from difrl.scoring import Scorer
 from difrl.trainer import Trainer
 
-FREE = {"output_dir", "eval", "checkpoint", "tensorboard"}
-"""Sections that a resumed run may change: they have no influence on what is learnt."""
+FREE: Mapping[str, Any] = {
+    "output_dir": True,
+    "eval": True,
+    "checkpoint": True,
+    "tensorboard": True,
+    # More steps extend a run; the others change what is computed to float order only.
+    "train": {"steps", "threads", "micro_batch"},
+    "rollout": {"batch"},
+}
+"""What a resumed run may change."""
 
 
 class RunFolderError(RuntimeError):
@@ -53,9 +62,12 @@ def train(
     processes = processes or Processes()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    place = _checkpoint_to_resume(config, resume)
-    policy = load_policy(config, processes.device, keep_base=_shows_base(config))
-    run = Run(config, policy, processes, _display(display, processes))
+    place = _checkpoint_to_resume(config, resume, processes)
+    # Before the model, which may take minutes to load: a misspelt prompt file or reward is told at once.
+    prompts = Prompts.load(config)
+    scorer = Scorer.build(config.rewards, config.watch, processes.device)
+    policy = load_policy(config, processes.device, keep_base=shows_base(config))
+    run = Run(config, policy, scorer, prompts, processes, _display(display, processes))
     try:
         if place is not None:
             run.resume(place)
@@ -70,7 +82,7 @@ def train(
         run.display.close()
 
 
-def _shows_base(config: RunConfig) -> bool:
+def shows_base(config: RunConfig) -> bool:
     """Whether the end of the run draws from the pretrained weights again, which full training has to keep for that."""
     return config.data.evaluation is not None and config.eval.every > 0 and bool(config.eval.rlg or config.eval.show)
 
@@ -81,7 +93,7 @@ def _display(display: Display | None, processes: Processes) -> Display:
     return display if display is not None else open_display()
 
 
-def _checkpoint_to_resume(config: RunConfig, resume: bool) -> Path | None:
+def _checkpoint_to_resume(config: RunConfig, resume: bool, processes: Processes) -> Path | None:
     """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
     folder = config.output_dir
     known = folder / "config.yaml"
@@ -92,7 +104,14 @@ def _checkpoint_to_resume(config: RunConfig, resume: bool) -> Path | None:
                 "output_dir=runs/NAME"
             )
         _check_same(read_config(known), config, known)
-    return checkpoint.latest(folder) if resume else None
+    place = checkpoint.latest(folder) if resume else None
+    seen = processes.gather(torch.tensor([checkpoint.step_of(place)], device=processes.device)).tolist()
+    if len(set(seen)) > 1:
+        raise RunFolderError(
+            f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
+            "machines share"
+        )
+    return place
 
 
 def _prepare_folder(config: RunConfig, processes: Processes) -> None:
@@ -109,8 +128,6 @@ def _prepare_folder(config: RunConfig, processes: Processes) -> None:
 
 def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
     one, two = (c.model_dump(exclude=FREE) for c in (before, now))
-    # More steps extend a run, but a schedule that spans train.steps changes with them: resuming says what is asked.
-    one["train"].pop("steps"), two["train"].pop("steps")
     different = sorted(key for key in one if one[key] != two[key])
     if different:
         raise RunFolderError(
@@ -119,20 +136,34 @@ def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What a run trains on, and what it is evaluated on."""
+
+    train: Sequence[Prompt]
+    evaluation: Sequence[Prompt] | None
+
+    @classmethod
+    def load(cls, config: RunConfig) -> Prompts:
+        evaluation = config.data.evaluation
+        return cls(load_prompts(config.data.train), None if evaluation is None else load_prompts(evaluation))
+
+
 @dataclass
 class Run:
     """A run in progress. `step` counts the steps that are done."""
 
     config: RunConfig
     policy: Policy
+    scorer: Scorer
+    prompts: Prompts
     processes: Processes
     display: Display
 
     def __post_init__(self) -> None:
-        config, processes = self.config, self.processes
+        config = self.config
         self.folder = config.output_dir
-        self.scorer = Scorer.build(config.rewards, config.watch, processes.device)
-        self.trainer = Trainer(config, self.policy, self.scorer, load_prompts(config.data.train), processes)
+        self.trainer = Trainer(config, self.policy, self.scorer, self.prompts.train, self.processes)
         self.evaluator = self._evaluator()
         self.step = 0
         self.seconds = 0.0
@@ -140,10 +171,9 @@ class Run:
         self.after: dict[str, float] = {}
 
     def _evaluator(self) -> Evaluator | None:
-        if self.config.data.evaluation is None or self.config.eval.every == 0:
+        if self.prompts.evaluation is None or self.config.eval.every == 0:
             return None
-        prompts = load_prompts(self.config.data.evaluation)
-        return Evaluator(self.policy, self.scorer, prompts, self.processes, self.config.seed)
+        return Evaluator(self.policy, self.scorer, self.prompts.evaluation, self.processes, self.config.seed)
 
     def resume(self, place: Path) -> None:
         """Continues from a checkpoint."""
@@ -164,7 +194,7 @@ class Run:
         config = self.config
         self.display.start(self._facts())
         metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
-        with stop_requested() as stop:
+        with stop_requested(self.display) as stop:
             if self.step == 0 and self.evaluator is not None:
                 self.before = self.after = self._evaluate(config.eval.final_images or config.eval.images)
                 self._write(metrics_file, {"step": 0, "nfe": 0, **self.before})
@@ -234,6 +264,13 @@ class Run:
 
     def _close(self) -> Summary:
         """The trained model, the sweep, the comparison and the report, after the last step."""
+        picture = ""
+        if self.evaluator is not None and self.config.eval.rlg:
+            sweep(self.evaluator, self.config, self.folder, self.processes)
+        if self.processes.is_main:
+            self.policy.save(self.folder / "model")
+            if self.evaluator is not None and self.config.eval.show > 0:
+                picture = before_after(self.evaluator, self.config, self.folder)
         summary = Summary(
             self.before,
             self.after,
@@ -241,15 +278,10 @@ class Run:
             self.seconds,
             self.trainer.evaluations,
             str(self.folder / "report.html"),
-            str(self.folder / "samples" / "before-after.png"),
+            picture,
             str(self.folder / "model"),
         )
-        if self.evaluator is not None and self.config.eval.rlg:
-            sweep(self.evaluator, self.config, self.folder, self.processes)
         if self.processes.is_main:
-            self.policy.save(self.folder / "model")
-            if self.evaluator is not None and self.config.eval.show > 0:
-                before_after(self.evaluator, self.config, self.folder)
             (self.folder / "summary.json").write_text(summary.to_json())
             write_report([self.folder], self.folder / "report.html")
         self.processes.wait()
@@ -264,10 +296,11 @@ def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[floa
     return [values[i : i + columns] for i in range(0, len(values), columns)]
 
 
-def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> None:
-    """samples/before-after.png: the same prompts and noise through the pretrained and the trained model."""
-    columns = min(4, config.eval.columns)
-    _compare(evaluator, {"before": 0.0, "after": 1.0}, config.eval.show, columns, folder / "samples/before-after.png")
+def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
+    """samples/before-after.png: the same prompts and noise through the pretrained and the trained model; "" if no images."""
+    columns, path = min(4, config.eval.columns), folder / "samples" / "before-after.png"
+    drawn = _compare(evaluator, {"before": 0.0, "after": 1.0}, config.eval.show, columns, path)
+    return str(path) if drawn else ""
 
 
 def sweep(evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes) -> dict[str, list[float | None]]:
@@ -315,7 +348,7 @@ class Stop:
 
 
 @contextmanager
-def stop_requested() -> Iterator[Stop]:
+def stop_requested(display: Display) -> Iterator[Stop]:
     """Turns the first Ctrl-C (or SIGTERM) into a request that the loop honours after its step; a second one is immediate."""
     stop = Stop()
 
@@ -323,6 +356,7 @@ def stop_requested() -> Iterator[Stop]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
+        display.message("stopping after this step; once more to stop at once, without saving it")
 
     try:
         previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from difrl.config import RewardConfig
 from difrl.data import load_prompts
@@ -43,17 +46,45 @@ def evaluate_run(run: Path, weights: Sequence[float], rewards: Sequence[str], im
     return result
 
 
-def sweep_table(result: Mapping[str, Any]) -> Table:
-    """One row a weight, one column a reward, the highest value of each column in bold."""
+def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:
+    """One row a weight, one column a reward, the highest value of each column in bold; as many tables as `width` asks for."""
     names = [n for n in result if n.startswith(("reward/", "watch/", "diversity/")) and not n.endswith("/stderr")]
     if len([n for n in names if n.startswith("reward/")]) == 2:
         names.remove("reward/mean")
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("w", justify="right")
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for row, weight in enumerate(result["weights"]):
-        table.add_row(f"{weight:g}", *(_cell(result, name, row) for name in names))
+    weights = [f"{weight:g}" for weight in result["weights"]]
+    columns = [
+        _column("w", weights),
+        *(_column(n, [_cell(result, n, row) for row in range(len(weights))]) for n in names),
+    ]
+    tables: list[list[Column]] = []
+    for column in columns[1:]:
+        if not tables or _width([*tables[-1], column]) > width:
+            tables.append([columns[0]])
+        tables[-1].append(column)
+    return Group(*(_table(table) for table in tables))
+
+
+Column = tuple[Text, list[Text]]
+GAP = 3
+
+
+def _column(name: str, cells: Sequence[str]) -> Column:
+    """The header, its role in a line of its own, and the cells."""
+    role, _, metric = name.rpartition("/")
+    return Text(f"{role}\n{metric}"), [Text.from_markup(cell) for cell in cells]
+
+
+def _width(columns: Sequence[Column]) -> int:
+    lines = [[line for text in (head, *cells) for line in text.plain.split("\n")] for head, cells in columns]
+    return sum(max(map(cell_len, column)) + GAP for column in lines)
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=None, padding=(0, GAP, 0, 0))
+    for head, _ in columns:
+        table.add_column(head, justify="right", overflow="fold")
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*row)
     return table
 
 

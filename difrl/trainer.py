@@ -86,7 +86,7 @@ class Trainer:
         self.collect: Collect[Scored] = once if draws == 1 else Informative(draws)
         steps = config.train.steps
         self.learning_rate: Coefficient = coefficient(config.train.lr, steps)
-        self.coefficients = {a.to: coefficient(a.coefficient, steps) for a in config.anchors}
+        self.coefficients = {a.label: coefficient(a.coefficient, steps) for a in config.anchors}
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
@@ -139,7 +139,8 @@ class Trainer:
 
     def _update(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor]) -> float:
         """One optimizer update on its share of the groups; returns the norm of the gradient."""
-        batch = batch.select(self._share(batch.scored.groups, update))
+        if self.config.train.updates_per_step > 1:
+            batch = batch.select(self._share(batch.scored.groups, update))
         # Fresh (t, ε) for each update, and the same ones for θ and every reference.
         key = Key(self.config.seed, step, f"train/{update}")
         decisions = self.policy.decisions(batch.rollout, key)
@@ -151,7 +152,6 @@ class Trainer:
                 f"step {step}: no sample could be scored, so there is nothing to learn from; see `difrl rewards`"
             )
         statistics = self._statistics(batch, decisions)
-        coefficients = {name: c.value(step) for name, c in self.coefficients.items()}
         self.optimizer.zero_grad(set_to_none=True)
         for number, (rows, columns) in enumerate(self._chunks(decisions)):
             part, chosen = batch.select(rows), decisions.select(rows, columns)
@@ -161,6 +161,7 @@ class Trainer:
             lik = collapse(lik, self.objective.decisions)
             mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
             loss, details = self.objective(lik, part.advantages, part.scored.groups, mine)
+            coefficients = {name: c.rows(step, part.advantages) for name, c in self.coefficients.items()}
             total = reduce(loss + penalty(lik, coefficients), lik.mask, count)
             total.backward()
             _add(sums, lik, details | {"loss": loss.detach()}, total)
@@ -169,7 +170,7 @@ class Trainer:
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {step}, update {update}: the gradient is {norm}, so the weights were left as they are. Lower train.lr, "
-                "raise an anchor's coefficient, or use model.dtype: bfloat16 in place of float16"
+                "or raise an anchor's coefficient"
             )
         self.optimizer.step()
         return norm
@@ -208,14 +209,15 @@ class Trainer:
         return {name: self.processes.own(value) for name, value in statistics.items()}
 
     def _check(self, rollout: Rollout, decisions: Decisions, lik: Likelihoods) -> None:
-        if self.config.rollout.snapshot != CURRENT:
-            return  # θ is not what drew the samples, so there is no ratio of 1 to expect
         spent = self.policy.evaluations
         counts = decisions.mask.any(dim=1)
         rows = counts.int().argsort(descending=True, stable=True)[:SAMPLES]
         few = decisions.select(rows, slice(None))
         recorded = self.policy.recorded(rollout.select(rows), few)
-        check_first_update(lik.logp[rows], recorded, few.mask, getattr(torch, self.config.model.dtype))
+        # Where θ did not draw the samples, the weights that did must still give what was recorded.
+        on_policy = self.config.rollout.snapshot == CURRENT
+        trained = lik.logp[rows] if on_policy else self.policy.replayed(rollout.select(rows), few)
+        check_first_update(trained, recorded, few.mask, getattr(torch, self.config.model.dtype))
         # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
         self.policy.evaluations = spent
 
@@ -283,7 +285,9 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Charges the time since the last lap to `name`."""
+        """Charges the time since the last lap to `name`; work still queued on an accelerator is waited for."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.times[f"time/{name}"] = self.times.get(f"time/{name}", 0.0) + now - self._last
         self._last = now

@@ -169,6 +169,9 @@ class LinearPolicy:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
+    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return decisions.tensors["log_prob"]
+
     def save(self, folder: Path) -> None:
         pass
 

@@ -28,7 +28,7 @@ def recipe(path: Path | str, folder: Path | str = "runs/test", /, **sections: Ma
         "rewards": [{"name": "jpeg_compressibility"}],
         "rollout": {"steps": 4, "batch": 5},
         "train": {"steps": 3, "lr": 1e-3, "micro_batch": 7, "threads": 1},
-        "eval": {"every": 2, "images": 8, "show": 2, "columns": 2},
+        "eval": {"every": 2, "images": 8, "show": 2, "columns": 2, "rlg": []},
         "checkpoint": {"every": 1, "keep": 2},
         **AWM,
     }

@@ -136,6 +136,8 @@ def test_live_panel_fits_eighty_columns_and_shows_everything():
     text = "\n".join(lines)
     for part in ("quickstart", "step 12/40", "left", "0.570", "held-out", "0.700 ± 0.015", "+0.250", "judge"):
         assert part in text
+    assert "…" not in text
+    assert "watched, +0.010 " in text
     for part in ("KL to base", "0.012", "144.0 samples/s", "rollout 60%", "awm · tiny-sd3", "↗", "█"):
         assert part in text
 

@@ -23,9 +23,7 @@ print(*difrl.paths.assets())
 
 
 def run(*command: str, cwd: Path, **environment: str) -> list[str]:
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

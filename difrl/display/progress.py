@@ -96,8 +96,11 @@ class Progress:
             errors = self.evaluations.get(key + STDERR, [math.nan])
             change = Change(key, "", values[0], values[-1], errors[0], errors[-1])
             held_out = key == "eval/reward/mean"
-            since = f"{formats.signed(change.difference)} since step {self.evaluated_at[0]}" if values[1:] else ""
-            note = ", ".join(part for part in ("" if held_out else "watched", since) if part)
+            note = formats.signed(change.difference) if values[1:] else ""
+            if not held_out:
+                note = f"watched, {note}" if note else "watched"
+            elif note:
+                note += f" since step {self.evaluated_at[0]}"
             name = "held-out" if held_out else key.removeprefix("eval/watch/")
             found.append(Standing(name, note, values, change.direction if values[1:] else 0, errors[-1]))
         return found

@@ -63,6 +63,9 @@ class Policy(Protocol):
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
 
+    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        """ℓ [B, J] evaluated again, without gradient, under the weights that drew the samples."""
+
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """What is trained, by name."""

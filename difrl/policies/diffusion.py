@@ -272,15 +272,18 @@ class DiffusionPolicy:
     def _own_guidance(self) -> float:
         return self.sampling.guidance if self.kind.guided else 1.0
 
-    @torch.no_grad()
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
+        return self.replayed(rollout, decisions)
+
+    @torch.no_grad()
+    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         flat = decisions.flat()
         condition = self.condition(rollout.prompts, self._own_guidance != 1)
         condition = condition.repeat_interleave(decisions.mask.shape[1])
         denoiser = self.denoiser(self.sampling.snapshot, self._own_guidance)
-        # One sample at a time: another batch shape than training's, as a rollout's is.
+        # One decision at a time: another batch shape than training's, as a rollout's is.
         outputs = [
             denoiser(flat["x_t"][i : i + 1], flat["t"][i : i + 1], condition.select(slice(i, i + 1)))
             for i in range(len(condition))

@@ -25,7 +25,22 @@ from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode,
 
 ADAPTER = "default"
 ASSETS = PACKAGE / "assets"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+STOCHASTIC_SOLVERS = frozenset(
+    {
+        "DDPMScheduler",
+        "DPMSolverSDEScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LCMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+        "CosineDPMSolverMultistepScheduler",
+    }
+)
 
 
 class ModelError(ValueError):
@@ -69,8 +84,14 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     """The pipeline, frozen, on the device, its autoencoder in float32."""
     path = resolve(model.path)
     cls = family_class(path, model.revision)
-    with quiet():
-        family = cls(cls.load(path, DTYPES[model.dtype], model.revision))
+    try:
+        with quiet():
+            family = cls(cls.load(path, DTYPES[model.dtype], model.revision))
+    except OSError as error:  # of the hub too: its errors are OSErrors
+        raise ModelError(
+            f"model.path: {path!r} cannot be loaded: {error} Expected every part that its model_index.json names; copy or "
+            "download the folder again"
+        ) from error
     family.pipeline.to(device)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
@@ -189,7 +210,7 @@ def window_of(config: RolloutConfig, grid: Grid, kernel: Kernel, process: Proces
     window = config.window
     if window.kind == "all":
         return lambda key: loud
-    size, low, high = window.size or 2, loud.start + window.start, loud.start + loud.size
+    size, low, high = window.size or 1, loud.start + window.start, loud.start + loud.size
     if low + size > high:
         raise ModelError(
             f"rollout.window: {size} steps from step {low} do not fit the noisy steps {loud.start} to {high - 1} of "
@@ -207,6 +228,11 @@ def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
     if cls is None or not hasattr(cls, "from_config"):
         raise ModelError(
             f"rollout.solver: diffusers has no scheduler {config.solver!r}, e.g. DPMSolverMultistepScheduler"
+        )
+    if config.solver in STOCHASTIC_SOLVERS:
+        raise ModelError(
+            f"rollout.solver: {config.solver} draws noise of its own, which is not keyed by sample, so runs could not be "
+            "repeated; choose a deterministic one such as DPMSolverMultistepScheduler or UniPCMultistepScheduler"
         )
     flow = (
         {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -248,7 +274,7 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 def references_of(config: RunConfig) -> dict[str, Reference]:
     """Everything θ is compared with: anchors, and old weights where ℓ_old is evaluated again."""
-    references = {a.to: Reference(a.to, a.guidance, a.divergence) for a in config.anchors}
+    references = {a.label: Reference(a.to, a.guidance, a.divergence) for a in config.anchors}
     if config.likelihood.old == "recompute" and "old" not in references:
         references["old"] = Reference("old", None, None)
     return references
@@ -258,9 +284,15 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
     """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
     family = load_family(config.model, device)
     trained = make_trainable(family, config.model, config.seed)
-    keep = keep_base or any(r.snapshot == BASE for r in references_of(config).values())
+    uses = [config.rollout.snapshot, *(r.snapshot for r in references_of(config).values())]
+    keep = keep_base or BASE in uses
     decays = {name: coefficient(s.decay, config.train.steps) for name, s in config.snapshots.items()}
-    training, evaluation = samplings(config, family)
+    try:
+        training, evaluation = samplings(config, family)
+    except ModelError:
+        raise
+    except ValueError as error:  # of samplers and families, which know nothing of recipes
+        raise ModelError(f"rollout: {error}") from error
     return DiffusionPolicy(
         family,
         kind_of(config.likelihood, family.process, training.grid, training.kernel),

@@ -1,4 +1,4 @@
-"""The architecture of tiny-sd3: a StableDiffusion3Pipeline of 2.6 million parameters for 32x32 drawings.
+"""The architecture of tiny-sd3: a StableDiffusion3Pipeline for 32x32 drawings, its denoiser of 2.3 million parameters.
 
 Everything is diffusers' and transformers' own class at a small size, so whatever works on tiny-sd3 goes through the
 code that runs Stable Diffusion 3. Left out: the T5 encoder (as SD3 allows), QK norm and dual attention (SD3.5).

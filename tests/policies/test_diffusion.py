@@ -162,8 +162,8 @@ def test_anchor_divergences_are_squared_differences_of_outputs(sd3: Path, train:
     outputs = [p.denoiser()(flat["x_t"], flat["t"], condition) for p in (policy, base)]
     expected = (outputs[0] - outputs[1]).square().mean((1, 2, 3)).unflatten(0, (3, 3))
     torch.testing.assert_close(lik.divergence["base"], expected, atol=1e-6, rtol=1e-4)
-    assert set(lik.divergence) == {"base", "ema"}
-    assert lik.divergence["ema"].min() > 0  # under guidance 2 even equal weights differ
+    assert set(lik.divergence) == {"base", "ema-cfg2"}
+    assert lik.divergence["ema-cfg2"].min() > 0  # under guidance 2 even equal weights differ
 
 
 def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
@@ -290,3 +290,27 @@ def test_window_that_reaches_into_silent_steps_is_refused(sd3: Path) -> None:
     sampling = {"kernel": "flow_sde", "noise_level": 0.012, "window": {"kind": "fixed", "size": 3}}
     with pytest.raises(ModelError, match=r"rollout\.window: 3 steps.*do not fit the noisy steps 0 to"):
         policy_of(sd3, **{**FLOW_GRPO, "rollout": sampling})
+
+
+def test_anchor_to_old_under_its_own_guidance_leaves_the_ratio_alone(sd3: Path) -> None:
+    """ℓ_old is evaluated as θ is, whatever guidance an anchor to the same snapshot has."""
+    policy = policy_of(
+        sd3,
+        likelihood={"kind": "forward", "decisions": 2, "old": "recompute"},
+        snapshots={"old": {"decay": 0.0}},
+        anchors=[{"to": "old", "guidance": 4.5}],
+    )
+    drawn = rollout(policy)
+    lik = policy.likelihoods(drawn, policy.decisions(drawn, KEY))
+    torch.testing.assert_close(lik.log_ratio("old").detach(), torch.zeros_like(lik.logp), atol=1e-5, rtol=0)
+    assert lik.divergence["old-cfg4.5"].min() > 0
+
+
+def test_stochastic_solver_is_refused(sd3: Path) -> None:
+    with pytest.raises(ModelError, match=r"SASolverScheduler draws noise of its own.*UniPC"):
+        policy_of(sd3, rollout={"solver": "SASolverScheduler"})
+
+
+def test_picture_size_the_model_cannot_draw_is_a_model_error(sd3: Path) -> None:
+    with pytest.raises(ModelError, match=r"rollout\.width: found 33 pixels, expected a multiple of"):
+        policy_of(sd3, rollout={"width": 33})

@@ -1,0 +1,354 @@
+"""The commands, as a person types them: what they print and write, and one clear message where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from difrl import cli, running
+from difrl.display import SilentDisplay
+from difrl.paths import recipes
+from difrl.reading import read_config, to_yaml
+from difrl.running import Interrupted
+from difrl.sweeping import sweep_table
+from tests.recipes import recipe
+
+WIDTH = 80
+NAMES = [name for name in recipes() if not name.startswith("pretrain/")]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: Any
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def difrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process, on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    monkeypatch.setenv("TERM", "dumb")
+
+    def command(*arguments: object) -> Ended:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", ["difrl", *map(str, arguments)])
+            patched.setattr(sys, "path", list(sys.path))
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        return Ended(caught.value.code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def runs(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished runs, with other seeds."""
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        sections = {"data": {"prompts_per_step": 2, "group_size": 2}, "eval": {"show": 1, "every": 1}}
+        config = recipe(sd3, folder, seed=seed, train={"steps": 2}, **sections)
+        running.train(config, display=SilentDisplay())
+    return folders
+
+
+@pytest.fixture
+def run(runs: list[Path], tmp_path: Path) -> Path:
+    """A copy that a command may write into."""
+    return Path(shutil.copytree(runs[0], tmp_path / "run"))
+
+
+def written(path: Path, model: Path, /, **sections: Any) -> Path:
+    """A recipe as a file."""
+    path.write_text(to_yaml(recipe(model, path.with_suffix(""), **sections)))
+    return path
+
+
+def assert_fits(text: str) -> None:
+    assert max(map(len, text.splitlines())) <= WIDTH, text
+
+
+def assert_one_message(ended: Ended, *parts: str) -> None:
+    """Exit status 1, nothing but the message, no traceback."""
+    assert ended.status == 1, ended
+    assert ended.err.startswith("difrl: ")
+    assert "Traceback" not in ended.err
+    message = " ".join(ended.err.split())
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_printed_config_reads_back_equal(difrl: Command, tmp_path: Path, name: str) -> None:
+    ended = difrl("train", name, "--print-config")
+    assert ended.status == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(ended.out)
+    assert read_config(path) == read_config(name)
+
+
+def test_overrides_are_in_the_printed_config(difrl: Command, tmp_path: Path) -> None:
+    ended = difrl(
+        "train", "quickstart", "train.steps=7", "rewards.0.weight=2", "output_dir=runs/mine", "--print-config"
+    )
+    (tmp_path / "printed.yaml").write_text(ended.out)
+    config = read_config(tmp_path / "printed.yaml")
+    assert (config.train.steps, config.rewards[0].weight, config.output_dir) == (7, 2.0, Path("runs/mine"))
+
+
+def test_train_prints_a_line_a_step_and_where_everything_is(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "first.yaml", sd3, train={"steps": 2}, eval={"show": 1})
+    ended = difrl("train", path)
+    assert (ended.status, ended.err) == (0, "")
+    assert [line for line in ended.out.splitlines() if line.startswith(("step 1/2", "step 2/2"))]
+    for name in ("report.html", "before-after.png", "model"):
+        assert name in ended.out
+    assert (tmp_path / "first" / "report.html").is_file()
+    again = difrl("train", path)
+    assert_one_message(again, "holds a run already; continue it with --resume")
+    assert difrl("train", path, "--resume", "train.steps=3").status == 0
+
+
+def test_sample_draws_every_weight_side_by_side(difrl: Command, run: Path, tmp_path: Path) -> None:
+    one, three = tmp_path / "new" / "one.png", tmp_path / "three.png"
+    command = ("sample", run, "--prompt", "a red circle", "two blue squares", "-n", "2")
+    assert difrl(*command, "--out", one).status == 0
+    ended = difrl(*command, "--rlg", "0", "0.5", "1", "--out", three)
+    assert ended.status == 0
+    assert ended.out.startswith("12 samples after 2 steps of training: ")
+    with Image.open(one) as narrow, Image.open(three) as wide:
+        assert wide.width * wide.height > 2 * narrow.width * narrow.height
+
+
+def test_sample_of_a_plain_model_has_no_rlg(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    command = ("sample", sd3, "--prompt", "a red circle", "--steps", "2", "--out", tmp_path / "x.png")
+    assert difrl(*command).status == 0
+    assert_one_message(difrl(*command, "--rlg", "0", "1"), "plain model; give a run folder")
+
+
+def test_evaluate_writes_the_sweep_and_prints_a_table(difrl: Command, run: Path) -> None:
+    """Every metric with its error, in 80 columns; a further reward is only watched."""
+    ended = difrl("evaluate", run, "--rlg", "0:1:0.5", "2", "--rewards", "jpeg_incompressibility", "--images", "4")
+    assert ended.status == 0, ended.err
+    sweep = json.loads((run / "rlg.json").read_text())
+    assert sweep["weights"] == [0.0, 0.5, 1.0, 2.0]
+    for name in ("reward/jpeg_compressibility", "watch/jpeg_incompressibility"):
+        assert len(sweep[name]) == len(sweep[f"{name}/stderr"]) == 4
+    assert (run / sweep["picture"]).is_file()
+    table = ended.out.partition("written to")[0]
+    assert_fits(table)
+    assert [line.split()[0] for line in table.splitlines()[-4:]] == ["0", "0.5", "1", "2"]
+    assert "rlg.json" in ended.out
+    assert "0.5" in (run / "report.html").read_text()
+
+
+def test_many_metrics_are_tables_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """No number is broken over lines, however many rewards there are."""
+    names = [
+        "reward/mean",
+        "reward/geneval",
+        "reward/jpeg_compressibility",
+        "watch/judge",
+        "watch/ocr",
+        "diversity/pixels",
+    ]
+    result = {"weights": [0.0, 1.0], **{name: [-0.4512, None] for name in names}}
+    result |= {f"{name}/stderr": [0.0123, None] for name in names}
+    Console(width=WIDTH).print(sweep_table(result))
+    printed = capsys.readouterr().out
+    assert_fits(printed)
+    assert printed.count("-0.451 ± 0.012") == len(names)
+    assert printed.count("jpeg_compressibility") == 1
+
+
+def test_report_compares_runs(difrl: Command, runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "both.html"
+    ended = difrl("report", *runs, "--out", out)
+    assert ended.status == 0
+    assert str(out) in ended.out.replace("\n", "")
+    page = out.read_text()
+    assert "one" in page
+    assert "two" in page
+    assert not re.search(r"""(src|href)=["']?https?://""", page)  # self-contained
+
+
+def test_recipes_are_listed_with_their_place_in_the_grid(difrl: Command) -> None:
+    ended = difrl("recipes")
+    assert ended.status == 0
+    assert_fits(ended.out)
+    for name in NAMES:
+        assert name in ended.out
+    assert "arXiv:2509.25050" in ended.out
+
+
+def test_rewards_are_listed_with_their_options(difrl: Command) -> None:
+    ended = difrl("rewards")
+    assert ended.status == 0
+    assert_fits(ended.out)
+    for word in ("geneval", "judge", "jpeg_compressibility", "ocr", "quality"):
+        assert word in ended.out
+
+
+def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    ended = difrl("check", written(tmp_path / "recipe.yaml", sd3))
+    assert ended.status == 0, ended.err
+    assert_fits(ended.out)
+    assert not (tmp_path / "recipe").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["trian.steps=3"], ["trian", "did you mean train?"]),
+        (["train.step=3"], ["train.step", "did you mean train.steps?"]),
+        (["train.steps=many"], ["train.steps", "many"]),
+        (["data.group_size=1"], ["data.group_size", "expected more than 1, found 1"]),
+        (["train.updates_per_step=3"], ["data.prompts_per_step: 4 is no multiple of 3"]),
+        (["model.path=./nowhere"], ["model.path: no folder './nowhere'"]),
+        (["model.path=nobody/nothing"], ["'nobody/nothing' has no readable model_index.json"]),
+        (["data.train=prompts.txt"], ["prompts.txt: no such file"]),
+        (["data.train=shapes:trian"], ["shapes:trian", "did you mean shapes:train?"]),
+        (
+            ["rewards=[{name: jpeg_compresibility}]"],
+            ["no reward 'jpeg_compresibility'", "did you mean 'jpeg_compressibility'?"],
+        ),
+        (["rewards=[{name: jpeg_compressibility, options: {qualty: 3}}]"], ["qualty", "it takes: quality"]),
+        (["rewards=[{import: no_such_module:Mine}]"], ["cannot import the reward 'no_such_module:Mine'"]),
+        (["rollout.kernel=flow_sd"], ["rollout.kernel", "did you mean flow_sde?"]),
+        (["rollout.solver=NoSuchScheduler"], ["diffusers has no scheduler 'NoSuchScheduler'"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_wrong_recipe_is_one_clear_message(
+    difrl: Command, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], parts: list[str]
+) -> None:
+    """And leaves no run folder behind that would be in the way of the next attempt."""
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "recipe.yaml", sd3)
+    assert_one_message(difrl("train", path, *overrides), *parts)
+    assert not (tmp_path / "recipe").exists()
+
+
+def test_a_malformed_prompt_file_is_named_line_by_line(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red circle"}\n{"prompt": \n{"text": "two squares"}\n')
+    path = written(tmp_path / "recipe.yaml", sd3)
+    ended = difrl("train", path, f"data.train={prompts}")
+    assert_one_message(ended, "prompts.jsonl:2: not valid JSON", 'prompts.jsonl:3: "prompt" is missing')
+    assert not (tmp_path / "recipe").exists()
+
+
+def test_a_model_folder_without_its_weights_is_one_clear_message(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(sd3, tmp_path / "model"))
+    for file in (model / "transformer").glob("*.safetensors"):
+        file.unlink()
+    assert_one_message(difrl("train", written(tmp_path / "recipe.yaml", model)), "model.path", str(model))
+
+
+def test_commands_about_runs_want_a_run(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    assert_one_message(difrl("train", nothing), "no config file")
+    assert_one_message(difrl("report", nothing), "no run folder at")
+    assert_one_message(difrl("sample", nothing, "--prompt", "a red circle"), "no folder")
+    for folder in (nothing, sd3):
+        assert_one_message(difrl("evaluate", folder), "is no run folder: config.yaml not found in it")
+    assert not (sd3 / "rlg.json").exists()
+
+
+def test_a_reward_beside_the_recipe_is_found(
+    difrl: Command, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`import: module:callable` looks in the folder the command is given in, also for the installed script."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    (tmp_path / "found_here.py").write_text(
+        "from rewards import make\n\ndef mine():\n    return make('jpeg_compressibility')\n"
+    )
+    path = written(tmp_path / "recipe.yaml", sd3, train={"steps": 1}, eval={"every": 0})
+    ended = difrl("train", path, "rewards=[{import: 'found_here:mine'}]")
+    assert ended.status == 0, ended.err
+    assert "reward/mine" in (tmp_path / "recipe" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("word", ["two", "nan", "0:inf:1", "0:2", "2:0:1", "0:2:0"])
+def test_a_wrong_weight_is_a_usage_error(difrl: Command, run: Path, word: str) -> None:
+    ended = difrl("evaluate", run, "--rlg", word)
+    assert ended.status == 2
+    assert "expected a number or a range" in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["0", "0.5", "2"], [0.0, 0.5, 2.0]),
+        (["0:1:0.1"], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+        (["0:1:0.4", "3"], [0.0, 0.4, 0.8, 3.0]),
+        (["-1", "1:1:1"], [-1.0, 1.0]),
+    ],
+)
+def test_numbers_and_ranges(words: list[str], expected: list[float]) -> None:
+    assert cli.spread_numbers(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("sample r --rlg 0 -1 2 --out x", "sample r --rlg 0 --rlg -1 --rlg 2 --out x"),
+        ("sample r --prompt a b -n 2", "sample r --prompt a --prompt b -n 2"),
+        ("sample r --rlg 0 --rlg 1", "sample r --rlg 0 --rlg 1"),
+        ("train r train.steps=2 --resume", "train r train.steps=2 --resume"),
+    ],
+)
+def test_several_values_after_one_flag(typed: str, read: str) -> None:
+    assert cli.spread_options(typed.split()) == read.split()
+
+
+def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any, **named: Any) -> None:
+        raise Interrupted("stopped after step 2, which is saved")
+
+    monkeypatch.setattr(running, "train", stop)
+    ended = difrl("train", "quickstart")
+    assert ended.status == 130
+    assert "stopped after step 2, which is saved" in ended.err
+
+
+def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **named: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(running, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["difrl", "train", "quickstart"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    """`python -m difrl`, as accelerate starts it; and one error through a real process."""
+    environment = {**os.environ, "COLUMNS": str(WIDTH)}
+
+    def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "difrl", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
+
+    assert "evaluate" in ended("--help").stdout
+    failed = ended("train", "quickstart", "train.step=2")
+    assert failed.returncode == 1
+    assert failed.stderr == "difrl: override 'train.step=2': train.step: unknown key; did you mean train.steps?\n"

@@ -1,0 +1,109 @@
+"""Snapshots: what they hold after hand-counted updates, and that using one leaves everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from difrl.core import Constant, Linear
+from difrl.snapshots import Snapshots
+
+
+def snapshots(value: float = 0.0, **decays: Constant | Linear) -> tuple[nn.Parameter, Snapshots]:
+    """One parameter, and a base in which it is −1."""
+    weight = nn.Parameter(torch.full((2,), value))
+
+    @contextmanager
+    def base() -> Iterator[None]:
+        kept, weight.data = weight.data, torch.full((2,), -1.0)
+        try:
+            yield
+        finally:
+            weight.data = kept
+
+    return weight, Snapshots({"w": weight}, decays, base)
+
+
+def under(weight: nn.Parameter, found: Snapshots, name: str) -> float:
+    with found.use(name):
+        return float(weight[0])
+
+
+def test_decay_0_copies_1_freezes_and_between_follows() -> None:
+    weight, found = snapshots(old=Constant(0.0), frozen=Constant(1.0), ema=Constant(0.75))
+    for number, value in enumerate((4.0, 8.0)):
+        weight.data.fill_(value)
+        found.update(number)
+    # ema: 0 → 0.75·0 + 0.25·4 = 1 → 0.75·1 + 0.25·8 = 2.75
+    assert [under(weight, found, name) for name in ("old", "frozen", "ema")] == [8.0, 0.0, 2.75]
+    assert under(weight, found, "current") == 8.0
+    assert under(weight, found, "base") == -1.0
+    assert found.names == ["current", "base", "old", "frozen", "ema"]
+
+
+def test_decay_follows_its_schedule() -> None:
+    weight, found = snapshots(ema=Linear(0.0, 1.0, 2))
+    for number, expected in enumerate((4.0, 6.0, 6.0)):  # decays 0, 1/2, 1 towards 4, 8, 12
+        weight.data.fill_(4.0 * (number + 1))
+        found.update(number)
+        assert under(weight, found, "ema") == expected
+
+
+def test_weights_come_back_also_after_an_error() -> None:
+    weight, found = snapshots(3.0, old=Constant(0.0))
+    weight.data.fill_(5.0)
+    storage = weight.data_ptr()
+    for name in ("old", "base"):
+        with pytest.raises(KeyError), found.use(name):
+            raise KeyError
+    assert weight.tolist() == [5.0, 5.0]
+    assert weight.data_ptr() == storage
+    assert under(weight, found, "old") == 3.0
+
+
+def test_gradient_and_optimizer_see_the_trained_weights_only() -> None:
+    """A pass under a snapshot before the differentiable pass changes neither the gradient nor what Adam moves."""
+    weight, found = snapshots(2.0, old=Constant(0.0))
+    weight.data.fill_(3.0)
+    optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0)
+    with found.use("old"), torch.no_grad():
+        assert float((weight**2).sum()) == 8.0
+    (weight**2).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [6.0, 6.0]
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((2,), 2.5))
+    assert under(weight, found, "old") == 2.0
+
+
+def test_state_comes_back() -> None:
+    weight, found = snapshots(old=Constant(0.0), ema=Constant(0.5))
+    weight.data.fill_(4.0)
+    found.update(0)
+    state = {name: value.clone() for name, value in found.state().items()}
+    assert {name: value.tolist() for name, value in state.items()} == {"old/w": [4.0, 4.0], "ema/w": [2.0, 2.0]}
+    weight, other = snapshots(old=Constant(0.0), ema=Constant(0.5))
+    other.load(state)
+    state["ema/w"].fill_(9.0)  # what was loaded is a copy
+    assert (under(weight, other, "old"), under(weight, other, "ema")) == (4.0, 2.0)
+
+
+def test_state_of_other_snapshots_is_refused() -> None:
+    _, found = snapshots(old=Constant(0.0))
+    with pytest.raises(
+        ValueError, match=r"missing \['old/w'\], unexpected \['ema/w'\]; resume with the snapshots section"
+    ):
+        found.load({"ema/w": torch.zeros(2)})
+
+
+def test_unknown_name_lists_the_known() -> None:
+    _, found = snapshots(old=Constant(0.0))
+    with (
+        pytest.raises(ValueError, match=r"no snapshot 'ema'; expected one of \['current', 'base', 'old'\]"),
+        found.use("ema"),
+    ):
+        pass

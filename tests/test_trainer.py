@@ -1,0 +1,351 @@
+"""The trainer with a policy small enough to write down, for every objective of tests/objectives.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from difrl.checks import FirstUpdateError
+from difrl.core import Clipped, Likelihoods, Objective
+from difrl.data import PromptOrder
+from difrl.policies.base import Decisions, Key
+from difrl.processes import Processes
+from difrl.rollout import Rollout
+from difrl.scoring import Scorer
+from difrl.trainer import Trainer, TrainingError
+from tests.fakes import PROMPTS, Brightness, LinearPolicy, Listed, in_threads, linear_trainer
+from tests.objectives import OBJECTIVES
+
+UNCLIPPED = 1e9
+"""A max_grad_norm that leaves the gradient as it is."""
+SMALL = {"prompts_per_step": 2, "group_size": 2}
+
+
+def steps(trainer: Trainer, count: int = 2) -> list[dict[str, float]]:
+    """The metrics of some steps, without the times."""
+    rows = [trainer.step(number) for number in range(count)]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+def trained(objective: Objective, processes: Processes | None = None, **sections: Any) -> tuple[Tensor, list[Any]]:
+    """Weights and metrics after two steps of two updates, with some rows that could not be scored."""
+    train = {"updates_per_step": 2, "lr": 0.01, **sections.pop("train", {})}
+    dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) > 0.65)
+    scorer = Scorer({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
+    trainer = linear_trainer(scorer=scorer, processes=processes, train=train, **sections)
+    trainer.objective = objective
+    rows = steps(trainer)
+    return trainer.policy.parameters["weight"].detach().clone(), rows
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, tuple[Tensor, list[Any]]]:
+    """What every objective learns when a step is one micro-batch, on one process."""
+    return {str(o): trained(o, train={"micro_batch": 1000}) for o in OBJECTIVES}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("size", [1, 7])
+def test_micro_batches_do_not_matter(objective: Objective, size: int, whole: Mapping[str, Any]) -> None:
+    """float64: only the order of sums differs, whether statistics are of rows, of groups or of the batch."""
+    weight, rows = trained(objective, train={"micro_batch": size})
+    torch.testing.assert_close(weight, whole[str(objective)][0], rtol=1e-9, atol=1e-9)
+    assert_same(rows, whole[str(objective)][1])
+    assert rows[0]["samples/invalid"] > 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_processes_do_not_matter(objective: Objective, whole: Mapping[str, Any]) -> None:
+    for weight, rows in in_threads(2, lambda processes: trained(objective, processes)):
+        torch.testing.assert_close(weight, whole[str(objective)][0], rtol=1e-9, atol=1e-9)
+        assert_same(rows, whole[str(objective)][1])
+
+
+def test_collected_groups_do_not_depend_on_processes() -> None:
+    """Of groups of three only those with a multiple of 7 are informative: groups 1 and 3 are drawn again, 1 twice."""
+
+    def work(processes: Processes) -> tuple[Tensor, list[Any], list[list[int]]]:
+        scorer = Listed({n: float(n % 7 == 0) for n in range(48)})
+        trainer = linear_trainer(scorer=scorer, processes=processes, collect={"max_draws": 4})
+        rows = steps(trainer, 1)
+        return trainer.policy.parameters["weight"].detach(), rows, scorer.asked
+
+    weight, rows, asked = work(Processes())
+    assert asked == [list(range(12)), [15, 16, 17, 21, 22, 23], [27, 28, 29]]
+    for one in in_threads(2, work):
+        torch.testing.assert_close(one[0], weight, rtol=1e-9, atol=1e-9)
+        assert_same(one[1], rows)
+
+
+def drawn_again(trainer: Trainer) -> Rollout:
+    """The first rollout of a trainer, by a policy in the state it began in."""
+    policy, size = LinearPolicy(), trainer.config.data.group_size
+    groups = torch.arange(trainer.config.data.prompts_per_step).repeat_interleave(size)
+    chosen = trainer.order.step(0)
+    prompts = [PROMPTS[chosen[int(g)]] for g in groups]
+    return policy.rollout(prompts, groups, torch.arange(len(groups)), Key(trainer.config.seed, 0))
+
+
+@pytest.mark.parametrize("decisions", ["each", "mean", "sum"])
+def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
+    """∇ = Σ_valid (−A ∇ℓ + c ∇D) / count, with advantages and sums over a sample written out as loops."""
+    scorer = Scorer({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+    sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
+    trainer = linear_trainer(scorer=scorer, **sections)
+    trainer.objective = Clipped(None, None, decisions=decisions)  # type: ignore[arg-type]
+    rollout = drawn_again(trainer)
+    row = trainer.step(0)
+
+    policy = LinearPolicy()
+    lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+    scored = scorer(rollout)
+    assert 0 < scored.valid.sum() < len(scored)
+    total, count = torch.zeros(()), 0
+    for i in range(len(rollout)):
+        mates = [k for k in range(len(rollout)) if rollout.groups[k] == rollout.groups[i] and scored.valid[k]]
+        if not scored.valid[i]:
+            continue
+        advantage = scored.rewards[i] - scored.rewards[mates].mean() if len(mates) > 1 else 0.0
+        js = [j for j in range(4) if rollout.tape["mask"][i, j]]
+        weights = [1.0] if lik.weight is None else [float(lik.weight[i, j]) for j in js]
+        terms = [(lik.logp[i, j], lik.divergence["base"][i, j]) for j in js]
+        if decisions == "each":
+            for (logp, divergence), weight in zip(terms, weights, strict=True):
+                total = total - advantage * weight * logp + 0.3 * divergence
+            count += len(js)
+        else:
+            share = len(js) if decisions == "mean" else 1
+            logp, divergence = (sum(term[n] for term in terms) / share for n in (0, 1))
+            total = total - advantage * sum(weights) / len(js) * logp + 0.3 * divergence
+            count += 1
+    (total / count).backward()
+    expected = policy.weight.grad
+    assert expected is not None
+    found = trainer.policy.parameters["weight"].grad
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)  # rewards are float32
+    assert row["grad_norm"] == pytest.approx(float(expected.norm()), rel=1e-5)
+
+
+class Table(LinearPolicy):
+    """One decision a sample, whose ratio and divergence are as listed; dℓ/dW = 1."""
+
+    RATIO = torch.tensor([1.5, 0.5, 1.0, 1.2, 1.0, 1.0, 100.0, 1.0], dtype=torch.float64)
+    DIVERGENCE = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 9.0, 0.0], dtype=torch.float64)
+
+    def __init__(self) -> None:
+        super().__init__(dims=1, columns=1)
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        self.evaluations += len(rollout)
+        logp = self.RATIO.log()[rollout.samples][:, None] + (self.weight - self.weight.detach())
+        divergence = self.DIVERGENCE[rollout.samples][:, None]
+        return Likelihoods(logp, decisions.mask, {"old": torch.zeros_like(divergence)}, {"base": divergence})
+
+    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return self.RATIO.log()[rollout.samples][:, None]
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_metrics_by_hand(size: int) -> None:
+    """Four pairs with rewards (1, 0), (3, 1), (2, 2) and (unscored, 5): advantages ±1/2, ±1, 0, 0; bounds 0.9, 1.1.
+
+    loss: −0.55 (clipped above), 0.45 (clipped below), −1, 1.2 and three zeros; its gradient: 0, 0, −1, 1.2, 0, 0, 0.
+    """
+    rewards = dict(enumerate([1.0, 0.0, 3.0, 1.0, 2.0, 2.0, None, 5.0]))
+    sections = {"data": {"prompts_per_step": 4, "group_size": 2}, "advantage": {"std": "none"}}
+    trainer = linear_trainer(
+        policy=Table(), scorer=Listed(rewards), train={"micro_batch": size, "max_grad_norm": UNCLIPPED}, **sections
+    )
+    row = trainer.step(0)
+    expected = {
+        "reward/mean": 14 / 7,
+        "reward/listed": 14 / 8,
+        "groups/zero_std": 2 / 4,
+        "samples/invalid": 1 / 8,
+        "loss/objective": 0.1 / 7,
+        "kl/base": 1.0 / 7,
+        "loss": 0.1 / 7 + 0.3 * 1.0 / 7,
+        "ratio/mean": 7.2 / 7,
+        "ratio/std": math.sqrt(0.54 / 7 - (0.2 / 7) ** 2),
+        "clip/high": 1 / 7,
+        "clip/low": 1 / 7,
+        "approx_kl": (0.5 - math.log(1.5) - 0.5 - math.log(0.5) + 0.2 - math.log(1.2)) / 7,
+        "grad_norm": 0.2 / 7,
+        "lr": 1e-3,
+        "nfe": 16,
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert row.keys() - expected.keys() == {"diversity/pixels", "time/rollout", "time/score", "time/update"}
+    assert trainer.step(1)["nfe"] == 32
+
+
+def test_spread_of_ratios_is_seen_below_float32() -> None:
+    """Clip ranges of 1e-5 are published: the spread must not drown in the rounding of squares near 1."""
+
+    class Near(Table):
+        RATIO = 1 + 1e-5 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        DIVERGENCE = torch.zeros(4, dtype=torch.float64)
+
+        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+            lik = super().likelihoods(rollout, decisions)
+            return Likelihoods.from_tensors({n: x if n == "mask" else x.float() for n, x in lik.tensors().items()})
+
+    row = linear_trainer(policy=Near(), scorer=Listed(dict.fromkeys(range(4), 0.0)), data=SMALL).step(0)
+    assert row["ratio/std"] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_updates_take_whole_groups_in_turn() -> None:
+    trainer = linear_trainer(data={"prompts_per_step": 6, "group_size": 2}, train={"updates_per_step": 3})
+    trainer.step(0)
+    policy = trainer.policy
+    assert isinstance(policy, LinearPolicy)
+    assert [(key.use, samples) for key, samples in policy.seen] == [
+        ("train/0", [0, 1, 2, 3]),
+        ("train/1", [4, 5, 6, 7]),
+        ("train/2", [8, 9, 10, 11]),
+    ]
+
+
+@dataclass(frozen=True)
+class Recording(Clipped):
+    """Clipped, keeping the ratios of every call."""
+
+    ratios: list[Tensor] = field(default_factory=list)
+
+    def __call__(
+        self, lik: Any, advantages: Any, groups: Any, statistics: Any = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().__call__(lik, advantages, groups, statistics)
+        self.ratios.append(torch.where(lik.mask, metrics["ratio"], 1.0))
+        return loss, metrics
+
+
+def test_later_updates_are_measured_against_the_weights_that_drew() -> None:
+    trainer = linear_trainer(train={"updates_per_step": 2, "micro_batch": 1000, "lr": 0.01})
+    trainer.objective = objective = Recording()
+    trainer.step(0)
+    first, second = objective.ratios
+    torch.testing.assert_close(first, torch.ones_like(first))
+    assert (second - 1).abs().max() > 1e-3
+    trainer.step(1)
+    torch.testing.assert_close(objective.ratios[2], torch.ones_like(first))  # old is what drew this step
+
+
+def test_prompts_and_sample_numbers_of_a_step() -> None:
+    scorer = Listed(dict.fromkeys(range(4), 1.0))
+    trainer = linear_trainer(scorer=scorer, data=SMALL)
+    seen: list[Rollout] = []
+    trainer.scorer = lambda rollout: seen.append(rollout) or scorer(rollout)  # type: ignore[assignment, func-returns-value]
+    steps(trainer, 3)
+    order = PromptOrder(PROMPTS, 2, trainer.config.seed)
+    for number, rollout in enumerate(seen):
+        assert [p.text for p in rollout.prompts] == [PROMPTS[i].text for i in order.step(number) for _ in range(2)]
+        assert rollout.groups.tolist() == [0, 0, 1, 1]
+        assert rollout.samples.tolist() == [0, 1, 2, 3]
+
+
+def test_idle_groups_are_drawn_again_with_other_prompts_and_noise() -> None:
+    rewards = {0: 0.0, 1: 1.0, 2: 1.0, 3: 1.0, 6: 0.0, 7: 2.0}
+    scorer = Listed(rewards)
+    trainer = linear_trainer(scorer=scorer, data=SMALL, collect={"max_draws": 3})
+    row = trainer.step(0)
+    assert scorer.asked == [[0, 1, 2, 3], [6, 7]]
+    assert isinstance(trainer.policy, LinearPolicy)
+    assert trainer.policy.seen[0][1] == [0, 1, 6, 7]
+    assert row["reward/mean"] == pytest.approx(5 / 6)  # of everything drawn, not of what was kept
+    assert row["groups/zero_std"] == pytest.approx(1 / 3)
+    assert row["nfe"] == 6 * 4 + 4 * 4
+
+
+def test_learning_rate_schedule_reaches_the_optimizer() -> None:
+    """Adam's first step moves every weight by the learning rate; a rate of 0 moves nothing."""
+    schedule = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
+    trainer = linear_trainer(train={"lr": schedule})
+    weight = trainer.policy.parameters["weight"]
+    places, rates = [weight.detach().clone()], []
+    for number in range(3):
+        rates.append(trainer.step(number)["lr"])
+        places.append(weight.detach().clone())
+    assert rates == pytest.approx([0.02, 0.01, 0.0])
+    torch.testing.assert_close((places[1] - places[0]).abs(), torch.full_like(weight, 0.02), rtol=1e-4, atol=0)
+    assert not torch.equal(places[2], places[1])
+    assert torch.equal(places[3], places[2])
+
+
+def test_coefficient_schedule_reaches_the_anchor() -> None:
+    """With equal rewards only the anchor pulls: the gradient is coefficient(step) · ∇D."""
+    norms = []
+    for coefficient in (1.0, {"kind": "linear", "start": 0.25, "end": 1.0}):
+        trainer = linear_trainer(
+            scorer=Listed(dict.fromkeys(range(12), 1.0)),
+            anchors=[{"to": "base", "coefficient": coefficient}],
+            train={"max_grad_norm": UNCLIPPED},
+        )
+        norms.append(trainer.step(0)["grad_norm"])
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(0.25 * norms[0])
+
+
+def test_gradient_is_clipped_by_its_global_norm() -> None:
+    trainer = linear_trainer(train={"max_grad_norm": 1e-3})
+    assert trainer.step(0)["grad_norm"] > 1e-3  # as it was before
+    grad = trainer.policy.parameters["weight"].grad
+    assert grad is not None
+    assert float(grad.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradient_that_is_not_finite_leaves_the_weights() -> None:
+    class Broken(LinearPolicy):
+        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+            lik = super().likelihoods(rollout, decisions)
+            steep = lik.logp + math.inf * (self.weight - self.weight.detach()).sum()
+            return Likelihoods(torch.where(steep.isnan(), lik.logp, steep), lik.mask, lik.references, lik.divergence)
+
+    trainer = linear_trainer(policy=Broken())
+    before = trainer.policy.parameters["weight"].detach().clone()
+    with pytest.raises(TrainingError, match=r"step 0, update 0: the gradient is .* weights were left as they are"):
+        trainer.step(0)
+    assert torch.equal(trainer.policy.parameters["weight"], before)
+    assert not trainer.optimizer.state
+
+
+def test_step_without_any_score_says_so() -> None:
+    trainer = linear_trainer(scorer=Listed(dict.fromkeys(range(12), None)))
+    with pytest.raises(TrainingError, match="step 0: no sample could be scored"):
+        trainer.step(0)
+
+
+def test_likelihood_that_differs_from_the_samplers_stops_the_run() -> None:
+    class Shifted(LinearPolicy):
+        def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+            return super().recorded(rollout, decisions) + 0.01
+
+    with pytest.raises(FirstUpdateError, match="guidance differs"):
+        linear_trainer(policy=Shifted()).step(0)
+    # Samples of other weights than θ: those weights must still give what was recorded.
+    elsewhere = {"rollout": {"kernel": "flow_sde", "noise_level": 0.7, "snapshot": "old"}, "snapshots": {"old": {}}}
+    linear_trainer(**elsewhere).step(0)
+    with pytest.raises(FirstUpdateError, match="guidance differs"):
+        linear_trainer(policy=Shifted(), **elsewhere).step(0)
+
+
+@pytest.mark.parametrize(("groups", "updates"), [(3, 1), (4, 4)])
+def test_groups_that_cannot_be_shared_out_are_refused(groups: int, updates: int) -> None:
+    sections = {"data": {"prompts_per_step": groups}, "train": {"updates_per_step": updates}}
+    message = (
+        rf"data.prompts_per_step \({groups}\) must be a multiple of the number of processes \(2\) times .*\({updates}\)"
+    )
+    with pytest.raises(TrainingError, match=message):
+        in_threads(2, lambda processes: linear_trainer(processes=processes, **sections))
