@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,9 +155,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for number, (rows, columns) in enumerate(self._chunks(decisions)):
             part, chosen = batch.select(rows), decisions.select(rows, columns)
+            check = self._check(part.rollout, chosen) if update == 0 and number == 0 else None
             lik = self.policy.likelihoods(part.rollout, chosen)
-            if update == 0 and number == 0:
-                self._check(part.rollout, chosen, lik)
+            if check is not None:
+                check(lik)
             lik = collapse(lik, self.objective.decisions)
             mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
             loss, details = self.objective(lik, part.advantages, part.scored.groups, mine)
@@ -208,18 +209,24 @@ class Trainer:
         )
         return {name: self.processes.own(value) for name, value in statistics.items()}
 
-    def _check(self, rollout: Rollout, decisions: Decisions, lik: Likelihoods) -> None:
+    def _check(self, rollout: Rollout, decisions: Decisions) -> Callable[[Likelihoods], None]:
+        """Evaluates what must agree, before the differentiable pass (it may exchange weights); returns the comparison."""
         spent = self.policy.evaluations
         counts = decisions.mask.any(dim=1)
         rows = counts.int().argsort(descending=True, stable=True)[:SAMPLES]
-        few = decisions.select(rows, slice(None))
-        recorded = self.policy.recorded(rollout.select(rows), few)
+        few, drawn = decisions.select(rows, slice(None)), rollout.select(rows)
+        recorded = self.policy.recorded(drawn, few)
         # Where θ did not draw the samples, the weights that did must still give what was recorded.
         on_policy = self.config.rollout.snapshot == CURRENT
-        trained = lik.logp[rows] if on_policy else self.policy.replayed(rollout.select(rows), few)
-        check_first_update(trained, recorded, few.mask, getattr(torch, self.config.model.dtype))
+        replayed = None if on_policy else self.policy.replayed(drawn, few)
         # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
         self.policy.evaluations = spent
+
+        def compare(lik: Likelihoods) -> None:
+            found = lik.logp[rows] if replayed is None else replayed
+            check_first_update(found, recorded, few.mask, getattr(torch, self.config.model.dtype))
+
+        return compare
 
     def _observe(self, drawn: Sequence[Scored]) -> Metrics:
         """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""

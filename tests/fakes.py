@@ -170,6 +170,7 @@ class LinearPolicy:
         return decisions.tensors["log_prob"]
 
     def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
     def save(self, folder: Path) -> None:

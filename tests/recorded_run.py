@@ -31,7 +31,7 @@ def main(path: Path) -> None:
         "rank": processes.rank,
         "count": processes.count,
         "torch": torch.distributed.get_world_size() if together else 1,
-        "device": str(processes.device),
+        "device": processes.device.type,
     }
     (folder / f"world-{processes.rank}.json").write_text(json.dumps(world))
     draw, drawn = DiffusionPolicy.rollout, []

@@ -30,7 +30,7 @@ def snapshots(value: float = 0.0, **decays: Constant | Linear) -> tuple[nn.Param
 
 def under(weight: nn.Parameter, found: Snapshots, name: str) -> float:
     with found.use(name):
-        return float(weight[0])
+        return float(weight.detach()[0])
 
 
 def test_decay_0_copies_1_freezes_and_between_follows() -> None:

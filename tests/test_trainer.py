@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -327,18 +327,48 @@ def test_step_without_any_score_says_so() -> None:
         trainer.step(0)
 
 
-def test_likelihood_that_differs_from_the_samplers_stops_the_run() -> None:
-    class Shifted(LinearPolicy):
-        def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-            return super().recorded(rollout, decisions) + 0.01
+class Misled(LinearPolicy):
+    """Its likelihoods, or those of the weights that drew, differ from what it recorded."""
 
+    def __init__(self, *, trained: float = 0.0, drew: float = 0.0) -> None:
+        super().__init__()
+        self.trained, self.drew = trained, drew
+        self.calls: list[str] = []
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        self.calls.append("likelihoods")
+        lik = super().likelihoods(rollout, decisions)
+        return replace(lik, logp=lik.logp + self.trained)
+
+    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        self.calls.append("replayed")
+        return super().replayed(rollout, decisions) + self.drew
+
+
+ELSEWHERE = {"rollout": {"kernel": "flow_sde", "noise_level": 0.7, "snapshot": "old"}, "snapshots": {"old": {}}}
+
+
+def test_likelihood_that_differs_from_the_samplers_stops_the_run() -> None:
+    linear_trainer(policy=Misled()).step(0)
     with pytest.raises(FirstUpdateError, match="guidance differs"):
-        linear_trainer(policy=Shifted()).step(0)
-    # Samples of other weights than θ: those weights must still give what was recorded.
-    elsewhere = {"rollout": {"kernel": "flow_sde", "noise_level": 0.7, "snapshot": "old"}, "snapshots": {"old": {}}}
-    linear_trainer(**elsewhere).step(0)
-    with pytest.raises(FirstUpdateError, match="guidance differs"):
-        linear_trainer(policy=Shifted(), **elsewhere).step(0)
+        linear_trainer(policy=Misled(trained=0.01)).step(0)
+
+
+def test_samples_of_other_weights_are_checked_with_those_weights() -> None:
+    """θ itself need not agree; and the other weights have their turn before the differentiable pass, not after it."""
+    policy = Misled(trained=0.01)
+    linear_trainer(policy=policy, train={"micro_batch": 1000}, **ELSEWHERE).step(0)
+    assert policy.calls == ["replayed", "likelihoods"]
+    with pytest.raises(FirstUpdateError):
+        linear_trainer(policy=Misled(drew=0.01), **ELSEWHERE).step(0)
+
+
+def test_check_looks_at_rows_that_count() -> None:
+    """The first four samples could not be scored, so others are compared."""
+    scores = {n: None if n < 4 else float(n) for n in range(12)}
+    sections = {"train": {"micro_batch": 1000}}
+    with pytest.raises(FirstUpdateError):
+        linear_trainer(policy=Misled(trained=0.01), scorer=Listed(scores), **sections).step(0)
 
 
 @pytest.mark.parametrize(("groups", "updates"), [(3, 1), (4, 4)])

@@ -38,7 +38,9 @@ class StableDiffusion3(Family):
     def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> StableDiffusion3Pipeline:
         index = StableDiffusion3Pipeline.load_config(path, revision=revision)
         absent: dict[str, Any] = {name: None for name in _OPTIONAL if index.get(name, (None, None))[0] is None}
-        return StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, revision=revision, **absent)
+        return StableDiffusion3Pipeline.from_pretrained(
+            path, dtype=dtype, revision=revision, use_safetensors=True, **absent
+        )
 
     @classmethod
     def skeleton(cls, path: str, revision: str | None) -> StableDiffusion3Pipeline:
