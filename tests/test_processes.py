@@ -107,23 +107,13 @@ def draws(run: Path, number: int) -> dict[str, Tensor]:
     return {name: value[order] for name, value in joined.items()}
 
 
-def assert_same_weights(found: Path, expected: Path, name: str) -> None:
-    """The optimizer's moments to float order, and the weights wherever they follow from more than rounding.
+def saved(run: Path, name: str) -> dict[str, Tensor]:
+    """A file of the last checkpoint."""
+    return load_file(run / f"checkpoints/step-{STEPS:06d}/{name}.safetensors")
 
-    Adam divides a gradient by its own size, so one that is 0 but for rounding still moves its weight by about lr.
-    """
-    one, other = (load_file(run / f"checkpoints/step-{STEPS:06d}/{name}.safetensors") for run in (found, expected))
-    moments = load_file(expected / f"checkpoints/step-{STEPS:06d}/optimizer.safetensors")
-    size = {key: moments[f"{key.removeprefix('ema/')}/exp_avg_sq"].sqrt() for key in other}
-    largest = max(float(value.max()) for value in size.values())
-    compared = 0
-    for key, weight in other.items():
-        moved = size[key] > 1e-3 * largest
-        torch.testing.assert_close(
-            one[key][moved], weight[moved], rtol=1e-4, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}"
-        )
-        compared += int(moved.sum())
-    assert compared > sum(weight.numel() for weight in other.values()) / 3
+
+def without_times(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.startswith("time/")}
 
 
 @pytest.mark.slow
@@ -135,16 +125,13 @@ def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str)
     for number in range(STEPS):
         alone, together = draws(one, number), draws(two, number)
         assert together["samples"].tolist() == alone["samples"].tolist() == list(range(12))
-        # float32; later steps start from weights that differ by rounding
-        tolerance = {"rtol": 1e-4, "atol": 1e-5 if number == 0 else 1e-3}
-        torch.testing.assert_close(together["latents"], alone["latents"], **tolerance)
-        torch.testing.assert_close(together["images"], alone["images"], **tolerance)
+        for name in ("latents", "images"):  # float32, after three steps too
+            torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-5)
 
-    for row, expected in zip(read_metrics(two), read_metrics(one), strict=True):
-        kept = {name: value for name, value in row.items() if not name.startswith("time/")}
-        assert kept == pytest.approx(
-            {n: v for n, v in expected.items() if not n.startswith("time/")}, rel=1e-3, abs=1e-5
-        )
+    rows, expected_rows = (list(map(without_times, read_metrics(run))) for run in (two, one))
+    assert len(rows) == STEPS + 1
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
     pictures = sorted(path.name for path in (one / "samples").glob("*.png"))
     assert pictures == sorted(path.name for path in (two / "samples").glob("*.png"))
@@ -153,9 +140,12 @@ def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str)
         shown, expected_picture = (np.asarray(Image.open(run / "samples" / name), dtype=int) for run in (two, one))
         assert np.abs(shown - expected_picture).max() <= 1, name  # of 255: a value may round the other way
 
-    folder = f"checkpoints/step-{STEPS:06d}"
-    moments, expected_moments = (load_file(run / folder / "optimizer.safetensors") for run in (two, one))
+    moments, expected_moments = saved(two, "optimizer"), saved(one, "optimizer")
     for key, value in expected_moments.items():
-        torch.testing.assert_close(moments[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()) + 1e-7)
-    assert_same_weights(two, one, "trained")
-    assert_same_weights(two, one, "snapshots")
+        torch.testing.assert_close(moments[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-8)
+    for name in ("trained", "snapshots"):
+        weights, expected_weights = saved(two, name), saved(one, name)
+        assert weights.keys() == expected_weights.keys()
+        apart = [(weights[key] - value).abs().flatten() for key, value in expected_weights.items()]
+        # Steps are of 1e-3. Adam divides a gradient by its size, so one that is 0 but for rounding still moves its weight.
+        assert not apart or (torch.cat(apart) > 2e-5).float().mean() < 1e-3
