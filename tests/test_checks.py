@@ -22,7 +22,7 @@ def test_deviation_is_relative_to_one_plus_the_size() -> None:
 
 
 def test_tolerance_is_that_of_the_precision() -> None:
-    logp, recorded = torch.full((1, 1), -1.02), torch.full((1, 1), -1.0)
+    logp, recorded = torch.full((1, 1), -1.01), torch.full((1, 1), -1.0)
     mask = torch.ones(1, 1, dtype=torch.bool)
     check_first_update(logp, recorded, mask, torch.bfloat16)
     with pytest.raises(FirstUpdateError):
