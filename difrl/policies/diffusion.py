@@ -22,6 +22,7 @@ from difrl.data import Prompt
 from difrl.policies.base import Decisions, Key, batches
 from difrl.policies.families import Family
 from difrl.policies.likelihoods import Evaluation, Kind
+from difrl.policies.prompts import PromptEncoder
 from difrl.rollout import Rollout
 from difrl.snapshots import BASE, CURRENT, Snapshots
 from samplers import (
@@ -92,6 +93,15 @@ DIVERGENCES: Mapping[str, Divergence] = {
 }
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What θ is compared with when decisions are evaluated."""
+
+    references: Mapping[str, Reference]
+    old: str
+    """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
+
+
 class DiffusionPolicy:
     """A policy over a diffusers pipeline. Built by difrl.policies.loading."""
 
@@ -102,20 +112,15 @@ class DiffusionPolicy:
         sampling: Sampling,
         evaluation_sampling: Sampling,
         snapshots: Snapshots,
-        references: Mapping[str, Reference],
-        old: str,
-        negative: str,
-        max_sequence_length: int | None,
-        dtype: torch.dtype,
+        comparison: Comparison,
+        prompts: PromptEncoder,
         save: Callable[[Path], None],
     ) -> None:
-        self.family, self.kind, self.snapshots, self.references = family, kind, snapshots, dict(references)
+        self.family, self.kind, self.snapshots, self.comparison = family, kind, snapshots, comparison
         self.sampling, self.evaluation_sampling = sampling, evaluation_sampling
-        self.old, self.negative, self.max_sequence_length, self.dtype = old, negative, max_sequence_length, dtype
-        self.save = save
+        self.prompts, self.save, self.dtype = prompts, save, prompts.dtype
         self.process: Process = family.process
         self.evaluations = 0
-        self._embeddings: dict[str, dict[str, Tensor]] = {}
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -143,30 +148,6 @@ class DiffusionPolicy:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
-    def condition(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
-        """Embeddings of prompts, and of their negative prompts where guidance wants them; each text is encoded once."""
-        positive = [p.text for p in prompts]
-        negative = [self.negative if p.negative is None else p.negative for p in prompts]
-        self._embed([*positive, *negative] if guided else positive)
-        return Condition(self._gathered(positive), self._gathered(negative) if guided else None)
-
-    @torch.no_grad()
-    def _embed(self, texts: Sequence[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
-        for chunk in batches(len(new), self.sampling.batch):
-            encoded = self.family.encode_prompts(new[chunk], self.max_sequence_length)
-            for row, text in enumerate(new[chunk]):
-                self._embeddings[text] = {name: value[row].cpu() for name, value in encoded.items()}
-
-    def _gathered(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        distinct = list(dict.fromkeys(texts))
-        rows = torch.tensor([distinct.index(text) for text in texts], device=self.device)
-        names = self._embeddings[distinct[0]]
-        return {
-            name: torch.stack([self._embeddings[text][name] for text in distinct]).to(self.device, self.dtype)[rows]
-            for name in names
-        }
-
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         sampling = self.sampling
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
@@ -188,7 +169,7 @@ class DiffusionPolicy:
     ) -> dict[str, Tensor]:
         parts = []
         for rows in batches(len(prompts), sampling.batch):
-            condition = self.condition(prompts[rows], sampling.guidance != 1)
+            condition = self.prompts(prompts[rows], sampling.guidance != 1)
             parts.append(self._draw_batch(denoiser, condition, samples[rows], key, sampling))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -234,8 +215,8 @@ class DiffusionPolicy:
     def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
         flat = decisions.flat()
         guidance = self._own_guidance
-        scales = {guidance, *(r.guidance or guidance for r in self.references.values())}
-        condition = self.condition(rollout.prompts, any(scale != 1 for scale in scales))
+        scales = {guidance, *(r.guidance or guidance for r in self.comparison.references.values())}
+        condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
 
         def evaluate(snapshot: str, scale: float) -> Evaluation:
@@ -247,16 +228,18 @@ class DiffusionPolicy:
 
         # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
         with torch.no_grad():
-            others = {name: evaluate(r.snapshot, r.guidance or guidance) for name, r in self.references.items()}
+            others = {
+                name: evaluate(r.snapshot, r.guidance or guidance) for name, r in self.comparison.references.items()
+            }
         theta = evaluate(CURRENT, guidance)
         references = {name: shaped(other.logp) for name, other in others.items()}
-        if self.old == "recorded":
+        if self.comparison.old == "recorded":
             references["old"] = decisions.tensors["log_prob"]
-        elif self.old == "detach":
+        elif self.comparison.old == "detach":
             references["old"] = shaped(theta.logp.detach())
         divergence = {
             name: shaped(DIVERGENCES[r.divergence](theta, others[name]))
-            for name, r in self.references.items()
+            for name, r in self.comparison.references.items()
             if r.divergence is not None
         }
         mixed = self.kind.mixed(theta.output, others["old"].output, flat) if "old" in others else None
@@ -280,7 +263,7 @@ class DiffusionPolicy:
     @torch.no_grad()
     def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         flat = decisions.flat()
-        condition = self.condition(rollout.prompts, self._own_guidance != 1)
+        condition = self.prompts(rollout.prompts, self._own_guidance != 1)
         condition = condition.repeat_interleave(decisions.mask.shape[1])
         denoiser = self.denoiser(self.sampling.snapshot, self._own_guidance)
         # One decision at a time: another batch shape than training's, as a rollout's is.

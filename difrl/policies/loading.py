@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
 from difrl.paths import PACKAGE
-from difrl.policies.diffusion import DiffusionPolicy, Reference, Sampling
+from difrl.policies.diffusion import Comparison, DiffusionPolicy, Reference, Sampling
 from difrl.policies.families import FAMILIES, Family
 from difrl.policies.likelihoods import Forward, Kind, Reverse
+from difrl.policies.prompts import PromptEncoder
 from difrl.policies.quiet import quiet
 from difrl.schedules import coefficient
 from difrl.snapshots import BASE, CURRENT, Snapshots
@@ -299,11 +300,14 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
         training,
         evaluation,
         Snapshots(trained, decays, base_weights(family, config.model, trained, keep)),
-        references_of(config),
-        config.likelihood.old,
-        config.data.negative,
-        config.model.max_sequence_length,
-        DTYPES[config.model.dtype],
+        Comparison(references_of(config), config.likelihood.old),
+        PromptEncoder(
+            family,
+            config.data.negative,
+            config.model.max_sequence_length,
+            config.rollout.batch,
+            DTYPES[config.model.dtype],
+        ),
         _saver(family, config.model),
     )
 

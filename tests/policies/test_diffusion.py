@@ -158,7 +158,7 @@ def test_anchor_divergences_are_squared_differences_of_outputs(sd3: Path, train:
     drawn = rollout(policy)
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
-    flat, condition = decisions.flat(), policy.condition(PROMPTS, False).repeat_interleave(3)
+    flat, condition = decisions.flat(), policy.prompts(PROMPTS, False).repeat_interleave(3)
     outputs = [p.denoiser()(flat["x_t"], flat["t"], condition) for p in (policy, base)]
     expected = (outputs[0] - outputs[1]).square().mean((1, 2, 3)).unflatten(0, (3, 3))
     torch.testing.assert_close(lik.divergence["base"], expected, atol=1e-6, rtol=1e-4)
@@ -173,7 +173,7 @@ def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
     decisions = policy.decisions(drawn, KEY)
     found = policy.likelihoods(drawn, decisions).divergence["base"]
     flat = decisions.flat()
-    condition = policy.condition(PROMPTS, False).repeat_interleave(found.shape[1])
+    condition = policy.prompts(PROMPTS, False).repeat_interleave(found.shape[1])
     transitions = [
         policy.kind.evaluate(policy.denoiser(name)(flat["x_t"], flat["t"], condition), flat).transition
         for name in ("current", "base")
