@@ -1,4 +1,4 @@
-"""Draw samples from a denoiser: processes, transition kernels, grids, guidance, rollouts and solvers.
+"""Draw samples from a denoiser: processes, transition kernels, grids, guidance, rollouts, search and solvers.
 
 `t` runs from 1 (noise) to 0 (data); the state at a time s < t is `x_next`. Knows nothing of rewards or
 training.
@@ -6,8 +6,18 @@ training.
 
 from __future__ import annotations
 
+from samplers.adaptive import Agreement, adaptive_classifier_free, adaptive_reinforcement_learning
+from samplers.distance import Distance, Remembering
 from samplers.grid import Grid, Scheduler, Window
-from samplers.guidance import Condition, Counting, Denoiser, classifier_free, counting, reinforcement_learning
+from samplers.guidance import (
+    Condition,
+    Counting,
+    Denoiser,
+    classifier_free,
+    counting,
+    reinforcement_learning,
+    rows_of,
+)
 from samplers.kernels import (
     KERNELS,
     Gaussian,
@@ -25,23 +35,31 @@ from samplers.kernels import (
 from samplers.noise import keyed, keyed_uniform, stable_seed
 from samplers.process import FlowMatching, Process, VariancePreserving, corrupt, expand, raised
 from samplers.rollout import Trajectory, rollout
+from samplers.search import best_of, choose, svdd
 from samplers.solvers import solve
 
 __all__ = [
     "KERNELS",
+    "Agreement",
     "Condition",
     "Counting",
     "Denoiser",
+    "Distance",
     "FlowMatching",
     "Gaussian",
     "Grid",
     "Kernel",
     "Process",
     "Reduction",
+    "Remembering",
     "Scheduler",
     "Trajectory",
     "VariancePreserving",
     "Window",
+    "adaptive_classifier_free",
+    "adaptive_reinforcement_learning",
+    "best_of",
+    "choose",
     "classifier_free",
     "corrupt",
     "counting",
@@ -58,7 +76,9 @@ __all__ = [
     "raised",
     "reinforcement_learning",
     "rollout",
+    "rows_of",
     "solve",
     "stable_seed",
+    "svdd",
     "transition_std",
 ]

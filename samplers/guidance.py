@@ -23,6 +23,9 @@ class Condition:
 
     tensors: Mapping[str, Tensor]
     negative: Mapping[str, Tensor] | None = None
+    rows: Tensor | None = None
+    """[B] int64: which sample of the run each row belongs to, by which wrappers keep what they know of a sample when
+    they are given only some of them. None: row i is sample i."""
 
     def __post_init__(self) -> None:
         if self.negative is not None and set(self.negative) != set(self.tensors):
@@ -31,6 +34,8 @@ class Condition:
                 "both need the same names"
             )
         every = [*self.tensors.items(), *(self.negative or {}).items()]
+        if self.rows is not None:
+            every.append(("rows", self.rows))
         sizes = {value.shape[0] for _, value in every}
         if len(sizes) != 1:
             shapes = {name: tuple(value.shape) for name, value in every}
@@ -45,7 +50,18 @@ class Condition:
         def changed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: change(value) for name, value in tensors.items()}
 
-        return Condition(changed(self.tensors), None if self.negative is None else changed(self.negative))
+        return Condition(
+            changed(self.tensors),
+            None if self.negative is None else changed(self.negative),
+            None if self.rows is None else change(self.rows),
+        )
+
+    def numbered(self) -> Condition:
+        """With `rows` spelt out: what is selected from it still knows its sample."""
+        if self.rows is not None:
+            return self
+        device = next(iter(self.tensors.values())).device
+        return Condition(self.tensors, self.negative, torch.arange(len(self), device=device))
 
     def select(self, index: Tensor | slice | list[int]) -> Condition:
         """The rows of an integer or boolean index."""
@@ -96,11 +112,19 @@ def classifier_free(denoiser: Denoiser, scale: float) -> Denoiser:
                 f"classifier-free guidance at scale {scale} needs the condition's `negative`, the tensors of "
                 "the negative or empty prompt; give it, or use scale 1"
             )
-        both = Condition(_cat([condition.negative, condition.tensors]))
+        both = with_negatives(condition, slice(None))
         negative, conditional = raised(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)).chunk(2)
         return negative + scale * (conditional - negative)
 
     return guided
+
+
+def with_negatives(condition: Condition, index: Tensor | slice) -> Condition:
+    """The negative tensors of some rows, and then the positive ones of all: what one doubled batch is conditioned on."""
+    some = condition.select(index)
+    assert some.negative is not None
+    rows = None if some.rows is None or condition.rows is None else torch.cat([some.rows, condition.rows])
+    return Condition(_cat([some.negative, condition.tensors]), rows=rows)
 
 
 def reinforcement_learning(
@@ -116,26 +140,31 @@ def reinforcement_learning(
         raise ValueError(f"first_steps must be 0 or more, got {first_steps}")
     if weight == 1:
         return tuned
+    late = base if weight == 0 else _blend(base, tuned, weight)
+    return switched(tuned, late, first_steps, grid)
+
+
+def switched(early: Denoiser, late: Denoiser, first_steps: int, grid: Grid | None) -> Denoiser:
+    """`early` in the first steps of a grid, `late` after them."""
     if first_steps == 0:
-        return base if weight == 0 else _blend(base, tuned, weight)
+        return late
     if grid is None:
         raise ValueError(f"first_steps={first_steps} is counted on a grid; pass the run's `grid`")
     if first_steps >= grid.steps:
-        return tuned
+        return early
     # Half-way between two evaluation times, so that no rounding of t moves a step across.
     start = float(grid.times[first_steps - 1 : first_steps + 1].mean())
-    late = reinforcement_learning(base, tuned, weight)
 
-    def switched(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        early = t > start
-        if early.all():
-            return tuned(x_t, t, condition)
-        if not early.any():
+    def chosen(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        is_early = t > start
+        if is_early.all():
+            return early(x_t, t, condition)
+        if not is_early.any():
             return late(x_t, t, condition)
-        tuned_output, late_output = raised(tuned(x_t, t, condition)), raised(late(x_t, t, condition))
-        return torch.where(expand(early, x_t).bool(), tuned_output, late_output)
+        first, second = raised(early(x_t, t, condition)), raised(late(x_t, t, condition))
+        return torch.where(expand(is_early, x_t).bool(), first, second)
 
-    return switched
+    return chosen
 
 
 def _blend(base: Denoiser, tuned: Denoiser, weight: float) -> Denoiser:
@@ -146,8 +175,28 @@ def _blend(base: Denoiser, tuned: Denoiser, weight: float) -> Denoiser:
     return blended
 
 
+class PerSample:
+    """A sum for each sample of a run, to which rows are added; it grows as samples are seen."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, rows: Tensor, amounts: Tensor | float) -> None:
+        """Adds to samples `rows` [B] (which may repeat) what each of them gets."""
+        missing = int(rows.max()) + 1 - len(self._sums) if len(rows) else 0
+        if missing > 0:
+            self._sums = torch.cat([self._sums.to(rows.device), self._sums.new_zeros(missing, device=rows.device)])
+        values = torch.as_tensor(amounts, dtype=torch.float64, device=rows.device).expand(len(rows))
+        self._sums.index_add_(0, rows, values)
+
+    def of(self, count: int) -> Tensor:
+        """[count] float64: the sums of samples 0 .. count-1; 0 where nothing was added."""
+        known = self._sums[:count]
+        return torch.cat([known, known.new_zeros(count - len(known))])
+
+
 class Counting:
-    """A denoiser that counts the evaluations it is asked for, one a sample.
+    """A denoiser that counts the evaluations it is asked for, one a sample: in all, and for each sample.
 
     Put it inside the guidance wrappers: the doubled batch of `classifier_free` then counts two a sample.
     """
@@ -155,12 +204,22 @@ class Counting:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.evaluations = 0
+        self.per_sample = PerSample()
+        """Needs conditions that say whose their rows are, `condition.numbered()`; else row i counts as sample i."""
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.evaluations += x_t.shape[0]
+        self.per_sample.add(rows_of(condition), 1.0)
         return self.denoiser(x_t, t, condition)
 
 
+def rows_of(condition: Condition) -> Tensor:
+    """[B] int64: which sample each row belongs to."""
+    rows = condition.numbered().rows
+    assert rows is not None
+    return rows
+
+
 def counting(denoiser: Denoiser) -> Counting:
-    """`denoiser` with a count of its per-sample evaluations in `.evaluations`."""
+    """`denoiser` with counts of its per-sample evaluations, in all in `.evaluations`."""
     return Counting(denoiser)

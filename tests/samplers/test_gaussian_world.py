@@ -78,3 +78,22 @@ def test_rlg_of_two_gaussians_is_the_gaussian_at_the_weighted_mean(process, weig
         torch.testing.assert_close((mean, cov), propagate(target, *run), rtol=0, atol=1e-10)
         torch.testing.assert_close(mean, weight * tilt, rtol=0, atol=1e-6)
         torch.testing.assert_close(cov, eye, rtol=0, atol=0.12)  # 50 first-order steps
+
+
+@pytest.mark.parametrize("first_steps", [0, 20, 50])
+def test_rlg_after_first_steps_moves_by_the_rest_of_the_path(first_steps, world, propagate):
+    """The mean of a run is linear in each step's weight: w = 1 up to the switch, then w from where that ended."""
+    eye, tilt = torch.eye(2, dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
+    base, tuned = (type(world(FLOW))(FLOW, scale * tilt, eye).denoiser for scale in (0.0, 1.0))
+    grid = Grid(torch.linspace(1, 0, 51))
+    guided = reinforcement_learning(base, tuned, 3.0, first_steps=first_steps, grid=grid)
+    run = (FLOW, make_kernel("ode", 0.0, grid), grid)
+    mean, _ = propagate(guided, *run, torch.zeros(2).double(), eye)
+    weights = [1.0 if step < first_steps else 3.0 for step in range(50)]
+    expected = torch.zeros(2, dtype=torch.float64)
+    for t, s, weight in zip(grid.times[:-1], grid.times[1:], weights, strict=True):
+        spread = (1 - t) ** 2 + t**2
+        gain = (1 - t) / spread
+        x0_hat = weight * tilt + gain * (expected - (1 - t) * weight * tilt)
+        expected = expected + (s - t) * (expected - x0_hat) / t
+    torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12)

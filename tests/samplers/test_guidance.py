@@ -104,3 +104,16 @@ def test_bad_conditions_are_refused():
         Condition.cat([CONDITION, Condition(CONDITION.tensors)])
     with pytest.raises(ValueError, match="no conditions"):
         Condition.cat([])
+
+
+def test_rows_keep_their_sample():
+    """Through selection and repetition; the doubled batch of guidance counts two for each sample."""
+    numbered = CONDITION.numbered()
+    assert numbered.rows.tolist() == [0, 1]
+    assert numbered.numbered() is numbered
+    assert numbered.select([1]).repeat_interleave(2).rows.tolist() == [1, 1]
+    counted = counting(shifted)
+    classifier_free(counted, 3.0)(X[1:], T[1:], numbered.select([1]))
+    assert counted.per_sample.of(3).tolist() == [0.0, 2.0, 0.0]
+    with pytest.raises(ValueError, match="one batch size"):
+        Condition(CONDITION.tensors, rows=torch.arange(3))
