@@ -5,8 +5,8 @@ No model, no files, no config; nothing here branches on what is being trained. S
 
 from __future__ import annotations
 
-from difrl.core.advantages import Baseline, Std, advantages, informative
-from difrl.core.coefficients import Coefficient, Constant, Cosine, Linear, Schedule
+from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
+from difrl.core.coefficients import Coefficient, Constant, Cosine, Linear, RewardAdaptive, Schedule, TargetKL
 from difrl.core.collect import Collect, Draw, Informative, Scored, once
 from difrl.core.divergences import ESTIMATORS, estimator, gaussian_kl, k1, k2, k3, velocity
 from difrl.core.groups import compact, group_mean, group_mean_std, group_spread, group_sum
@@ -25,6 +25,7 @@ from difrl.core.objective import (
     weighted,
 )
 from difrl.core.objectives import Clipped
+from difrl.core.pacing import InUpdates, Reset, Soup
 from difrl.core.weighting import WEIGHTINGS, elbo, forward_logp
 
 __all__ = [
@@ -39,20 +40,26 @@ __all__ = [
     "Cosine",
     "Decisions",
     "Draw",
+    "InUpdates",
     "Informative",
     "Likelihoods",
     "Linear",
     "Objective",
+    "Reset",
+    "RewardAdaptive",
     "RowObjective",
     "Schedule",
     "Scope",
     "Scored",
+    "Soup",
     "Std",
+    "TargetKL",
     "advantages",
     "aggregation",
     "checked",
     "collapse",
     "compact",
+    "decoupled",
     "elbo",
     "estimator",
     "forward_logp",
@@ -69,6 +76,7 @@ __all__ = [
     "penalty",
     "reduce",
     "resolved",
+    "reweighted",
     "statistics_of",
     "velocity",
     "weighted",

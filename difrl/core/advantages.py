@@ -7,15 +7,16 @@ many.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from difrl.core.groups import group_mean_std, group_spread, group_sum
+from difrl.core.groups import compact, group_mean_std, group_spread, group_sum
 
 Baseline = Literal["mean", "leave_one_out", "none"]
-Std = Literal["group", "global", "none"]
+Std = Literal["group", "global", "beta", "none"]
 
 
 def advantages(
@@ -37,6 +38,9 @@ def advantages(
       std      "group":          s_i = standard deviation of the group (GRPO, 2402.03300)
                "global":         s_i = standard deviation of all rewards of the batch (an option of Flow-GRPO,
                                  2505.05470)
+               "beta":           f(p), f the density of Beta(1 + a/3, 1 + b/3), p the mean of the group, (a, b)
+                                 fitted to the means of all groups: rewards in [0, 1] (BNPO, 2506.02864); eps plays
+                                 no part
                "none":           no division (Dr.GRPO, 2503.20783), and eps plays no part
 
     Standard deviations divide by n. A group whose rewards all agree, or with one valid sample, says nothing:
@@ -63,12 +67,57 @@ def advantages(
         centred = r
     else:
         raise ValueError(f"baseline is {baseline!r}, expected 'mean', 'leave_one_out' or 'none'")
-    scaled = centred / _divisor(r, valid, group_std, std, eps)
+    scaled = centred / _divisor(r, groups, valid, group_std, std, eps)
     if clip is not None:
         scaled = scaled.clamp(-clip, clip)
-    plain = baseline == "none" and std != "group"
+    plain = baseline == "none" and std in ("global", "none")
     kept = valid if plain else valid & informative(rewards, groups, valid)
     return torch.where(kept, scaled * scale, 0.0).to(rewards.dtype)
+
+
+def decoupled(
+    columns: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    groups: Tensor,
+    valid: Tensor,
+    *,
+    baseline: Baseline = "mean",
+    clip: float | None = None,
+    scale: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Every reward normalised within its group, summed by weight, then normalised over the batch (GDPO, 2601.05242).
+
+        S_i = sum_k w_k A_ik,    A_ik = the advantage of reward k, divided by its standard deviation in the group
+        A_i = scale * clip((S_i - mean S) / (std S + eps), -clip, clip)
+
+    so that a reward pulls by its weight and not by its spread. The mean of S is 0 but for rounding, since the A_ik
+    of a group sum to 0; where no reward of a group differs, A_i is exactly 0.
+
+    Args:
+      columns: reward name -> [B]; what stands where valid is False has no effect.
+      weights: of the same names.
+      groups, valid: as of `advantages`.
+    """
+    names = list(columns)
+    if not names or names != list(weights):
+        raise ValueError(f"columns are {names} and weights {list(weights)}, expected the same names, at least one")
+    filled = {name: torch.where(valid, column, 0.0) for name, column in columns.items()}
+    parts = [w * advantages(filled[name], groups, valid, baseline=baseline, eps=eps) for name, w in weights.items()]
+    total = torch.stack(parts).sum(0)
+    batch = torch.zeros_like(groups)
+    kept = torch.stack([informative(column, groups, valid) for column in filled.values()]).any(0)
+    scaled = advantages(total, batch, valid, std="group", clip=clip, scale=scale, eps=eps)
+    return torch.where(kept, scaled, 0.0)
+
+
+def reweighted(advantages: Tensor, positive: float, negative: float) -> Tensor:
+    """A times `positive` where A > 0 and `negative` where A < 0. Any shape.
+
+    With rewards of +1 and -1 and no baseline: positive 0 is NSR, negative 0 is PSR, positive 0.1 the weighted
+    REINFORCE of 2506.01347.
+    """
+    return torch.where(advantages > 0, advantages * positive, advantages * negative)
 
 
 def informative(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
@@ -77,14 +126,42 @@ def informative(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     return group_spread(groups, rewards.detach(), valid) > 0
 
 
-def _divisor(r: Tensor, valid: Tensor, group_std: Tensor, std: Std, eps: float) -> Tensor:
+def _divisor(r: Tensor, groups: Tensor, valid: Tensor, group_std: Tensor, std: Std, eps: float) -> Tensor:
     if std == "group":
         return group_std + eps
     if std == "global":
         return group_mean_std(torch.zeros_like(valid, dtype=torch.int64), r, valid)[1] + eps
+    if std == "beta":
+        return _beta_density(r, groups, valid)
     if std == "none":
         return torch.ones_like(r)
-    raise ValueError(f"std is {std!r}, expected 'group', 'global' or 'none'")
+    raise ValueError(f"std is {std!r}, expected 'group', 'global', 'beta' or 'none'")
+
+
+def _beta_density(r: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """f(p) of every row, p its group's mean: f the density of Beta(1 + a/3, 1 + b/3) (2506.02864).
+
+    (a, b) by moments: a = c m, b = c (1 - m), c = m (1 - m) / v - 1, with mean m and unbiased variance v of the
+    groups' means; both parameters of f are at least 1, as in the authors' code. 1 where means do not vary.
+    """
+    if not bool(((r >= 0) & (r <= 1))[valid].all()):
+        low, high = float(r[valid].min()), float(r[valid].max())
+        raise ValueError(
+            f"rewards lie in [{low:g}, {high:g}], and std 'beta' wants them in [0, 1], best of all 0 or 1; rescale them "
+            "by the rewards' weights, or use another std"
+        )
+    p = group_mean_std(groups, r, valid)[0]
+    index, number = compact(groups)
+    counted = torch.zeros(number, dtype=torch.bool, device=r.device).index_put((index[valid],), valid[valid])
+    means = r.new_zeros(number).index_put((index,), p)[counted]
+    variance = means.var() if len(means) > 1 else means.new_zeros(())
+    if variance == 0:
+        return torch.ones_like(r)
+    m = means.mean()
+    c = m * (1 - m) / variance - 1
+    alpha, beta = (1 + c * m / 3).clamp(min=1), (1 + c * (1 - m) / 3).clamp(min=1)
+    log_norm = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
+    return (torch.xlogy(alpha - 1, p) + torch.xlogy(beta - 1, 1 - p) - log_norm).exp()
 
 
 def _check(rewards: Tensor, groups: Tensor, valid: Tensor) -> None:

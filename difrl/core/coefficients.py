@@ -1,13 +1,14 @@
 """Numbers that change over a run: of anchors, of a snapshot's decay, of the learning rate.
 
-n counts from 0. All are frozen: a coefficient that reacts to the run returns its successor, so its fields are
-its whole state.
+n counts from 0, in whatever the caller counts: steps, or optimizer updates. All are frozen: a coefficient that
+reacts to the run returns its successor, and says by `state` what a checkpoint must hold of it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,23 +30,34 @@ class Coefficient:
         """The coefficient of the next step, given the mean divergence of this one: itself, or adapted."""
         return self
 
+    def state(self) -> dict[str, float]:
+        """What it has learnt from `observed`, for a checkpoint; {} if it does not adapt."""
+        return {}
+
+    def restored(self, state: Mapping[str, float]) -> Coefficient:
+        """This coefficient with the state of another run of it."""
+        return self
+
 
 @dataclass(frozen=True)
 class Schedule(Coefficient):
-    """From start to end over `steps` steps along `shape`, then end; before that a warm-up from 0 to start.
+    """From start to end over `steps` along `shape`, then end; before that a warm-up from 0, and `hold` at start.
 
     n < warmup:   start (n + 1) / warmup
-    after it:     start + (end - start) shape(u),    u = min(1, (n - warmup) / steps)
+    after it:     start + (end - start) shape(u),    u = min(1, max(0, n - warmup - hold) / steps)
     """
 
     start: float
     end: float
     steps: float
     warmup: int = 0
+    hold: int = 0
 
     def __post_init__(self) -> None:
-        if not self.steps > 0 or self.warmup < 0:
-            raise ValueError(f"steps is {self.steps} and warmup {self.warmup}, expected steps > 0 and warmup >= 0")
+        if not self.steps > 0 or self.warmup < 0 or self.hold < 0:
+            raise ValueError(
+                f"steps is {self.steps}, warmup {self.warmup} and hold {self.hold}, expected steps > 0 and the others >= 0"
+            )
 
     def shape(self, u: float) -> float:
         """[0, 1] -> [0, 1], from 0 to 1."""
@@ -54,12 +66,13 @@ class Schedule(Coefficient):
     def value(self, step: int) -> float:
         if step < self.warmup:
             return self.start * (step + 1) / self.warmup
-        return self.start + (self.end - self.start) * self.shape(min(1.0, (step - self.warmup) / self.steps))
+        u = min(1.0, max(0, step - self.warmup - self.hold) / self.steps)
+        return self.start + (self.end - self.start) * self.shape(u)
 
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """shape(u) = u. min(a + b n, c) is Linear(a, c, (c - a) / b)."""
+    """shape(u) = u. min(a + b max(0, n - h), c) is Linear(a, c, (c - a) / b, hold=h)."""
 
     def shape(self, u: float) -> float:
         return u
@@ -86,3 +99,70 @@ class Constant(Coefficient):
 
     def value(self, step: int) -> float:
         return self.level * min(1.0, (step + 1) / self.warmup) if self.warmup else self.level
+
+
+@dataclass(frozen=True)
+class TargetKL(Coefficient):
+    """Proportional control in log space of a divergence towards a target (1909.08593, section 2.2).
+
+        e = clip((D - target) / target, -bound, bound),    level <- level (1 + gain e)
+
+    D is the mean divergence of a step in the units of its kind. Published: gain = 0.1, bound = 0.2, so that a
+    step changes the level by at most 2 %.
+    """
+
+    level: float
+    target: float
+    gain: float = 0.1
+    bound: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (self.level > 0 and self.target > 0 and self.gain > 0 and 0 < self.bound < 1 / self.gain):
+            raise ValueError(
+                f"level is {self.level}, target {self.target}, gain {self.gain} and bound {self.bound}; expected all above "
+                "0, and gain times bound below 1, so that the level stays above 0"
+            )
+
+    def value(self, step: int) -> float:
+        return self.level
+
+    def observed(self, divergence: float) -> TargetKL:
+        if not math.isfinite(divergence):
+            raise ValueError(
+                f"the divergence is {divergence}, expected a finite number; a controller cannot react to it"
+            )
+        error = min(self.bound, max(-self.bound, (divergence - self.target) / self.target))
+        return replace(self, level=self.level * (1.0 + self.gain * error))
+
+    def state(self) -> dict[str, float]:
+        return {"level": self.level}
+
+    def restored(self, state: Mapping[str, float]) -> TargetKL:
+        return replace(self, level=state["level"])
+
+
+@dataclass(frozen=True)
+class RewardAdaptive(Coefficient):
+    """Holds good samples harder than bad ones (CRD, 2603.14128): one number a sample.
+
+        c_i = base (kappa + (1 - kappa) r_i) = floor + (base - floor) r_i,    kappa = floor / base
+        r_i = clip(A_i, -a, a) / (2 a) + 1/2 in [0, 1], as in the objective of CRD,    a = limit
+
+    Published: base = 0.1, floor = 1e-4, a = 5. A sample of no advantage gets about half of base.
+    """
+
+    base: Coefficient
+    floor: float = 1e-4
+    limit: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not (self.floor >= 0 and self.limit > 0):
+            raise ValueError(f"floor is {self.floor} and limit {self.limit}, expected floor >= 0 and limit > 0")
+
+    def value(self, step: int) -> float:
+        """Of the best sample: r = 1."""
+        return self.base.value(step)
+
+    def rows(self, step: int, advantages: Tensor) -> Tensor:
+        reward = advantages.clamp(-self.limit, self.limit) / (2 * self.limit) + 0.5
+        return self.floor + (self.value(step) - self.floor) * reward

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +16,13 @@ from difrl.core import (
     Std,
     advantages,
     compact,
+    decoupled,
     group_mean,
     group_mean_std,
     group_spread,
     group_sum,
     informative,
+    reweighted,
 )
 
 GROUPS = torch.tensor([9, -4, 9, -4, 9, 2])
@@ -168,3 +171,84 @@ def test_errors() -> None:
         compact(torch.zeros(3))
     with pytest.raises(ValueError, match="expected 6 rows"):
         group_sum(GROUPS, torch.zeros(5))
+
+
+def test_beta_normalised_against_scipy() -> None:
+    """(R - p) / f(p), f the density of Beta(1 + a/3, 1 + b/3) with (a, b) by moments (2506.02864); a group of 1s gives 0."""
+    rewards = torch.tensor([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1], dtype=torch.float64)
+    groups = torch.arange(4).repeat_interleave(4)
+    found = advantages(rewards, groups, torch.ones(16, dtype=torch.bool), std="beta")
+    p = np.array([0.25, 0.5, 0.75, 1.0])
+    m, v = p.mean(), p.var(ddof=1)
+    a, b = (m * (1 - m) / v - 1) * m, (m * (1 - m) / v - 1) * (1 - m)
+    density = scipy.stats.beta(1 + a / 3, 1 + b / 3).pdf(p[:3]).repeat(4)
+    expected = np.concatenate([(rewards.numpy()[:12] - p[:3].repeat(4)) / density, np.zeros(4)])
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_beta_normalised_where_it_says_nothing() -> None:
+    """One group, or groups alike: no distribution to fit, so the mean alone is taken off. Unscored rows are as if absent."""
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    for groups in (torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1])):
+        assert advantages(rewards, groups, ALL[:4], std="beta").tolist() == [0.5, -0.5, -0.5, 0.5]
+    mixed = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    groups = torch.tensor([0, 0, 1, 1, 1, 1])
+    expected = advantages(mixed, groups, ALL, std="beta")
+    more = advantages(
+        torch.cat([mixed, torch.tensor([7.0, 7.0])]),
+        torch.cat([groups, torch.tensor([0, 5])]),
+        torch.cat([ALL, torch.tensor([False, False])]),
+        std="beta",
+    )
+    assert more.tolist() == pytest.approx([*expected.tolist(), 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"rewards lie in \[1, 6\], and std 'beta' wants them in \[0, 1\]"):
+        advantages(REWARDS, GROUPS, ALL, std="beta")
+
+
+def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
+    """The example of 2601.05242: two rewards, two samples: (0, 1) in all against (0, 2) in all give different advantages.
+
+    By hand: group 0 differs in one reward, +-1; group 1 in both, +-1 twice, so +-2. S = -1, 1, -2, 2 has std sqrt(2.5).
+    """
+    one, two = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    groups, valid = torch.tensor([0, 0, 1, 1]), ALL[:4]
+    columns, weights = {"one": one, "two": two}, {"one": 1.0, "two": 1.0}
+    found = decoupled(columns, weights, groups, valid, eps=0.0)
+    assert found.tolist() == pytest.approx([x / 2.5**0.5 for x in (-1, 1, -2, 2)])
+    assert advantages(one + two, groups, valid, eps=0.0).tolist() == pytest.approx([-1, 1, -1, 1])
+    # The weight counts, not the spread: a hundredfold second reward is still +-1 before its weight of 3.
+    found = decoupled({"one": one, "two": 100 * two}, {"one": 1.0, "two": 3.0}, groups, valid, eps=0.0)
+    assert found.tolist() == pytest.approx([x / 8.5**0.5 for x in (-1, 1, -4, 4)])
+    assert decoupled(columns, weights, groups, valid, eps=0.0, clip=1.0, scale=0.5).tolist() == pytest.approx(
+        [-0.5 / 2.5**0.5, 0.5 / 2.5**0.5, -0.5, 0.5]
+    )
+
+
+@given(st.integers(0, 10_000))
+def test_each_reward_by_itself_does_not_see_units_or_unscored_rows(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    groups = torch.randint(0, 4, (20,), generator=g)
+    columns = {name: torch.randint(0, 4, (20,), generator=g).double() for name in "ab"}
+    valid = torch.rand(20, generator=g) < 0.8
+    weights = {"a": 0.3, "b": 2.0}
+    expected = decoupled(columns, weights, groups, valid, eps=0.0).nan_to_num()
+    changed = {"a": torch.where(valid, 7 * columns["a"] + 3, torch.nan), "b": columns["b"]}
+    found = decoupled(changed, weights, groups, valid, eps=0.0).nan_to_num()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert (found[~valid] == 0).all()
+    idle = ~(informative(columns["a"], groups, valid) | informative(columns["b"], groups, valid))
+    assert (found[idle] == 0).all()
+
+
+def test_each_reward_needs_its_weight() -> None:
+    with pytest.raises(ValueError, match=r"columns are \['a'\] and weights \['b'\]"):
+        decoupled({"a": REWARDS}, {"b": 1.0}, GROUPS, ALL)
+
+
+def test_reweighting_by_sign() -> None:
+    """Rewards of +-1 without baseline: NSR, PSR and weighted REINFORCE of 2506.01347."""
+    rewards = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    plain = advantages(rewards, torch.zeros(4, dtype=torch.int64), ALL[:4], baseline="none", std="none")
+    assert reweighted(plain, 0.0, 1.0).tolist() == [0, -1, 0, -1]
+    assert reweighted(plain, 1.0, 0.0).tolist() == [1, 0, 1, 0]
+    assert reweighted(plain, 0.1, 1.0).tolist() == pytest.approx([0.1, -1, 0.1, -1])

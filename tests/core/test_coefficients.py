@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from difrl.core import Coefficient, Constant, Cosine, Linear, Schedule
+from difrl.core import Coefficient, Constant, Cosine, Linear, RewardAdaptive, Schedule, TargetKL
 
 
 def test_constant() -> None:
@@ -19,13 +21,14 @@ def test_linear_and_cosine_by_hand() -> None:
     assert [Linear(1, 3, 4).value(n) for n in range(6)] == pytest.approx([1, 1.5, 2, 2.5, 3, 3])
     assert [Cosine(1, 0, 4).value(n) for n in range(6)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 0, 0])
     assert [Linear(1, 0, 2, warmup=2).value(n) for n in range(5)] == pytest.approx([0.5, 1, 1, 0.5, 0])
+    assert [Linear(1, 0, 2, warmup=1, hold=2).value(n) for n in range(6)] == pytest.approx([1, 1, 1, 1, 0.5, 0])
 
 
 @pytest.mark.parametrize(
     ("schedule", "published"),
     [
         (Linear(0.25, 0.999, (0.999 - 0.25) / 0.005), lambda n: min(0.25 + 0.005 * n, 0.999)),
-        (Linear(0, 0.999, 0.999 / 0.0075, warmup=75), lambda n: min(0.0075 * max(0, n - 75), 0.999)),
+        (Linear(0, 0.999, 0.999 / 0.0075, hold=75), lambda n: min(0.0075 * max(0, n - 75), 0.999)),
         (Linear(0, 0.5, 500), lambda n: min(0.001 * n, 0.5)),
     ],
 )
@@ -40,7 +43,54 @@ def test_defaults_do_not_adapt() -> None:
     assert coefficient.observed(3.0) is coefficient
 
 
+def test_target_kl_by_hand() -> None:
+    """2 -> half the target: e = -0.2 (clipped), x 0.98; on target: as it is; 1.1 times: e = 0.1, x 1.01."""
+    controller = TargetKL(2.0, target=0.1)
+    levels = []
+    for divergence in (0.05, 0.1, 0.11, 7.0, 0.0):
+        controller = controller.observed(divergence)
+        levels.append(controller.value(3))
+    expected = [2 * 0.98, 2 * 0.98, 2 * 0.98 * 1.01, 2 * 0.98 * 1.01 * 1.02, 2 * 0.98 * 1.01 * 1.02 * 0.98]
+    assert levels == pytest.approx(expected, rel=1e-12)
+    assert controller.rows(0, torch.zeros(2)).tolist() == pytest.approx([levels[-1]] * 2)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(0.5, 2.0))
+def test_target_kl_holds_a_divergence_that_falls_with_the_level(level: float, power: float) -> None:
+    """D = level^-power = target at level 1: the controller gets there from either side and stays."""
+    controller = TargetKL(level, target=1.0, gain=0.5, bound=0.5)
+    for _ in range(150):
+        controller = controller.observed(controller.value(0) ** -power)
+    assert controller.value(0) == pytest.approx(1.0, rel=1e-3)  # 150 steps: 0.5 % or more of any error is gone a step
+
+
+def test_the_state_of_a_controller_is_all_that_it_learnt() -> None:
+    before = TargetKL(0.3, target=0.1).observed(1.0)
+    assert TargetKL(0.3, target=0.1).restored(before.state()) == before
+    assert (Constant(1.0).state(), Linear(0, 1, 2).state()) == ({}, {})
+
+
+def test_reward_adaptive_by_hand() -> None:
+    """beta (kappa + (1 - kappa) r), kappa = 1e-4 / beta, r = clip(A, -5, 5) / 10 + 1/2."""
+    beta, kappa = 0.1, 1e-4 / 0.1
+    found = RewardAdaptive(Constant(beta)).rows(0, torch.tensor([-9.0, -5.0, 0.0, 2.5, 5.0, 50.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([beta * (kappa + (1 - kappa) * r) for r in (0, 0, 0.5, 0.75, 1, 1)])
+    scheduled = RewardAdaptive(Linear(0.2, 0.0, 10), floor=0.0, limit=1.0)
+    assert scheduled.rows(5, torch.tensor([1.0])).tolist() == pytest.approx([0.1])
+    assert scheduled.value(5) == pytest.approx(0.1)
+
+
 def test_errors() -> None:
+    with pytest.raises(ValueError, match="expected all above 0"):
+        TargetKL(0.0, target=1.0)
+    with pytest.raises(ValueError, match="gain times bound below 1"):
+        TargetKL(1.0, target=1.0, gain=2.0, bound=0.5)
+    with pytest.raises(ValueError, match="the divergence is nan"):
+        TargetKL(1.0, target=1.0).observed(float("nan"))
+    with pytest.raises(ValueError, match="floor is -1"):
+        RewardAdaptive(Constant(1.0), floor=-1.0)
+    with pytest.raises(ValueError, match="hold -1"):
+        Linear(0, 1, 1, hold=-1)
     with pytest.raises(ValueError, match="expected steps > 0"):
         Linear(0, 1, 0)
     with pytest.raises(ValueError, match="warmup is -1"):
