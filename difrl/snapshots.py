@@ -1,8 +1,9 @@
 """Snapshots: named copies of the trained weights that follow them at their own pace.
 
 snapshot ← decay · snapshot + (1 − decay) · θ once a step, so a decay of 0 is a copy, 0.99 a slow average and 1 a frozen
-one. Using a snapshot exchanges the storage of the parameters for the time of a `with` block. That is cheap, but autograd
-knows nothing of it: a differentiable pass and its backward pass must lie on the same side of every exchange.
+one; difrl/core/pacing.py has decays that make a soup or a periodic reset of it. Using a snapshot puts its storage in
+the place of the parameters' for the time of a `with` block. That is cheap, but autograd knows nothing of it: a
+differentiable pass and its backward pass must lie on the same side of every exchange.
 """
 
 from __future__ import annotations
@@ -19,6 +20,45 @@ CURRENT = "current"
 BASE = "base"
 
 
+class Copy:
+    """A copy of parameters on a device of its own (default: theirs); in CPU memory it is pinned where there is a GPU."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], device: torch.device | str | None = None) -> None:
+        self.parameters = parameters
+        self.tensors = {name: _stored(p.detach(), device) for name, p in parameters.items()}
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Inside the block the parameters are the copy's; it is brought to their device for that time."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.data = self.tensors[name].to(own[name].device, non_blocking=True)
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = own[name]
+
+    @torch.no_grad()
+    def follow(self, share: float) -> None:
+        """Goes this share of the way to the parameters. Computed on their device, so that the bits do not tell where it is."""
+        if share == 0:
+            return
+        sources = [p.detach() for p in self.parameters.values()]
+        moved = [tensor.to(p.device) for tensor, p in zip(self.tensors.values(), sources, strict=True)]
+        torch._foreach_lerp_(moved, sources, share)
+        for tensor, result in zip(self.tensors.values(), moved, strict=True):
+            if tensor is not result:
+                tensor.copy_(result)
+
+
+def _stored(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    if device is None or torch.device(device).type == tensor.device.type:
+        return tensor.clone()
+    away = tensor.to(device)
+    return away.pin_memory() if away.device.type == "cpu" and tensor.is_cuda else away
+
+
 class Snapshots:
     """Copies of `parameters` by name. `base` is a context manager in which the model is the pretrained one."""
 
@@ -27,12 +67,12 @@ class Snapshots:
         parameters: Mapping[str, nn.Parameter],
         decays: Mapping[str, Coefficient],
         base: Callable[[], AbstractContextManager[None]],
+        device: torch.device | str | None = None,
     ) -> None:
+        """device: where copies stay while they are not in use; default: where the parameters are."""
         self.parameters, self.decays, self._base = dict(parameters), dict(decays), base
-        self.copies = {name: self._copy() for name in decays}
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {key: p.detach().clone() for key, p in self.parameters.items()}
+        self.copies = {name: Copy(self.parameters, device) for name in decays}
+        self._used: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -41,36 +81,29 @@ class Snapshots:
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
-        """Inside the block the model has the weights of the snapshot."""
-        if name == CURRENT:
-            yield
-        elif name == BASE:
-            with self._base():
-                yield
-        elif name in self.copies:
-            copy = self.copies[name]
-            self._exchange(copy)
-            try:
-                yield
-            finally:
-                self._exchange(copy)
-        else:
+        """Inside the block the model has the weights of the snapshot. A block may use the same again, no other one."""
+        if name not in self.names:
             raise ValueError(f"no snapshot {name!r}; expected one of {self.names} (declare it under snapshots)")
+        if name == (self._used or CURRENT):
+            yield
+            return
+        if self._used is not None:
+            raise RuntimeError(f"snapshot {name!r} asked for while {self._used!r} is in use; leave that one first")
+        self._used = name
+        try:
+            with self._base() if name == BASE else self.copies[name].placed():
+                yield
+        finally:
+            self._used = None
 
-    def _exchange(self, copy: dict[str, Tensor]) -> None:
-        for key, p in self.parameters.items():
-            p.data, copy[key] = copy[key], p.data
-
-    @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves every snapshot towards the trained weights by the decay it has at this step."""
+        """Moves every snapshot towards the trained weights by the decay it has after this step."""
         for name, copy in self.copies.items():
-            towards = 1 - self.decays[name].value(step)
-            torch._foreach_lerp_(list(copy.values()), [p.detach() for p in self.parameters.values()], towards)
+            copy.follow(1 - self.decays[name].value(step))
 
     def state(self) -> dict[str, Tensor]:
         """Every copy, flat, as `snapshot/parameter`."""
-        return {f"{name}/{key}": value for name, copy in self.copies.items() for key, value in copy.items()}
+        return {f"{name}/{key}": value for name, copy in self.copies.items() for key, value in copy.tensors.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -82,6 +115,5 @@ class Snapshots:
                 f"the checkpoint's snapshots are not this run's: missing {missing}, unexpected {surplus}; "
                 "resume with the snapshots section the run was started with"
             )
-        for name, copy in self.copies.items():
-            for key, value in copy.items():
-                value.copy_(state[f"{name}/{key}"])
+        for name, value in self.state().items():
+            value.copy_(state[name])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from difrl.core import Constant, Linear
-from difrl.snapshots import Snapshots
+from difrl.core import Coefficient, Constant, Linear, Reset, Soup
+from difrl.snapshots import Copy, Snapshots
 
 
-def snapshots(value: float = 0.0, **decays: Constant | Linear) -> tuple[nn.Parameter, Snapshots]:
+def snapshots(value: float = 0.0, **decays: Coefficient) -> tuple[nn.Parameter, Snapshots]:
     """One parameter, and a base in which it is −1."""
     weight = nn.Parameter(torch.full((2,), value))
 
@@ -107,3 +107,69 @@ def test_unknown_name_lists_the_known() -> None:
         found.use("ema"),
     ):
         pass
+
+
+def test_a_snapshot_in_use_may_be_asked_for_again_and_no_other() -> None:
+    weight, found = snapshots(1.0, old=Constant(0.0))
+    weight.data.fill_(2.0)
+    with found.use("old"), found.use("old"):
+        assert float(weight.detach()[0]) == 1.0
+    for other in ("current", "base"):
+        with (
+            pytest.raises(RuntimeError, match=f"{other!r} asked for while 'old' is in use"),
+            found.use("old"),
+            found.use(other),
+        ):
+            pass
+    assert float(weight.detach()[0]) == 2.0
+
+
+class Breaking(torch.Tensor):
+    """A copy that cannot be brought to the model's device, as when its memory is full."""
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+
+def test_an_exchange_that_fails_halfway_changes_nothing() -> None:
+    first, second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([2.0]))
+    copy = Copy({"first": first, "second": second})
+    copy.tensors["second"] = torch.tensor([9.0]).as_subclass(Breaking)
+    copy.tensors["first"] = torch.tensor([8.0])
+    places = [first.data_ptr(), second.data_ptr()]
+    with pytest.raises(RuntimeError, match="out of memory"), copy.placed():
+        pass
+    assert (first.item(), second.item()) == (1.0, 2.0)
+    assert [first.data_ptr(), second.data_ptr()] == places
+
+
+def test_soup_and_reset_through_snapshots() -> None:
+    weight, found = snapshots(0.0, soup=Soup(1), ref=Reset(2))
+    seen = []
+    for number, value in enumerate((6.0, 3.0, 9.0)):
+        weight.data.fill_(value)
+        found.update(number)
+        seen.append((under(weight, found, "soup"), under(weight, found, "ref")))
+    assert seen == [(3.0, 0.0), (3.0, 3.0), (4.5, 3.0)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_where_copies_stay_does_not_show() -> None:
+    """On a GPU, copies in pinned CPU memory hold the bits that copies on the GPU hold."""
+    generator = torch.Generator().manual_seed(0)
+    start, moves = torch.randn(1000, generator=generator), torch.randn(5, 1000, generator=generator)
+    results = []
+    for device in (None, "cpu"):
+        weight = nn.Parameter(start.cuda())
+        found = Snapshots({"w": weight}, {"ema": Constant(0.7), "soup": Soup(2)}, lambda: nullcontext(), device)
+        for number, move in enumerate(moves):
+            weight.data += move.cuda()
+            found.update(number)
+        with found.use("ema"):
+            assert weight.is_cuda
+            results.append(weight.detach().cpu())
+        results.append(found.state()["soup/w"].cpu())
+        assert found.copies["ema"].tensors["w"].is_pinned() == (device == "cpu")
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])
