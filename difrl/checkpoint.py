@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from difrl.core import Coefficient
 from difrl.processes import Processes
 from difrl.trainer import Trainer
 
@@ -76,6 +77,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
             "step": step,
             "evaluations": trainer.evaluations,
             "optimizer_steps": steps,
+            "coefficients": {name: c.state() for name, c in trainer.coefficients.items() if c.state()},
             "threads": torch.get_num_threads(),
             "processes": processes.count,
             "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
@@ -100,6 +102,7 @@ def load(trainer: Trainer, place: Path, processes: Processes) -> int:
     load_trained(trainer.policy.parameters, place)
     trainer.policy.snapshots.load(_read(place, "snapshots"))
     _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
+    trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place)
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
@@ -176,6 +179,21 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
     for name, p in trainer.policy.parameters.items():
         moments = {key: tensors[f"{name}/{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
         trainer.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
+
+
+def _coefficients(
+    coefficients: Mapping[str, Coefficient], saved: Mapping[str, Mapping[str, float]], place: Path
+) -> dict[str, Coefficient]:
+    """Those that adapt, as they were."""
+    adaptive = {name: c.state().keys() for name, c in coefficients.items() if c.state()}
+    found = {name: state.keys() for name, state in saved.items()}
+    if adaptive != found:
+        raise CheckpointError(
+            f"the checkpoint {place} holds the state of the coefficients {sorted(found) or 'none'} and this run adapts "
+            f"{sorted(adaptive) or 'none'}: it was written by an earlier version or under other anchors. Resume with the "
+            "anchors the run was started with, or start a new run"
+        )
+    return {name: c.restored(saved.get(name, {})) for name, c in coefficients.items()}
 
 
 def _random() -> dict[str, Tensor]:

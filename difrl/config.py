@@ -32,21 +32,25 @@ class LinearSchedule(Section):
     kind: Literal["linear"]
     start: float
     end: float
-    steps: int | None = Field(None, gt=0, description="from start to end; default: all of train.steps")
+    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
     warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
 
 
 class CosineSchedule(Section):
     kind: Literal["cosine"]
     start: float
     end: float
-    steps: int | None = Field(None, gt=0, description="from start to end; default: all of train.steps")
+    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
     warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
 
 
 def _schedule_kind(value: Any) -> str:
     """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
-    if isinstance(value, ConstantSchedule | LinearSchedule | CosineSchedule):
+    if isinstance(
+        value, ConstantSchedule | LinearSchedule | CosineSchedule | TargetKLCoefficient | RewardAdaptiveCoefficient
+    ):
         return value.kind
     return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
 
@@ -56,6 +60,36 @@ Schedule = Annotated[
     | Annotated[ConstantSchedule, Tag("constant")]
     | Annotated[LinearSchedule, Tag("linear")]
     | Annotated[CosineSchedule, Tag("cosine")],
+    Discriminator(_schedule_kind),
+]
+
+
+class TargetKLCoefficient(Section):
+    """Follows the step's mean divergence D: e = clip(D/target − 1, ±bound), value ← value · (1 + gain · e) (arXiv:1909.08593)."""
+
+    kind: Literal["target_kl"]
+    start: float = Field(gt=0, description="value of the first step")
+    target: float = Field(gt=0, description="divergence to hold, in the units of kl/ANCHOR")
+    gain: float = Field(0.1, gt=0, le=1, description="how fast the value follows")
+    bound: float = Field(0.2, gt=0, lt=1, description="largest relative error that counts")
+
+
+class RewardAdaptiveCoefficient(Section):
+    """Of each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
+
+    kind: Literal["reward_adaptive"]
+    value: Schedule = Field(description="of the best samples")
+    floor: float = Field(1e-4, ge=0, description="of the worst samples")
+    limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
+
+
+AnchorCoefficient = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[TargetKLCoefficient, Tag("target_kl")]
+    | Annotated[RewardAdaptiveCoefficient, Tag("reward_adaptive")],
     Discriminator(_schedule_kind),
 ]
 
@@ -81,6 +115,9 @@ class ModelConfig(Section):
         description="of frozen weights and the forward pass; trained weights and transitions: float32",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    copies: Literal["device", "cpu"] = Field(
+        "device", description="where snapshots, and full training's pretrained weights, stay while not in use"
+    )
     attention: str = Field("sdpa", description="sdpa, or a backend of diffusers such as xformers, flash, sage")
     max_sequence_length: int | None = Field(
         None, ge=0, description="T5 tokens; default: 256 with a T5 encoder, 0 without one"
@@ -178,11 +215,23 @@ class AnchorConfig(Section):
     """A KL-like pull towards other weights."""
 
     to: str = Field("base", description="base, or the name of a snapshot")
-    divergence: Literal["velocity", "gaussian", "k2", "k3"] = "velocity"
-    coefficient: Schedule = 1.0
+    divergence: Literal["velocity", "gaussian", "k1", "k2", "k3"] = "velocity"
+    place: Literal["loss", "reward"] = Field(
+        "loss", description="reward: k1 of the recorded decisions, summed over a sample, is taken off its reward"
+    )
+    coefficient: AnchorCoefficient = 1.0
     guidance: float | None = Field(
         None, ge=1, description="guidance scale of the anchor's prediction; default: as the likelihood is evaluated"
     )
+
+    @model_validator(mode="after")
+    def _known_before_advantages(self) -> AnchorConfig:
+        if self.place == "reward" and isinstance(self.coefficient, RewardAdaptiveCoefficient):
+            raise ValueError(
+                "a reward_adaptive coefficient asks for advantages, which are made of the rewards that this anchor is taken "
+                "off; set a number, a schedule or target_kl, or place: loss"
+            )
+        return self
 
     @property
     def label(self) -> str:
@@ -194,9 +243,16 @@ class AdvantageConfig(Section):
     """How rewards of a group become advantages."""
 
     baseline: Literal["mean", "leave_one_out", "none"] = "mean"
-    std: Literal["group", "global", "none"] = "group"
+    std: Literal["group", "global", "beta", "none"] = Field(
+        "group", description="what they are divided by; beta: for rewards of 0 or 1 (arXiv:2506.02864)"
+    )
     clip: float | None = Field(None, gt=0, description="advantages are clipped to ± this")
     scale: float = Field(1.0, gt=0, description="advantages are multiplied by this after clipping")
+    normalise: Literal["total", "each"] = Field(
+        "total", description="each: every reward by itself, before they are summed by weight (arXiv:2601.05242)"
+    )
+    positive: float = Field(1.0, ge=0, description="factor of positive advantages (arXiv:2506.01347)")
+    negative: float = Field(1.0, ge=0, description="factor of negative advantages; positive: 0 learns from these alone")
 
 
 class CollectConfig(Section):
@@ -205,10 +261,41 @@ class CollectConfig(Section):
     max_draws: int = Field(1, gt=0, description="draws at most; 1 keeps whatever the first draw gave")
 
 
-class SnapshotConfig(Section):
+class DecaySnapshot(Section):
     """snapshot ← decay · snapshot + (1 − decay) · θ, once a step."""
 
-    decay: Schedule = Field(0.0, description="0 copies the weights, 0.99 follows them slowly")
+    kind: Literal["decay"] = "decay"
+    decay: Schedule = Field(
+        0.0, description="0 copies the weights, 0.99 follows them slowly; schedules count optimizer updates"
+    )
+
+
+class SoupSnapshot(Section):
+    """The average of the initial weights and those after every so many steps (arXiv:2411.01798)."""
+
+    kind: Literal["soup"]
+    every: int = Field(gt=0, description="steps between the weights that are averaged")
+
+
+class ResetSnapshot(Section):
+    """The weights as they were after the latest multiple of so many steps (arXiv:2505.24864)."""
+
+    kind: Literal["reset"]
+    every: int = Field(gt=0, description="steps between resets")
+
+
+def _snapshot_kind(value: Any) -> str:
+    if isinstance(value, DecaySnapshot | SoupSnapshot | ResetSnapshot):
+        return value.kind
+    return str(value.get("kind", "decay")) if isinstance(value, Mapping) else "decay"
+
+
+SnapshotConfig = Annotated[
+    Annotated[DecaySnapshot, Tag("decay")]
+    | Annotated[SoupSnapshot, Tag("soup")]
+    | Annotated[ResetSnapshot, Tag("reset")],
+    Discriminator(_snapshot_kind),
+]
 
 
 class RewardConfig(Section):
@@ -253,6 +340,9 @@ class TrainConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    restart_every: int | None = Field(
+        None, gt=0, description="steps after which AdamW forgets its moments, as where ProRL resets its reference"
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads a process; default: torch's own choice")
 
 
@@ -291,7 +381,7 @@ class RunConfig(Section):
     anchors: list[AnchorConfig] = []
     advantage: AdvantageConfig = AdvantageConfig()
     collect: CollectConfig = CollectConfig()
-    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → decay; old, ema, sampler, …")
+    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → how it follows; old, ema, sampler, …")
     train: TrainConfig = TrainConfig()
     eval: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

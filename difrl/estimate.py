@@ -25,13 +25,12 @@ from difrl.policies.loading import (
     ModelError,
     family_class,
     make_trainable,
-    references_of,
+    needs_base,
     resolve,
 )
 from difrl.reading import ConfigError
 from difrl.running import shows_base
 from difrl.scoring import build_reward
-from difrl.snapshots import BASE
 
 __all__ = ["Estimate", "Evaluations", "estimate", "estimate_table"]
 
@@ -183,13 +182,12 @@ def _memory(config: RunConfig, family: Family, trained: list[nn.Parameter]) -> d
     memory |= {"trained weights, float32": 4 * count, "gradients": 4 * count, "AdamW's two moments": 8 * count}
     if config.model.dtype != "float32":
         memory[f"trained weights cast to {config.model.dtype}"] = DTYPES[config.model.dtype].itemsize * count
-    memory |= {f"snapshot {name}": 4 * count for name in config.snapshots}
-    # Anchors ask for them, and so do the sweep and the pictures at the end (difrl/running.py).
-    if config.model.train == "full" and (
-        shows_base(config) or any(r.snapshot == BASE for r in references_of(config).values())
-    ):
-        memory["pretrained weights, kept"] = 4 * count
-    return memory
+    # Anchors ask for the base, and so do the sweep and the pictures at the end (difrl/running.py).
+    base = config.model.train == "full" and (shows_base(config) or needs_base(config))
+    copies = [f"snapshot {name}" for name in config.snapshots] + ["pretrained weights, kept"] * base
+    if config.model.copies == "cpu":  # one at a time comes to the device
+        copies = ["copy of the weights in use"] if copies else []
+    return memory | dict.fromkeys(copies, 4 * count)
 
 
 def _speed(device: torch.device, dtype: torch.dtype, threads: int | None) -> float:

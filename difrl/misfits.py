@@ -90,9 +90,60 @@ def _times_in_order(config: RunConfig) -> Iterator[Misfit]:
 
 def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
     for index, anchor in enumerate(config.anchors):
-        if config.likelihood.kind == "forward" and anchor.divergence != "velocity":
+        if config.likelihood.kind == "forward" and anchor.place == "reward":
+            problem = (
+                "a forward likelihood is a surrogate at fresh times, not the log-probability of a sample, so it cannot "
+                "be taken off the reward; set place: loss and divergence: velocity, or likelihood.kind: reverse"
+            )
+            yield Misfit(("anchors", index, "place"), problem)
+        elif config.likelihood.kind == "forward" and anchor.divergence != "velocity":
             problem = f"a forward likelihood has no {anchor.divergence} divergence; set divergence: velocity"
             yield Misfit(("anchors", index, "divergence"), problem)
+
+
+def _divergences_are_in_their_place(config: RunConfig) -> Iterator[Misfit]:
+    for index, anchor in enumerate(config.anchors):
+        if anchor.place == "loss" and anchor.divergence == "k1":
+            problem = (
+                "k1 as a loss has no expected gradient, so it would hold nothing; set place: reward, or k2 (the gradient of "
+                "KL(θ‖anchor)), k3 (of KL(anchor‖θ)) or gaussian"
+            )
+            yield Misfit(("anchors", index, "divergence"), problem)
+        elif anchor.place == "reward" and anchor.divergence != "k1":
+            problem = (
+                f"found {anchor.divergence}, and only k1 in the reward has the gradient of KL(θ‖anchor): of any other the "
+                "reward would miss the part that runs through its own value; set divergence: k1, or place: loss"
+            )
+            yield Misfit(("anchors", index, "divergence"), problem)
+
+
+def _rewards_have_a_total(config: RunConfig) -> Iterator[Misfit]:
+    for index, anchor in enumerate(config.anchors):
+        if anchor.place == "reward" and config.advantage.normalise == "each":
+            problem = (
+                "advantage.normalise: each takes every reward by itself, so there is no total to take a divergence off; set "
+                "place: loss, or advantage.normalise: total"
+            )
+            yield Misfit(("anchors", index, "place"), problem)
+
+
+def _advantages_are_defined(config: RunConfig) -> Iterator[Misfit]:
+    advantage = config.advantage
+    if advantage.std == "beta" and advantage.baseline == "none":
+        problem = (
+            "std: beta divides by the density of the group's mean, which has to be taken off first; set baseline: mean"
+        )
+        yield Misfit(("advantage", "baseline"), problem)
+    if advantage.normalise == "each" and advantage.baseline == "none":
+        yield Misfit(("advantage", "baseline"), "normalise: each centres every reward in its group; set baseline: mean")
+    if advantage.normalise == "each" and advantage.std != "group":
+        yield Misfit(
+            ("advantage", "std"), "normalise: each divides every reward by its spread in the group; set std: group"
+        )
+    if advantage.positive == advantage.negative == 0:
+        yield Misfit(
+            ("advantage", "positive"), "positive and negative are both 0, so nothing would be learnt; raise one"
+        )
 
 
 def _updates_divide_groups(config: RunConfig) -> Iterator[Misfit]:
@@ -159,6 +210,9 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _window_fits,
     _times_in_order,
     _divergences_exist,
+    _divergences_are_in_their_place,
+    _rewards_have_a_total,
+    _advantages_are_defined,
     _updates_divide_groups,
     _old_stays_old,
     _snapshots_exist,

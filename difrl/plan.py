@@ -14,7 +14,7 @@ from difrl.config import RunConfig
 from difrl.policies.base import Key
 from difrl.policies.diffusion import Sampling
 from difrl.policies.families import Family
-from difrl.policies.loading import ModelError, references_of, samplings
+from difrl.policies.loading import ModelError, in_reward, references_of, samplings
 from difrl.reading import ConfigError
 from difrl.trainer import objective_of
 from samplers import Condition, counting, solve
@@ -90,7 +90,7 @@ class Plan:
 
     def evaluations(self, prompts: int) -> Evaluations:
         config, one = self.config, self.samples * self.decisions
-        references = references_of(config).values()
+        references = [*references_of(config).values(), *in_reward(config).values()]
         return Evaluations(
             rollout=self.samples * self.calls[0] * _twice(self.training.guidance),
             gradient=one * _twice(self.guidance),

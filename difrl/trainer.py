@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from difrl.advantages import Estimate, estimate_of
 from difrl.checks import SAMPLES, check_first_update
 from difrl.config import ObjectiveConfig, RunConfig
 from difrl.core import (
@@ -28,7 +29,6 @@ from difrl.core import (
     Informative,
     Likelihoods,
     Objective,
-    advantages,
     collapse,
     informative,
     once,
@@ -39,6 +39,7 @@ from difrl.data import Prompt, PromptOrder
 from difrl.diversity import thumbnails, within
 from difrl.policies.base import Decisions, Key, Policy
 from difrl.processes import Processes
+from difrl.regularised import charged, divergences
 from difrl.rollout import Rollout, Scored
 from difrl.schedules import coefficient
 from difrl.scoring import Scorer
@@ -73,7 +74,7 @@ class Batch:
 
 
 class Trainer:
-    """Trains a policy; its only state is the policy's, the optimizer's and the number of evaluations."""
+    """Trains a policy; its only state is the policy's, the optimizer's, the coefficients' and the number of evaluations."""
 
     def __init__(
         self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], processes: Processes
@@ -87,6 +88,8 @@ class Trainer:
         steps = config.train.steps
         self.learning_rate: Coefficient = coefficient(config.train.lr, steps)
         self.coefficients = {a.label: coefficient(a.coefficient, steps) for a in config.anchors}
+        self.in_reward = [a.label for a in config.anchors if a.place == "reward"]
+        self.estimate: Estimate = estimate_of(config.advantage, config.rewards)
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
@@ -104,8 +107,9 @@ class Trainer:
             return drawn[-1]
 
         scored = self.collect(draw)
-        batch = Batch(scored, self._advantages(scored))
         metrics = self._observe(drawn)
+        scored, observed_in_reward = self._charged(number, scored)
+        batch = Batch(scored, self._advantages(scored))
         rate = self.learning_rate.value(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -113,10 +117,13 @@ class Trainer:
         updates = self.config.train.updates_per_step
         norms = [self._update(number, update, batch, sums) for update in range(updates)]
         self.policy.snapshots.update(number)
+        self._restart_if_due(number)
         clock.lap("update")
         spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
         self.evaluations += int(spent)
-        metrics |= self._summary(sums) | {"grad_norm": sum(norms) / updates, "lr": rate, "nfe": self.evaluations}
+        metrics |= self._summary(sums) | observed_in_reward
+        self._adapt(metrics)
+        metrics |= {"grad_norm": sum(norms) / updates, "lr": rate, "nfe": self.evaluations}
         return metrics | clock.times
 
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
@@ -133,9 +140,31 @@ class Trainer:
         clock.lap("score")
         return scored
 
+    def _charged(self, step: int, scored: Scored) -> tuple[Scored, Metrics]:
+        """With anchors in the reward taken off it, and what they were."""
+        if not self.in_reward:
+            return scored, {}
+        decisions = self.policy.decisions(scored.rollout, Key(self.config.seed, step, "reward"))
+        kl = divergences(self.policy, scored.rollout, decisions, self._chunks(decisions))
+        levels = {name: self.coefficients[name].value(step) for name in self.in_reward}
+        columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in kl.items()}
+        metrics = self.processes.means(columns) | {f"coefficient/{name}": level for name, level in levels.items()}
+        return charged(scored, kl, levels), metrics
+
     def _advantages(self, scored: Scored) -> Tensor:
-        rewards, groups, valid = (self.processes.gather(x) for x in (scored.rewards, scored.groups, scored.valid))
-        return self.processes.own(advantages(rewards, groups, valid, **self.config.advantage.model_dump()))
+        gather = self.processes.gather
+        columns = {name: gather(scored.parts[name]) for name in self.estimate.reads}
+        rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
+        return self.processes.own(self.estimate(rewards, columns, groups, valid))
+
+    def _adapt(self, metrics: Metrics) -> None:
+        """Shows every coefficient the step's divergence, which is the same on all processes."""
+        self.coefficients = {name: c.observed(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
+
+    def _restart_if_due(self, step: int) -> None:
+        every = self.config.train.restart_every
+        if every is not None and (step + 1) % every == 0:
+            self.optimizer.state.clear()
 
     def _update(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor]) -> float:
         """One optimizer update on its share of the groups; returns the norm of the gradient."""
@@ -162,10 +191,15 @@ class Trainer:
             lik = collapse(lik, self.objective.decisions)
             mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
             loss, details = self.objective(lik, part.advantages, part.scored.groups, mine)
-            coefficients = {name: c.rows(step, part.advantages) for name, c in self.coefficients.items()}
+            coefficients = {
+                name: c.rows(step, part.advantages)
+                for name, c in self.coefficients.items()
+                if name not in self.in_reward
+            }
             total = reduce(loss + penalty(lik, coefficients), lik.mask, count)
             total.backward()
-            _add(sums, lik, details | {"loss": loss.detach()}, total)
+            levels = {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
+            _add(sums, lik, details | levels | {"loss": loss.detach()}, total)
         self.processes.sum_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm))
         if not math.isfinite(norm):

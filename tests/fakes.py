@@ -173,6 +173,10 @@ class LinearPolicy:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
+    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Tensor]:
+        lik = self.likelihoods(rollout, decisions)
+        return {"base": decisions.tensors["log_prob"] - lik.references["base"]}
+
     def save(self, folder: Path) -> None:
         pass
 

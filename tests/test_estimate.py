@@ -369,3 +369,14 @@ def test_settings_that_do_not_fit_the_model(
 ) -> None:
     with pytest.raises(error, match=match):
         estimate(recipe(small, **sections))
+
+
+def test_copies_on_the_cpu_cost_the_device_one(small: Path) -> None:
+    """Whichever of them is in use; without any there is none."""
+    sections: dict[str, Any] = {"anchors": [TO_BASE], "snapshots": {**EMA, "slow": {"kind": "soup", "every": 2}}}
+    found = estimate(recipe(small, model={"copies": "cpu"}, **sections))
+    names = {name for name in found.memory if name.startswith(("snapshot", "pretrained", "copy"))}
+    assert names == {"copy of the weights in use"}
+    assert found.memory["copy of the weights in use"] == 4 * found.trained
+    alone = estimate(recipe(small, model={"copies": "cpu", **LORA}))
+    assert "copy of the weights in use" not in alone.memory

@@ -176,6 +176,7 @@ def test_metrics_by_hand(size: int) -> None:
         "samples/invalid": 1 / 8,
         "loss/objective": 0.1 / 7,
         "kl/base": 1.0 / 7,
+        "coefficient/base": 0.3,
         "loss": 0.1 / 7 + 0.3 * 1.0 / 7,
         "ratio/mean": 7.2 / 7,
         "ratio/std": math.sqrt(0.54 / 7 - (0.2 / 7) ** 2),

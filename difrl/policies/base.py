@@ -66,6 +66,9 @@ class Policy(Protocol):
     def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """ℓ [B, J] evaluated again, without gradient, under the weights that drew the samples."""
 
+    def penalties(self, rollout: Rollout, decisions: Decisions) -> Mapping[str, Tensor]:
+        """Anchor in the reward → k1 of the weights that drew the samples against it, [B, J], without gradient."""
+
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """What is trained, by name."""

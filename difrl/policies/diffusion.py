@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from difrl.core import Likelihoods, estimator, velocity
+from difrl.core import Likelihoods, estimator, k1, velocity
 from difrl.data import Prompt
 from difrl.policies.base import Decisions, Key, batches
 from difrl.policies.families import Family
@@ -100,6 +100,8 @@ class Comparison:
     references: Mapping[str, Reference]
     old: str
     """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
+    in_reward: Mapping[str, Reference] = field(default_factory=dict)
+    """What recorded likelihoods are compared with, for the reward."""
 
 
 class DiffusionPolicy:
@@ -151,7 +153,8 @@ class DiffusionPolicy:
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         sampling = self.sampling
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
-        tape = self._draw(denoiser, prompts, samples, key, sampling)
+        with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
+            tape = self._draw(denoiser, prompts, samples, key, sampling)
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
@@ -254,6 +257,19 @@ class DiffusionPolicy:
     @property
     def _own_guidance(self) -> float:
         return self.sampling.guidance if self.kind.guided else 1.0
+
+    @torch.no_grad()
+    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Tensor]:
+        flat, anchors = decisions.flat(), self.comparison.in_reward
+        scales = {name: r.guidance or self._own_guidance for name, r in anchors.items()}
+        condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales.values()))
+        condition = condition.repeat_interleave(decisions.mask.shape[1])
+        recorded, found = self.recorded(rollout, decisions), {}
+        for name, anchor in anchors.items():
+            output = self.denoiser(anchor.snapshot, scales[name])(flat["x_t"], flat["t"], condition)
+            logp = self.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
+            found[name] = k1(recorded, logp)
+        return found
 
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:

@@ -11,7 +11,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig as PeftLoraConfig
-from torch import Tensor, nn
+from torch import nn
 
 from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
 from difrl.paths import PACKAGE
@@ -20,8 +20,8 @@ from difrl.policies.families import FAMILIES, Family
 from difrl.policies.likelihoods import Forward, Kind, Reverse
 from difrl.policies.prompts import PromptEncoder
 from difrl.policies.quiet import quiet
-from difrl.schedules import coefficient
-from difrl.snapshots import BASE, CURRENT, Snapshots
+from difrl.schedules import decay
+from difrl.snapshots import BASE, CURRENT, Copy, Snapshots
 from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode, stable_seed, transition_std
 
 ADAPTER = "default"
@@ -176,22 +176,21 @@ def base_weights(
                 family.denoiser.enable_adapters()  # type: ignore[operator]
 
         return without_adapter
-    frozen: dict[str, Tensor] | None = {n: p.detach().clone() for n, p in trained.items()} if keep else None
+    frozen = Copy(trained, _copies(model)) if keep else None
 
     @contextmanager
     def copied() -> Iterator[None]:
         if frozen is None:
             raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
-        current = {name: p.data for name, p in trained.items()}
-        for name, p in trained.items():
-            p.data = frozen[name]
-        try:
+        with frozen.placed():
             yield
-        finally:
-            for name, p in trained.items():
-                p.data = current[name]
 
     return copied
+
+
+def _copies(model: ModelConfig) -> str | None:
+    """Where copies of the weights stay."""
+    return "cpu" if model.copies == "cpu" else None
 
 
 def kind_of(config: LikelihoodConfig, process: Process, grid: Grid, kernel: Kernel) -> Kind:
@@ -275,19 +274,29 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 def references_of(config: RunConfig) -> dict[str, Reference]:
     """Everything θ is compared with: anchors, and old weights where ℓ_old is evaluated again."""
-    references = {a.label: Reference(a.to, a.guidance, a.divergence) for a in config.anchors}
+    references = {a.label: Reference(a.to, a.guidance, a.divergence) for a in config.anchors if a.place == "loss"}
     if config.likelihood.old == "recompute" and "old" not in references:
         references["old"] = Reference("old", None, None)
     return references
+
+
+def in_reward(config: RunConfig) -> dict[str, Reference]:
+    """Anchors whose divergence is taken off the reward."""
+    return {a.label: Reference(a.to, a.guidance, a.divergence) for a in config.anchors if a.place == "reward"}
+
+
+def needs_base(config: RunConfig) -> bool:
+    """Whether training evaluates the pretrained weights, or draws from them."""
+    compared = [*references_of(config).values(), *in_reward(config).values()]
+    return BASE in (config.rollout.snapshot, *(r.snapshot for r in compared))
 
 
 def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> DiffusionPolicy:
     """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
     family = load_family(config.model, device)
     trained = make_trainable(family, config.model, config.seed)
-    uses = [config.rollout.snapshot, *(r.snapshot for r in references_of(config).values())]
-    keep = keep_base or BASE in uses
-    decays = {name: coefficient(s.decay, config.train.steps) for name, s in config.snapshots.items()}
+    keep = keep_base or needs_base(config)
+    decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
     try:
         training, evaluation = samplings(config, family)
     except ModelError:
@@ -299,8 +308,8 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
         kind_of(config.likelihood, family.process, training.grid, training.kernel),
         training,
         evaluation,
-        Snapshots(trained, decays, base_weights(family, config.model, trained, keep)),
-        Comparison(references_of(config), config.likelihood.old),
+        Snapshots(trained, decays, base_weights(family, config.model, trained, keep), _copies(config.model)),
+        Comparison(references_of(config), config.likelihood.old, in_reward(config)),
         PromptEncoder(
             family,
             config.data.negative,

@@ -27,8 +27,10 @@ DEFINITIONS: dict[str, str] = {
     "kl/*": (
         "The divergence of the trained weights from this anchor, of the kind its setting names "
         "(velocity: mean squared difference of outputs; gaussian: closed form; k2, k3: from log-"
-        "ratios), averaged over the step's decisions."
+        "ratios), averaged over the step's decisions; of an anchor in the reward, the log-ratio of the sampling weights "
+        "to it, summed over a sample and averaged over samples."
     ),
+    "coefficient/*": "What the divergence from this anchor was multiplied by, averaged over the step's decisions.",
     "ratio/mean": "Mean over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/std": "Standard deviation over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/*": "A statistic over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",

@@ -50,6 +50,7 @@ def training_charts(run: RunRecord) -> list[Chart]:
         _each_reward(run),
         _family(run, "Watched, never optimised", "watch/", "A fall while the reward rises: it is being exploited."),
         _family(run, "Divergence from anchors", "kl/", "How far training has moved from each anchor.", log=True),
+        _family(run, "Coefficients of anchors", "coefficient/", "What each divergence is multiplied by.", log=True),
         _family(run, "Diversity within a prompt", "diversity/", "A fall: samples of one prompt grow alike."),
         _named(
             run,
