@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from difrl.worlds import shapes
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 class JudgeConfig(StageConfig):
     """The judge: binary cross-entropy on pairs of a drawing and a prompt."""
+
+    output: Path = Field(description="folder of the finished judge")
 
 
 def _neighbours() -> list[np.ndarray]:

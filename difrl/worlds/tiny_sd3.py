@@ -120,11 +120,16 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
     )
 
 
-def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompt embeddings [B, 12, 128] and pooled embeddings [B, 128] of token ids [B, 12], with gradients.
+def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, Tensor]:
+    """What the transformer is conditioned on, of token ids [B, 12], with gradients: embeds [B, 12, 128], pooled [B, 128].
 
-    The same as the pipeline's encode_prompt without T5, which works under no_grad from strings only.
+    The same as the pipeline's encode_prompt without T5, which works from strings only.
     """
     outputs = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
     embeds = torch.cat([o.hidden_states[-2] for o in outputs], dim=-1)
-    return embeds, torch.cat([o.text_embeds for o in outputs], dim=-1)
+    return {"embeds": embeds, "pooled": torch.cat([o.text_embeds for o in outputs], dim=-1)}
+
+
+def trained_modules(pipeline: StableDiffusion3Pipeline) -> list[nn.Module]:
+    """The transformer and both text encoders, which learn together."""
+    return [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]
