@@ -6,17 +6,13 @@ A check yields the key to change and a sentence that says what was found, what w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from difrl.misfit import Misfit
+from difrl.objective_misfits import objective_misfits
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig
-
-
-class Misfit(NamedTuple):
-    """Settings that are each valid and do not go together."""
-
-    path: tuple[str | int, ...]
-    problem: str
 
 
 class MisfitError(ValueError):
@@ -218,5 +214,6 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _snapshots_exist,
     _one_anchor_a_target,
     _mixtures_have_old,
+    objective_misfits,
     _rewards_have_own_names,
 )

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from difrl.config import RunConfig
+from difrl.microbatches import extent, self_contained
+from difrl.objectives import objective_of, references_read
 from difrl.policies.base import Key
-from difrl.policies.diffusion import Sampling
+from difrl.policies.diffusion import Reference, Sampling
 from difrl.policies.families import Family
 from difrl.policies.loading import ModelError, in_reward, references_of, samplings
 from difrl.reading import ConfigError
-from difrl.trainer import objective_of
+from difrl.snapshots import CURRENT
 from samplers import Condition, counting, solve
 
 
@@ -29,7 +31,7 @@ class Evaluations:
     gradient: int
     """Of a step: the likelihoods of θ, which are differentiated."""
     references: int
-    """Of a step: the same decisions under old weights and anchors."""
+    """Of a step: the same decisions under old weights and anchors, and what statistics over micro-batches take."""
     evaluation: int
     """Of the run: evaluation prompts, sample grids and the RLG sweep, but not its closing pictures."""
     draws: int
@@ -76,12 +78,12 @@ class Plan:
 
     @property
     def micro_batch(self) -> tuple[int, int]:
-        """Samples and decisions of each, in a differentiated pass of a process (Trainer._chunks)."""
+        """Samples and decisions of each, in a differentiated pass of a process (difrl/microbatches.py)."""
         train = self.config.train
-        size, share = train.micro_batch, self.samples // self.processes // train.updates_per_step
-        alone = objective_of(self.config.objective).decisions == "each"
-        width = min(self.decisions, size) if alone else self.decisions
-        return max(1, min(size // width, share)), width
+        share = self.samples // self.processes // train.updates_per_step
+        objective, group_size = objective_of(self.config), self.config.data.group_size
+        part = extent(objective, self.decisions, train.micro_batch, group_size)
+        return min(part.rows, share), part.columns
 
     @property
     def differentiated(self) -> int:
@@ -90,7 +92,7 @@ class Plan:
 
     def evaluations(self, prompts: int) -> Evaluations:
         config, one = self.config, self.samples * self.decisions
-        references = [*references_of(config).values(), *in_reward(config).values()]
+        references = [*references_of(config).values(), *in_reward(config).values(), *self._statistics]
         return Evaluations(
             rollout=self.samples * self.calls[0] * _twice(self.training.guidance),
             gradient=one * _twice(self.guidance),
@@ -99,6 +101,17 @@ class Plan:
             draws=config.collect.max_draws,
             steps=config.train.steps,
         )
+
+    @property
+    def _statistics(self) -> list[Reference]:
+        """Under which weights a pass for the objective's statistics evaluates; none where micro-batches hold whole groups."""
+        objective, size = objective_of(self.config), self.config.data.group_size
+        share = self.samples // self.processes // self.config.train.updates_per_step
+        part = extent(objective, self.decisions, self.config.train.micro_batch, size)
+        if self_contained(objective, torch.arange(share) // size, part):
+            return []
+        named, read = references_of(self.config), references_read(objective)
+        return [Reference(CURRENT, None, None), *(r for name, r in named.items() if name in read)]
 
     def _evaluation(self, prompts: int) -> int:
         """Samples drawn for evaluations, their grids and the sweep, counted twice where RLG blends two models."""

@@ -113,4 +113,128 @@ PRESETS: Mapping[str, Preset] = {
         # Published is a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; a true one needs more.
         settings=_reverse("cps", 0.8, 1e-4, window={"kind": "random", "start": 0, "size": 3}),
     ),
+    "grpo_guard": Preset(
+        summary="GRPO-Guard: Flow-GRPO on ratios of mean 1 and one spread at every step, so that clipping acts",
+        source="2510.22319",
+        likelihood="reverse",
+        objective="ratio_normalised",
+        anchor="none",
+        advantage="group-std",
+        # Published clip ranges are of 2e-6, since the scale of a normalised ratio is below that of a plain one.
+        settings={
+            **_reverse("flow_sde", 0.7, 2e-6),
+            "likelihood": {"kind": "reverse", "reduce": "mean", "old": "recorded", "step_weight": "time_step"},
+            "objective": {"kind": "ratio_normalised", "clip_low": 2e-6, "clip_high": 2e-6},
+        },
+    ),
+    "flow_dppo": Preset(
+        summary="Flow-DPPO: a trust region in the exact KL of a step, left only in the direction of old",
+        source="2606.11025",
+        likelihood="reverse",
+        objective="divergence_masked",
+        anchor="none",
+        advantage="global-std",
+        # The authors' defaults, by Flow-SDE; they also sample with Flow-CPS. A trust region acts from the second
+        # update of a rollout on.
+        settings={
+            **_reverse("flow_sde", 0.7, 1e-5),
+            "objective": {"kind": "divergence_masked", "delta": 1e-5},
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "mix_grpo": Preset(
+        summary="MixGRPO: policy gradient on a window of four steps that moves over the trajectory",
+        source="2507.21802",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # The authors move the window forward by one step every 25 iterations, of 25 steps; here it is drawn anew
+        # each step, which visits every place alike.
+        settings=_reverse("flow_sde", 0.7, 1e-4, window={"kind": "random", "start": 0, "size": 4}),
+    ),
+    "precise": Preset(
+        summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation with the clean sample frozen",
+        source="2605.23522",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # The kernel with Flow-SDE's noise and its settings: the paper's own noise schedule is not included.
+        settings=_reverse("precise", 0.7, 1e-4),
+    ),
+    "crd": Preset(
+        summary="Centred reward distillation: log-ratios regressed on rewards, both centred within a prompt",
+        source="2603.14128",
+        likelihood="forward",
+        objective="centred",
+        anchor="base-cfg4.5",
+        advantage="global-std",
+        # Groups of 24 and two updates a step are published. The decays of old and sampler are min(0.25 + 0.005 n,
+        # 0.999), and 0 until n = 75, then min(0.0075 (n - 75), 0.999).
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "adaptive",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "old": "recompute",
+            },
+            "objective": {"kind": "centred", "beta": 1.0, "bound": 5.0},
+            "snapshots": {
+                "old": {"decay": {"kind": "linear", "start": 0.25, "end": 0.999, "steps": 150}},
+                "sampler": {"decay": {"kind": "linear", "start": 0.0, "end": 0.999, "steps": 133, "warmup": 75}},
+            },
+            "anchors": [{"to": "base", "divergence": "velocity", "coefficient": 0.1, "guidance": 4.5}],
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "nft": Preset(
+        summary="DiffusionNFT: a mixture towards the trained weights fits good samples, one away from them bad ones",
+        source="2509.16117",
+        likelihood="forward",
+        objective="negative_aware",
+        anchor="base",
+        advantage="global-std",
+        # The authors' settings for SD3.5-M on GenEval. The decay of old, whose samples are drawn, is min(0.001 n, 0.5).
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "old"},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "adaptive",
+                "error": "clean",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "old": "recompute",
+                "mix": 1.0,
+            },
+            "objective": {"kind": "negative_aware", "bound": 5.0},
+            "snapshots": {"old": {"decay": {"kind": "linear", "start": 0.0, "end": 0.5, "steps": 500}}},
+            "anchors": [{"to": "base", "divergence": "velocity", "coefficient": 1e-4}],
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "diffusion_dpo": Preset(
+        summary="Diffusion-DPO: the better of two samples should gain more likelihood over the base model",
+        source="2311.12908",
+        likelihood="forward",
+        objective="preference",
+        anchor="none",
+        advantage="none-std",
+        # Published: beta = 5000 on pairs of a file, one (t, noise) a pair, uniform t, squared errors averaged over
+        # dimensions with the factor 1/2: 2500 of ours. Here the pairs are the best and worst of a group drawn online.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "uniform",
+                "times": {"kind": "uniform"},
+                "decisions": 1,
+                "share": ["t", "noise"],
+                "old": "detach",
+            },
+            "objective": {"kind": "preference", "beta": 2500.0},
+            "anchors": [],
+            "advantage": {"baseline": "mean", "std": "none"},
+        },
+    ),
 }

@@ -21,14 +21,12 @@ from torch import Tensor, nn
 
 from difrl.advantages import Estimate, estimate_of
 from difrl.checks import SAMPLES, check_first_update
-from difrl.config import ObjectiveConfig, RunConfig
+from difrl.config import RunConfig
 from difrl.core import (
-    Clipped,
     Coefficient,
     Collect,
     Informative,
     Likelihoods,
-    Objective,
     collapse,
     informative,
     once,
@@ -37,6 +35,8 @@ from difrl.core import (
 )
 from difrl.data import Prompt, PromptOrder
 from difrl.diversity import thumbnails, within
+from difrl.microbatches import Extent, chunks, extent, self_contained
+from difrl.objectives import objective_of
 from difrl.policies.base import Decisions, Key, Policy
 from difrl.processes import Processes
 from difrl.regularised import charged, divergences
@@ -50,11 +50,6 @@ Metrics = dict[str, float]
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
-
-
-def objective_of(config: ObjectiveConfig) -> Objective:
-    """The objective a recipe names."""
-    return Clipped(config.clip_low, config.clip_high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +76,7 @@ class Trainer:
     ) -> None:
         _check_shares(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
-        self.objective = objective_of(config.objective)
+        self.objective = objective_of(config)
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
         draws = config.collect.max_draws
         self.collect: Collect[Scored] = once if draws == 1 else Informative(draws)
@@ -216,31 +211,30 @@ class Trainer:
         return groups * updates // count == update
 
     def _chunks(self, decisions: Decisions) -> Iterator[tuple[Tensor, slice]]:
-        """Micro-batches: rows, and a slice of decisions where a sample's decisions need not stay together."""
-        size, (rows, columns) = self.config.train.micro_batch, decisions.mask.shape
-        width = min(columns, size) if self.objective.decisions == "each" else columns
-        for chosen in torch.arange(rows, device=decisions.mask.device).split(max(1, size // width)):
-            for start in range(0, columns, width):
-                yield chosen, slice(start, start + width)
+        return chunks(decisions.mask, self._extent(decisions))
+
+    def _extent(self, decisions: Decisions) -> Extent:
+        columns = decisions.mask.shape[1]
+        return extent(self.objective, columns, self.config.train.micro_batch, self.config.data.group_size)
 
     @torch.no_grad()
     def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:
-        """What the objective needs to know of other rows, from a pass without gradient over all; None if it needs nothing."""
-        if self.objective.scope == "row":
+        """What the objective needs to know of rows in other micro-batches, from a pass without gradient; None if nothing."""
+        objective, groups = self.objective, batch.scored.groups
+        if self_contained(objective, groups, self._extent(decisions)):
             return None
         whole: dict[str, Tensor] = {}
         for rows, columns in self._chunks(decisions):
-            lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns))
+            lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns), objective.needs)
             for name, value in lik.tensors().items():
                 whole.setdefault(name, value.new_zeros(decisions.mask.shape))[rows, columns] = value
-        lik = collapse(Likelihoods.from_tensors(whole), self.objective.decisions)
+        lik = collapse(Likelihoods.from_tensors(whole), objective.decisions)
+        a = batch.advantages[:, None].expand_as(lik.logp).to(lik.logp.dtype)
+        if objective.scope == "group":  # which no two processes share
+            return objective.statistics(objective.summarise(lik), lik.mask, a, groups)
         gather = self.processes.gather
-        statistics = self.objective.statistics(
-            {name: gather(value) for name, value in self.objective.summarise(lik).items()},
-            gather(lik.mask),
-            gather(batch.advantages[:, None].expand_as(lik.logp)),
-            gather(batch.scored.groups),
-        )
+        summary = {name: gather(value) for name, value in objective.summarise(lik).items()}
+        statistics = objective.statistics(summary, gather(lik.mask), gather(a), gather(groups))
         return {name: self.processes.own(value) for name, value in statistics.items()}
 
     def _check(self, rollout: Rollout, decisions: Decisions) -> Callable[[Likelihoods], None]:

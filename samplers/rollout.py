@@ -27,6 +27,7 @@ class Trajectory:
     t: Tensor  # [B,J] float64: kept exact, so that a decision evaluates again to the same number
     s: Tensor  # [B,J] float64
     log_prob: Tensor  # [B,J] as `log_prob_reduce` says
+    mean: Tensor | None = None  # [B,J,...] of the kernel, where asked for
 
 
 @torch.no_grad()
@@ -41,13 +42,14 @@ def rollout(
     window: Window,
     noise: Callable[[int], Tensor],
     log_prob_reduce: Reduction = "mean",
+    keep_means: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
     """Denoises `x_init` [B,...] (the state at grid.times[0]) along the grid.
 
     Steps in `window` are drawn from `kernel` with `noise(step)` [B,...] ~ N(0, I) and recorded; the others
     take the ODE. The state stays in float32 at least, so the denoiser is given float32 and casts for its
-    model itself. `on_step(step, x_next)` sees every state.
+    model itself. `keep_means` records the transitions' means too. `on_step(step, x_next)` sees every state.
     """
     batch = x_init.shape[0]
     if len(condition) != batch:
@@ -58,6 +60,7 @@ def rollout(
     states: list[Tensor] = []
     nexts: list[Tensor] = []
     log_probs: list[Tensor] = []
+    means: list[Tensor] = []
     for step in range(grid.steps):
         t, s = times[step].expand(batch), times[step + 1].expand(batch)
         output = denoiser(x_t, t, condition)
@@ -67,6 +70,7 @@ def rollout(
             states.append(x_t)
             nexts.append(x_next)
             log_probs.append(transition.log_prob(x_next, log_prob_reduce))
+            means += [transition.mean] if keep_means else []
         else:
             x_next = ode(process, output, x_t, t, s).mean
         if on_step is not None:
@@ -79,6 +83,7 @@ def rollout(
         t=times[window.start : window.start + window.size].repeat(batch, 1),
         s=times[window.start + 1 : window.start + window.size + 1].repeat(batch, 1),
         log_prob=_stack(log_probs, x_t.new_zeros(batch)),
+        mean=_stack(means, x_t) if keep_means else None,
     )
 
 

@@ -157,7 +157,7 @@ class LinearPolicy:
         tensors = {name: value for name, value in rollout.tape.items() if name != "mask"}
         return Decisions(tensors, rollout.tape["mask"])
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         d = decisions.tensors
         self.evaluations += decisions.mask.numel()
         with self.snapshots.use("old"):

@@ -22,7 +22,7 @@ def test_preset_expands_to_a_valid_run(name: str) -> None:
     run = RunConfig.model_validate(expand({"algorithm": name, **TASK}))
     assert run.likelihood.kind == preset.likelihood
     assert run.objective.kind == preset.objective
-    assert {anchor.to for anchor in run.anchors} == set(preset.anchor.split("+")) - {"none"}
+    assert {anchor.label for anchor in run.anchors} == set(preset.anchor.split("+")) - {"none"}
     assert preset.advantage == f"{run.advantage.std}-std"
     # Grid coordinates are one word each: they are columns of `difrl recipes`.
     assert all(" " not in word for word in (preset.likelihood, preset.objective, preset.anchor, preset.advantage))

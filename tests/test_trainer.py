@@ -33,6 +33,11 @@ def steps(trainer: Trainer, count: int = 2) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
+def learnt(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Without the evaluations: micro-batches that split groups take a pass for their statistics."""
+    return [{k: v for k, v in row.items() if k != "nfe"} for row in rows]
+
+
 def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
@@ -62,13 +67,13 @@ def test_micro_batches_do_not_matter(objective: Objective, size: int, whole: Map
     """float64: only the order of sums differs, whether statistics are of rows, of groups or of the batch."""
     weight, rows = trained(objective, train={"micro_batch": size})
     torch.testing.assert_close(weight, whole[str(objective)][0], rtol=1e-9, atol=1e-9)
-    assert_same(rows, whole[str(objective)][1])
+    assert_same(learnt(rows), learnt(whole[str(objective)][1]))
     assert rows[0]["samples/invalid"] > 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_processes_do_not_matter(objective: Objective, whole: Mapping[str, Any]) -> None:
-    for weight, rows in in_threads(2, lambda processes: trained(objective, processes)):
+    for weight, rows in in_threads(2, lambda processes: trained(objective, processes, train={"micro_batch": 1000})):
         torch.testing.assert_close(weight, whole[str(objective)][0], rtol=1e-9, atol=1e-9)
         assert_same(rows, whole[str(objective)][1])
 
@@ -147,7 +152,7 @@ class Table(LinearPolicy):
     def __init__(self) -> None:
         super().__init__(dims=1, columns=1)
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
         self.evaluations += len(rollout)
         logp = self.RATIO.log()[rollout.samples][:, None] + (self.weight - self.weight.detach())
         divergence = self.DIVERGENCE[rollout.samples][:, None]
@@ -199,7 +204,7 @@ def test_spread_of_ratios_is_seen_below_float32() -> None:
         RATIO = 1 + 1e-5 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
         DIVERGENCE = torch.zeros(4, dtype=torch.float64)
 
-        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
             return Likelihoods.from_tensors({n: x if n == "mask" else x.float() for n, x in lik.tensors().items()})
 
@@ -309,7 +314,7 @@ def test_gradient_is_clipped_by_its_global_norm() -> None:
 
 def test_gradient_that_is_not_finite_leaves_the_weights() -> None:
     class Broken(LinearPolicy):
-        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
             steep = lik.logp + math.inf * (self.weight - self.weight.detach()).sum()
             return Likelihoods(torch.where(steep.isnan(), lik.logp, steep), lik.mask, lik.references, lik.divergence)
@@ -336,7 +341,7 @@ class Misled(LinearPolicy):
         self.trained, self.drew = trained, drew
         self.calls: list[str] = []
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
         self.calls.append("likelihoods")
         lik = super().likelihoods(rollout, decisions)
         return replace(lik, logp=lik.logp + self.trained)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difrl.checks import FirstUpdateError
-from difrl.core import Objective
+from difrl.core import CentredRewardDistillation, Objective
 from difrl.data import load_prompts
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.loading import load_policy
@@ -21,7 +21,6 @@ from difrl.processes import Processes
 from difrl.scoring import Scorer
 from difrl.trainer import Trainer
 from tests.fakes import Brightness
-from tests.objectives import Distilled
 from tests.recipes import FLOW_GRPO, recipe
 from tests.test_trainer import Recording
 
@@ -56,7 +55,7 @@ def learnt(
 
 @pytest.mark.parametrize(
     ("sections", "objective"),
-    [(AWM_EMA, None), (REVERSE, None), (FRESH_OLD, Distilled(decisions="mean"))],
+    [(AWM_EMA, None), (REVERSE, None), (FRESH_OLD, CentredRewardDistillation(decisions="mean"))],
     ids=["forward, ema anchor", "reverse, base anchor", "group statistics of means"],
 )
 def test_micro_batches_do_not_matter(sd3: Path, sections: dict[str, Any], objective: Objective | None) -> None:

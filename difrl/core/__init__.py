@@ -6,11 +6,25 @@ No model, no files, no config; nothing here branches on what is being trained. S
 from __future__ import annotations
 
 from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
+from difrl.core.anchored_preference import AnchoredPreference
+from difrl.core.centred import CentredRewardDistillation
+from difrl.core.clipped import Clipped
 from difrl.core.coefficients import Coefficient, Constant, Cosine, Linear, RewardAdaptive, Schedule, TargetKL
 from difrl.core.collect import Collect, Draw, Informative, Scored, once
+from difrl.core.divergence_masked import DivergenceMasked
 from difrl.core.divergences import ESTIMATORS, estimator, gaussian_kl, k1, k2, k3, velocity
-from difrl.core.groups import compact, group_mean, group_mean_std, group_spread, group_sum
+from difrl.core.groups import (
+    compact,
+    group_first_max,
+    group_logsumexp,
+    group_mean,
+    group_mean_std,
+    group_softmax,
+    group_spread,
+    group_sum,
+)
 from difrl.core.likelihoods import Decisions, Likelihoods, collapse
+from difrl.core.negative_aware import NegativeAware
 from difrl.core.objective import (
     Aggregation,
     Objective,
@@ -24,27 +38,35 @@ from difrl.core.objective import (
     statistics_of,
     weighted,
 )
-from difrl.core.objectives import Clipped
 from difrl.core.pacing import InUpdates, Reset, Soup
+from difrl.core.preference import Preference
+from difrl.core.ratio_normalised import RatioNormalised
+from difrl.core.unit import unit
 from difrl.core.weighting import WEIGHTINGS, elbo, forward_logp
 
 __all__ = [
     "ESTIMATORS",
     "WEIGHTINGS",
     "Aggregation",
+    "AnchoredPreference",
     "Baseline",
+    "CentredRewardDistillation",
     "Clipped",
     "Coefficient",
     "Collect",
     "Constant",
     "Cosine",
     "Decisions",
+    "DivergenceMasked",
     "Draw",
     "InUpdates",
     "Informative",
     "Likelihoods",
     "Linear",
+    "NegativeAware",
     "Objective",
+    "Preference",
+    "RatioNormalised",
     "Reset",
     "RewardAdaptive",
     "RowObjective",
@@ -64,8 +86,11 @@ __all__ = [
     "estimator",
     "forward_logp",
     "gaussian_kl",
+    "group_first_max",
+    "group_logsumexp",
     "group_mean",
     "group_mean_std",
+    "group_softmax",
     "group_spread",
     "group_sum",
     "informative",
@@ -78,6 +103,7 @@ __all__ = [
     "resolved",
     "reweighted",
     "statistics_of",
+    "unit",
     "velocity",
     "weighted",
 ]

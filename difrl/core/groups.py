@@ -71,5 +71,40 @@ def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     return (high - low).clamp(min=0.0)[index]
 
 
+def group_logsumexp(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """log sum_k exp(x_k) over the unmasked of the group of every row, 0 for a group without any.
+
+    groups [B], x [B, ...], mask as x -> as x, float64.
+    """
+    high = _group_max(groups, x, mask)
+    mass = group_sum(groups, torch.where(mask, (x.to(torch.float64) - high).exp(), 0.0))
+    return torch.where(mass > 0, high + mass.clamp(min=1.0).log(), 0.0)
+
+
+def group_softmax(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """exp(x_i) / sum_k exp(x_k) over the unmasked of the group, 0 where masked. Shapes as `group_logsumexp`."""
+    return torch.where(mask, (x.to(torch.float64) - group_logsumexp(groups, x, mask)).exp(), 0.0)
+
+
+def group_first_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """True at one row of each group and column: the first of those that hold its largest unmasked x.
+
+    groups [B], x [B, ...], mask as x -> bool, as x; no row of a group without any unmasked.
+    """
+    largest = mask & (x == _group_max(groups, x, mask))
+    rows = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    first = -_group_max(groups, -rows, largest)
+    return largest & (rows == first)
+
+
+def _group_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """max of the unmasked x over the group of every row, float64; 0 for a group without any."""
+    index, number = compact(groups)
+    values = torch.where(mask, x.to(torch.float64), -torch.inf)
+    place = index.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+    high = values.new_full((number, *x.shape[1:]), -torch.inf).scatter_reduce(0, place, values, "amax")[index]
+    return torch.where(high.isneginf(), 0.0, high)
+
+
 def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype if x.is_floating_point() else torch.float32)

@@ -57,8 +57,11 @@ class Policy(Protocol):
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:
         """The decisions of these samples: recorded ones, or fresh ones drawn by the key."""
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
-        """Evaluates the decisions. References and anchors are evaluated first, under their own weights."""
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
+        """Evaluates the decisions. References and anchors are evaluated first, under their own weights.
+
+        needs: which tensors, in the words of `Likelihoods.tensors`, beside logp and mask; None: all that the run uses.
+        """
 
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""

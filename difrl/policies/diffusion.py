@@ -22,6 +22,7 @@ from difrl.data import Prompt
 from difrl.policies.base import Decisions, Key, batches
 from difrl.policies.families import Family
 from difrl.policies.likelihoods import Evaluation, Kind
+from difrl.policies.old import OLD, READERS
 from difrl.policies.prompts import PromptEncoder
 from difrl.rollout import Rollout
 from difrl.snapshots import BASE, CURRENT, Snapshots
@@ -57,6 +58,8 @@ class Sampling:
     """Of one latent."""
     reduce: Reduction = "mean"
     """Of the recorded log-probabilities, over the dimensions of a latent."""
+    means: bool = False
+    """Whether the means of transitions are recorded."""
     scheduler: Scheduler | None = None
     """A diffusers scheduler that takes the kernel's place."""
 
@@ -100,8 +103,19 @@ class Comparison:
     references: Mapping[str, Reference]
     old: str
     """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
+    needs: frozenset[str]
+    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+
     in_reward: Mapping[str, Reference] = field(default_factory=dict)
     """What recorded likelihoods are compared with, for the reward."""
+
+    def wanted(self, needs: frozenset[str]) -> dict[str, Reference]:
+        """The references that must be evaluated for these."""
+
+        def serves(name: str) -> set[str]:
+            return {f"references/{name}", f"divergence/{name}", *(READERS if name == "old" else ())}
+
+        return {name: reference for name, reference in self.references.items() if needs & serves(name)}
 
 
 class DiffusionPolicy:
@@ -206,6 +220,7 @@ class DiffusionPolicy:
             window=sampling.window(key),
             noise=lambda step: noise("sde", step),
             log_prob_reduce=sampling.reduce,
+            keep_means=sampling.means,
         )
         return _tape(trajectory)
 
@@ -215,10 +230,12 @@ class DiffusionPolicy:
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:
         return self.kind.decisions(rollout, key)
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
+        needs = self.comparison.needs if needs is None else needs
         flat = decisions.flat()
         guidance = self._own_guidance
-        scales = {guidance, *(r.guidance or guidance for r in self.comparison.references.values())}
+        wanted = self.comparison.wanted(needs)
+        scales = {guidance, *(r.guidance or guidance for r in wanted.values())}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
 
@@ -226,33 +243,37 @@ class DiffusionPolicy:
             output = self.denoiser(snapshot, scale)(flat["x_t"], flat["t"], condition)
             return self.kind.evaluate(output, flat)
 
-        def shaped(value: Tensor) -> Tensor:
-            return value.unflatten(0, decisions.mask.shape)
-
         # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
         with torch.no_grad():
-            others = {
-                name: evaluate(r.snapshot, r.guidance or guidance) for name, r in self.comparison.references.items()
-            }
+            others = {name: evaluate(r.snapshot, r.guidance or guidance) for name, r in wanted.items()}
         theta = evaluate(CURRENT, guidance)
-        references = {name: shaped(other.logp) for name, other in others.items()}
-        if self.comparison.old == "recorded":
-            references["old"] = decisions.tensors["log_prob"]
-        elif self.comparison.old == "detach":
-            references["old"] = shaped(theta.logp.detach())
-        divergence = {
-            name: shaped(DIVERGENCES[r.divergence](theta, others[name]))
-            for name, r in self.comparison.references.items()
-            if r.divergence is not None
+        fields = {"logp": theta.logp, **{f"references/{name}": other.logp for name, other in others.items()}}
+        fields |= {
+            f"divergence/{name}": DIVERGENCES[r.divergence](theta, others[name])
+            for name, r in wanted.items()
+            if r.divergence is not None and f"divergence/{name}" in needs
         }
-        mixed = self.kind.mixed(theta.output, others["old"].output, flat) if "old" in others else None
-        return Likelihoods(
-            shaped(theta.logp),
-            decisions.mask,
-            references,
-            divergence,
-            mixed=None if mixed is None else (shaped(mixed[0]), shaped(mixed[1])),
-        )
+        fields |= self._of_old(theta, others, flat, needs) | self._factors(theta, flat, needs)
+        shaped = {name: value.unflatten(0, decisions.mask.shape) for name, value in fields.items()}
+        return Likelihoods.from_tensors({**shaped, "mask": decisions.mask})
+
+    def _of_old(
+        self, theta: Evaluation, others: Mapping[str, Evaluation], flat: dict[str, Tensor], needs: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """What compares θ with the weights that are old to this run: ℓ_old, KL(old‖θ), mixtures."""
+        source, found = OLD[self.comparison.old], {}
+        if "references/old" in needs:
+            found["references/old"] = source.logp(theta, others, flat)
+        if "bias" in needs:
+            found["bias"] = theta.kl(source.mean(theta, others, flat))
+        if "mixed/plus" in needs:
+            found["mixed/plus"], found["mixed/minus"] = self.kind.mixed(theta.output, others["old"].output, flat)
+        return found
+
+    def _factors(self, theta: Evaluation, flat: dict[str, Tensor], needs: frozenset[str]) -> dict[str, Tensor]:
+        scale = self.kind.scale(flat) if "scale" in needs else None
+        factors = {"scale": scale, "weight": self.kind.weight(flat)}
+        return {name: value.to(theta.logp.dtype) for name, value in factors.items() if value is not None}
 
     @property
     def _own_guidance(self) -> float:
@@ -292,6 +313,7 @@ class DiffusionPolicy:
 
 def _tape(trajectory: Trajectory) -> dict[str, Tensor]:
     return {
+        **({} if trajectory.mean is None else {"mean": trajectory.mean}),
         "latents": trajectory.x0,
         "x_t": trajectory.x_t,
         "x_next": trajectory.x_next,

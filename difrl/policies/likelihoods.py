@@ -6,6 +6,7 @@ the kind what each output says. So every kind has every reference and every anch
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import forward_logp
 from difrl.policies.base import Decisions, Key
+from difrl.policies.steps import PULLS, step_std
 from difrl.policies.times import density_of, quantile_of, stratified
 from difrl.rollout import Rollout
 from samplers import Gaussian, Grid, Kernel, Process, Reduction, corrupt, keyed, keyed_uniform
@@ -33,6 +35,22 @@ class Evaluation:
     reduce: Reduction = "mean"
     """How ℓ, and so the KL of the transition, is reduced over the dimensions of a latent."""
 
+    @property
+    def mean(self) -> Tensor:
+        """[N, ...], of the transition of a reverse decision."""
+        if self.transition is None:
+            raise ValueError("only a reverse decision has a transition; set likelihood.kind: reverse")
+        return self.transition.mean
+
+    def kl(self, mean: Tensor) -> Tensor:
+        """KL(N(mean, std²) ‖ transition) [N], of a mean [N, ...] under the same kernel."""
+        assert self.transition is not None
+        return Gaussian(mean, self.transition.std).kl(self.transition, self.reduce)
+
+
+_RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")
+"""What a reverse decision may hold of the tape; means are there only where something needs them."""
+
 
 class Kind(Protocol):
     """A likelihood of a diffusion policy."""
@@ -47,8 +65,14 @@ class Kind(Protocol):
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
         """ℓ of N flat decisions given the denoiser's raw output at their (x_t, t)."""
 
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """(ℓ⁺, ℓ⁻) [N] of the two mixtures of θ's and the old output, where the kind has them."""
+    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(ℓ⁺, ℓ⁻) [N] of the two mixtures of θ's and the old output."""
+
+    def scale(self, flat: dict[str, Tensor]) -> Tensor:
+        """What ratio normalisation multiplies log ρ + bias by, [N]."""
+
+    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
+        """Factor of each decision's loss [N], where the recipe asks for one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class Reverse:
 
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:
         tape = rollout.tape
-        tensors = {name: tape[name] for name in ("x_t", "x_next", "t", "s", "log_prob")}
+        tensors = {name: value for name, value in tape.items() if name in _RECORDED}
         return Decisions(tensors, torch.ones_like(tape["log_prob"], dtype=torch.bool))
 
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
@@ -70,8 +94,31 @@ class Reverse:
         logp = transition.log_prob(flat["x_next"], self.config.reduce)
         return Evaluation(output, logp, transition, self.config.reduce)
 
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        return None
+    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        raise ValueError("a reverse likelihood has no mixtures; set likelihood.kind: forward and likelihood.mix")
+
+    def scale(self, flat: dict[str, Tensor]) -> Tensor:
+        """The std of each transition (GRPO-Guard, arXiv:2510.22319)."""
+        return step_std(self.kernel, self.process, flat["t"], flat["s"])
+
+    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
+        pull = PULLS[self.config.step_weight](self.kernel, self.process, flat["t"], flat["s"])
+        return None if pull is None else 1 / pull
+
+
+def _output(process: Process, output: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return output, process.target(flat["x0"], flat["noise"], flat["t"])
+
+
+def _clean(process: Process, output: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return process.split(output, flat["x_t"], flat["t"])[0], flat["x0"]
+
+
+ERRORS: Mapping[str, Callable[[Process, Tensor, dict[str, Tensor]], tuple[Tensor, Tensor]]] = {
+    "output": _output,
+    "clean": _clean,
+}
+"""What a forward likelihood compares with what, [N, ...] each: raw outputs, or clean samples."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +158,27 @@ class Forward:
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
         return Evaluation(output, self.logp(output, flat))
 
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """ℓ under b out_θ + (1 − b) out_old and under (1 + b) out_old − b out_θ (DiffusionNFT, arXiv:2509.16117)."""
         b = self.config.mix
         if b is None:
-            return None
+            raise ValueError("the mixtures have no b; set likelihood.mix")
         return self.logp(b * output + (1 - b) * old, flat), self.logp((1 + b) * old - b * output, flat)
+
+    def scale(self, flat: dict[str, Tensor]) -> Tensor:
+        return torch.ones_like(flat["t"])
+
+    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
+        return None
 
     def logp(self, output: Tensor, flat: dict[str, Tensor]) -> Tensor:
         """ℓ [N]; elbo sums over dimensions, the other weightings average."""
         t, noise, weighting = flat["t"], flat["noise"], self.config.weighting
-        target = self.process.target(flat["x0"], noise, t)
+        found, target = ERRORS[self.config.error](self.process, output, flat)
         if weighting != "elbo":
-            return forward_logp(output, target, t, weighting)
+            return forward_logp(found, target, t, weighting)
         return forward_logp(
-            output,
+            found,
             target,
             t,
             weighting,

@@ -14,6 +14,7 @@ from peft import LoraConfig as PeftLoraConfig
 from torch import nn
 
 from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
+from difrl.objectives import objective_of, references_read
 from difrl.paths import PACKAGE
 from difrl.policies.diffusion import Comparison, DiffusionPolicy, Reference, Sampling
 from difrl.policies.families import FAMILIES, Family
@@ -256,8 +257,9 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
     scheduler = _scheduler(rollout, family)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
     window = window_of(rollout, grid, kernel, process)
+    means = "bias" in needs_of(config) and config.likelihood.old == "recorded"
     training = Sampling(
-        grid, kernel, window, rollout.guidance, rollout.snapshot, rollout.batch, shape, reduce, scheduler
+        grid, kernel, window, rollout.guidance, rollout.snapshot, rollout.batch, shape, reduce, means, scheduler
     )
     evaluation = Sampling(
         grid_of(config.eval.steps or rollout.steps),
@@ -273,11 +275,17 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 
 def references_of(config: RunConfig) -> dict[str, Reference]:
-    """Everything θ is compared with: anchors, and old weights where ℓ_old is evaluated again."""
+    """Everything θ is compared with: anchors, the objective's references, and old weights where evaluated again."""
     references = {a.label: Reference(a.to, a.guidance, a.divergence) for a in config.anchors if a.place == "loss"}
-    if config.likelihood.old == "recompute" and "old" not in references:
-        references["old"] = Reference("old", None, None)
+    for name in sorted(references_read(objective_of(config))):
+        if name != "old" or config.likelihood.old == "recompute":
+            references.setdefault(name, Reference(name, None, None))
     return references
+
+
+def needs_of(config: RunConfig) -> frozenset[str]:
+    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+    return objective_of(config).needs | {f"divergence/{a.label}" for a in config.anchors if a.place == "loss"}
 
 
 def in_reward(config: RunConfig) -> dict[str, Reference]:
@@ -309,7 +317,7 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
         training,
         evaluation,
         Snapshots(trained, decays, base_weights(family, config.model, trained, keep), _copies(config.model)),
-        Comparison(references_of(config), config.likelihood.old, in_reward(config)),
+        Comparison(references_of(config), config.likelihood.old, needs_of(config), in_reward(config)),
         PromptEncoder(
             family,
             config.data.negative,

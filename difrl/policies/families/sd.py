@@ -67,9 +67,7 @@ class StableDiffusion(Family):
         return {"embeds": (clip.max_position_embeddings, self.pipeline.unet.config.cross_attention_dim)}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        output: Tensor = self.denoiser(
-            x_t, timestep, encoder_hidden_states=condition["embeds"], return_dict=False
-        )[0]
+        output: Tensor = self.denoiser(x_t, timestep, encoder_hidden_states=condition["embeds"], return_dict=False)[0]
         return output
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:

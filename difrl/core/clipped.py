@@ -1,4 +1,4 @@
-"""Objectives: each is its formula. The contract is in objective.py."""
+"""The clipped surrogate, with a bound for each side."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class Clipped(RowObjective):
     high: float | None = 0.2
 
     def __post_init__(self) -> None:
-        for name, bound in (("low", self.low), ("high", self.high)):
-            if bound is not None and not bound >= 0.0:
-                raise ValueError(f"clip {name} is {bound}, expected a number >= 0, or None for no bound")
+        check_bounds(self.low, self.high)
 
     def __call__(
         self,
@@ -49,16 +47,30 @@ class Clipped(RowObjective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
         a = checked(self, lik, advantages, groups)
-        lower = 1.0 - (math.inf if self.low is None else self.low)
-        upper = 1.0 + (math.inf if self.high is None else self.high)
         log_ratio = lik.log_ratio("old")
-        ratio = log_ratio.exp()
-        loss = torch.maximum(-a * ratio, -a * ratio.clamp(lower, upper))
-        with torch.no_grad():
-            metrics = {
-                "ratio": ratio.detach(),
-                "clip_high": ((a > 0) & (ratio > upper)).to(ratio.dtype),
-                "clip_low": ((a < 0) & (ratio < lower)).to(ratio.dtype),
-                "approx_kl": ratio.detach() - 1.0 - log_ratio.detach(),
-            }
-        return weighted(loss, lik), metrics
+        loss, clipping = surrogate(a, log_ratio.exp(), self.low, self.high)
+        return weighted(loss, lik), ratio_metrics(log_ratio) | clipping
+
+
+def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """max(-a ratio, -a clip(ratio, 1 - low, 1 + high)) and where it is clipped; any one shape."""
+    lower = 1.0 - (math.inf if low is None else low)
+    upper = 1.0 + (math.inf if high is None else high)
+    loss = torch.maximum(-a * ratio, -a * ratio.clamp(lower, upper))
+    return loss, {
+        "clip_high": ((a > 0) & (ratio > upper)).to(ratio.dtype),
+        "clip_low": ((a < 0) & (ratio < lower)).to(ratio.dtype),
+    }
+
+
+def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
+    """ratio, and approx_kl = rho - 1 - log rho, of a log ratio to old; detached."""
+    log_ratio = log_ratio.detach()
+    return {"ratio": log_ratio.exp(), "approx_kl": log_ratio.expm1() - log_ratio}
+
+
+def check_bounds(low: float | None, high: float | None) -> None:
+    """Raise ValueError unless both are numbers >= 0, or None for no bound."""
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None and not bound >= 0.0:
+            raise ValueError(f"clip {name} is {bound}, expected a number >= 0, or None for no bound")

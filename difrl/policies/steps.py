@@ -1,0 +1,39 @@
+"""What a denoising step is by its times alone: its noise, and how strongly it answers to the model's output.
+
+Times are [N]; results are [N] float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from samplers import Kernel, Process
+
+
+def step_std(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """The std of each step t -> s."""
+    nothing = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
+    return kernel(process, nothing, nothing, t, s).std.flatten()
+
+
+def slope(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """|d mean / d output| of each step: every kernel's mean is linear in the output, with one factor a step.
+
+    For Flow-SDE it is |dt| (1 + eta^2 / 2), but at t = 1.
+    """
+    zero = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
+    means = [kernel(process, output, zero, t, s).mean for output in (zero + 1, zero)]
+    return (means[0] - means[1]).abs().flatten()
+
+
+def time_step(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """|dt| of each step."""
+    return t.double() - s.double()
+
+
+Pull = Callable[[Kernel, Process, Tensor, Tensor], Tensor | None]
+PULLS: Mapping[str, Pull] = {"none": lambda *step: None, "time_step": time_step, "slope": slope}
+"""How strongly a step pulls at the weights, by which its loss may be divided (GRPO-Guard, arXiv:2510.22319)."""

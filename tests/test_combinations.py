@@ -1,0 +1,136 @@
+"""Every likelihood with every objective: a recipe that makes sense trains a real pipeline, any other is refused when read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from difrl.config import RunConfig
+from tests.recipes import recipe
+from tests.test_trainer_sd3 import sd3_trainer
+
+Sections = dict[str, Any]
+
+KERNEL = {"steps": 3, "kernel": "flow_sde", "noise_level": 0.7}
+FORWARD = {"kind": "forward", "decisions": 2, "old": "recompute"}
+LIKELIHOODS: dict[str, Sections] = {
+    "reverse": {"likelihood": {"kind": "reverse"}, "rollout": KERNEL},
+    "reverse, recomputed": {"likelihood": {"kind": "reverse", "old": "recompute"}, "rollout": KERNEL},
+    "reverse, weighed": {"likelihood": {"kind": "reverse", "step_weight": "slope"}, "rollout": KERNEL},
+    "forward": {"likelihood": FORWARD, "rollout": {"steps": 3}},
+    "forward, detached": {"likelihood": {**FORWARD, "old": "detach"}, "rollout": {"steps": 3}},
+    "forward, shared": {"likelihood": {**FORWARD, "share": ["t", "noise"]}, "rollout": {"steps": 3}},
+    "forward, mixed": {"likelihood": {**FORWARD, "mix": 0.7, "error": "clean"}, "rollout": {"steps": 3}},
+}
+OBJECTIVES: dict[str, Sections] = {
+    "clipped": {"kind": "clipped", "clip_low": 0.1, "clip_high": 0.2},
+    "ratio_normalised": {"kind": "ratio_normalised"},
+    "ratio_normalised, batch": {"kind": "ratio_normalised", "bias": "batch"},
+    "divergence_masked": {"kind": "divergence_masked"},
+    "centred": {"kind": "centred"},
+    "centred, raw": {"kind": "centred", "reward": "raw", "temperature": 0.5, "form": "bce"},
+    "negative_aware": {"kind": "negative_aware"},
+    "preference": {"kind": "preference", "flip": 0.1},
+    "preference, ipo": {"kind": "preference", "loss": "squared", "reference": "ema", "divergence": "alpha"},
+    "anchored_preference": {"kind": "anchored_preference"},
+}
+REVERSE = [name for name in LIKELIHOODS if name.startswith("reverse")]
+PLAIN = [*REVERSE, "forward", "forward, detached", "forward, shared"]
+TOGETHER: dict[str, dict[str, list[str]]] = {
+    "each": {
+        "clipped": PLAIN,
+        "ratio_normalised": REVERSE,
+        "ratio_normalised, batch": PLAIN,
+        "divergence_masked": REVERSE,
+        "centred": PLAIN,
+        "centred, raw": PLAIN,
+        "negative_aware": ["forward, mixed"],
+        "preference": [*REVERSE, "forward, shared"],
+        "preference, ipo": [*REVERSE, "forward, shared"],
+        "anchored_preference": [*REVERSE, "forward, shared"],
+    },
+    "mean": {
+        name: [likelihood for likelihood in PLAIN if likelihood != "reverse, weighed"]
+        for name in OBJECTIVES
+        if name not in ("ratio_normalised", "ratio_normalised, batch", "divergence_masked", "negative_aware")
+    }
+    | {
+        "ratio_normalised": [],
+        "ratio_normalised, batch": ["forward", "forward, detached", "forward, shared"],
+        "divergence_masked": ["reverse", "reverse, recomputed"],
+    },
+}
+TOGETHER["sum"] = TOGETHER["mean"]
+"""decisions → objective → the likelihoods it makes sense with."""
+
+
+def sections(likelihood: str, objective: str, decisions: str) -> Sections:
+    of_decisions = {} if objective == "negative_aware" else {"decisions": decisions}
+    return {
+        **LIKELIHOODS[likelihood],
+        "objective": {**OBJECTIVES[objective], **of_decisions},
+        "snapshots": {"old": {"decay": 0.0}, "ema": {"decay": 0.5}},
+        "anchors": [{"to": "old", "coefficient": 0.1}],
+        "advantage": {"std": "none" if objective == "centred, raw" else "group"},
+        "data": {"prompts_per_step": 2, "group_size": 2},
+    }
+
+
+def combinations() -> Iterator[tuple[str, str, str]]:
+    for decisions, objectives in TOGETHER.items():
+        for objective in objectives:
+            for likelihood in LIKELIHOODS:
+                yield likelihood, objective, decisions
+
+
+def fits(likelihood: str, objective: str, decisions: str) -> bool:
+    return likelihood in TOGETHER[decisions][objective]
+
+
+@pytest.mark.parametrize(("likelihood", "objective", "decisions"), combinations())
+def test_a_combination_is_read_or_refused(likelihood: str, objective: str, decisions: str) -> None:
+    parts = sections(likelihood, objective, decisions)
+    if fits(likelihood, objective, decisions):
+        assert isinstance(recipe("nowhere", **parts), RunConfig)
+        return
+    with pytest.raises(ValidationError) as refusal:
+        recipe("nowhere", **parts)
+    assert "objective" in str(refusal.value) or "likelihood" in str(refusal.value)
+
+
+def trains(path: Path, likelihood: str, objective: str, decisions: str) -> None:
+    """Two steps of one update each, in micro-batches that split groups, leave finite numbers and move the weights."""
+    trainer = sd3_trainer(path, **sections(likelihood, objective, decisions), train={"micro_batch": 3, "lr": 1e-3})
+    before = [p.detach().clone() for p in trainer.parameters]
+    rows = [trainer.step(0), trainer.step(1)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[1]["kl/old"] == pytest.approx(0.0, abs=1e-6)  # the snapshot was taken after the step before
+    assert any((p != old).any() for p, old in zip(trainer.parameters, before, strict=True))
+
+
+SEEN = [
+    ("reverse", "ratio_normalised", "each"),
+    ("reverse, recomputed", "divergence_masked", "each"),
+    ("forward", "centred, raw", "mean"),
+    ("forward, mixed", "negative_aware", "each"),
+    ("forward, shared", "preference", "each"),
+    ("reverse", "anchored_preference", "sum"),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "objective", "decisions"), SEEN)
+def test_each_objective_trains(sd3: Path, likelihood: str, objective: str, decisions: str) -> None:
+    trains(sd3, likelihood, objective, decisions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("likelihood", "objective", "decisions"), [c for c in combinations() if fits(*c) and c not in SEEN]
+)
+def test_every_combination_that_is_read_trains(sd3: Path, likelihood: str, objective: str, decisions: str) -> None:
+    trains(sd3, likelihood, objective, decisions)
