@@ -182,10 +182,17 @@ PRESETS: Mapping[str, Preset] = {
             },
             "objective": {"kind": "centred", "beta": 1.0, "bound": 5.0},
             "snapshots": {
-                "old": {"decay": {"kind": "linear", "start": 0.25, "end": 0.999, "steps": 150}},
-                "sampler": {"decay": {"kind": "linear", "start": 0.0, "end": 0.999, "steps": 133, "warmup": 75}},
+                "old": {"decay": {"kind": "linear", "start": 0.25, "end": 0.999, "steps": 149.8}},
+                "sampler": {"decay": {"kind": "linear", "start": 0.0, "end": 0.999, "steps": 133.2, "hold": 75}},
             },
-            "anchors": [{"to": "base", "divergence": "velocity", "coefficient": 0.1, "guidance": 4.5}],
+            "anchors": [
+                {
+                    "to": "base",
+                    "divergence": "velocity",
+                    "coefficient": {"kind": "reward_adaptive", "value": 0.1, "floor": 1e-4, "limit": 5.0},
+                    "guidance": 4.5,
+                }
+            ],
             "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
         },
     ),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from difrl.core.unit import unit
+
 
 @dataclass(frozen=True)
 class Coefficient:
@@ -164,5 +166,4 @@ class RewardAdaptive(Coefficient):
         return self.base.value(step)
 
     def rows(self, step: int, advantages: Tensor) -> Tensor:
-        reward = advantages.clamp(-self.limit, self.limit) / (2 * self.limit) + 0.5
-        return self.floor + (self.value(step) - self.floor) * reward
+        return self.floor + (self.value(step) - self.floor) * unit(advantages, self.limit)
