@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from difrl.config import RunConfig
 from difrl.paths import recipes
 from difrl.presets import PRESETS
 from difrl.reading import load_mapping, read_config, recipe_summary
@@ -19,20 +20,22 @@ def _table(*columns: str) -> Table:
 
 
 def recipes_table() -> Table:
-    """Every recipe with its point of the grid (likelihood, objective, anchor, advantage) and its source."""
-    table = _table("recipe", "grid", "what it does")
+    """Every recipe: its point of the grid (likelihood × objective × anchor × advantage), its model and its source."""
+    table = _table("recipe", "likelihood × objective × anchor × advantage")
     for name, path in recipes().items():
         if "algorithm" not in load_mapping(path):
             continue  # a file of difrl pretrain
         config = read_config(path)
-        anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
-        grid = " × ".join((config.likelihood.kind, config.objective.kind, anchors, f"{config.advantage.std} std"))
-        table.add_row(
-            f"[bold]{escape(name)}[/]",
-            f"{escape(grid)}\n[dim]arXiv:{PRESETS[str(config.algorithm)].source}[/]",
-            escape(recipe_summary(path)),
-        )
+        source = f"{escape(config.model.path)} · arXiv:{PRESETS[str(config.algorithm)].source}"
+        lines = (escape(_coordinates(config)), f"[dim]{source}[/]", escape(recipe_summary(path)))
+        table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     return table
+
+
+def _coordinates(config: RunConfig) -> str:
+    anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
+    std = "no std" if config.advantage.std == "none" else f"{config.advantage.std} std"
+    return " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
 
 
 def rewards_table() -> Table:

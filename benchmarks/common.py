@@ -1,0 +1,144 @@
+"""What the benchmarks share: runs of `difrl train`, the curves they leave, spreads over seeds, tables and plots.
+
+Every run uses one CPU thread and is resumable: a finished one is only read. Left out: what each benchmark asks.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from difrl.estimate import estimate
+from difrl.metrics import read_metrics
+from difrl.paths import recipes
+from difrl.reading import read_config
+
+COLORS = ("#1f6fb2", "#c8553d", "#3a8f5c", "#8a5fb0", "#d19a1c", "#5b6b7a", "#c45a9c", "#2aa5a5")
+REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/diversity/pixels"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a recipe in a folder of its own."""
+
+    recipe: str
+    place: Path
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of one run; every array [evaluations]."""
+
+    nfe: np.ndarray
+    seconds: np.ndarray
+    reward: np.ndarray
+    stderr: np.ndarray
+    watched: np.ndarray
+    diversity: np.ndarray
+
+
+def train(job: Job) -> Curve:
+    """Trains one run to its end, or reads it where it is finished."""
+    if not (job.place / "summary.json").exists():
+        command = [sys.executable, "-m", "difrl", "train", str(recipes()[job.recipe]), "--resume"]
+        command += [f"output_dir={job.place}", "train.threads=1", *job.overrides]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return read_curve(job.place)
+
+
+def train_all(jobs: Sequence[Job], at_once: int) -> list[Curve]:
+    """The curves of all jobs, `at_once` of them trained at a time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(train, jobs))
+
+
+def at_budget(recipe: str, budget: int, evaluations: int) -> tuple[str, ...]:
+    """Overrides with which a recipe spends a budget of denoiser evaluations and is evaluated that often on the way."""
+    path = recipes()[recipe]
+    steps = max(1, round(budget / estimate(read_config(path)).evaluations.step))
+    return f"train.steps={steps}", f"eval.every={math.ceil(steps / evaluations)}"
+
+
+def read_curve(run: Path) -> Curve:
+    """The evaluations of a run, with the training time spent before each."""
+    points, seconds = [], 0.0
+    for row in read_metrics(run):
+        seconds += sum(v for k, v in row.items() if k.startswith("time/"))
+        if REWARD in row:
+            keys = (REWARD, f"{REWARD}/stderr", WATCHED, DIVERSITY)
+            points.append((row["nfe"], seconds, *(row[key] for key in keys)))
+    return Curve(*np.array(points).T)
+
+
+def reach(curve: Curve, level: float, axis: np.ndarray) -> float:
+    """Where along an axis the reward first reaches a level, interpolated between evaluations; inf if it never does."""
+    above = np.flatnonzero(curve.reward >= level)
+    if len(above) == 0:
+        return math.inf
+    i = above[0]
+    if i == 0:
+        return float(axis[0])
+    part = (level - curve.reward[i - 1]) / (curve.reward[i] - curve.reward[i - 1])
+    return float(axis[i - 1] + part * (axis[i] - axis[i - 1]))
+
+
+def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Mean, and the lowest and highest of the seeds; `never` counts the seeds that did not get there."""
+    reached = [v for v in values if math.isfinite(v)]
+    if not reached:
+        return "never"
+    text = form.format(float(np.mean(reached)))
+    if len(values) > 1:
+        text += f" ({form.format(min(reached))} to {form.format(max(reached))})"
+    return text if len(reached) == len(values) else f"{text}, {len(values) - len(reached)} of {len(values)} never"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+Axis = Callable[[Curve], np.ndarray]
+
+
+def mean_line(runs: Sequence[Curve], x: Axis, y: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over seeds of y against x, as far as every seed has got."""
+    grid = np.linspace(0, min(x(c)[-1] for c in runs), 100)
+    return grid, np.mean([np.interp(grid, x(c), y(c)) for c in runs], axis=0)
+
+
+def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Held-out reward against evaluations and against minutes: a thin line a seed, a thick one for their mean."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for (label, runs), color in zip(curves.items(), COLORS, strict=False):
+        for ax, x in zip(axes, (lambda c: c.nfe / 1e3, lambda c: c.seconds / 60), strict=True):
+            for c in runs:
+                ax.plot(x(c), c.reward, color=color, alpha=0.25, linewidth=0.8)
+            ax.plot(*mean_line(runs, x, lambda c: c.reward), color=color, linewidth=2.2, label=label)
+    axes[0].set(xlabel="denoiser evaluations (thousands)", ylabel="accuracy on evaluation prompts")
+    axes[1].set(xlabel="minutes of training, one CPU thread")
+    for ax in axes:
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize="small")
+    save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Writes a figure, its folder made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)

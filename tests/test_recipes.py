@@ -1,0 +1,47 @@
+"""Every shipped recipe of a shipped image model takes a step through the real trainer, and costs what it says it costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from difrl.data import load_prompts
+from difrl.paths import assets, recipes
+from difrl.plan import plan_of
+from difrl.policies.diffusion import DiffusionPolicy
+from difrl.policies.loading import load_policy
+from difrl.processes import Processes
+from difrl.reading import load_mapping, read_config
+from difrl.scoring import Scorer
+from difrl.trainer import Trainer
+
+NAMES = [
+    name
+    for name, path in recipes().items()
+    if "algorithm" in (said := load_mapping(path)) and said["model"]["path"] in assets()
+]
+# A dense reward: with so few samples no group of a yes-or-no one may differ.
+SMALL = ("data.group_size=2", "rewards=[{name: jpeg_compressibility}]", "watch=[]")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str) -> None:
+    updates = read_config(recipes()[name]).train.updates_per_step
+    config = read_config(recipes()[name], [*SMALL, f"data.prompts_per_step={updates}"])
+    policy = load_policy(config)
+    assert isinstance(policy, DiffusionPolicy)
+    scorer = Scorer.build(config.rewards, config.watch, "cpu")
+    trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), Processes())
+    before = {key: value.detach().clone() for key, value in policy.parameters.items()}
+    row = trainer.step(0)
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] > 0
+    assert any(not value.equal(before[key]) for key, value in policy.parameters.items())
+    assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step
+
+
+def test_a_recipe_is_named_after_its_method_and_writes_where_its_name_says() -> None:
+    for name in NAMES:
+        assert read_config(recipes()[name]).output_dir == Path("runs") / name
