@@ -1,0 +1,175 @@
+"""Published algorithms side by side: the same model, reward, prompts and seeds, at equal denoiser evaluations.
+
+    python benchmarks/algorithms.py --seeds 0 1 2 --jobs 2      trains what is missing, then writes table and plot
+
+Each method is its recipe of configs/ with the number of steps that spends the budget. Runs are resumable: a finished one is
+only read. Every run uses one CPU thread, `--jobs` of them at a time, so that times compare between the methods of one
+invocation (and with nothing else).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from common import COLORS, Curve, Job, at_budget, markdown, mean_line, plt, reach, save, spread, train_all
+
+from difrl.paths import recipes
+from difrl.reading import read_config
+
+METHODS = {
+    "awm": "AWM",
+    "crd": "CRD",
+    "nft": "DiffusionNFT",
+    "grpo_guard": "GRPO-Guard",
+    "flow_grpo": "Flow-GRPO",
+    "dance_grpo": "DanceGRPO",
+    "cps": "Flow-CPS",
+}
+BUDGET, EVALUATIONS = 60_000, 6
+SIZES = ("eval.images=256", "eval.final_images=512", "eval.rlg=[1.0]", "checkpoint.every=5")
+LEVELS = (0.55, 0.6, 0.65, 0.7)
+FAST, SLOW = "AWM", "Flow-GRPO"
+Runs = Mapping[str, Sequence[Curve]]
+
+
+def job(recipe: str, seed: int, folder: Path) -> Job:
+    """A recipe at the budget of the benchmark; benchmarks/recipes.py has the same runs."""
+    overrides = (f"seed={seed}", *at_budget(recipe, BUDGET, EVALUATIONS), *SIZES)
+    return Job(recipe, folder / f"{recipe}-{seed}", overrides)
+
+
+def divergence(place: Path) -> float:
+    """Mean squared difference of the final model's velocity from the pretrained one's, along evaluation samples."""
+    sweep = json.loads((place / "rlg.json").read_text())
+    return float(sweep["divergence/base"][sweep["weights"].index(1.0)])
+
+
+def table(runs: Runs, drifts: Mapping[str, Sequence[float]]) -> str:
+    """Markdown: per method what it reached at the budget; mean and range over seeds."""
+    header = (
+        "method",
+        "likelihood × objective",
+        "updates a step",
+        "reward",
+        "judge (watched)",
+        "diversity",
+        "divergence from base",
+        "minutes",
+    )
+    pretrained = next(iter(runs.values()))  # of all methods: seed for seed they start from the same evaluation
+    rows = [("*before*", "", "", *measured(pretrained, 0), "0", "0")]
+    for recipe, method in METHODS.items():
+        found, config = runs[method], read_config(recipes()[recipe])
+        grid = f"{config.likelihood.kind} × {config.objective.kind.replace('_', ' ')}"
+        minutes = spread([c.seconds[-1] / 60 for c in found], "{:.1f}")
+        drift = spread(drifts[method], "{:.4f}")
+        rows.append((method, grid, str(config.train.updates_per_step), *measured(found, -1), drift, minutes))
+    return markdown(header, rows)
+
+
+def measured(found: Sequence[Curve], which: int) -> tuple[str, ...]:
+    """Reward, judge and diversity at one evaluation."""
+    columns = ([c.reward for c in found], [c.watched for c in found], [c.diversity for c in found])
+    return tuple(spread([values[which] for values in column]) for column in columns)
+
+
+def costs(runs: Runs, name: str, unit: float, form: str) -> str:
+    """Markdown: what reaching each level of the reward costs each method."""
+    rows = []
+    for method, found in runs.items():
+        axes = [getattr(c, name) / unit for c in found]
+        reached = [[reach(c, level, axis) for c, axis in zip(found, axes, strict=True)] for level in LEVELS]
+        rows.append((method, *(spread(values, form) for values in reached)))
+    return markdown(("method", *(f"to {level:g}" for level in LEVELS)), rows)
+
+
+def ratios(runs: Runs) -> str:
+    """How many times the evaluations of the fast method the slow one needs, level by level, seed by seed."""
+    lines = []
+    for level in LEVELS:
+        pairs = [tuple(reach(c, level, c.nfe) for c in pair) for pair in zip(runs[FAST], runs[SLOW], strict=True)]
+        both = [slow / fast for fast, slow in pairs if math.isfinite(slow) and 0 < fast < math.inf]
+        late = [runs[SLOW][0].nfe[-1] / fast for fast, slow in pairs if math.isinf(slow) and 0 < fast < math.inf]
+        found = [f"{spread(both, '{:.1f}')} times"] if both else []
+        if late:
+            seeds = f"{len(late)} of {len(pairs)} seeds"
+            found.append(f"over {min(late):.1f} times in {seeds}, where {SLOW} never got there")
+        lines.append(f"* to {level:g}: {', and '.join(found) or 'not reached'}")
+    return "\n".join(lines)
+
+
+def plot(runs: Runs, drifts: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Reward against evaluations and minutes, and what it cost: the watched reward against divergence."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for (method, found), color in zip(runs.items(), COLORS, strict=False):
+        for ax, x in zip(axes, (lambda c: c.nfe / 1e3, lambda c: c.seconds / 60), strict=False):
+            for c in found:
+                ax.plot(x(c), c.reward, color=color, alpha=0.2, linewidth=0.8)
+            ax.plot(*mean_line(found, x, lambda c: c.reward), color=color, linewidth=2.2, label=method)
+        axes[2].scatter(drifts[method], [c.watched[-1] for c in found], color=color, s=26, label=method)
+    start = float(np.mean([c.watched[0] for found in runs.values() for c in found]))
+    axes[2].axhline(start, color="#999999", linewidth=0.8, linestyle="--")
+    axes[2].annotate("before", (1, start), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#777777")
+    axes[0].set(xlabel="denoiser evaluations (thousands)", ylabel="accuracy on evaluation prompts")
+    axes[1].set(xlabel="minutes of training, one CPU thread", ylabel="accuracy on evaluation prompts")
+    axes[2].set(xlabel="divergence from the pretrained model", ylabel="judge (watched), at the end")
+    for ax in axes:
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize="small")
+    save(figure, path)
+
+
+def text(runs: Runs, drifts: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> str:
+    """docs/benchmarks/algorithms.md."""
+    lines = (
+        "# Algorithms at equal denoiser evaluations",
+        f"`python benchmarks/algorithms.py --seeds {' '.join(map(str, seeds))}`, made anew by that command. tiny-sd3, GenEval's "
+        "rules (nothing in the picture but what was asked for), 12 prompts × 12 samples a step unless the recipe says "
+        f"otherwise; about {BUDGET / 1e3:.0f} thousand evaluations of the denoiser a run. One evaluation is one sample through "
+        "the denoiser once: in rollouts, under references and anchors, and in updates, where the forward pass with its backward "
+        "pass counts as one; evaluation images are not counted. Mean over seeds, in brackets the lowest and highest. Reward: "
+        "share of 512 drawings for prompts never trained on that are right (256 on the way: a crossing is known to about "
+        "± 0.03 in reward). Judge: a network that was trained on true drawings and is never optimised. Divergence: mean squared "
+        "difference of the velocity from the pretrained model's, along evaluation samples. Minutes: of training, one thread; "
+        "they compare within one invocation only. Methods with a trust region make several updates a rollout, since with one "
+        "their ratio stays 1 and nothing is ever clipped; AWM's published objective is on-policy.",
+        table(runs, drifts),
+        "![Reward against evaluations and minutes; judge against divergence](algorithms.png)",
+        "## Cost of a given reward",
+        "Thousand evaluations, interpolated between evaluations of the run:",
+        costs(runs, "nfe", 1e3, "{:.0f}"),
+        "Minutes:",
+        costs(runs, "seconds", 60, "{:.1f}"),
+        f"{SLOW} against {FAST}, evaluations to the same reward, seed by seed (published: up to 24 times, arXiv:2509.25050, on "
+        "models a thousand times larger):",
+        ratios(runs),
+    )
+    return "\n\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Trains, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-algorithms"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    options = parser.parse_args()
+    jobs = [job(recipe, seed, options.runs) for seed in options.seeds for recipe in METHODS]
+    done = list(zip(jobs, train_all(jobs, options.jobs), strict=True))
+    runs = {name: [c for j, c in done if j.recipe == recipe] for recipe, name in METHODS.items()}
+    drifts = {name: [divergence(j.place) for j in jobs if j.recipe == recipe] for recipe, name in METHODS.items()}
+    plot(runs, drifts, options.out / "algorithms.png")
+    written = text(runs, drifts, options.seeds)
+    (options.out / "algorithms.md").write_text(written, encoding="utf-8")
+    print(written)
+
+
+if __name__ == "__main__":
+    main()
