@@ -137,13 +137,14 @@ def test_evaluation_by_hand(skeleton: Family) -> None:
     [
         {"anchors": [TO_EMA, TO_BASE], "snapshots": EMA},
         {**FLOW_GRPO, "rollout": GUIDED, "model": LORA, "anchors": [TO_BASE]},
+        {**FLOW_GRPO, "anchors": [{"to": "base", "guidance": 2.0, "divergence": "k1", "place": "reward"}]},
         {
             "train": {"updates_per_step": 2, "micro_batch": 2},
             "snapshots": {"old": {"decay": 0.0}},
             "likelihood": {"kind": "forward", "decisions": 3, "old": "recompute"},
         },
     ],
-    ids=["awm", "flow_grpo", "updates"],
+    ids=["awm", "flow_grpo", "kl_in_reward", "updates"],
 )
 def test_a_step_of_the_trainer_spends_what_was_estimated(sd35: Path, sections: dict[str, Any]) -> None:
     config = recipe(sd35, **sections)

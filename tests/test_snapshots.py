@@ -131,6 +131,33 @@ class Breaking(torch.Tensor):
         raise RuntimeError("out of memory")
 
 
+class Away(torch.Tensor):
+    """A copy that has to be brought to the model's device, as from a GPU's point of view one in CPU memory has."""
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def test_a_copy_that_has_to_be_fetched_holds_the_same_bits() -> None:
+    """While it is in use the parameters are a fetched copy of it, and it follows them as one beside them would."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(100, generator=generator))
+    near, far = Copy({"w": weight}), Copy({"w": weight})
+    far.tensors["w"] = far.tensors["w"].as_subclass(Away)
+    for share in (0.3, 0.0, 0.9, 1.0, 0.4):
+        weight.data = torch.randn(100, generator=generator)
+        for copy in (near, far):
+            copy.follow(share)
+        assert torch.equal(near.tensors["w"], far.tensors["w"])
+    seen = []
+    for copy in (near, far):
+        with copy.placed():
+            seen.append(weight.detach().clone())
+            weight.data.add_(0.0 if copy is near else 1.0)  # in place: of what was fetched, not of what is kept
+    assert torch.equal(*seen)
+    assert torch.equal(near.tensors["w"], far.tensors["w"])
+
+
 def test_an_exchange_that_fails_halfway_changes_nothing() -> None:
     first, second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([2.0]))
     copy = Copy({"first": first, "second": second})
