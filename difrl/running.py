@@ -43,6 +43,7 @@ FREE: Mapping[str, Any] = {
     # More steps extend a run; the others change what is computed to float order only.
     "train": {"steps", "threads", "micro_batch"},
     "rollout": {"batch"},
+    "model": {"copies"},
 }
 """What a resumed run may change."""
 

@@ -160,6 +160,21 @@ def test_rewards_are_charged_before_advantages() -> None:
     assert row["reward/mean"] == pytest.approx(float(rollout.tape["x"][:, 1, 0].mean()), rel=1e-5)  # as it was scored
 
 
+def test_processes_and_micro_batches_do_not_matter_to_charged_rewards() -> None:
+    """float64: one process, two, and the smallest micro-batches learn the same and report the same."""
+
+    def work(processes: Processes, size: int = 1000) -> tuple[Tensor, list[float]]:
+        trainer = linear_trainer(anchors=[IN_REWARD], processes=processes, train={"lr": 0.01, "micro_batch": size})
+        rows = [trainer.step(number)["kl/base"] for number in range(2)]
+        return trainer.policy.parameters["weight"].detach(), rows
+
+    weight, rows = work(Processes())
+    assert rows[0] > 0
+    for other, found in [*in_threads(2, work), work(Processes(), 1)]:
+        torch.testing.assert_close(other, weight, rtol=1e-6, atol=1e-7)  # rewards are float32
+        assert found == pytest.approx(rows, rel=1e-6)
+
+
 def crd_old(n: int) -> float:
     return min(0.25 + 0.005 * n, 0.999)
 
