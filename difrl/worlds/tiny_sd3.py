@@ -23,7 +23,10 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges join every word of the texts into a single token."""
-    trainer = trainers.BpeTrainer(end_of_word_suffix="</w>", special_tokens=[BOS, EOS], show_progress=False)
+    # The trainer numbers last letters in the order of a hash map, another one each time, and pretraining that was
+    # killed would continue with permuted words. Naming them beforehand fixes the order.
+    endings = sorted({f"{word[-1]}</w>" for text in texts for word in text.split()})
+    trainer = trainers.BpeTrainer(end_of_word_suffix="</w>", special_tokens=[BOS, EOS, *endings], show_progress=False)
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     bpe.train_from_iterator(sorted(set(texts)), trainer)
