@@ -1,13 +1,30 @@
-"""Random pipelines of a few thousand parameters in Stable Diffusion 3's own format, built by the tests that need them."""
+"""Random pipelines of a few thousand parameters in the formats of Stable Diffusion 3 and 1.x, for the tests that need them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from difrl.worlds import shapes
 from difrl.worlds.tiny_sd3 import build_tokenizer
@@ -20,17 +37,7 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
     torch.manual_seed(seed)
     texts = [p.text for p in shapes.prompts()]
     tokenizer = build_tokenizer(texts)
-    clip = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    clip = _clip(tokenizer)
     transformer = SD3Transformer2DModel(
         sample_size=4,
         patch_size=1,
@@ -53,18 +60,7 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        vae=AutoencoderKL(
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            sample_size=8,
-            mid_block_add_attention=False,
-            shift_factor=0.1,
-            scaling_factor=1.3,
-        ),
+        vae=_vae(shift_factor=0.1),
         text_encoder=CLIPTextModelWithProjection(clip),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(clip),
@@ -74,6 +70,76 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def tiny_sd(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Saves a random SD 1.x pipeline for 8x8 images, with a DDIM scheduler of its table unless another is given."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer([p.text for p in shapes.prompts()])
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    pipeline = StableDiffusionPipeline(
+        unet=unet,
+        scheduler=scheduler or DDIMScheduler(**SD_TABLE),
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_clip(tokenizer)),
+        tokenizer=tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+SD_TABLE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""What Stable Diffusion 1.x has in scheduler_config.json."""
+
+
+def _clip(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _vae(shift_factor: float | None = None) -> AutoencoderKL:
+    return AutoencoderKL(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=8,
+        mid_block_add_attention=False,
+        shift_factor=shift_factor,
+        scaling_factor=1.3,
+    )
 
 
 def _t5() -> T5EncoderModel:
