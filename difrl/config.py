@@ -106,7 +106,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which model is trained, and how it sits in memory."""
 
-    path: str = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3)")
+    path: str = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3, tiny-sd)")
     revision: str | None = Field(None, description="revision of a hub model")
     train: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
