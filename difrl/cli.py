@@ -23,6 +23,12 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+RlgFirstSteps = Annotated[int | None, typer.Option(min=0, help="Steps at w = 1 before RLG begins; default: 0.")]
+AdaptiveGuidance = Annotated[
+    float | None,
+    typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
+]
+
 # Options that take several values after one flag, as in `--rlg 0 0.5 1`.
 SPREAD = ("--rlg", "--prompt", "--rewards")
 
@@ -65,7 +71,18 @@ def check(
 def sample(
     source: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or a shipped model.")],
     prompt: Annotated[list[str], typer.Option(help="Prompts, one or more.")],
-    rlg: Annotated[list[str] | None, typer.Option(help="RLG weights: 0 base, 1 tuned, 2 beyond; or 0:2:0.5.")] = None,
+    rlg: Annotated[
+        list[str] | None,
+        typer.Option(help="RLG weights: 0 base, 1 tuned, 2 beyond; or 0:2:0.5. Default: the run's, else 1."),
+    ] = None,
+    rlg_first_steps: RlgFirstSteps = None,
+    adaptive_guidance: AdaptiveGuidance = None,
+    best_of: Annotated[int | None, typer.Option(min=2, help="Show the best of N draws, by --reward.")] = None,
+    svdd: Annotated[
+        int | None, typer.Option(min=2, help="Choose among M candidates at every step, by --reward.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0, help="Temperature of --svdd; 0 takes the best.")] = 0.0,
+    reward: Annotated[str | None, typer.Option(help="What --best-of and --svdd choose by.")] = None,
     count: Annotated[int, typer.Option("-n", min=1, help="Samples of each prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same noise at every weight.")] = 0,
     steps: Annotated[int | None, typer.Option(min=2, help="Denoising steps; default: the run's.")] = None,
@@ -74,34 +91,58 @@ def sample(
 ) -> None:
     """Draw samples of prompts at one or more RLG weights, side by side."""
     from difrl.inference import open_run
-    from difrl.pictures import compare
+    from difrl.searching import draw_sheet, search_of
 
-    weights = spread_numbers(rlg or ["1"])
-    opened = open_run(source, steps=steps, guidance=guidance)
-    sets = {}
-    for weight in weights:
-        images = opened.sample(prompt, per_prompt=count, rlg=weight, seed=seed).images
-        if images is None:
-            raise typer.BadParameter(f"{source} does not make images")
-        sets[f"w = {weight:g}" if len(weights) > 1 else ""] = images.cpu().unflatten(0, (len(prompt), count))
+    _check_search(best_of, svdd, reward)
+    opened = open_run(source, steps=steps, guidance=guidance).steered(rlg_first_steps, adaptive_guidance)
+    weights = [opened.steering.rlg] if rlg is None else spread_numbers(rlg)
+    search = search_of(opened, best_of, svdd, alpha, reward)
+    sheet, notes = draw_sheet(opened, search, prompt, count, weights, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compare(sets, prompt).save(path)
-    number = len(prompt) * count * len(weights)
-    out.print(f"{number} samples after {opened.step} steps of training: {escape(str(path))}", soft_wrap=True)
+    sheet.save(path)
+    number, shown = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
+    at = f" at w = {shown}" if opened.is_run else ""
+    out.print(f"{number} samples after {opened.step} steps of training{at}: {escape(str(path))}", soft_wrap=True)
+    for note in notes:
+        out.print(escape(note), soft_wrap=True)
+
+
+def _check_search(best_of: int | None, svdd: int | None, reward: str | None) -> None:
+    if best_of is not None and svdd is not None:
+        raise typer.BadParameter(
+            "give one of --best-of and --svdd: both search, the one after and the other during sampling"
+        )
+    if (best_of or svdd) and reward is None:
+        raise typer.BadParameter("--best-of and --svdd choose by a reward; add one, e.g. --reward judge")
+    if reward is not None and not (best_of or svdd):
+        raise typer.BadParameter("--reward is what --best-of or --svdd chooses by; add one of them")
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     rlg: Annotated[list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25.")] = None,
+    rlg_first_steps: RlgFirstSteps = None,
+    adaptive_guidance: AdaptiveGuidance = None,
     rewards: Annotated[list[str] | None, typer.Option(help="Further rewards to watch, by name.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Samples for each weight.")] = 256,
+    write_default: Annotated[
+        str | None,
+        typer.Option(help="Make a weight the run's default; best: where the watched reward is highest."),
+    ] = None,
 ) -> None:
-    """Measure rewards on the evaluation prompts against the RLG weight: a table, a plot and pictures."""
-    from difrl.sweeping import evaluate_run, sweep_table
+    """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and pictures."""
+    from difrl.policies.base import Steering
+    from difrl.sweeping import evaluate_run, sweep_notes, sweep_table
 
-    result = evaluate_run(run, spread_numbers(rlg or ["0:2:0.5"]), rewards or [], images)
+    if write_default not in (None, "best"):
+        spread_numbers([write_default], "--write-default", "a weight, or best")
+    steering = Steering(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
+    weights = spread_numbers(rlg or ["0:2:0.5"])
+    result = evaluate_run(run, weights, rewards or [], images, steering, write_default)
     out.print(sweep_table(result))
+    for note in sweep_notes(result):
+        out.print(escape(note))
     out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}", soft_wrap=True)
 
 
@@ -146,7 +187,9 @@ def pretrain(
     run(read_model(PretrainConfig, config, overrides or []))
 
 
-def spread_numbers(words: Sequence[str]) -> list[float]:
+def spread_numbers(
+    words: Sequence[str], option: str = "--rlg", expected: str = "a number or a range such as 0:2:0.25"
+) -> list[float]:
     """Numbers, and ranges START:STOP:STEP with the stop included."""
     numbers: list[float] = []
     for word in words:
@@ -162,7 +205,7 @@ def spread_numbers(words: Sequence[str]) -> list[float]:
             start, stop, step = parts
             numbers += [round(start + i * step, 6) for i in range(int((stop - start) / step + 1e-9) + 1)]
         else:
-            raise typer.BadParameter(f"--rlg: found {word!r}, expected a number or a range such as 0:2:0.25")
+            raise typer.BadParameter(f"{option}: found {word!r}, expected {expected}")
     return numbers
 
 
@@ -206,6 +249,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     """Errors whose message says what to do. Anything else is a fault of difrl's and keeps its traceback."""
     from difrl.checkpoint import CheckpointError
     from difrl.checks import FirstUpdateError
+    from difrl.chosen import ChosenError
     from difrl.data import PromptFileError
     from difrl.metrics import MetricsError
     from difrl.policies.loading import ModelError
@@ -216,6 +260,7 @@ def _mendable() -> tuple[type[Exception], ...]:
 
     return (
         CheckpointError,
+        ChosenError,
         ConfigError,
         FileNotFoundError,
         FirstUpdateError,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difrl.data import Prompt
 from difrl.diversity import thumbnails, within
-from difrl.policies.base import Key, Policy
+from difrl.policies.base import TUNED, Key, Policy, Steering
 from difrl.processes import Processes
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
@@ -32,17 +32,19 @@ class Evaluator:
     processes: Processes
     seed: int
 
-    def __call__(self, images: int, rlg: float = 1.0) -> dict[str, float]:
+    def __call__(self, images: int, steering: Steering = TUNED) -> dict[str, float]:
         """Means and standard errors over `images` samples, prompt after prompt in turn, as eval/… metrics."""
         count = self.processes.count
         # Every process draws equally many; numbers past the end repeat the last sample and are dropped below.
         numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
         asked = self._asked(images)
         prompts = [asked[int(i) % len(asked)] for i in numbers]
-        rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), rlg)
+        rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), steering)
         rollout = rollout.to(self.processes.device)
         scored = self.scorer(rollout)
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
+        if steering.measure:
+            columns |= rollout.measures
         order = self._order(numbers.to(self.processes.device), images)
         metrics: dict[str, float] = {}
         for name, column in columns.items():
@@ -76,12 +78,12 @@ class Evaluator:
             return {}
         return {"eval/diversity/pixels": mean, "eval/diversity/pixels/stderr": stderr}
 
-    def show(self, count: int, columns: int, rlg: float = 1.0) -> tuple[Rollout, list[str]]:
+    def show(self, count: int, columns: int, steering: Steering = TUNED) -> tuple[Rollout, list[str]]:
         """The samples of the fixed grid: `columns` for each of `count` prompts spread over the evaluation set."""
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
         prompts = [p for p in chosen for _ in range(columns)]
-        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), Key(self.seed, 0, "show"), rlg)
+        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), Key(self.seed, 0, "show"), steering)
         return rollout, [p.text for p in chosen]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from difrl import checkpoint
+from difrl.chosen import read_chosen
 from difrl.config import ClippedObjective, DataConfig, ForwardLikelihood, ModelConfig, RewardConfig, RunConfig
 from difrl.data import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import TUNED, Key, Steering
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.loading import ModelError, load_policy
 from difrl.reading import read_config
@@ -27,19 +28,38 @@ class Opened:
     step: int
     """Steps of training behind the weights; 0 for a plain model."""
     is_run: bool = True
+    steering: Steering = TUNED
+    """How it is sampled where a call does not say otherwise: for a run as inference.json says (difrl/chosen.py)."""
 
     def sample(
-        self, prompts: Sequence[Prompt | str], *, per_prompt: int = 1, rlg: float = 1.0, seed: int = 0
+        self,
+        prompts: Sequence[Prompt | str],
+        *,
+        per_prompt: int = 1,
+        rlg: float | None = None,
+        seed: int = 0,
     ) -> Rollout:
         """`per_prompt` samples of each prompt, prompt by prompt; the same seed gives the same noise at every weight."""
-        if rlg != 1 and not self.is_run:
-            raise ModelError(
-                f"RLG at weight {rlg:g} blends a trained model with the one it was trained from, and {self.config.model.path} "
-                "is a plain model; give a run folder, or leave the weight at 1"
-            )
         asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
         repeated = [p for p in asked for _ in range(per_prompt)]
-        return self.policy.evaluation(repeated, torch.arange(len(repeated)), Key(seed, 0, "sample"), rlg)
+        return self.policy.evaluation(repeated, torch.arange(len(repeated)), Key(seed, 0, "sample"), self.at(rlg))
+
+    def steered(self, first_steps: int | None, adaptive: float | None) -> Opened:
+        """With other settings of its steering; None leaves one as it is."""
+        now = self.steering
+        first = now.first_steps if first_steps is None else first_steps
+        threshold = now.adaptive if adaptive is None else adaptive
+        return replace(self, steering=replace(now, first_steps=first, adaptive=threshold))
+
+    def at(self, rlg: float | None) -> Steering:
+        """The steering at an RLG weight; None: the default one."""
+        steering = self.steering if rlg is None else replace(self.steering, rlg=rlg)
+        if steering.rlg != 1 and not self.is_run:
+            raise ModelError(
+                f"RLG at weight {steering.rlg:g} blends a trained model with the one it was trained from, and "
+                f"{self.config.model.path} is a plain model; give a run folder, or leave the weight at 1"
+            )
+        return steering
 
 
 def open_run(
@@ -66,7 +86,12 @@ def open_run(
         )
     done = int(checkpoint.read_state(saved)["step"])
     checkpoint.load_trained(policy.parameters, saved)
-    return Opened(policy, config, done)
+    return Opened(policy, config, done, steering=_chosen(folder))
+
+
+def _chosen(folder: Path) -> Steering:
+    found = read_chosen(folder)
+    return TUNED if found is None else Steering(found.rlg, found.first_steps, found.adaptive)
 
 
 def _device() -> str:

@@ -121,7 +121,8 @@ class Plan:
         final = settings.final_images or settings.images
         during = (steps - 1) // settings.every
         grids = (during + 2) * min(settings.show, prompts) * settings.columns
-        sweep = sum(1 if weight in (0, 1) else 2 for weight in settings.rlg) * settings.images
+        # The distance to the base is measured at every weight, for which w = 1 needs the base beside the tuned model.
+        sweep = sum(1 if weight == 0 else 2 for weight in settings.rlg) * settings.images
         return 2 * final + during * settings.images + grids + sweep
 
 

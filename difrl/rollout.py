@@ -26,6 +26,8 @@ class Rollout:
     images: Tensor | None = None
     """[B, 3, H, W] in [0, 1]."""
     texts: tuple[str, ...] | None = None
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What was measured of the sampling itself: metric name -> [B]."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,6 +58,7 @@ class Rollout:
             tape={name: value[rows] for name, value in self.tape.items()},
             images=None if self.images is None else self.images[rows],
             texts=None if self.texts is None else tuple(self.texts[i] for i in rows),
+            measures={name: value[rows] for name, value in self.measures.items()},
         )
 
     @classmethod
@@ -70,6 +73,7 @@ class Rollout:
             tape={name: torch.cat([p.tape[name] for p in parts]) for name in parts[0].tape},
             images=torch.cat(images) if images else None,
             texts=tuple(texts) if texts else None,
+            measures={name: torch.cat([p.measures[name] for p in parts]) for name in parts[0].measures},
         )
 
     def to(self, device: torch.device | str) -> Rollout:
@@ -80,6 +84,7 @@ class Rollout:
             samples=self.samples.to(device),
             tape={name: value.to(device) for name, value in self.tape.items()},
             images=None if self.images is None else self.images.to(device),
+            measures={name: value.to(device) for name, value in self.measures.items()},
         )
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_displa
 from difrl.evaluation import Evaluator
 from difrl.metrics import MetricsFile, read_metrics
 from difrl.pictures import compare, grid
-from difrl.policies.base import Policy
+from difrl.policies.base import TUNED, Policy, Steering
 from difrl.policies.loading import load_policy
 from difrl.processes import Processes
 from difrl.reading import read_config, to_yaml
@@ -300,40 +300,42 @@ def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[floa
 def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
     """samples/before-after.png: the same prompts and noise through the pretrained and the trained model; "" if no images."""
     columns, path = min(4, config.eval.columns), folder / "samples" / "before-after.png"
-    drawn = _compare(evaluator, {"before": 0.0, "after": 1.0}, config.eval.show, columns, path)
+    drawn = _compare(evaluator, {"before": Steering(0.0), "after": TUNED}, config.eval.show, columns, path)
     return str(path) if drawn else ""
 
 
-def sweep(evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes) -> dict[str, list[float | None]]:
-    """rlg.json and rlg.png: every metric against the RLG weight."""
+def sweep(
+    evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes, steering: Steering = TUNED
+) -> dict[str, Any]:
+    """rlg.json and rlg.png: every metric, the distance to the base and the cost against the RLG weight."""
     weights = config.eval.rlg
-    rows = [evaluator(config.eval.images, weight) for weight in weights]
-    result: dict[str, list[float | None]] = {"weights": list(weights)}
+    steered = {f"w = {w:g}": replace(steering, rlg=w) for w in weights}
+    rows = [evaluator(config.eval.images, replace(one, measure=True)) for one in steered.values()]
+    settings = {"first_steps": steering.first_steps, "adaptive": steering.adaptive}
+    result: dict[str, Any] = {"weights": list(weights), **settings}
     for name in rows[0]:
         result[name.removeprefix("eval/")] = [row[name] if math.isfinite(row[name]) else None for row in rows]
     if processes.is_main:
-        shown = {f"w = {w:g}": w for w in weights}
-        if _compare(evaluator, shown, min(4, config.eval.show), 2, folder / "rlg.png"):
-            (folder / "rlg.json").write_text(json.dumps({**result, "picture": "rlg.png"}, indent=1))
-        else:
-            (folder / "rlg.json").write_text(json.dumps(result, indent=1))
+        if _compare(evaluator, steered, min(4, config.eval.show), 2, folder / "rlg.png"):
+            result["picture"] = "rlg.png"
+        (folder / "rlg.json").write_text(json.dumps(result, indent=1))
     return result
 
 
-def _compare(evaluator: Evaluator, weights: Mapping[str, float], count: int, columns: int, path: Path) -> bool:
-    """Draws one column of samples for each RLG weight; False where samples are not images."""
+def _compare(evaluator: Evaluator, sets: Mapping[str, Steering], count: int, columns: int, path: Path) -> bool:
+    """Draws one column of samples for each way to steer them; False where samples are not images."""
     if count == 0:
         return False
-    sets: dict[str, torch.Tensor] = {}
+    images: dict[str, torch.Tensor] = {}
     scores: dict[str, list[list[float | None]]] = {}
     captions: list[str] = []
-    for label, weight in weights.items():
-        rollout, captions = evaluator.show(count, columns, weight)
+    for label, steering in sets.items():
+        rollout, captions = evaluator.show(count, columns, steering)
         if rollout.images is None:
             return False
-        sets[label] = rollout.images.cpu().unflatten(0, (len(captions), columns))
+        images[label] = rollout.images.cpu().unflatten(0, (len(captions), columns))
         scores[label] = rewards_of(evaluator.scorer, rollout, columns)
-    compare(sets, captions, scores).save(path)
+    compare(images, captions, scores).save(path)
     return True
 
 

@@ -11,20 +11,39 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from difrl.chosen import Chosen
 from difrl.config import RewardConfig
 from difrl.data import load_prompts
 from difrl.evaluation import Evaluator
 from difrl.formats import number
 from difrl.inference import open_run
+from difrl.peaks import WATCHED, best, peak, watched
+from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
 from difrl.reading import ConfigError
 from difrl.report import write_report
 from difrl.running import RunFolderError, sweep
 from difrl.scoring import Scorer
 
+BEST = "best"
+PEAK = "▲"
+SHOWN = ("reward/", "watch/", "diversity/", "divergence/")
+HIGHEST = ("reward/", "watch/", "diversity/")
+"""Metrics of which more is better."""
 
-def evaluate_run(run: Path, weights: Sequence[float], rewards: Sequence[str], images: int) -> dict[str, Any]:
-    """Evaluates a run at every weight; writes rlg.json, rlg.png and the report into its folder."""
+
+def evaluate_run(
+    run: Path,
+    weights: Sequence[float],
+    rewards: Sequence[str],
+    images: int,
+    steering: Steering = TUNED,
+    default: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run at every weight; writes rlg.json, rlg.png and the report into its folder.
+
+    default: a weight that becomes the run's own with these settings, or "best" (difrl/peaks.py): inference.json.
+    """
     if not (run / "config.yaml").is_file():
         raise RunFolderError(
             f"{run} is no run folder: config.yaml not found in it; give a folder that `difrl train` made"
@@ -37,18 +56,54 @@ def evaluate_run(run: Path, weights: Sequence[float], rewards: Sequence[str], im
         raise ConfigError(f"{run / 'config.yaml'}: data.evaluation is not set, so there are no prompts to evaluate on")
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"rlg": list(weights), "images": images})})
     known = {r.label for r in [*config.rewards, *config.watch]}
-    watched = [*config.watch, *(RewardConfig(name=name) for name in rewards if name not in known)]
-    scorer = Scorer.build(config.rewards, watched, processes.device)
+    watch = [*config.watch, *(RewardConfig(name=name) for name in rewards if name not in known)]
+    if default == BEST and not watch:
+        raise ConfigError(
+            "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
+        )
+    scorer = Scorer.build(config.rewards, watch, processes.device)
     evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed)
-    result = sweep(evaluator, config, run, processes)
+    result = sweep(evaluator, config, run, processes, steering)
     if processes.is_main:
+        if default is not None:
+            _default(result, steering, default).write(run)
         write_report([run], run / "report.html")
     return result
 
 
+def _default(result: Mapping[str, Any], steering: Steering, default: str) -> Chosen:
+    """What `--write-default` asks for, after a sweep."""
+    if default == BEST:
+        weight, names = result["weights"][best(result)], " and ".join(watched(result))
+        why = f"highest {names} of {len(result['weights'])} weights"
+    else:
+        weight, why = float(default), "chosen by hand"
+    return Chosen(weight, steering.first_steps, steering.adaptive, why)
+
+
+def sweep_notes(result: Mapping[str, Any]) -> list[str]:
+    """In sentences: where each watched reward is highest, and what adaptive guidance saved."""
+    notes = [
+        f"{PEAK} {name} (watched) is highest at w = {result['weights'][peak(values)]:g}"
+        for name, values in watched(result).items()
+    ]
+    if result.get("adaptive") is not None:
+        made, saved = (sum(result[f"cost/{name}"]) / len(result["weights"]) for name in ("evaluations", "saved"))
+        notes.append(
+            f"adaptive guidance at {result['adaptive']:g} saved {saved:.1f} of {made + saved:.1f} evaluations a sample"
+        )
+    if result.get("first_steps"):
+        notes.append(f"the first {result['first_steps']} steps at w = 1")
+    return notes
+
+
 def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:
-    """One row a weight, one column a reward, the highest value of each column in bold; as many tables as `width` asks for."""
-    names = [n for n in result if n.startswith(("reward/", "watch/", "diversity/")) and not n.endswith("/stderr")]
+    """One row a weight, one column a metric, as many tables as `width` asks for.
+
+    The highest reward of a column is bold, that of a watched one also has the mark of its peak.
+    """
+    shown = SHOWN if result.get("adaptive") is None else (*SHOWN, "cost/")
+    names = [n for n in result if n.startswith(shown) and not n.endswith("/stderr")]
     if len([n for n in names if n.startswith("reward/")]) == 2:
         names.remove("reward/mean")
     weights = [f"{weight:g}" for weight in result["weights"]]
@@ -92,6 +147,8 @@ def _cell(result: Mapping[str, Any], name: str, row: int) -> str:
     value, error = result[name][row], result.get(f"{name}/stderr", {})
     if value is None:
         return "-"
-    best = max(v for v in result[name] if v is not None)
     spread = f" ± {number(error[row])}" if error and error[row] is not None else ""
-    return f"[bold]{number(value)}[/]{spread}" if value == best else f"{number(value)}{spread}"
+    if not name.startswith(HIGHEST) or row != peak(result[name]):
+        return f"{number(value)}{spread}"
+    mark = f"{PEAK} " if name.startswith(WATCHED) else ""
+    return f"{mark}[bold]{number(value)}[/]{spread}"

@@ -56,12 +56,12 @@ class Condition:
             None if self.rows is None else change(self.rows),
         )
 
-    def numbered(self) -> Condition:
-        """With `rows` spelt out: what is selected from it still knows its sample."""
+    def numbered(self, start: int = 0) -> Condition:
+        """With `rows` spelt out, from `start` on: what is selected from it still knows its sample."""
         if self.rows is not None:
             return self
         device = next(iter(self.tensors.values())).device
-        return Condition(self.tensors, self.negative, torch.arange(len(self), device=device))
+        return Condition(self.tensors, self.negative, torch.arange(start, start + len(self), device=device))
 
     def select(self, index: Tensor | slice | list[int]) -> Condition:
         """The rows of an integer or boolean index."""

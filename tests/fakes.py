@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from difrl.core import Constant, Likelihoods, gaussian_kl, velocity
 from difrl.data import Prompt
-from difrl.policies.base import Decisions, Key
+from difrl.policies.base import TUNED, Decisions, Key, Steering
 from difrl.processes import Processes
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
@@ -130,8 +130,11 @@ class LinearPolicy:
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         return self._draw(self.weight.detach(), prompts, groups, samples, key)
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, rlg: float = 1.0) -> Rollout:
-        return self._draw(self.base + rlg * (self.weight.detach() - self.base), prompts, samples, samples, key)
+    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+        moved = steering.rlg * (self.weight.detach() - self.base)
+        drawn = self._draw(self.base + moved, prompts, samples, samples, key)
+        distance = moved.square().mean().float()
+        return replace(drawn, measures={"divergence/base": distance.expand(len(samples))})
 
     def _draw(self, weight: Tensor, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         columns, dims = len(self.std), len(weight)

@@ -131,7 +131,7 @@ def test_sample_draws_every_weight_side_by_side(difrl: Command, run: Path, tmp_p
     assert difrl(*command, "--out", one).status == 0
     ended = difrl(*command, "--rlg", "0", "0.5", "1", "--out", three)
     assert ended.status == 0
-    assert ended.out.startswith("12 samples after 2 steps of training: ")
+    assert ended.out.startswith("12 samples after 2 steps of training at w = 0, 0.5, 1: ")
     with Image.open(one) as narrow, Image.open(three) as wide:
         assert wide.width * wide.height > 2 * narrow.width * narrow.height
 
@@ -153,9 +153,85 @@ def test_evaluate_writes_the_sweep_and_prints_a_table(difrl: Command, run: Path)
     assert (run / sweep["picture"]).is_file()
     table = ended.out.partition("written to")[0]
     assert_fits(table)
-    assert [line.split()[0] for line in table.splitlines()[-4:]] == ["0", "0.5", "1", "2"]
+    *rows, note = table.splitlines()
+    assert [line.split()[0] for line in rows[-4:]] == ["0", "0.5", "1", "2"]
+    assert re.fullmatch(r"▲ jpeg_incompressibility \(watched\) is highest at w = [0-9.]+ *", note)
+    assert table.count("▲") == 2  # in its column, and in the sentence
+    assert sweep["divergence/base"][0] == 0.0
+    assert 0 < sweep["divergence/base"][1] < sweep["divergence/base"][2] < sweep["divergence/base"][3]
+    assert "divergence" in table
+    assert "saved" not in table
     assert "rlg.json" in ended.out
+    assert not (run / "inference.json").exists()
     assert "0.5" in (run / "report.html").read_text()
+
+
+def test_evaluate_makes_a_weight_the_default_of_the_run(difrl: Command, run: Path, tmp_path: Path) -> None:
+    """The watched reward's peak, with the settings it was found under; `sample` and the report use it."""
+    command = ("evaluate", run, "--rlg", "0:2:1", "--rewards", "jpeg_incompressibility", "--images", "4")
+    ended = difrl(*command, "--adaptive-guidance", "1.1", "--rlg-first-steps", "1", "--write-default", "best")
+    assert ended.status == 0, ended.err
+    assert_fits(ended.out.partition("written to")[0])
+    assert "adaptive guidance at 1.1 saved 0.0 of" in ended.out
+    assert "the first 1 steps at w = 1" in ended.out
+    sweep, found = (json.loads((run / name).read_text()) for name in ("rlg.json", "inference.json"))
+    values = sweep["watch/jpeg_incompressibility"]
+    best = sweep["weights"][values.index(max(values))]
+    assert (found["rlg"], found["first_steps"], found["adaptive"]) == (best, 1, 1.1)
+    assert found["why"] == "highest jpeg_incompressibility of 3 weights"
+    assert f"The run is sampled at w = {best:g} by default" in (run / "report.html").read_text()
+    assert difrl(*command, "--write-default", "0.5").status == 0
+    sampled = difrl("sample", run, "--prompt", "a red circle", "-n", "1", "--out", tmp_path / "x.png")
+    assert sampled.out.startswith("1 samples after 2 steps of training at w = 0.5: ")
+
+
+def test_evaluate_refuses_a_default_that_makes_no_sense(difrl: Command, run: Path) -> None:
+    assert difrl("evaluate", run, "--write-default", "highest").status == 2
+    assert_one_message(
+        difrl("evaluate", run, "--write-default", "best"), "the run watches no reward", "--rewards judge"
+    )
+
+
+def test_sample_searches_with_a_reward(difrl: Command, run: Path, tmp_path: Path) -> None:
+    """The chosen are better than the draws; the picture shows as many samples as without a search."""
+    command = ("sample", run, "--prompt", "a red circle", "two blue squares", "-n", "2", "--out", tmp_path / "x.png")
+    chosen = difrl(*command, "--best-of", "4", "--reward", "jpeg_compressibility", "--rlg", "1", "2")
+    assert chosen.status == 0, chosen.err
+    assert chosen.out.startswith("8 samples after 2 steps of training at w = 1, 2: ")
+    notes = re.findall(
+        r"w = [12]: best of 4 by jpeg_compressibility: (\S+) over all draws, (\S+) over the chosen", chosen.out
+    )
+    assert len(notes) == 2
+    assert all(float(all_draws) < float(best) for all_draws, best in notes)
+    decoded = difrl(*command, "--svdd", "3", "--alpha", "0.1", "--reward", "jpeg_compressibility")
+    assert decoded.status == 0, decoded.err
+    assert re.search(r"SVDD with 3 candidates by jpeg_compressibility: \S+, 8.0 evaluations a sample", decoded.out)
+
+
+def test_sample_counts_what_adaptive_guidance_saved(difrl: Command, run: Path, sd3: Path, tmp_path: Path) -> None:
+    """Four steps under guidance at w = 2 are 16 evaluations; below -1 the first step alone is whole: 4 + 3."""
+    command = ("--prompt", "a red circle", "-n", "1", "--guidance", "2", "--out", tmp_path / "x.png")
+    adaptive = ("--adaptive-guidance", "-1.1")
+    ended = difrl("sample", run, *command, *adaptive, "--rlg", "1", "2")
+    assert "w = 1: adaptive guidance saved 3.0 of 8.0 evaluations a sample" in ended.out
+    assert "w = 2: adaptive guidance saved 9.0 of 16.0 evaluations a sample" in ended.out
+    later = difrl("sample", run, *command, *adaptive, "--rlg", "2", "--rlg-first-steps", "3")
+    assert "adaptive guidance saved 3.0 of 10.0 evaluations a sample" in later.out
+    plain = difrl("sample", sd3, *command, *adaptive, "--steps", "4")
+    assert "adaptive guidance saved 3.0 of 8.0 evaluations a sample" in plain.out
+
+
+def test_searches_that_make_no_sense_are_refused(difrl: Command, run: Path, tmp_path: Path) -> None:
+    command = ("sample", run, "--prompt", "no prompt of the run", "-n", "1", "--out", tmp_path / "x.png")
+    reward = ("--reward", "jpeg_compressibility")
+    for wrong in (("--best-of", "2", "--svdd", "2", *reward), ("--best-of", "2"), ("--svdd", "2"), reward):
+        assert difrl(*command, *wrong).status == 2
+    assert_one_message(
+        difrl(*command, "--svdd", "2", *reward, "--adaptive-guidance", "0.9"),
+        "SVDD and adaptive guidance do not go together",
+    )
+    assert_one_message(difrl(*command, "--best-of", "2", "--reward", "geneval"), "metadata", "another --reward")
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_many_metrics_are_tables_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,10 +124,10 @@ def test_heuns_solver_calls_twice_a_step_but_the_last(skeleton: Family) -> None:
 def test_evaluation_by_hand(skeleton: Family) -> None:
     # Steps 0, 2 and 3 with 8 images each and a grid of 2 x 2, in 4 steps.
     assert evaluations(skeleton).evaluation == (3 * 8 + 3 * 4) * 4
-    # 16 images at the first and the last; the sweep costs 1 + 1 + 2 models of 8 images; 5 steps under guidance.
+    # 16 images at the first and the last; the sweep costs 1 + 2 + 2 models of 8 images; 5 steps under guidance.
     sweeping = {"final_images": 16, "rlg": [0.0, 1.0, 2.0], "steps": 5}
     counts = evaluations(skeleton, eval=sweeping, rollout={"guidance": 2.0})
-    assert counts.evaluation == (2 * 16 + 8 + 3 * 4 + 4 * 8) * 5 * 2
+    assert counts.evaluation == (2 * 16 + 8 + 3 * 4 + 5 * 8) * 5 * 2
     assert evaluations(skeleton, eval={"every": 0}).evaluation == 0
     assert plan_of(recipe("tiny-sd3"), skeleton, 1).evaluations(prompts=0).evaluation == 0
 

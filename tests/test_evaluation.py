@@ -10,6 +10,7 @@ import torch
 
 from difrl.data import Prompt
 from difrl.evaluation import Evaluator, mean_and_stderr
+from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
@@ -65,7 +66,7 @@ def test_every_evaluation_uses_the_same_noise() -> None:
     with torch.no_grad():
         policy.weight.add_(0.5)
     assert one(7) != first
-    assert one(7, rlg=0.0) == evaluator()(7, rlg=0.0)  # of the base, whatever was trained
+    assert one(7, Steering(0.0)) == evaluator()(7, Steering(0.0))  # of the base, whatever was trained
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -81,7 +82,7 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
     """Images of one grey each: the distance of two is the difference of their greys."""
 
     class Greys(LinearPolicy):
-        def evaluation(self, prompts: Any, samples: torch.Tensor, key: Any, rlg: float = 1.0) -> Rollout:
+        def evaluation(self, prompts: Any, samples: torch.Tensor, key: Any, steering: Steering = TUNED) -> Rollout:
             grey = torch.tensor([0.0, 0.5, 0.1, 0.3, 0.5, 0.2, 0.9])[samples]
             images = grey[:, None, None, None].expand(-1, 3, 4, 4)
             return Rollout(tuple(prompts), samples, samples, {}, images)

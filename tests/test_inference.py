@@ -14,9 +14,11 @@ from torch import Tensor
 
 from difrl import checkpoint, running
 from difrl.checkpoint import CheckpointError
+from difrl.chosen import Chosen
 from difrl.data import Prompt
 from difrl.display import SilentDisplay
 from difrl.inference import Opened, open_run
+from difrl.policies.base import Steering
 from difrl.policies.loading import ModelError
 from samplers import keyed
 from tests.recipes import recipe
@@ -128,6 +130,18 @@ def test_a_plain_model_has_no_rlg(sd3: Path) -> None:
 
 def copied(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
+    """As inference.json says, unless a call says otherwise."""
+    other = copied(run, tmp_path)
+    Chosen(2.0).write(other)
+    opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")
+    assert opened.steering == Steering(2.0)
+    assert torch.equal(images(opened), images(plain, rlg=2.0))
+    assert torch.equal(images(opened, rlg=1.0), images(plain))
+    assert opened.steered(3, None).at(0.5) == Steering(0.5, first_steps=3)
+    assert opened.steered(None, 0.9).at(None) == Steering(2.0, adaptive=0.9)
 
 
 def test_a_run_that_has_saved_nothing_yet_says_so(run: Path, tmp_path: Path) -> None:

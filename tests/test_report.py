@@ -72,7 +72,11 @@ def write_run(folder: Path, gain: float = 0.25, coefficient: float = 1.0) -> Pat
         "reward/geneval": [0.45, 0.7, 0.72],
         "reward/geneval/stderr": [0.01, 0.01, 0.01],
         "watch/judge": [0.7, 0.71, 0.6],
-        "kl/base": [0, 0.1, 0.4],
+        "divergence/base": [0, 0.1, 0.4],
+        "cost/evaluations": [10, 10, 17.5],
+        "cost/saved": [0, 0, 2.5],
+        "first_steps": 0,
+        "adaptive": None,
         "picture": "rlg.png",
     }
     (folder / "rlg.json").write_text(json.dumps(sweep))
@@ -369,3 +373,27 @@ def test_every_metric_of_the_run_folder_has_one_definition():
         ("kl/*", DEFINITIONS["kl/*"]),
         ("*/stderr", DEFINITIONS["*/stderr"]),
     ]
+
+
+def test_the_sweep_marks_peaks_and_the_default(run, tmp_path):
+    """A ring for the watched reward's peak; the default beside the weights that always have a mark."""
+    text = page_of([run], tmp_path / "out.html")
+    assert text.count('class="ring') == 1
+    assert "judge (watched) is highest at w = 1 (<b>0.710</b>)" in text
+    assert "Divergence from base" in text
+    assert "by default" not in text
+    assert "Evaluations a sample" not in text  # without adaptive guidance it is 1 or 2 a step
+    (run / "inference.json").write_text('{"rlg": 1.0, "why": "highest judge of 3 weights"}')
+    text = page_of([run], tmp_path / "out.html")
+    assert ">trained, default</text>" in text
+    assert "The run is sampled at w = 1 by default (highest judge of 3 weights)." in text
+    (run / "inference.json").write_text("{")
+    assert "inference.json cannot be read" in page_of([run], tmp_path / "out.html")
+
+
+def test_the_sweep_says_under_what_it_was_measured(run, tmp_path):
+    sweep = json.loads((run / "rlg.json").read_text())
+    (run / "rlg.json").write_text(json.dumps({**sweep, "first_steps": 3, "adaptive": 0.99}))
+    text = page_of([run], tmp_path / "out.html")
+    assert "The first 3 steps are at w = 1. Adaptive guidance ended at a cosine of 0.99." in text
+    assert "Evaluations a sample" in text

@@ -24,6 +24,23 @@ class Key:
     use: str = "train"
 
 
+@dataclass(frozen=True)
+class Steering:
+    """How samples of a trained model are steered when it is used."""
+
+    rlg: float = 1.0
+    """w of RLG: 0 the base model, 1 the trained one."""
+    first_steps: int = 0
+    """Steps at w = 1 before RLG begins."""
+    adaptive: float | None = None
+    """Adaptive guidance: the second evaluation of CFG and of RLG ends for a sample once two outputs agree to this cosine."""
+    measure: bool = False
+    """Also measure each sample's distance to the base model, for one more evaluation a step at w = 1."""
+
+
+TUNED = Steering()
+
+
 @dataclass(frozen=True, eq=False)
 class Decisions:
     """The decisions at which samples are evaluated: name -> [B, J, ...], and which of them count."""
@@ -51,8 +68,8 @@ class Policy(Protocol):
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, rlg: float = 1.0) -> Rollout:
-        """One sample for each prompt as a user would draw it, at an RLG weight (1: the tuned model)."""
+    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+        """One sample for each prompt as a user would draw it; its measures are what it cost, and what was asked for."""
 
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:
         """The decisions of these samples: recorded ones, or fresh ones drawn by the key."""

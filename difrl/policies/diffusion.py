@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from difrl.core import Likelihoods, estimator, k1, velocity
 from difrl.data import Prompt
-from difrl.policies.base import Decisions, Key, batches
+from difrl.policies.base import TUNED, Decisions, Key, Steering, batches
 from difrl.policies.families import Family
 from difrl.policies.likelihoods import Evaluation, Kind
 from difrl.policies.old import OLD, READERS
 from difrl.policies.prompts import PromptEncoder
+from difrl.policies.steering import steer
 from difrl.rollout import Rollout
-from difrl.snapshots import BASE, CURRENT, Snapshots
+from difrl.snapshots import CURRENT, Snapshots
 from samplers import (
     Condition,
     Denoiser,
@@ -38,7 +39,6 @@ from samplers import (
     Window,
     classifier_free,
     keyed,
-    reinforcement_learning,
     rollout,
     solve,
 )
@@ -172,13 +172,12 @@ class DiffusionPolicy:
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, rlg: float = 1.0) -> Rollout:
+    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
         sampling = self.evaluation_sampling
-        tuned = self.denoiser(CURRENT, sampling.guidance)
-        denoiser = tuned if rlg == 1 else reinforcement_learning(self.denoiser(BASE, sampling.guidance), tuned, rlg)
-        tape = self._draw(denoiser, prompts, samples, key, sampling)
+        steered = steer(self.denoiser, sampling.guidance, steering, sampling.grid)
+        tape = self._draw(steered.denoiser, prompts, samples, key, sampling)
         images = self._decode(tape["latents"], sampling.batch)
-        return Rollout(tuple(prompts), samples, samples, {}, images)
+        return Rollout(tuple(prompts), samples, samples, {}, images, measures=steered.measures(len(prompts)))
 
     @torch.no_grad()
     def _draw(
@@ -186,7 +185,7 @@ class DiffusionPolicy:
     ) -> dict[str, Tensor]:
         parts = []
         for rows in batches(len(prompts), sampling.batch):
-            condition = self.prompts(prompts[rows], sampling.guidance != 1)
+            condition = self.prompts(prompts[rows], sampling.guidance != 1).numbered(rows.start)
             parts.append(self._draw_batch(denoiser, condition, samples[rows], key, sampling))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -15,6 +15,7 @@ from difrl.report.axes import Scale, fitted, roomy
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 14, 12, HEIGHT - 40
 MOST_POINTS = 400  # a longer series is averaged into this many bins
+NEAR_EDGE = 90  # pixels: a mark's label that begins closer to the right edge goes to its left
 SMOOTH_FROM = 30  # points; shorter series are drawn as they are
 
 Point = tuple[float, float]
@@ -24,7 +25,7 @@ Point = tuple[float, float]
 class Line:
     """One series. error: half the height of its band. dots: measured now and then, so each point is shown.
 
-    smooth: a long noisy series gets a thin line and its running mean.
+    ringed: the place of a point that is singled out. smooth: a long noisy series gets a thin line and its running mean.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Line:
     error: list[float] = field(default_factory=list)
     dots: bool = False
     smooth: bool = True
+    ringed: int | None = None
 
     @property
     def latest(self) -> float:
@@ -130,9 +132,11 @@ def _grid(x: Scale, y: Scale, x_title: str, whole_x: bool) -> str:
 
 
 def _mark(at: float, label: str) -> str:
+    inside = at + NEAR_EDGE < RIGHT
+    place = f'x="{at + 4:.1f}"' if inside else f'x="{at - 4:.1f}" text-anchor="end"'
     return (
         f'<path class="mark" d="M{at:.1f} {TOP}V{BOTTOM}"/>'
-        f'<text class="mark" x="{at + 4:.1f}" y="{TOP + 10}">{escape(label)}</text>'
+        f'<text class="mark" {place} y="{TOP + 10}">{escape(label)}</text>'
     )
 
 
@@ -160,6 +164,9 @@ def _strokes(line: Line, x: Scale, y: Scale) -> str:
     stroke = f'<path class="line {colour}" d="{_path(points)}"/>'
     if line.dots or len(known) == 1:
         stroke += "".join(f'<circle class="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in known)
+    if line.ringed is not None:
+        a, b = points[line.ringed]
+        stroke += f'<circle class="ring {colour}" cx="{a:.1f}" cy="{b:.1f}" r="7"/>'
     return stroke
 
 

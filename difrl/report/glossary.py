@@ -31,6 +31,12 @@ DEFINITIONS: dict[str, str] = {
         "to it, summed over a sample and averaged over samples."
     ),
     "coefficient/*": "What the divergence from this anchor was multiplied by, averaged over the step's decisions.",
+    "divergence/*": (
+        "Mean squared difference between the outputs of the sampled model and of this one, at the states of the "
+        "sampled model's own run, averaged over its steps and over samples of the evaluation prompts."
+    ),
+    "cost/evaluations": "Denoiser evaluations that a sample cost (guidance counts two, and so does RLG).",
+    "cost/saved": "Denoiser evaluations of a sample that adaptive guidance left out (arXiv:2312.12487).",
     "ratio/mean": "Mean over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/std": "Standard deviation over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/*": "A statistic over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",

@@ -77,8 +77,8 @@ def _facts(run: RunRecord) -> str:
 
 def _glossary(runs: Sequence[RunRecord]) -> str:
     keys = ["step", "nfe", *(key for run in runs for key in run.metrics())]
-    if any(run.sweep for run in runs):
-        keys.append("rlg weight")
+    for one in filter(None, (run.sweep for run in runs)):
+        keys += ["rlg weight", *(key for key in one.series if key.startswith(("divergence/", "cost/")))]
     items = "".join(
         f"<div><dt><code>{escape(pattern)}</code></dt><dd>{escape(text)}</dd></div>" for pattern, text in entries(keys)
     )

@@ -113,6 +113,7 @@ def spoken(key: str) -> str:
         "watch/": f"Watched: {name}",
         "diversity/": f"Diversity: {name}",
         "kl/": f"Divergence from {name}",
+        "divergence/": f"Divergence from {name}",
     }
     return next((title for part, title in titles.items() if part in key), key)
 

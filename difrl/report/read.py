@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from difrl.chosen import Chosen, ChosenError, read_chosen
 from difrl.report.frames import Frame, Picture, read_frames, read_picture
 from difrl.summary import Change, changes
 
@@ -23,11 +24,13 @@ AXES = ("step", "nfe", "minutes")
 
 @dataclass(frozen=True)
 class Sweep:
-    """rlg.json: series over guidance weights, and the picture made beside it."""
+    """rlg.json: series over guidance weights, the settings they share, and the picture made beside it."""
 
     weights: list[float]
     series: dict[str, list[float]]
     picture: Picture | None = None
+    first_steps: int = 0
+    adaptive: float | None = None
 
 
 @dataclass
@@ -41,6 +44,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     sweep: Sweep | None = None
+    chosen: Chosen | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -96,6 +100,7 @@ def read_run(folder: Path) -> RunRecord:
     run.frames = read_frames(folder / "samples", run.problems)
     run.summary = _read_json(folder / "summary.json", run.problems)
     run.sweep = _read_sweep(folder, run.problems)
+    run.chosen = _read_chosen(folder, run.problems)
     return run
 
 
@@ -205,4 +210,19 @@ def _read_sweep(folder: Path, problems: list[str]) -> Sweep | None:
         [float(weights[index]) for index in order],
         {key: [numbers[index] for index in order] for key, numbers in series.items()},
         picture,
+        int(_setting(value, "first_steps") or 0),
+        _setting(value, "adaptive"),
     )
+
+
+def _setting(value: dict[str, Any], key: str) -> float | None:
+    found = value.get(key)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _read_chosen(folder: Path, problems: list[str]) -> Chosen | None:
+    try:
+        return read_chosen(folder)
+    except ChosenError:
+        problems.append("inference.json cannot be read; the run's default weight is not shown.")
+        return None

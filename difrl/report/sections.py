@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from html import escape
 
 from difrl import formats
+from difrl.chosen import Chosen
+from difrl.peaks import WATCHED, peak
 from difrl.report.charts import Line, line_chart, sparkline
 from difrl.report.figures import figure, smoothing_note, training_figure
 from difrl.report.frames import Frame, Picture
@@ -22,7 +25,11 @@ ROLLOUT_NOTE = (
     "Mean over the first and the last tenth of the steps, on training prompts: this run has no two "
     "evaluations to compare."
 )
-SWEEP_NOTE = "Every image is drawn with base + w · (trained − base); w = 0 is the base model, w = 1 the trained one."
+COSTS = ("cost/evaluations", "cost/saved")
+SWEEP_NOTE = (
+    "Every image is drawn with base + w · (trained − base); w = 0 is the base model, w = 1 the trained one; "
+    "a ring marks the highest value of a watched reward."
+)
 
 
 def section(title: str, body: str, aside: str = "") -> str:
@@ -150,18 +157,42 @@ def picture(one: Picture, alt: str) -> str:
 
 
 def sweep(run: RunRecord) -> str:
-    """Rewards, and what else was measured, against the RLG weight, with the picture of the sweep."""
+    """Rewards, distance to the base, and what else was measured, against the RLG weight, with the picture of the sweep."""
     one = run.sweep
     if one is None:
         return ""
-    keys = [key for key in one.series if not key.endswith(STDERR)]
+    keys = [key for key in one.series if not key.endswith(STDERR) and not key.startswith("cost/")]
     keys = [key for key in keys if not _repeats(one, key)]
     rewards = [key for key in keys if key.removeprefix("eval/").startswith(("reward/", "watch/"))]
-    figures = _sweep_figure(one, "Rewards", rewards)
-    figures += "".join(_sweep_figure(one, spoken(key), [key]) for key in keys if key not in rewards)
+    marks = _weights_to_mark(run.chosen)
+    figures = _sweep_figure(one, "Rewards", rewards, marks)
+    figures += "".join(_sweep_figure(one, spoken(key), [key], marks) for key in keys if key not in rewards)
+    if one.adaptive is not None:
+        costs = [key for key in one.series if key in COSTS]
+        figures += _sweep_figure(one, "Evaluations a sample", costs, marks)
     shown = picture(one.picture, "Samples at each RLG weight") if one.picture else ""
-    lead = f'<p class="lead">{_peaks(one, rewards)}</p><div class="charts">{figures}</div>'
-    return section("RLG: turning the training up and down", lead + shown + note(SWEEP_NOTE))
+    lead = f'<p class="lead">{_peaks(one, rewards)}{_default(run.chosen)}</p><div class="charts">{figures}</div>'
+    return section("RLG: turning the training up and down", lead + shown + note(SWEEP_NOTE + _settings_of(one)))
+
+
+def _weights_to_mark(chosen: Chosen | None) -> list[tuple[float, str]]:
+    """Vertical rules of a sweep: base, trained, and the run's default, which may be one of them."""
+    marks = {0.0: "base", 1.0: "trained"}
+    if chosen is not None:
+        marks[chosen.rlg] = ", ".join(filter(None, (marks.get(chosen.rlg), "default")))
+    return list(marks.items())
+
+
+def _default(chosen: Chosen | None) -> str:
+    if chosen is None:
+        return ""
+    return f" The run is sampled at w = {chosen.rlg:g} by default ({escape(chosen.why or 'as inference.json says')})."
+
+
+def _settings_of(one: Sweep) -> str:
+    first = f" The first {one.first_steps} steps are at w = 1." if one.first_steps else ""
+    adaptive = "" if one.adaptive is None else f" Adaptive guidance ended at a cosine of {one.adaptive:g}."
+    return first + adaptive
 
 
 def _repeats(one: Sweep, key: str) -> bool:
@@ -173,7 +204,7 @@ def _repeats(one: Sweep, key: str) -> bool:
     )
 
 
-def _sweep_figure(one: Sweep, title: str, keys: list[str]) -> str:
+def _sweep_figure(one: Sweep, title: str, keys: list[str], marks: Sequence[tuple[float, str]]) -> str:
     lines = [
         Line(
             key,
@@ -183,10 +214,11 @@ def _sweep_figure(one: Sweep, title: str, keys: list[str]) -> str:
             index % COLOURS + 1,
             one.series.get(key + STDERR, []),
             True,
+            ringed=peak(one.series[key]) if key.removeprefix("eval/").startswith(WATCHED) else None,
         )
         for index, key in enumerate(keys)
     ]
-    svg = line_chart(lines, "RLG weight w", marks=((0.0, "base"), (1.0, "trained")))
+    svg = line_chart(lines, "RLG weight w", marks=marks)
     return figure(title, lines, svg, values=False) if svg else ""
 
 
@@ -198,10 +230,10 @@ def _short(key: str) -> str:
 def _peaks(one: Sweep, keys: list[str]) -> str:
     parts = []
     for key in keys:
-        known = [pair for pair in zip(one.series[key], one.weights, strict=True) if math.isfinite(pair[0])]
-        if known:
-            best, weight = max(known)
-            parts.append(f"{escape(_short(key))} is highest at w = {weight:g} (<b>{formats.number(best)}</b>)")
+        place = peak(one.series[key])
+        if place is not None:
+            value, weight = one.series[key][place], one.weights[place]
+            parts.append(f"{escape(_short(key))} is highest at w = {weight:g} (<b>{formats.number(value)}</b>)")
     return "; ".join(parts) + "." if parts else ""
 
 

@@ -1,0 +1,51 @@
+"""inference.json in a run folder: how the run is sampled where nobody says otherwise.
+
+`difrl evaluate --write-default` writes it; `difrl sample`, `open_run` and the report read it. Training and its
+evaluations do not: their numbers stay those of the trained model itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+NAME = "inference.json"
+
+
+class ChosenError(ValueError):
+    """An inference.json that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A run's default, and why it was chosen."""
+
+    rlg: float = 1.0
+    first_steps: int = 0
+    adaptive: float | None = None
+    why: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """Written aside and renamed, so that what was chosen before survives a full disk."""
+        path = folder / NAME
+        aside = path.with_suffix(".partial")
+        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        return path
+
+
+def read_chosen(folder: Path) -> Chosen | None:
+    """What was chosen for a run, None where nothing was."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        found = Chosen(**json.loads(path.read_text(encoding="utf-8")))
+        return Chosen(float(found.rlg), int(found.first_steps), found.adaptive and float(found.adaptive), found.why)
+    except (ValueError, TypeError) as error:
+        raise ChosenError(
+            f'{path} cannot be read ({error}); expected e.g. {{"rlg": 1.5}}. Delete it, or write it again with '
+            f"`difrl evaluate {folder} --write-default 1.5`"
+        ) from error
