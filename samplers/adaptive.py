@@ -13,8 +13,8 @@ The paper compares the network's own predictions, the noise for its models. For 
 the noise that a velocity implies, x + (1-t) v, is x itself at t = 1 whatever the model says, and would stop every
 sample at its first step.
 
-A tuned model is often closer to its base than a prompt is to no prompt, so that the published 0.99 can end RLG in the
-first steps: take a higher threshold for RLG, and look at how many evaluations it saved.
+A tuned model is often closest to its base at the noisy end, so that 0.99, made for prompts, can end RLG at the first
+step: take a higher threshold for RLG, and look at how many evaluations it saved (docs/inference.md).
 """
 
 from __future__ import annotations
