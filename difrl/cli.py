@@ -132,6 +132,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and pictures."""
+    from difrl.chosen import read_chosen
     from difrl.policies.base import Steering
     from difrl.sweeping import evaluate_run, sweep_notes, sweep_table
 
@@ -143,6 +144,9 @@ def evaluate(
     out.print(sweep_table(result))
     for note in sweep_notes(result):
         out.print(escape(note))
+    chosen = read_chosen(run)
+    if write_default is not None and chosen is not None:
+        out.print(f"the run's default is now w = {chosen.rlg:g} ({escape(chosen.why)})")
     out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}", soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from difrl.chosen import Chosen
 from difrl.config import RewardConfig
 from difrl.data import load_prompts
 from difrl.evaluation import Evaluator
-from difrl.formats import number
+from difrl.formats import CLEAR, number
 from difrl.inference import open_run
 from difrl.peaks import WATCHED, best, peak, watched
 from difrl.policies.base import TUNED, Steering
@@ -24,6 +25,7 @@ from difrl.reading import ConfigError
 from difrl.report import write_report
 from difrl.running import RunFolderError, sweep
 from difrl.scoring import Scorer
+from difrl.summary import STDERR
 
 BEST = "best"
 PEAK = "▲"
@@ -83,10 +85,7 @@ def _default(result: Mapping[str, Any], steering: Steering, default: str) -> Cho
 
 def sweep_notes(result: Mapping[str, Any]) -> list[str]:
     """In sentences: where each watched reward is highest, and what adaptive guidance saved."""
-    notes = [
-        f"{PEAK} {name} (watched) is highest at w = {result['weights'][peak(values)]:g}"
-        for name, values in watched(result).items()
-    ]
+    notes = [_peak_note(result, name) for name in watched(result)]
     if result.get("adaptive") is not None:
         made, saved = (sum(result[f"cost/{name}"]) / len(result["weights"]) for name in ("evaluations", "saved"))
         notes.append(
@@ -95,6 +94,20 @@ def sweep_notes(result: Mapping[str, Any]) -> list[str]:
     if result.get("first_steps"):
         notes.append(f"the first {result['first_steps']} steps at w = 1")
     return notes
+
+
+def _peak_note(result: Mapping[str, Any], name: str) -> str:
+    """Where a watched reward is highest, and whether that is clearly above the trained model itself."""
+    weights, values, errors = result["weights"], result[WATCHED + name], result[WATCHED + name + STDERR]
+    place = peak(values)
+    assert place is not None
+    note = f"{PEAK} {name} (watched) is highest at w = {weights[place]:g}"
+    trained = weights.index(1.0) if 1.0 in weights else None
+    if trained in (None, place) or None in (values[trained], errors[trained], errors[place]):
+        return note
+    if values[place] - values[trained] > CLEAR * math.hypot(errors[place], errors[trained]):
+        return note
+    return f"{note}, not clearly above w = 1"
 
 
 def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:

@@ -21,7 +21,7 @@ from difrl.display import SilentDisplay
 from difrl.paths import recipes
 from difrl.reading import read_config, to_yaml
 from difrl.running import Interrupted
-from difrl.sweeping import sweep_table
+from difrl.sweeping import sweep_notes, sweep_table
 from tests.recipes import recipe
 
 WIDTH = 80
@@ -155,7 +155,9 @@ def test_evaluate_writes_the_sweep_and_prints_a_table(difrl: Command, run: Path)
     assert_fits(table)
     *rows, note = table.splitlines()
     assert [line.split()[0] for line in rows[-4:]] == ["0", "0.5", "1", "2"]
-    assert re.fullmatch(r"▲ jpeg_incompressibility \(watched\) is highest at w = [0-9.]+ *", note)
+    assert re.fullmatch(
+        r"▲ jpeg_incompressibility \(watched\) is highest at w = [0-9.]+(, not clearly above w = 1)? *", note
+    )
     assert table.count("▲") == 2  # in its column, and in the sentence
     assert sweep["divergence/base"][0] == 0.0
     assert 0 < sweep["divergence/base"][1] < sweep["divergence/base"][2] < sweep["divergence/base"][3]
@@ -174,6 +176,7 @@ def test_evaluate_makes_a_weight_the_default_of_the_run(difrl: Command, run: Pat
     assert_fits(ended.out.partition("written to")[0])
     assert "adaptive guidance at 1.1 saved 0.0 of" in ended.out
     assert "the first 1 steps at w = 1" in ended.out
+    assert "(highest jpeg_incompressibility of 3 weights)" in ended.out
     sweep, found = (json.loads((run / name).read_text()) for name in ("rlg.json", "inference.json"))
     values = sweep["watch/jpeg_incompressibility"]
     best = sweep["weights"][values.index(max(values))]
@@ -251,6 +254,14 @@ def test_many_metrics_are_tables_below_each_other(capsys: pytest.CaptureFixture[
     assert_fits(printed)
     assert printed.count("-0.451 ± 0.012") == len(names)
     assert printed.count("jpeg_compressibility") == 1
+
+
+@pytest.mark.parametrize(("height", "end"), [(0.9, ""), (0.54, ", not clearly above w = 1"), (0.4, "")])
+def test_a_peak_within_the_errors_is_called_so(height: float, end: str) -> None:
+    """Errors of 0.02 at either weight: two of their √2 · 0.02 are 0.057."""
+    values, errors = [0.5, height], [0.02, 0.02]
+    found = sweep_notes({"weights": [1.0, 2.0], "watch/judge": values, "watch/judge/stderr": errors})
+    assert found == [f"▲ judge (watched) is highest at w = {1 if height < 0.5 else 2}{end}"]
 
 
 def test_report_compares_runs(difrl: Command, runs: list[Path], tmp_path: Path) -> None:
