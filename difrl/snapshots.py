@@ -101,6 +101,19 @@ class Snapshots:
         for name, copy in self.copies.items():
             copy.follow(1 - self.decays[name].value(step))
 
+    def is_current(self, name: str) -> bool:
+        """Whether a snapshot holds the very weights of θ now. What `base` holds is not looked at: False."""
+        if name not in self.copies:
+            return name == CURRENT
+        copy = self.copies[name].tensors
+        return all(torch.equal(p, copy[key].to(p.device)) for key, p in self.parameters.items())
+
+    @torch.no_grad()
+    def fingerprint(self, name: str) -> Tensor:
+        """The sum of a snapshot's weights, float64 [1]: it changes if they do."""
+        with self.use(name):
+            return torch.stack([p.sum(dtype=torch.float64) for p in self.parameters.values()]).sum()[None]
+
     def state(self) -> dict[str, Tensor]:
         """Every copy, flat, as `snapshot/parameter`."""
         return {f"{name}/{key}": value for name, copy in self.copies.items() for key, value in copy.tensors.items()}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from difrl.advantages import Estimate, estimate_of
-from difrl.checks import SAMPLES, check_first_update
+from difrl.checks import SAMPLES, Close, Names, check_first_update
 from difrl.config import RunConfig
 from difrl.core import (
     Coefficient,
@@ -247,12 +247,20 @@ class Trainer:
         # Where θ did not draw the samples, the weights that did must still give what was recorded.
         on_policy = self.config.rollout.snapshot == CURRENT
         replayed = None if on_policy else self.policy.replayed(drawn, few)
+        twins = self.policy.twins()
         # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
         self.policy.evaluations = spent
+        dtype = getattr(torch, self.config.model.dtype)
+
+        def diagnose(expected: Tensor, close: Close) -> str:
+            return self.policy.diagnose(drawn, few, expected, close)
 
         def compare(lik: Likelihoods) -> None:
             found = lik.logp[rows] if replayed is None else replayed
-            check_first_update(found, recorded, few.mask, getattr(torch, self.config.model.dtype))
+            check_first_update(found, recorded, few.mask, dtype, diagnose)
+            for name in twins:
+                names = Names(other=f"that of {name!r}, whose weights are the same,")
+                check_first_update(lik.logp[rows], lik.references[name][rows], few.mask, dtype, diagnose, names)
 
         return compare
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from difrl.checks import Close
 from difrl.core import Constant, Likelihoods, gaussian_kl, velocity
 from difrl.data import Prompt
 from difrl.policies.base import TUNED, Decisions, Key, Steering
@@ -179,6 +180,12 @@ class LinearPolicy:
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Tensor]:
         lik = self.likelihoods(rollout, decisions)
         return {"base": decisions.tensors["log_prob"] - lik.references["base"]}
+
+    def twins(self) -> list[str]:
+        return []
+
+    def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:
+        return ""
 
     def save(self, folder: Path) -> None:
         pass

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from difrl.checks import Close
 from difrl.core import Likelihoods
 from difrl.data import Prompt
 from difrl.rollout import Rollout
@@ -84,7 +85,16 @@ class Policy(Protocol):
         """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
 
     def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        """ℓ [B, J] evaluated again, without gradient, under the weights that drew the samples."""
+        """ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
+
+    def twins(self) -> Sequence[str]:
+        """References of `likelihoods` that are evaluated under θ's own weights and guidance at this moment."""
+
+    def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:
+        """Why these decisions are not evaluated as `recorded` says, and what to do; "" if nothing explains it.
+
+        Costs evaluations; asked only when the first-update check has failed.
+        """
 
     def penalties(self, rollout: Rollout, decisions: Decisions) -> Mapping[str, Tensor]:
         """Anchor in the reward → k1 of the weights that drew the samples against it, [B, J], without gradient."""

@@ -9,6 +9,7 @@ say under which weights. What is left here is the order in which they are asked:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from difrl.checks import Close
 from difrl.core import Likelihoods, estimator, k1, velocity
 from difrl.data import Prompt
 from difrl.policies.base import TUNED, Decisions, Key, Steering, batches
+from difrl.policies.diagnosis import Diagnosis
 from difrl.policies.families import Family
 from difrl.policies.likelihoods import Evaluation, Kind
 from difrl.policies.old import OLD, READERS
@@ -169,6 +172,7 @@ class DiffusionPolicy:
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
         with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
             tape = self._draw(denoiser, prompts, samples, key, sampling)
+            tape["weights"] = self.weights_drawn_with().expand(len(prompts))
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
@@ -186,7 +190,8 @@ class DiffusionPolicy:
         parts = []
         for rows in batches(len(prompts), sampling.batch):
             condition = self.prompts(prompts[rows], sampling.guidance != 1).numbered(rows.start)
-            parts.append(self._draw_batch(denoiser, condition, samples[rows], key, sampling))
+            drawn = self._draw_batch(denoiser, condition, samples[rows], key, sampling)
+            parts.append(drawn | {"together": torch.full((len(condition),), len(condition), device=self.device)})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _draw_batch(
@@ -232,7 +237,7 @@ class DiffusionPolicy:
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.comparison.needs if needs is None else needs
         flat = decisions.flat()
-        guidance = self._own_guidance
+        guidance = self.own_guidance
         wanted = self.comparison.wanted(needs)
         scales = {guidance, *(r.guidance or guidance for r in wanted.values())}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales))
@@ -275,13 +280,14 @@ class DiffusionPolicy:
         return {name: value.to(theta.logp.dtype) for name, value in factors.items() if value is not None}
 
     @property
-    def _own_guidance(self) -> float:
+    def own_guidance(self) -> float:
+        """The guidance scale under which θ's likelihoods are evaluated."""
         return self.sampling.guidance if self.kind.guided else 1.0
 
     @torch.no_grad()
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Tensor]:
         flat, anchors = decisions.flat(), self.comparison.in_reward
-        scales = {name: r.guidance or self._own_guidance for name, r in anchors.items()}
+        scales = {name: r.guidance or self.own_guidance for name, r in anchors.items()}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales.values()))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
         recorded, found = self.recorded(rollout, decisions), {}
@@ -291,23 +297,58 @@ class DiffusionPolicy:
             found[name] = k1(recorded, logp)
         return found
 
+    def twins(self) -> list[str]:
+        own, references = self.own_guidance, self.comparison.wanted(self.comparison.needs)
+        return [
+            name
+            for name, r in references.items()
+            if (r.guidance or own) == own and self.snapshots.is_current(r.snapshot)
+        ]
+
+    def weights_drawn_with(self) -> Tensor:
+        """A number [1] that changes with the weights that draw samples."""
+        return self.snapshots.fingerprint(self.sampling.snapshot)
+
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
-        return self.replayed(rollout, decisions)
+        # One decision at a time: another batch shape than training's, as a rollout's is.
+        return self.replay(rollout, decisions, together=1)
+
+    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return self.replay(rollout, decisions)
 
     @torch.no_grad()
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        flat = decisions.flat()
-        condition = self.prompts(rollout.prompts, self._own_guidance != 1)
-        condition = condition.repeat_interleave(decisions.mask.shape[1])
-        denoiser = self.denoiser(self.sampling.snapshot, self._own_guidance)
-        # One decision at a time: another batch shape than training's, as a rollout's is.
-        outputs = [
-            denoiser(flat["x_t"][i : i + 1], flat["t"][i : i + 1], condition.select(slice(i, i + 1)))
-            for i in range(len(condition))
-        ]
-        return self.kind.evaluate(torch.cat(outputs), flat).logp.unflatten(0, decisions.mask.shape)
+    def replay(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        *,
+        together: int | None = None,
+        snapshot: str | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """ℓ [B, J] evaluated again, without gradient, under the weights that drew the samples unless a snapshot is named.
+
+        In one batch, or as a rollout does it: `together` samples at one decision at a time.
+        """
+        flat, (rows, columns) = decisions.flat(), decisions.mask.shape
+        scale = self.own_guidance if guidance is None else guidance
+        condition = self.prompts(rollout.prompts, scale != 1).repeat_interleave(columns)
+        denoiser = self.denoiser(snapshot or self.sampling.snapshot, scale)
+        if together is None:
+            output = denoiser(flat["x_t"], flat["t"], condition)
+        else:
+            output = torch.empty_like(flat["x_t"])
+            for start, column in itertools.product(range(0, rows, together), range(columns)):
+                # A batch that is not full is filled up with rows again, so that all have one shape.
+                index = (torch.arange(start, start + together, device=self.device) % rows) * columns + column
+                mine = slice(min(together, rows - start))
+                output[index[mine]] = denoiser(flat["x_t"][index], flat["t"][index], condition.select(index))[mine]
+        return self.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
+
+    def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:
+        return Diagnosis(self, rollout, decisions, recorded, close)()
 
 
 def _tape(trajectory: Trajectory) -> dict[str, Tensor]:

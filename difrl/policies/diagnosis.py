@@ -1,0 +1,179 @@
+"""Why a diffusion policy says something else of its samples than when it drew them: one suspicion after the other is removed
+and the decisions are evaluated again. Asked by difrl/checks.py when the first-update check has failed.
+
+    drawn   replayed in batches of the rollout's shape         differs from what was recorded: a setting changed
+    whole   replayed in one batch, as training does            differs from drawn: the result depends on the batch
+    neither                                                    the differentiable pass itself differs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from difrl.checks import Close
+from difrl.policies.base import Decisions
+from difrl.rollout import Rollout
+
+if TYPE_CHECKING:
+    from difrl.policies.diffusion import DiffusionPolicy
+
+SHOWN = 3
+"""Modules named in a message."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What is needed to look for the cause."""
+
+    policy: DiffusionPolicy
+    rollout: Rollout
+    decisions: Decisions
+    recorded: Tensor
+    close: Close
+
+    def __call__(self) -> str:
+        """The first cause found, with what to do; "" if nothing explains it."""
+        try:
+            return next(self._causes(), "")
+        except (RuntimeError, MemoryError) as error:  # a shortage of memory must not hide what was found amiss
+            return f"The cause could not be looked for: {error}"
+
+    def _causes(self) -> Iterator[str]:
+        yield from self._changed_weights()
+        drawn, again = self._drawn(), self._drawn()
+        if not self.close(again, drawn):
+            yield self._randomness()
+            return
+        if not self.close(drawn, self.recorded):
+            yield from self._changed_settings()
+        whole = self._whole()
+        if not self.close(whole, drawn):
+            yield from self._batch_shape()
+        elif self.close(drawn, self.recorded):
+            yield (
+                "Found: without gradient the samples are evaluated as they were drawn, so it is the differentiable pass alone "
+                "that differs. Switch model.gradient_checkpointing off, and remove hooks and contexts (autocast, compile) that "
+                "only the update runs under"
+            )
+
+    def _drawn(self, **how: Any) -> Tensor:
+        together = self.rollout.tape.get("together")
+        if together is None or "log_prob" not in self.decisions.tensors:
+            return self.policy.replay(self.rollout, self.decisions, together=1, **how)
+        return self.policy.replay(self.rollout, self.decisions, together=int(together[0]), **how)
+
+    def _whole(self) -> Tensor:
+        return self.policy.replay(self.rollout, self.decisions)
+
+    def _changed_weights(self) -> Iterator[str]:
+        before = self.rollout.tape.get("weights")
+        if before is not None and (before != self.policy.weights_drawn_with()).any():
+            yield (
+                "Found: the weights changed between rollout and update. Nothing but the optimizer's step and a snapshot's "
+                "move at the end of a step may write to them: remove what does (a callback, a reward that trains)"
+            )
+
+    def _randomness(self) -> str:
+        active = [name for name, module in self.policy.family.denoiser.named_modules() if module.training]
+        where = f" (in training mode: {_listed(active)})" if active else ""
+        return (
+            f"Found: dropout, or another layer that draws random numbers, is active: two equal evaluations differ{where}. Put "
+            "the denoiser in evaluation mode (denoiser.eval()) and set the dropout of the model and of the LoRA to 0"
+        )
+
+    def _changed_settings(self) -> Iterator[str]:
+        yield from self._explains(lambda: self.close(self._drawn(), self.recorded))
+        policy, own = self.policy, self.policy.own_guidance
+        scales = {1.0, policy.sampling.guidance, policy.evaluation_sampling.guidance} - {own}
+        for scale in sorted(scales):
+            if self.close(self._drawn(guidance=scale), self.recorded):
+                yield (
+                    f"Found: guidance differs between rollout and likelihood: the samples were drawn at {scale:g} and are "
+                    f"evaluated at {own:g}. Evaluate the likelihood under the guidance of the rollout (rollout.guidance)"
+                )
+        for name in [n for n in policy.snapshots.names if n != policy.sampling.snapshot]:
+            try:
+                agrees = self.close(self._drawn(snapshot=name), self.recorded)
+            except ValueError:  # pretrained weights that were not kept
+                continue
+            if agrees:
+                yield (
+                    f"Found: the samples were drawn by the weights of {name!r}, not by {policy.sampling.snapshot!r}. Set "
+                    "rollout.snapshot to the weights that draw"
+                )
+
+    def _batch_shape(self) -> Iterator[str]:
+        yield from self._explains(lambda: self.close(self._whole(), self._drawn()))
+        yield (
+            "Found: the denoiser's result depends on the batch shape: the same decisions agree when they are evaluated in the "
+            "rollout's batches and differ in training's. Set model.attention: sdpa, and remove whatever mixes samples of a batch"
+        )
+
+    def _explains(self, agrees: Callable[[], bool]) -> Iterator[str]:
+        """Train-mode layers, or the precision: the deviation vanishes without them."""
+        denoiser, own = self.policy.family.denoiser, self.policy.dtype
+        active = [name or type(denoiser).__name__ for name, module in denoiser.named_modules() if module.training]
+        with evaluation_mode(denoiser):
+            if active and agrees():
+                yield (
+                    f"Found: layers in training mode ({_listed(active)}): in evaluation mode the deviation vanishes. Call "
+                    "denoiser.eval() after whatever called train()"
+                )
+        for dtype in {torch.float32, torch.bfloat16} - {own}:
+            with in_precision(self.policy, dtype):
+                vanishes = agrees()
+            if vanishes:
+                yield (
+                    f"Found: precision: evaluated in {dtype} the deviation vanishes, in {own} it does not. Run rollout and "
+                    "update in one precision (model.dtype, no autocast of your own), float32 if rounding alone is too much"
+                )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Inside the block every submodule is in evaluation mode."""
+    active = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in active:
+            m.training = True
+
+
+@contextmanager
+def in_precision(policy: DiffusionPolicy, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the policy evaluates in another precision; frozen weights of a lower one are widened for it."""
+    before = policy.dtype
+    context = widened(policy.family.denoiser) if dtype == torch.float32 else nullcontext()
+    with context:
+        policy.dtype = policy.prompts.dtype = dtype
+        try:
+            yield
+        finally:
+            policy.dtype = policy.prompts.dtype = before
+
+
+@contextmanager
+def widened(module: nn.Module) -> Iterator[None]:
+    """Inside the block every floating-point tensor of the module is float32; afterwards each is what it was."""
+    tensors = [*module.parameters(), *module.buffers()]
+    narrow = [(x, x.data) for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
+    for x, data in narrow:
+        x.data = data.float()
+    try:
+        yield
+    finally:
+        for x, data in narrow:
+            x.data = data
