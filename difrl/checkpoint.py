@@ -14,7 +14,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from difrl.processes import Processes
 from difrl.trainer import Trainer
 
 PREFIX = "step-"
+RESULT = "checkpoints/result.json"
 
 
 class CheckpointError(RuntimeError):
@@ -57,9 +58,28 @@ def step_of(place: Path | None) -> int:
     return 0 if place is None else int(place.name.removeprefix(PREFIX))
 
 
-def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes) -> None:
-    """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints. All processes call it."""
-    generators = {name: processes.gather(value[None].to(processes.device)).cpu() for name, value in _random().items()}
+def result(run: Path) -> Path | None:
+    """The checkpoint whose weights are the run's result: the newest, or the one that a guard took the run back to."""
+    mark = run / RESULT
+    return folder_of(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else latest(run)
+
+
+def mark_result(run: Path, step: int | None) -> None:
+    """Says that the result is the checkpoint of a step; None: the newest, as it is unless something else is said."""
+    if step is None:
+        (run / RESULT).unlink(missing_ok=True)
+    else:
+        _flush(run / RESULT, json.dumps({"step": step}).encode())
+
+
+def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes, spared: Collection[int] = ()) -> None:
+    """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints and those of the spared steps.
+
+    All processes call it.
+    """
+    generators = {
+        name: processes.gather(value[None].to(processes.device)).cpu() for name, value in random_state().items()
+    }
     if not processes.is_main:
         return
     place = folder_of(run, step)
@@ -87,7 +107,8 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
             shutil.rmtree(place)
         os.replace(aside, place)
         for old in existing(run)[:-keep]:
-            shutil.rmtree(old)
+            if step_of(old) not in spared:
+                shutil.rmtree(old)
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
@@ -106,7 +127,7 @@ def load(trainer: Trainer, place: Path, processes: Processes) -> int:
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
-        _set_random({name: value[processes.rank] for name, value in generators.items()})
+        set_random_state({name: value[processes.rank] for name, value in generators.items()})
     return int(state["step"])
 
 
@@ -196,7 +217,7 @@ def _coefficients(
     return {name: c.restored(saved.get(name, {})) for name, c in coefficients.items()}
 
 
-def _random() -> dict[str, Tensor]:
+def random_state() -> dict[str, Tensor]:
     """The global random states of this process: torch's on CPU and GPU, numpy's and Python's."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, internal, gauss_next = random.getstate()
@@ -211,7 +232,7 @@ def _random() -> dict[str, Tensor]:
     }
 
 
-def _set_random(state: Mapping[str, Tensor]) -> None:
+def set_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -255,6 +255,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from difrl.checks import FirstUpdateError
     from difrl.chosen import ChosenError
     from difrl.data import PromptFileError
+    from difrl.memory import MemoryShortage
     from difrl.metrics import MetricsError
     from difrl.policies.loading import ModelError
     from difrl.reading import ConfigError
@@ -269,6 +270,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         FileNotFoundError,
         FirstUpdateError,
         Interrupted,
+        MemoryShortage,
         MetricsError,
         ModelError,
         PromptFileError,

@@ -448,9 +448,23 @@ class EvaluationConfig(Section):
     )
 
 
+class GuardConfig(Section):
+    """What to do when a watched reward or the diversity falls while the trained reward rises (difrl/guard.py)."""
+
+    action: Literal["warn", "stop", "rollback"] = Field(
+        "rollback", description="end the run as it is (stop), or with the weights of its best evaluation (rollback)"
+    )
+    margin: float = Field(2.0, ge=0, description="standard errors beyond which a change counts as a fall or a rise")
+    diversity: float | None = Field(
+        0.25, ge=0, lt=1, description="share of its highest value that diversity may lose; null: it is not guarded"
+    )
+    rewards: list[str] | None = Field(None, description="watched rewards that are guarded; default: all")
+    patience: int = Field(2, gt=0, description="evaluations in a row with a fall before anything is done")
+
+
 class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
-    keep: int = Field(2, gt=0, description="how many are kept")
+    keep: int = Field(2, gt=0, description="how many are kept, beside the best where there is a guard")
 
 
 class RunConfig(Section):
@@ -473,6 +487,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     eval: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig | None = Field(None, description="ends a run whose watched measures fall; {} takes the defaults")
     tensorboard: bool = False
 
     @model_validator(mode="after")

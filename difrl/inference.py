@@ -70,7 +70,7 @@ def open_run(
     guidance: float | None = None,
     step: int | None = None,
 ) -> Opened:
-    """Opens a run folder (its newest checkpoint, or that of `step`) or a model (hub id, folder, shipped name)."""
+    """Opens a run folder (the checkpoint of its result, or that of `step`) or a model (hub id, folder, shipped name)."""
     place = _device() if device is None else device
     folder = Path(path)
     is_run = (folder / "config.yaml").is_file()
@@ -79,7 +79,7 @@ def open_run(
     policy = load_policy(config, place, keep_base=is_run)
     if not is_run:
         return Opened(policy, config, 0, is_run=False)
-    saved = checkpoint.latest(folder) if step is None else checkpoint.folder_of(folder, step)
+    saved = checkpoint.result(folder) if step is None else checkpoint.folder_of(folder, step)
     if saved is None:
         raise checkpoint.CheckpointError(
             f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"

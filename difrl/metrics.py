@@ -38,6 +38,11 @@ class MetricsFile:
                 if name != "step":
                     self.board.add_scalar(name, value, int(metrics["step"]))
 
+    def sync(self) -> None:
+        """Returns when what was written is on the disk: a checkpoint must not survive a crash that its metrics do not."""
+        with self.path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
 
 def _board(folder: Path, done: int):  # type: ignore[no-untyped-def]
     from torch.utils.tensorboard import SummaryWriter

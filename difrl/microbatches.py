@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from difrl.core import Objective
@@ -33,12 +32,12 @@ def extent(objective: Objective, columns: int, size: int, group_size: int) -> Ex
     return Extent(rows, width)
 
 
-def chunks(mask: Tensor, part: Extent) -> Iterator[tuple[Tensor, slice]]:
-    """Every micro-batch of a mask [B, J]: its rows, and its slice of decisions."""
+def chunks(mask: Tensor, part: Extent) -> Iterator[tuple[slice, slice]]:
+    """Every micro-batch of a mask [B, J]: its rows and its decisions. Slices, so that nothing is copied for it."""
     rows, columns = mask.shape
-    for chosen in torch.arange(rows, device=mask.device).split(part.rows):
+    for first in range(0, rows, part.rows):
         for start in range(0, columns, part.columns):
-            yield chosen, slice(start, start + part.columns)
+            yield slice(first, first + part.rows), slice(start, start + part.columns)
 
 
 def self_contained(objective: Objective, groups: Tensor, part: Extent) -> bool:

@@ -199,6 +199,21 @@ def _rewards_have_own_names(config: RunConfig) -> Iterator[Misfit]:
             seen.add(reward.label)
 
 
+def _guard_has_something_to_guard(config: RunConfig) -> Iterator[Misfit]:
+    guard, watched = config.guard, [reward.label for reward in config.watch]
+    if guard is None:
+        return
+    if config.data.evaluation is None or config.eval.every == 0:
+        yield Misfit(("guard",), "it compares evaluations; set data.evaluation and an eval.every above 0")
+    for index, name in enumerate(guard.rewards or []):
+        if name not in watched:
+            known = ", ".join(watched) or "none"
+            problem = f"{name!r} is no watched reward (watched: {known}); add it to watch"
+            yield Misfit(("guard", "rewards", index), problem)
+    if guard.diversity is None and not (watched if guard.rewards is None else guard.rewards):
+        yield Misfit(("guard",), "nothing is guarded; add a reward to watch, or set guard.diversity: 0.25")
+
+
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _kernel_takes_noise_level,
     _solver_or_kernel,
@@ -216,4 +231,5 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _mixtures_have_old,
     objective_misfits,
     _rewards_have_own_names,
+    _guard_has_something_to_guard,
 )

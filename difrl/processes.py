@@ -7,7 +7,7 @@ weights then need no special treatment, and a loss divided by the global count g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -76,17 +76,36 @@ class Processes:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces every gradient by its sum over processes, in one message."""
+        """Replaces every gradient by its sum over processes, in messages of about BUCKET bytes."""
         parameters = list(parameters)
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.count == 1:
             return
-        flat = self.sum(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = grad.view_as(p)
+        for bucket in _buckets(parameters):
+            flat = self.sum(torch.cat([p.grad.flatten() for p in bucket if p.grad is not None]))
+            for p, grad in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                p.grad = grad.view_as(p)
 
     def wait(self) -> None:
         """Returns when every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+BUCKET = 64 * 2**20
+"""Bytes of gradients in one message: large enough to be fast, small beside a model."""
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in order, as many together as fit into a message; one that is larger has its own."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for p in parameters:
+        if bucket and size + p.nbytes > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(p)
+        size += p.nbytes
+    if bucket:
+        yield bucket

@@ -20,7 +20,7 @@ from difrl.rollout import Rollout, Scored
 
 @torch.no_grad()
 def divergences(
-    policy: Policy, rollout: Rollout, decisions: Decisions, chunks: Iterable[tuple[Tensor, slice]]
+    policy: Policy, rollout: Rollout, decisions: Decisions, chunks: Iterable[tuple[Tensor | slice, slice]]
 ) -> dict[str, Tensor]:
     """Anchor -> k1 summed over each sample's decisions, [B]. chunks: rows and columns that are evaluated at once."""
     total: dict[str, Tensor] = {}

@@ -48,16 +48,17 @@ class Rollout:
     def metadata(self) -> list[Mapping[str, Any]]:
         return [p.metadata for p in self.prompts]
 
-    def select(self, index: Tensor) -> Rollout:
-        """The rows of an integer or boolean index [·]."""
-        rows = (index.nonzero().flatten() if index.dtype == torch.bool else index).tolist()
+    def select(self, index: Tensor | slice) -> Rollout:
+        """The rows of an integer or boolean index [·], or of a slice, whose tensors are views."""
+        numbers = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].tolist()
+        rows = index if isinstance(index, slice) else numbers
         return Rollout(
-            prompts=tuple(self.prompts[i] for i in rows),
+            prompts=tuple(self.prompts[i] for i in numbers),
             groups=self.groups[rows],
             samples=self.samples[rows],
             tape={name: value[rows] for name, value in self.tape.items()},
             images=None if self.images is None else self.images[rows],
-            texts=None if self.texts is None else tuple(self.texts[i] for i in rows),
+            texts=None if self.texts is None else tuple(self.texts[i] for i in numbers),
             measures={name: value[rows] for name, value in self.measures.items()},
         )
 
@@ -107,7 +108,11 @@ class Scored:
     def groups(self) -> Tensor:
         return self.rollout.groups
 
-    def select(self, index: Tensor) -> Scored:
+    def without_images(self) -> Scored:
+        """The same samples for a policy to evaluate again, which it does from the tape."""
+        return replace(self, rollout=replace(self.rollout, images=None))
+
+    def select(self, index: Tensor | slice) -> Scored:
         return Scored(
             self.rollout.select(index),
             self.rewards[index],

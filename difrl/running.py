@@ -20,10 +20,13 @@ import torch
 from safetensors import SafetensorError
 
 from difrl import checkpoint
+from difrl.checkpoint import CheckpointError
 from difrl.config import RunConfig
 from difrl.data import Prompt, load_prompts
 from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_display
 from difrl.evaluation import Evaluator
+from difrl.guard import Guard
+from difrl.memory import enough_for
 from difrl.metrics import MetricsFile, read_metrics
 from difrl.pictures import compare, grid
 from difrl.policies.base import TUNED, Policy, Steering
@@ -33,13 +36,15 @@ from difrl.reading import read_config, to_yaml
 from difrl.report import write_report
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
-from difrl.trainer import Trainer
+from difrl.trainer import Trainer, TrainingError
+from rewards import RewardError
 
 FREE: Mapping[str, Any] = {
     "output_dir": True,
     "eval": True,
     "checkpoint": True,
     "tensorboard": True,
+    "guard": True,
     # More steps extend a run; the others change what is computed to float order only.
     "train": {"steps", "threads", "micro_batch"},
     "rollout": {"batch"},
@@ -170,6 +175,9 @@ class Run:
         self.seconds = 0.0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
+        self.guard = Guard(config.guard)
+        self.saved = 0
+        """The step of the newest checkpoint."""
 
     def _evaluator(self) -> Evaluator | None:
         if self.prompts.evaluation is None or self.config.eval.every == 0:
@@ -178,8 +186,9 @@ class Run:
 
     def resume(self, place: Path) -> None:
         """Continues from a checkpoint."""
-        self.step = checkpoint.load(self.trainer, place, self.processes)
+        self.step = self.saved = checkpoint.load(self.trainer, place, self.processes)
         rows = [row for row in read_metrics(self.folder) if row["step"] <= self.step]
+        self.guard.rows = [{"step": row["step"], **found} for row in rows if (found := _evaluation(row))]
         self.before = next((_evaluation(row) for row in rows if _evaluation(row)), {})
         self.after = next((_evaluation(row) for row in reversed(rows) if _evaluation(row)), {})
         self.seconds = sum(v for row in rows for k, v in row.items() if k.startswith("time/"))
@@ -195,20 +204,25 @@ class Run:
         config = self.config
         self.display.start(self._facts())
         metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
+        if self.processes.is_main and not self.guard.ends:
+            checkpoint.mark_result(self.folder, None)  # what an earlier guard decided, where the run now goes on
         with stop_requested(self.display) as stop:
             if self.step == 0 and self.evaluator is not None:
-                self.before = self.after = self._evaluate(config.eval.final_images or config.eval.images)
-                self._write(metrics_file, {"step": 0, "nfe": 0, **self.before})
-            while self.step < config.train.steps:
-                metrics = {"step": self.step + 1, **self.trainer.step(self.step)}
+                found = self._evaluate(config.eval.final_images or config.eval.images)
+                self.before = self.after
+                self._write(metrics_file, {"step": 0, "nfe": 0, **found})
+                if self.step in self.guard.kept:
+                    self._save(metrics_file)
+            while self.step < config.train.steps and not self.guard.ends:
+                metrics = {"step": self.step + 1, **self._step(metrics_file)}
                 self.step += 1
                 self.seconds += sum(v for k, v in metrics.items() if k.startswith("time/"))
                 self.display.step(metrics)
                 self._write(metrics_file, metrics | self._evaluate_if_due())
                 stopping = self.processes.any(stop.requested)
                 if self._checkpoint_due() or stopping:
-                    checkpoint.save(self.trainer, self.folder, self.step, config.checkpoint.keep, self.processes)
-                if stopping and self.step < config.train.steps:
+                    self._save(metrics_file)
+                if stopping and self.step < config.train.steps and not self.guard.ends:
                     raise Interrupted(
                         f"stopped after step {self.step}, which is saved; continue with the same command and --resume"
                     )
@@ -232,25 +246,77 @@ class Run:
 
     def _checkpoint_due(self) -> bool:
         every, last = self.config.checkpoint.every, self.step == self.config.train.steps
-        return last or (every > 0 and self.step % every == 0)
+        return last or (every > 0 and self.step % every == 0) or self.guard.ends or self.step in self.guard.kept
+
+    def _save(self, metrics_file: MetricsFile | None) -> None:
+        if metrics_file is not None:
+            metrics_file.sync()
+        keep, kept = self.config.checkpoint.keep, self.guard.kept
+        checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept)
+        self.saved = self.step
+
+    def _step(self, metrics_file: MetricsFile | None) -> dict[str, float]:
+        """The next step. If it fails before it has changed anything, the steps before it are saved."""
+        before = checkpoint.random_state()
+        try:
+            return self.trainer.step(self.step)
+        except (RewardError, TrainingError):  # raised on every process
+            self._save_before_failure(before, metrics_file)
+            raise
+        except Exception:
+            if self.processes.count == 1:
+                self._save_before_failure(before, metrics_file)
+            raise
+
+    def _save_before_failure(self, generators: Mapping[str, torch.Tensor], metrics_file: MetricsFile | None) -> None:
+        if not self.trainer.intact or self.step == self.saved:
+            return
+        checkpoint.set_random_state(generators)  # as they were before the step, which is done again
+        try:
+            self._save(metrics_file)
+        except (CheckpointError, OSError) as error:  # the failure itself is what must be heard
+            self.display.message(f"step {self.step + 1} failed, and step {self.step} could not be saved: {error}")
+        else:
+            self.display.message(
+                f"step {self.step + 1} failed; step {self.step} is saved: continue with the same command and --resume"
+            )
 
     def _evaluate_if_due(self) -> dict[str, float]:
         settings, last = self.config.eval, self.step == self.config.train.steps
         if self.evaluator is None or not (last or self.step % settings.every == 0):
             return {}
-        self.after = self._evaluate((settings.final_images if last else None) or settings.images)
-        return self.after
+        return self._evaluate((settings.final_images if last else None) or settings.images)
 
     def _evaluate(self, images: int) -> dict[str, float]:
-        """Evaluates on all processes, and draws the fixed grid on the first."""
+        """Evaluates on all processes, tells the guard, and draws the fixed grid on the first; eval/… and guard/… metrics."""
         assert self.evaluator is not None
         spent = self.policy.evaluations
-        metrics = self.evaluator(images)
+        with enough_for("evaluation", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
+            metrics = self.after = self.evaluator(images)
         if self.processes.is_main and self.config.eval.show > 0:
             self._show(self.evaluator)
         self.policy.evaluations = spent  # what is logged is the cost of training
         self.display.evaluation({"step": self.step, **metrics})
-        return metrics
+        found = self.guard.observe({"step": self.step, **metrics})
+        if said := self.guard.said(self.step):
+            self.display.message(said)
+        return metrics | found
+
+    def _take_back(self) -> None:
+        """Gives the policy the weights that the guard says are the result; all processes do."""
+        result = self.guard.result(self.step)
+        if self.processes.is_main:
+            checkpoint.mark_result(self.folder, None if result == self.step else result)
+        if result == self.step:
+            return
+        place = checkpoint.folder_of(self.folder, result)
+        if not place.is_dir():
+            raise CheckpointError(
+                f"the guard takes the run back to step {result}, whose checkpoint is not in {self.folder} (the best one is kept "
+                "only while the recipe has a guard); continue with --resume and guard.action=stop, or warn"
+            )
+        checkpoint.load_trained(self.policy.parameters, place)
+        self.after = _evaluation(next(row for row in self.guard.rows if row["step"] == result))
 
     def _show(self, evaluator: Evaluator) -> None:
         rollout, captions = evaluator.show(self.config.eval.show, self.config.eval.columns)
@@ -266,6 +332,7 @@ class Run:
     def _close(self) -> Summary:
         """The trained model, the sweep, the comparison and the report, after the last step."""
         picture = ""
+        self._take_back()
         if self.evaluator is not None and self.config.eval.rlg:
             sweep(self.evaluator, self.config, self.folder, self.processes)
         if self.processes.is_main:
@@ -281,6 +348,7 @@ class Run:
             str(self.folder / "report.html"),
             picture,
             str(self.folder / "model"),
+            self.guard.said(self.step),
         )
         if self.processes.is_main:
             (self.folder / "summary.json").write_text(summary.to_json())

@@ -1,7 +1,7 @@
 """What a run changed: its first evaluation against its last.
 
 summary.json in a run folder is `Summary.to_json()`: {"before": {...}, "after": {...}, "steps", "seconds",
-"evaluations", "report", "picture", "model"}, where before and after are rows of evaluation metrics as in
+"evaluations", "report", "picture", "model", "guard"}, where before and after are rows of evaluation metrics as in
 metrics.jsonl (eval/reward/NAME beside eval/reward/NAME/stderr).
 """
 
@@ -113,6 +113,8 @@ class Summary:
     report: str = ""
     picture: str = ""
     model: str = ""
+    guard: str = ""
+    """What the guard found and did, in plain words."""
 
     def to_json(self) -> str:
         """Non-finite numbers become null: JSON has no word for them."""

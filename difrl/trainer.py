@@ -35,6 +35,7 @@ from difrl.core import (
 )
 from difrl.data import Prompt, PromptOrder
 from difrl.diversity import thumbnails, within
+from difrl.memory import enough_for
 from difrl.microbatches import Extent, chunks, extent, self_contained
 from difrl.objectives import objective_of
 from difrl.policies.base import Decisions, Key, Policy
@@ -44,6 +45,7 @@ from difrl.rollout import Rollout, Scored
 from difrl.schedules import coefficient
 from difrl.scoring import Scorer
 from difrl.snapshots import CURRENT
+from rewards import RewardError
 
 Metrics = dict[str, float]
 
@@ -64,7 +66,7 @@ class Batch:
     def rollout(self) -> Rollout:
         return self.scored.rollout
 
-    def select(self, index: Tensor) -> Batch:
+    def select(self, index: Tensor | slice) -> Batch:
         return Batch(self.scored.select(index), self.advantages[index])
 
 
@@ -90,6 +92,8 @@ class Trainer:
             self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
         )
         self.evaluations = 0
+        self.intact = True
+        """Whether weights, optimizer and snapshots are those after a whole number of steps."""
 
     def step(self, number: int) -> Metrics:
         """Rollout `number` and its updates; the metrics are those of all processes."""
@@ -101,25 +105,56 @@ class Trainer:
             drawn.append(self._draw(number, attempt, groups, clock))
             return drawn[-1]
 
-        scored = self.collect(draw)
+        scored = self._collected(draw)
         metrics = self._observe(drawn)
-        scored, observed_in_reward = self._charged(number, scored)
+        drawn.clear()
+        scored, observed_in_reward = self._charged(number, scored.without_images())  # the updates have no use for them
         batch = Batch(scored, self._advantages(scored))
         rate = self.learning_rate.value(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        updates = self.config.train.updates_per_step
-        norms = [self._update(number, update, batch, sums) for update in range(updates)]
+        norms = self._updates(number, batch, sums)
         self.policy.snapshots.update(number)
         self._restart_if_due(number)
         clock.lap("update")
         spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
         self.evaluations += int(spent)
-        metrics |= self._summary(sums) | observed_in_reward
+        metrics |= self._summary(sums, len(norms)) | observed_in_reward
         self._adapt(metrics)
-        metrics |= {"grad_norm": sum(norms) / updates, "lr": rate, "nfe": self.evaluations}
+        metrics |= {"grad_norm": sum(norms) / len(norms), "lr": rate, "nfe": self.evaluations}
+        metrics |= {"updates/skipped": self.config.train.updates_per_step - len(norms)}
+        self.intact = True
         return metrics | clock.times
+
+    def _collected(self, draw: Callable[[int, Sequence[int] | None], Scored]) -> Scored:
+        """The samples to learn from. A reward that fails on one process stops all, before anything was learnt from the step."""
+        scored, failure = None, None
+        try:
+            scored = self.collect(draw)
+        except RewardError as error:
+            failure = error
+        if self.processes.any(failure is not None):
+            raise failure or TrainingError("a reward failed on another process; its message is among the output above")
+        assert scored is not None
+        return scored
+
+    def _updates(self, step: int, batch: Batch, sums: dict[str, Tensor]) -> list[float]:
+        """The updates of a step; the norm of each one's gradient. An update none of whose samples was scored is left out."""
+        train, norms = self.config.train, list[float]()
+        advice = (
+            f"lower train.micro_batch (now {train.micro_batch} decisions), set model.gradient_checkpointing: true, or train "
+            "with model.train: lora and model.dtype: bfloat16"
+        )
+        with enough_for("update", advice):
+            for update in range(train.updates_per_step):
+                norm = self._update(step, update, batch, sums, first=not norms)
+                norms += [] if norm is None else [norm]
+        if not norms:
+            raise TrainingError(
+                f"step {step}: no sample could be scored, so there is nothing to learn from; see `difrl rewards`"
+            )
+        return norms
 
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
@@ -129,7 +164,9 @@ class Trainer:
         prompts = [self.prompts[chosen[g]] for g in mine for _ in range(size)]
         groups = torch.tensor(list(mine)).repeat_interleave(size)
         samples = (draw * count + groups) * size + torch.arange(size).repeat(len(mine))
-        rollout = self.policy.rollout(prompts, groups, samples, Key(self.config.seed, step)).to(self.processes.device)
+        with enough_for("rollout", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
+            rollout = self.policy.rollout(prompts, groups, samples, Key(self.config.seed, step))
+        rollout = rollout.to(self.processes.device)
         clock.lap("rollout")
         scored = self.scorer(rollout)
         clock.lap("score")
@@ -161,8 +198,8 @@ class Trainer:
         if every is not None and (step + 1) % every == 0:
             self.optimizer.state.clear()
 
-    def _update(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor]) -> float:
-        """One optimizer update on its share of the groups; returns the norm of the gradient."""
+    def _update(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor], *, first: bool) -> float | None:
+        """One optimizer update on its share of the groups; the norm of the gradient, None where nothing could be scored."""
         if self.config.train.updates_per_step > 1:
             batch = batch.select(self._share(batch.scored.groups, update))
         # Fresh (t, ε) for each update, and the same ones for θ and every reference.
@@ -172,14 +209,12 @@ class Trainer:
         counted = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1)
         count = self.processes.sums({"n": counted.sum()})["n"]
         if count == 0:
-            raise TrainingError(
-                f"step {step}: no sample could be scored, so there is nothing to learn from; see `difrl rewards`"
-            )
+            return None
         statistics = self._statistics(batch, decisions)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (rows, columns) in enumerate(self._chunks(decisions)):
             part, chosen = batch.select(rows), decisions.select(rows, columns)
-            check = self._check(part.rollout, chosen) if update == 0 and number == 0 else None
+            check = self._check(part.rollout, chosen) if first and number == 0 else None
             lik = self.policy.likelihoods(part.rollout, chosen)
             if check is not None:
                 check(lik)
@@ -202,6 +237,7 @@ class Trainer:
                 f"step {step}, update {update}: the gradient is {norm}, so the weights were left as they are. Lower train.lr, "
                 "or raise an anchor's coefficient"
             )
+        self.intact = False
         self.optimizer.step()
         return norm
 
@@ -210,7 +246,7 @@ class Trainer:
         updates, count = self.config.train.updates_per_step, self.config.data.prompts_per_step
         return groups * updates // count == update
 
-    def _chunks(self, decisions: Decisions) -> Iterator[tuple[Tensor, slice]]:
+    def _chunks(self, decisions: Decisions) -> Iterator[tuple[slice, slice]]:
         return chunks(decisions.mask, self._extent(decisions))
 
     def _extent(self, decisions: Decisions) -> Extent:
@@ -269,11 +305,11 @@ class Trainer:
         columns = [observed(scored) for scored in drawn]
         return self.processes.means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
-    def _summary(self, sums: Mapping[str, Tensor]) -> Metrics:
+    def _summary(self, sums: Mapping[str, Tensor], updates: int) -> Metrics:
         """Means over the step's decisions of everything the objective and the anchors reported."""
         totals = self.processes.sums(sums)
         count = totals.pop("count")
-        objective = totals.pop("total") / self.config.train.updates_per_step
+        objective = totals.pop("total") / updates
         squares = totals.pop("ratio_spread", None)
         metrics = {METRIC_NAMES.get(name, name): value / count for name, value in totals.items()}
         if squares is not None:

@@ -211,6 +211,18 @@ class Brightness:
 
 
 @dataclass
+class Moderation(Brightness):
+    """A witness of Brightness that agrees with it up to `best` and falls beyond."""
+
+    best: float = 0.5
+    name: str = "moderation"
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        scores = super().__call__(samples, prompts, metadata)
+        return Scores(-(scores.values - self.best).abs(), scores.valid)
+
+
+@dataclass
 class Listed:
     """Scores by sample number: what a test wants the rewards of a step to be; None is a row that is not valid."""
 

@@ -78,6 +78,24 @@ def test_gradients_are_summed_and_absent_ones_are_zero() -> None:
     assert in_threads(2, work) == [[[3.0, 6.0], [5.0], [0.0]]] * 2
 
 
+def test_messages_are_bounded_and_sum_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters of 3, 2, 8 and 1 float32 in messages of at most 20 bytes: (3, 2), (8), (1)."""
+    monkeypatch.setattr("difrl.processes.BUCKET", 20)
+
+    def work(processes: Processes) -> list[list[float]]:
+        parameters = [nn.Parameter(torch.zeros(n)) for n in (3, 2, 8, 1)]
+        for number, p in enumerate(parameters):
+            p.grad = torch.full_like(p, number + 10.0 * processes.rank)
+        sizes: list[int] = []
+        inner = processes.sum
+        processes.sum = lambda tensor: sizes.append(tensor.numel()) or inner(tensor)  # type: ignore[func-returns-value, method-assign]
+        processes.sum_gradients(parameters)
+        assert sizes == [5, 8, 1]
+        return [p.grad.tolist() for p in parameters if p.grad is not None]
+
+    assert in_threads(2, work) == [[[10.0] * 3, [12.0] * 2, [14.0] * 8, [16.0]]] * 2
+
+
 def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> Path:
     """The run folder of a run on `count` processes; beside it is what tests/recorded_run.py keeps."""
     place.mkdir()

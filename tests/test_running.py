@@ -214,7 +214,7 @@ def events(config: RunConfig) -> int:
     samples = groups * config.data.group_size
     rows_at_once = max(1, config.train.micro_batch // decisions)
     passes = -(-samples // rows_at_once) * config.train.updates_per_step
-    return config.train.steps * (passes + 5)
+    return config.train.steps * (passes + 6)
 
 
 @pytest.mark.slow
@@ -462,6 +462,56 @@ def test_a_broken_reward_stops_the_run(
     assert "reward/Mine" in rows(config.output_dir)[0]
     (tmp_path / "fault").write_text("none")
     assert_same(results(train(config, resume=True)), expected)
+
+
+def test_a_broken_reward_costs_no_finished_step(sd3: Path, tmp_path: Path, broken: dict[str, Any]) -> None:
+    """No checkpoint was due, so the two steps before the failure are saved then, random states as they were before it."""
+    rare = {**broken, "checkpoint": {"every": 0}}
+    (tmp_path / "fault").write_text("none")
+    expected = results(train(small(sd3, tmp_path / "whole", **rare)))
+    (tmp_path / "fault").write_text("raises")
+    config = small(sd3, tmp_path / "run", **rare)
+    with pytest.raises(RewardError):
+        train(config)
+    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
+    (tmp_path / "fault").write_text("none")
+    assert_same(results(train(config, resume=True)), expected)
+
+
+def test_a_failure_in_the_middle_of_a_step_saves_nothing(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights after one of two updates are those of no step."""
+    monkeypatch.setattr(Trainer, "_update", failing_second(Trainer._update))
+    config = small(sd3, tmp_path / "run", **CASES["reverse"], **UNSEEN, checkpoint={"every": 0})
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(config)
+    assert checkpoint.existing(config.output_dir) == []
+
+
+def failing_second(update: Callable[..., Any]) -> Callable[..., Any]:
+    """The second update of the second step fails."""
+    calls = 0
+
+    def call(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("shapes differ")
+        return update(*args, **named)
+
+    return call
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_is(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(MetricsFile, "sync", lambda self: order.append("metrics"))
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *args: order.append("checkpoint") or save(*args))  # type: ignore[func-returns-value]
+    train(small(sd3, tmp_path / "run", **UNSEEN, train={"steps": 2}))
+    assert order == ["metrics", "checkpoint"] * 2
 
 
 def test_without_evaluations_none_is_made(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

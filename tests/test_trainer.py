@@ -14,11 +14,13 @@ from torch import Tensor
 from difrl.checks import FirstUpdateError
 from difrl.core import Clipped, Likelihoods, Objective
 from difrl.data import PromptOrder
+from difrl.memory import MemoryShortage
 from difrl.policies.base import Decisions, Key
 from difrl.processes import Processes
-from difrl.rollout import Rollout
+from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
 from difrl.trainer import Trainer, TrainingError
+from rewards import RewardError
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, Listed, in_threads, linear_trainer
 from tests.objectives import OBJECTIVES
 
@@ -191,6 +193,7 @@ def test_metrics_by_hand(size: int) -> None:
         "grad_norm": 0.2 / 7,
         "lr": 1e-3,
         "nfe": 16,
+        "updates/skipped": 0,
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     assert row.keys() - expected.keys() == {"diversity/pixels", "time/rollout", "time/score", "time/update"}
@@ -331,6 +334,90 @@ def test_step_without_any_score_says_so() -> None:
     trainer = linear_trainer(scorer=Listed(dict.fromkeys(range(12), None)))
     with pytest.raises(TrainingError, match="step 0: no sample could be scored"):
         trainer.step(0)
+
+
+@pytest.mark.parametrize("unscored", [0, 1])
+def test_an_update_without_any_score_is_left_out_and_counted(unscored: int) -> None:
+    """Two updates of two groups each; what the other one teaches is what a run of it alone would, but for the anchor."""
+    scores = {n: None if n // 6 == unscored else float(n % 3) for n in range(12)}
+    trainer = linear_trainer(scorer=Listed(scores), train={"updates_per_step": 2})
+    before = trainer.policy.parameters["weight"].detach().clone()
+    row = trainer.step(0)
+    assert row["updates/skipped"] == 1
+    assert row["samples/invalid"] == 0.5
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] > 0
+    states = list(trainer.optimizer.state.values())
+    assert [float(state["step"]) for state in states] == [1.0]
+    assert not torch.equal(trainer.policy.parameters["weight"], before)
+
+
+def test_the_check_is_made_at_the_first_update_that_there_is() -> None:
+    scores = {n: None if n < 6 else float(n % 3) for n in range(12)}
+    with pytest.raises(FirstUpdateError):
+        linear_trainer(policy=Misled(trained=0.01), scorer=Listed(scores), train={"updates_per_step": 2}).step(0)
+
+
+def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
+    """On one process or, of two, on the other: all stop, so none waits for ever."""
+
+    def work(processes: Processes) -> tuple[bool, str]:
+        def scorer(rollout: Rollout) -> Scored:
+            if processes.rank == processes.count - 1:
+                raise RewardError("mine", "the server is gone")
+            return Listed(dict.fromkeys(range(12), 1.0))(rollout)
+
+        trainer = linear_trainer(scorer=scorer, processes=processes)
+        with pytest.raises((RewardError, TrainingError)) as caught:
+            trainer.step(0)
+        return trainer.intact, str(caught.value)
+
+    assert work(Processes()) == (True, "reward 'mine' failed: the server is gone")
+    one, two = in_threads(2, work)
+    assert one == (True, "a reward failed on another process; its message is among the output above")
+    assert two == (True, "reward 'mine' failed: the server is gone")
+
+
+def test_a_failure_after_an_update_says_that_the_state_is_of_no_whole_step() -> None:
+    class Failing(LinearPolicy):
+        def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+            if key.use == "train/1":
+                raise KeyError(key.use)
+            return super().decisions(rollout, key)
+
+    trainer = linear_trainer(policy=Failing(), train={"updates_per_step": 2})
+    with pytest.raises(KeyError):
+        trainer.step(0)
+    assert not trainer.intact
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "advice"),
+    [("rollout", "rollout", r"rollout\.batch \(now 5"), ("likelihoods", "update", r"train\.micro_batch \(now 7")],
+)
+def test_a_shortage_of_memory_names_what_needs_less(method: str, stage: str, advice: str) -> None:
+    policy = LinearPolicy()
+
+    def short(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf the allocated memory …")
+
+    setattr(policy, method, short)
+    with pytest.raises(MemoryShortage, match=rf"memory ran out in the {stage}: .*{advice}.*20\.00 GiB\.\)$"):
+        linear_trainer(policy=policy).step(0)
+
+
+def test_micro_batches_are_views() -> None:
+    """Nothing of the tape is copied for them, and images are gone before the updates."""
+    seen: list[Rollout] = []
+
+    class Looking(LinearPolicy):
+        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+            seen.append(rollout)
+            return super().likelihoods(rollout, decisions)
+
+    linear_trainer(policy=Looking()).step(0)
+    assert len({r.tape["noise"].untyped_storage().data_ptr() for r in seen}) == 1
+    assert all(r.images is None for r in seen)
 
 
 class Misled(LinearPolicy):

@@ -52,6 +52,8 @@ def print_summary(console: Console, summary: Summary) -> None:
             names = ", ".join(change.label for change in fell)
             console.print(f"[red]{escape(names)} fell while the trained reward rose: look at the pictures.[/red]")
         console.print()
+    if summary.guard:
+        console.print(f"[red]{escape(summary.guard)}[/red]\n")
     took = f"{summary.steps} steps" + (
         f" in {formats.duration(summary.seconds)}" if math.isfinite(summary.seconds) else ""
     )

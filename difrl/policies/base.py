@@ -50,8 +50,8 @@ class Decisions:
     mask: Tensor
     """[B, J] bool."""
 
-    def select(self, rows: Tensor, columns: slice) -> Decisions:
-        """Rows by an integer index, decisions by a slice."""
+    def select(self, rows: Tensor | slice, columns: slice) -> Decisions:
+        """Rows by an integer index or a slice, decisions by a slice; two slices copy nothing."""
         return Decisions({k: v[rows, columns] for k, v in self.tensors.items()}, self.mask[rows, columns])
 
     def flat(self) -> dict[str, Tensor]:

@@ -45,6 +45,13 @@ DEFINITIONS: dict[str, str] = {
     "approx_kl": "Mean over the step's decisions of the k3 estimate of KL(old‖θ), ρ − 1 − log ρ.",
     "samples/invalid": "Share of the step's samples that a trained reward could not score; they teach nothing.",
     "groups/zero_std": ("Share of the step's prompts whose samples all had the same reward, so taught nothing."),
+    "updates/skipped": "Updates of the step that were left out because none of their samples could be scored.",
+    "guard/fallen": (
+        "Watched measures that at this evaluation were clearly below their best while the trained reward was clearly above "
+        "what it was then."
+    ),
+    "guard/strikes": "Evaluations in a row, up to this one, at which a guarded measure had fallen.",
+    "guard/best_step": "Step of the evaluation with the highest trained reward at which nothing guarded had fallen.",
     "grad_norm": "Euclidean norm of the gradient before clipping, averaged over the step's updates.",
     "loss": ("The objective plus every anchor's term, averaged over the step's decisions; its size alone says little."),
     "loss/objective": "The objective without the anchors' terms, averaged over the step's decisions.",

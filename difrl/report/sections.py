@@ -55,7 +55,8 @@ def headline(run: RunRecord) -> str:
     fell = " and ".join(escape(change.label) for change in suspicious(found))
     warning = f"{fell} fell while the trained reward rose: look at the samples below." if fell else ""
     cards = "".join(_change_card(run, change) for change in found)
-    return _headline(cards, f'<p class="warning">{warning}</p>' if warning else "", ERRORS_NOTE)
+    told = [one for one in (warning, escape(str(run.summary.get("guard") or ""))) if one]
+    return _headline(cards, "".join(f'<p class="warning">{one}</p>' for one in told), ERRORS_NOTE)
 
 
 def _headline(cards: str, warning: str, small: str) -> str:
