@@ -119,6 +119,9 @@ class ModelConfig(Section):
         "device", description="where snapshots, and full training's pretrained weights, stay while not in use"
     )
     attention: str = Field("sdpa", description="sdpa, or a backend of diffusers such as xformers, flash, sage")
+    embeddings_mb: int = Field(
+        1024, ge=0, description="MiB of prompt embeddings kept in CPU memory; texts beyond are encoded again"
+    )
     max_sequence_length: int | None = Field(
         None, ge=0, description="T5 tokens; default: 256 with a T5 encoder, 0 without one"
     )
@@ -441,6 +444,9 @@ class EvaluationConfig(Section):
     images: int = Field(256, gt=0, description="samples of an evaluation during the run")
     final_images: int | None = Field(None, gt=0, description="samples before and after a run; default: images")
     steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
+    diversity: list[str] = Field(
+        ["pixels"], description="features whose distance within a prompt is measured: pixels, judge, or module:function"
+    )
     show: int = Field(6, ge=0, description="prompts of the sample grid")
     columns: int = Field(8, gt=0, description="samples for each prompt of the grid")
     rlg: list[float] = Field(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from difrl.data import Prompt
-from difrl.diversity import thumbnails, within
+from difrl.diversity import Diversity, within
 from difrl.policies.base import TUNED, Key, Policy, Steering
 from difrl.processes import Processes
 from difrl.rollout import Rollout
@@ -31,6 +31,7 @@ class Evaluator:
     prompts: Sequence[Prompt]
     processes: Processes
     seed: int
+    diversity: Diversity = field(default_factory=Diversity)
 
     def __call__(self, images: int, steering: Steering = TUNED) -> dict[str, float]:
         """Means and standard errors over `images` samples, prompt after prompt in turn, as eval/… metrics."""
@@ -53,11 +54,14 @@ class Evaluator:
         return {**metrics, **self._diversity(rollout, numbers, order)}
 
     def _asked(self, images: int) -> Sequence[Prompt]:
-        """Every prompt, or as many as there are images, drawn once for all evaluations: files are often sorted by kind."""
-        if images >= len(self.prompts):
+        """Every prompt; where none could come twice, half as many as there are images, so that diversity can be measured.
+
+        They are drawn once for all evaluations: files are often sorted by kind.
+        """
+        if images > len(self.prompts):
             return self.prompts
         generator = torch.Generator().manual_seed(stable_seed("evaluation prompts"))
-        chosen = torch.randperm(len(self.prompts), generator=generator)[:images]
+        chosen = torch.randperm(len(self.prompts), generator=generator)[: max(1, images // 2)]
         return [self.prompts[int(i)] for i in chosen]
 
     def _order(self, numbers: Tensor, images: int) -> Tensor:
@@ -69,14 +73,13 @@ class Evaluator:
         return order[first][:images]
 
     def _diversity(self, rollout: Rollout, numbers: Tensor, order: Tensor) -> dict[str, float]:
-        if rollout.images is None:
-            return {}
-        features = self.processes.gather(thumbnails(rollout.images))[order]
-        groups = torch.arange(len(order), device=order.device) % min(len(order), len(self.prompts))
-        mean, stderr = mean_and_stderr(within(features, groups))
-        if math.isnan(mean):
-            return {}
-        return {"eval/diversity/pixels": mean, "eval/diversity/pixels/stderr": stderr}
+        groups = torch.arange(len(order), device=order.device) % len(self._asked(len(order)))
+        metrics: dict[str, float] = {}
+        for name, features in self.diversity.describe(rollout.images).items():
+            mean, stderr = mean_and_stderr(within(self.processes.gather(features)[order], groups))
+            if not math.isnan(mean):
+                metrics |= {f"eval/{name}": mean, f"eval/{name}/stderr": stderr}
+        return metrics
 
     def show(self, count: int, columns: int, steering: Steering = TUNED) -> tuple[Rollout, list[str]]:
         """The samples of the fixed grid: `columns` for each of `count` prompts spread over the evaluation set."""

@@ -24,6 +24,7 @@ from difrl.checkpoint import CheckpointError
 from difrl.config import RunConfig
 from difrl.data import Prompt, load_prompts
 from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_display
+from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
 from difrl.guard import Guard
 from difrl.memory import enough_for
@@ -48,7 +49,7 @@ FREE: Mapping[str, Any] = {
     # More steps extend a run; the others change what is computed to float order only.
     "train": {"steps", "threads", "micro_batch"},
     "rollout": {"batch"},
-    "model": {"copies"},
+    "model": {"copies", "embeddings_mb"},
 }
 """What a resumed run may change."""
 
@@ -182,7 +183,8 @@ class Run:
     def _evaluator(self) -> Evaluator | None:
         if self.prompts.evaluation is None or self.config.eval.every == 0:
             return None
-        return Evaluator(self.policy, self.scorer, self.prompts.evaluation, self.processes, self.config.seed)
+        diversity = Diversity.build(self.config.eval.diversity)
+        return Evaluator(self.policy, self.scorer, self.prompts.evaluation, self.processes, self.config.seed, diversity)
 
     def resume(self, place: Path) -> None:
         """Continues from a checkpoint."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from difrl.chosen import Chosen
 from difrl.config import RewardConfig
 from difrl.data import load_prompts
+from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
 from difrl.formats import CLEAR, number
 from difrl.inference import open_run
@@ -64,7 +65,8 @@ def evaluate_run(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
     scorer = Scorer.build(config.rewards, watch, processes.device)
-    evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed)
+    diversity = Diversity.build(config.eval.diversity)
+    evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = sweep(evaluator, config, run, processes, steering)
     if processes.is_main:
         if default is not None:

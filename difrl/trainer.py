@@ -34,7 +34,7 @@ from difrl.core import (
     reduce,
 )
 from difrl.data import Prompt, PromptOrder
-from difrl.diversity import thumbnails, within
+from difrl.diversity import Diversity
 from difrl.memory import enough_for
 from difrl.microbatches import Extent, chunks, extent, self_contained
 from difrl.objectives import objective_of
@@ -87,6 +87,7 @@ class Trainer:
         self.coefficients = {a.label: coefficient(a.coefficient, steps) for a in config.anchors}
         self.in_reward = [a.label for a in config.anchors if a.place == "reward"]
         self.estimate: Estimate = estimate_of(config.advantage, config.rewards)
+        self.diversity = Diversity.build(config.eval.diversity)
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
@@ -302,7 +303,7 @@ class Trainer:
 
     def _observe(self, drawn: Sequence[Scored]) -> Metrics:
         """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""
-        columns = [observed(scored) for scored in drawn]
+        columns = [observed(scored, self.diversity) for scored in drawn]
         return self.processes.means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
     def _summary(self, sums: Mapping[str, Tensor], updates: int) -> Metrics:
@@ -321,7 +322,7 @@ METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "cl
 """An objective's own word for a metric -> the name in metrics.jsonl."""
 
 
-def observed(scored: Scored) -> dict[str, Tensor]:
+def observed(scored: Scored, diversity: Diversity) -> dict[str, Tensor]:
     """What a draw says of itself: name -> one value a sample or a group, NaN where there is none."""
     groups, valid = scored.groups, scored.valid
     columns = {
@@ -330,9 +331,7 @@ def observed(scored: Scored) -> dict[str, Tensor]:
         "samples/invalid": 1.0 - valid.float(),
         **scored.parts,
     }
-    if scored.rollout.images is not None:
-        columns["diversity/pixels"] = within(thumbnails(scored.rollout.images), groups)
-    return columns
+    return columns | diversity(scored.rollout.images, groups)
 
 
 def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor], total: Tensor) -> None:

@@ -69,16 +69,25 @@ class JudgeNetwork(nn.Module):
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Logits [B] for images [B,3,H,W] in [0,1] and word ids [B,L]."""
         text = self._read(ids.to(images.device))
-        size = self.config.image_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        features = self.stem(_with_places(images * 2 - 1))
+        features = self._see(images)
         for film, mixer in zip(self.films, self.mixers, strict=True):
             scale, shift = film(text)[:, :, None, None].chunk(2, dim=1)
             features = features + F.silu(mixer(_with_places(features)) * (1 + scale) + shift)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3)), text], dim=1)
         logits: Tensor = self.head(pooled)[:, 0]
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What it sees in images [B,3,H,W] before it hears of a prompt: mean and maximum of each channel, [B, 6 channels]."""
+        seen = self._see(images)
+        return torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], dim=1)
+
+    def _see(self, images: Tensor) -> Tensor:
+        size = self.config.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        grid: Tensor = self.stem(_with_places(images * 2 - 1))
+        return grid
 
     def _read(self, ids: Tensor) -> Tensor:
         """Prompt features [B, text_width]: the GRU's last states, padding left out."""

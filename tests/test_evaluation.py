@@ -93,7 +93,9 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
     assert found["eval/diversity/pixels"] == pytest.approx(sum(means) / 3, rel=1e-5)
     spread = torch.tensor(means).std() / 3**0.5
     assert found["eval/diversity/pixels/stderr"] == pytest.approx(float(spread), rel=1e-5)
-    assert "eval/diversity/pixels" not in evaluator(policy=Greys())(3)  # one sample of each prompt
+    # Three images of three prompts would have no pair, so one prompt is asked thrice: greys 0, 0.5, 0.1.
+    assert evaluator(policy=Greys())(3)["eval/diversity/pixels"] == pytest.approx(1 / 3, rel=1e-5)
+    assert "eval/diversity/pixels" not in evaluator(policy=Greys())(1)
 
 
 def test_grid_shows_the_same_samples_of_prompts_from_the_whole_set() -> None:

@@ -324,6 +324,7 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
             config.model.max_sequence_length,
             config.rollout.batch,
             DTYPES[config.model.dtype],
+            config.model.embeddings_mb * 2**20,
         ),
         _saver(family, config.model),
     )
