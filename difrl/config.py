@@ -135,13 +135,35 @@ class WindowConfig(Section):
     size: int | None = Field(None, gt=0, description="number of steps in a fixed or random window; default: 1")
 
 
+class ProgressiveWindow(Section):
+    """The last steps first, then more and more of those before them (B²-DiffuRL, arXiv:2503.11240)."""
+
+    kind: Literal["progressive"]
+    first: int = Field(1, gt=0, description="stochastic steps at the beginning of the run, the last ones")
+    last: int | None = Field(None, gt=0, description="stochastic steps at its end; default: all that have noise")
+    over: int | None = Field(None, gt=0, description="training steps in which the window grows; default: train.steps")
+
+
+AnyWindow = Annotated[WindowConfig | ProgressiveWindow, Field(discriminator="kind")]
+
+
+class BranchConfig(Section):
+    """Samples that share their initial noise and the denoising steps before the window, and are compared (2503.11240)."""
+
+    count: int = Field(1, gt=0, description="branches of a prompt, each of data.group_size / count samples")
+    prefix: Literal["ode", "kernel"] = Field("ode", description="how the shared steps are taken: the ODE or the kernel")
+
+
 class RolloutConfig(Section):
     """How samples are drawn."""
 
     steps: int = Field(10, gt=1, description="denoising steps")
     kernel: Literal["ode", "ddim", "cps", "precise", "flow_sde", "dance_sde"] = "ode"
     noise_level: float = Field(0.0, ge=0, description="η of the kernel")
-    window: WindowConfig = WindowConfig()
+    window: AnyWindow = WindowConfig()
+    branch: BranchConfig | None = Field(
+        None, description="what the samples of a group share; default: the prompt alone"
+    )
     solver: str | None = Field(
         None, description="a diffusers scheduler class in place of the kernel; forward likelihoods only"
     )
@@ -190,6 +212,22 @@ class ReverseLikelihood(Section):
     )
 
 
+class FreshNoise(Section):
+    """ε drawn anew for every decision."""
+
+    kind: Literal["fresh"] = "fresh"
+
+
+class InversionNoise(Section):
+    """ε that a model would have made the clean sample of: DDIM inversion along rollout.steps (arXiv:2503.18454)."""
+
+    kind: Literal["inversion"]
+    snapshot: str = Field("base", description="whose path is inverted: base, current, or the name of a snapshot")
+
+
+NoiseConfig = Annotated[FreshNoise | InversionNoise, Field(discriminator="kind")]
+
+
 class ForwardLikelihood(Section):
     """ℓ = −w(t) · ‖out_θ − target‖² at fresh (t, ε) of the clean sample: the pretraining loss."""
 
@@ -199,6 +237,7 @@ class ForwardLikelihood(Section):
         "output", description="what is compared: the model's output, or the clean sample it implies"
     )
     times: Times = GridTimes()
+    noise: NoiseConfig = FreshNoise()
     decisions: int = Field(4, gt=0, description="(t, ε) pairs per sample and update")
     share: list[Literal["t", "noise"]] = Field([], description="what all samples of a group have in common")
     old: Literal["recompute", "detach"] = Field("detach", description="where ℓ_old comes from")
@@ -413,6 +452,11 @@ class DataConfig(Section):
     """Prompts, and how many samples are drawn for each."""
 
     train: str = Field(description="a .txt or .jsonl file, or a built-in set such as shapes:train")
+    rows: Literal["prompts", "pairs", "samples"] = Field(
+        "prompts",
+        description="of train: prompts to draw samples for, or images that exist: preference pairs, samples with rewards",
+    )
+    cache: int = Field(1024, ge=0, description="images of pairs or samples whose latents are kept in memory")
     evaluation: str | None = Field(None, description="prompts that are never trained on; default: none")
     prompts_per_step: int = Field(12, gt=0, description="groups of a step, over all processes")
     group_size: int = Field(12, gt=1, description="samples for each prompt")
@@ -495,6 +539,16 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig | None = Field(None, description="ends a run whose watched measures fall; {} takes the defaults")
     tensorboard: bool = False
+
+    @property
+    def branches(self) -> int:
+        """Groups of a prompt: its branches, or one."""
+        return 1 if self.rollout.branch is None else self.rollout.branch.count
+
+    @property
+    def groups(self) -> int:
+        """Groups of a step, over all processes; a group's samples are compared with each other."""
+        return self.data.prompts_per_step * self.branches
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:

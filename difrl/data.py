@@ -16,12 +16,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from difrl.worlds import shapes
 from samplers.noise import stable_seed
+
+T = TypeVar("T")
 
 SHOWN = 10
 """Problems of a file that are listed; the others are counted."""
@@ -46,7 +48,7 @@ def load_prompts(source: str, base: Path | None = None) -> list[Prompt]:
     path = Path(base or "", source)
     reader = _READERS.get(path.suffix.lower())
     if reader is not None:
-        prompts = reader(source, _read(path, source))
+        prompts = reader(source, read_text(path, source))
         if not prompts:
             raise PromptFileError(f"{source}: no prompt in it, expected at least one")
         return prompts
@@ -58,7 +60,8 @@ def load_prompts(source: str, base: Path | None = None) -> list[Prompt]:
     raise PromptFileError(f"{source}: {found}; {hint}")
 
 
-def _read(path: Path, source: str) -> str:
+def read_text(path: Path, source: str) -> str:
+    """The text of a data file, or a PromptFileError that says why there is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -79,20 +82,25 @@ def _from_text(source: str, text: str) -> list[Prompt]:
     return [Prompt(line, {}) for line in lines if line and line.split()[0] != "#"]
 
 
-def _from_json_lines(source: str, text: str) -> list[Prompt]:
-    prompts, problems = [], []
+def json_lines(source: str, text: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What `read` makes of each object of a .jsonl file; its ValueErrors are told together, each with its line."""
+    found, problems = [], []
     # Not splitlines: JSON strings may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            prompts.append(_prompt(_row(line)))
+            found.append(read(_row(line)))
         except ValueError as error:
             problems.append(f"{source}:{number}: {error}")
     if problems:
         more = [f"and {len(problems) - SHOWN} lines more"] if len(problems) > SHOWN else []
         raise PromptFileError("\n".join([*problems[:SHOWN], *more]))
-    return prompts
+    return found
+
+
+def _from_json_lines(source: str, text: str) -> list[Prompt]:
+    return json_lines(source, text, prompt_of)
 
 
 def _row(line: str) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def _row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON at column {error.colno}: {error.msg}") from error
     if not isinstance(row, dict):
-        raise ValueError(f'expected an object such as {{"prompt": "a red circle"}}, found {_named(row)}')
+        raise ValueError(f'expected an object such as {{"prompt": "a red circle"}}, found {named(row)}')
     return row
 
 
@@ -118,16 +126,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _prompt(row: dict[str, Any]) -> Prompt:
+def prompt_of(row: dict[str, Any]) -> Prompt:
+    """The prompt of a row, with its negative, weight and metadata; ValueError if there is none."""
     text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
     if "prompt" not in row:
-        raise ValueError(f'"prompt" is missing, found {", ".join(map(_quoted, row)) or "no keys"}')
+        raise ValueError(f'"prompt" is missing, found {", ".join(map(quoted, row)) or "no keys"}')
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f'"prompt" must be text that is not empty, found {_named(text)}')
+        raise ValueError(f'"prompt" must be text that is not empty, found {named(text)}')
     if negative is not None and not isinstance(negative, str):
-        raise ValueError(f'"negative" must be text or null, found {_named(negative)}')
+        raise ValueError(f'"negative" must be text or null, found {named(negative)}')
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ValueError(f'"weight" must be a number above 0, found {_named(weight)}')
+        raise ValueError(f'"weight" must be a number above 0, found {named(weight)}')
     if not 0 < weight <= sys.float_info.max:
         raise ValueError(f'"weight" must be a number above 0, found {weight}')
     return Prompt(text, _metadata(row), negative, float(weight))
@@ -141,18 +150,18 @@ def _metadata(row: dict[str, Any]) -> Mapping[str, Any]:
         others = {key: value for key, value in row.items() if key not in ("negative", "weight")}
         return others if len(others) > 1 else {}
     if unknown := [key for key in row if key not in ("prompt", "metadata", "negative", "weight")]:
-        raise ValueError(f'unknown key {_quoted(unknown[0])}; put it inside "metadata", or remove it')
+        raise ValueError(f'unknown key {quoted(unknown[0])}; put it inside "metadata", or remove it')
     metadata = row["metadata"]
     if not isinstance(metadata, dict):
-        raise ValueError(f'"metadata" must be an object, found {_named(metadata)}')
+        raise ValueError(f'"metadata" must be an object, found {named(metadata)}')
     return metadata
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     return f'"{word}"'
 
 
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     return json.dumps(value, ensure_ascii=False)

@@ -7,7 +7,7 @@ known to be kept, time is a rough range. Left out: encoding prompts, decoding sa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from difrl.config import RunConfig
-from difrl.data import PromptFileError, load_prompts
+from difrl.data import Prompt, PromptFileError, load_prompts
 from difrl.display.costs import estimate_table
+from difrl.examples import training_prompts
 from difrl.plan import Evaluations, plan_of
 from difrl.policies.cost import cost_of, matmul_speed
 from difrl.policies.families import Family
@@ -110,9 +111,13 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
 def _check_inputs(config: RunConfig, processes: int) -> int:
     """Prompts, rewards and processes, every problem at once; returns how many evaluation prompts there are."""
     problems, counts = [], {"train": 0, "evaluation": 0}
-    for name, source in (("train", config.data.train), ("evaluation", config.data.evaluation)):
+    readers: Mapping[str, Callable[[], Sequence[Prompt]]] = {
+        "train": lambda: training_prompts(config.data),
+        "evaluation": lambda: load_prompts(config.data.evaluation) if config.data.evaluation else [],
+    }
+    for name, read in readers.items():
         try:
-            counts[name] = len(load_prompts(source)) if source is not None else 0
+            counts[name] = len(read())
         except PromptFileError as error:
             problems.append(f"data.{name}: {error}")
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
@@ -121,15 +126,20 @@ def _check_inputs(config: RunConfig, processes: int) -> int:
                 build_reward(reward)
             except Exception as error:  # a reward is anybody's code
                 problems.append(f"{section}.{index} ({reward.label}): {error}")
-    groups, updates = config.data.prompts_per_step, config.train.updates_per_step
+    groups, updates = config.groups, config.train.updates_per_step
     if groups % (processes * updates):
         problems.append(
-            f"data.prompts_per_step: found {groups}, expected a multiple of {processes} processes times {updates} updates, "
+            f"data.prompts_per_step: found {groups}{_branched(config)}, expected a multiple of {processes} processes times "
+            f"{updates} updates, "
             "since every process has whole groups in every update; change it, or start another number of processes"
         )
     if problems:
         raise ConfigError(*problems)
     return counts["evaluation"]
+
+
+def _branched(config: RunConfig) -> str:
+    return f" with their {config.branches} branches each" if config.branches > 1 else ""
 
 
 def _skeleton(path: str, config: RunConfig) -> Family:

@@ -62,6 +62,9 @@ def _reverse_has_noise(config: RunConfig) -> Iterator[Misfit]:
 
 def _window_fits(config: RunConfig) -> Iterator[Misfit]:
     window, steps = config.rollout.window, config.rollout.steps
+    if window.kind == "progressive":
+        yield from _progressive_window_fits(window.first, window.last or steps - 1, steps)
+        return
     size = window.size or 1
     if window.kind == "all" and (window.size is not None or window.start):
         key = "start" if window.size is None else "size"
@@ -73,6 +76,63 @@ def _window_fits(config: RunConfig) -> Iterator[Misfit]:
             "never stochastic; make the window smaller, or start it earlier"
         )
         yield Misfit(("rollout", "window"), problem)
+
+
+def _inversion_fits(config: RunConfig) -> Iterator[Misfit]:
+    likelihood = config.likelihood
+    if likelihood.kind != "forward" or likelihood.noise.kind != "inversion":
+        return
+    if likelihood.times.kind != "grid":
+        problem = (
+            f"inversion visits the times of the sampler's grid alone, found {likelihood.times.kind}; set kind: grid"
+        )
+        yield Misfit(("likelihood", "times", "kind"), problem)
+    if "noise" in likelihood.share:
+        problem = "inversion gives every sample a noise of its own, which cannot be shared; set [] or [t]"
+        yield Misfit(("likelihood", "share"), problem)
+
+
+def _progressive_window_fits(first: int, last: int, steps: int) -> Iterator[Misfit]:
+    if last > steps - 1:
+        problem = (
+            f"found {last}, and of rollout.steps: {steps} all but the last can be stochastic; set at most {steps - 1}"
+        )
+        yield Misfit(("rollout", "window", "last"), problem)
+    elif first > last:
+        problem = f"found {first}, and the window grows to {last}; set first below last, or kind: fixed"
+        yield Misfit(("rollout", "window", "first"), problem)
+
+
+def _branches_differ(config: RunConfig) -> Iterator[Misfit]:
+    branch, rollout, size = config.rollout.branch, config.rollout, config.data.group_size
+    if branch is None:
+        return
+    if rollout.solver is not None or rollout.kernel == "ode" or rollout.noise_level == 0:
+        problem = "samples of a branch differ by the noise after the prefix, and there is none; set e.g. kernel: cps"
+        yield Misfit(("rollout", "branch"), f"{problem} and noise_level: 0.8, or remove branch")
+    if size % branch.count or size // branch.count < 2:
+        problem = f"data.group_size: {size} samples make no {branch.count} equal branches of two or more"
+        yield Misfit(("rollout", "branch", "count"), f"{problem}; change one of them")
+
+
+def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[Misfit]:
+    rows = config.data.rows
+    if rows == "prompts":
+        return
+    if config.likelihood.kind == "reverse":
+        problem = f"the images of data.rows: {rows} have no recorded denoising steps to evaluate; set kind: forward"
+        yield Misfit(("likelihood", "kind"), problem)
+    if config.collect.max_draws > 1:
+        problem = f"data.rows: {rows} are read, not drawn, so drawing again changes nothing; set 1"
+        yield Misfit(("collect", "max_draws"), problem)
+    if config.advantage.normalise == "each":
+        problem = f"data.rows: {rows} hold one reward an image, and each wants those of the recipe; set total"
+        yield Misfit(("advantage", "normalise"), problem)
+    if config.rollout.branch is not None:
+        yield Misfit(("rollout", "branch"), f"data.rows: {rows} are not sampled and share no steps; remove branch")
+    if rows == "pairs" and config.data.group_size != 2:
+        problem = f"found {config.data.group_size}, and a pair is a group of two; set data.group_size: 2"
+        yield Misfit(("data", "group_size"), problem)
 
 
 def _times_in_order(config: RunConfig) -> Iterator[Misfit]:
@@ -143,9 +203,11 @@ def _advantages_are_defined(config: RunConfig) -> Iterator[Misfit]:
 
 
 def _updates_divide_groups(config: RunConfig) -> Iterator[Misfit]:
-    updates, groups = config.train.updates_per_step, config.data.prompts_per_step
+    updates, groups = config.train.updates_per_step, config.groups
     if groups % updates:
-        problem = f"an update takes whole groups, and data.prompts_per_step: {groups} is no multiple of {updates}"
+        found = f"data.prompts_per_step: {config.data.prompts_per_step}"
+        branches = f" with {config.branches} branches each" if config.branches > 1 else ""
+        problem = f"an update takes whole groups, and {found}{branches} is no multiple of {updates}"
         yield Misfit(("train", "updates_per_step"), problem)
 
 
@@ -166,6 +228,8 @@ def _snapshots_exist(config: RunConfig) -> Iterator[Misfit]:
         (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
         *((("anchors", index, "to"), anchor.to, known) for index, anchor in enumerate(config.anchors)),
     ]
+    if config.likelihood.kind == "forward" and config.likelihood.noise.kind == "inversion":
+        uses.append((("likelihood", "noise", "snapshot"), config.likelihood.noise.snapshot, ["current", *known]))
     for path, name, expected in uses:
         if name not in expected:
             problem = f"{name!r} is no snapshot; expected {' or '.join(expected)}, or declare it in snapshots"
@@ -219,6 +283,9 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _solver_or_kernel,
     _reverse_has_noise,
     _window_fits,
+    _branches_differ,
+    _inversion_fits,
+    _recorded_rows_are_evaluated,
     _times_in_order,
     _divergences_exist,
     _divergences_are_in_their_place,

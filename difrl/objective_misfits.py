@@ -84,9 +84,15 @@ def _preference(config: RunConfig, objective: PreferenceObjective | AnchoredPref
     if name == "old" and likelihood.old == "detach":
         problem = "detach makes old the policy itself, and every Δ zero; set likelihood.old: recompute"
         yield Misfit(("objective", "reference"), f"{problem}, or reference: base")
-    if likelihood.kind == "forward" and objective.decisions == "each" and len(set(likelihood.share)) < 2:
+    if likelihood.kind != "forward" or objective.decisions != "each":
+        return
+    # Inversion finds each sample its own noise, which is what makes it comparable.
+    wanted = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
+    if not set(wanted) <= set(likelihood.share):
         problem = "samples are compared decision by decision, so a group must share them"
-        yield Misfit(("likelihood", "share"), f"{problem}; set share: [t, noise], or objective.decisions: mean")
+        yield Misfit(
+            ("likelihood", "share"), f"{problem}; set share: [{', '.join(wanted)}], or objective.decisions: mean"
+        )
 
 
 def _mixtures_are_read(config: RunConfig) -> Iterator[Misfit]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -16,10 +17,10 @@ from difrl.objectives import objective_of, references_read
 from difrl.policies.base import Key
 from difrl.policies.diffusion import Reference, Sampling
 from difrl.policies.families import Family
-from difrl.policies.loading import ModelError, in_reward, references_of, samplings
+from difrl.policies.loading import ModelError, in_reward, inverted_by, references_of, samplings
 from difrl.reading import ConfigError
 from difrl.snapshots import CURRENT
-from samplers import Condition, counting, solve
+from samplers import Condition, Window, counting, solve
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,23 @@ class Plan:
     def samples(self) -> int:
         return self.config.data.prompts_per_step * self.config.data.group_size
 
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Of every step of the run."""
+        return [self.training.window(Key(self.config.seed, step)) for step in range(self.config.train.steps)]
+
     @property
     def decisions(self) -> int:
-        """Of a sample."""
+        """Of a sample, in the step that has most."""
         likelihood = self.config.likelihood
-        if likelihood.kind == "forward":
-            return likelihood.decisions
-        return self.training.window(Key(self.config.seed, 0)).size
+        return likelihood.decisions if likelihood.kind == "forward" else max(w.size for w in self.windows)
+
+    @property
+    def drawn(self) -> int:
+        """Outputs for a draw of a step's samples, on average where windows move: what a branch shares counts once."""
+        spared = self.samples - self.samples // self.training.branching.size
+        shared = sum(w.start for w in self.windows) / len(self.windows)
+        return self.samples * self.calls[0] - round(spared * shared)
 
     @property
     def guidance(self) -> float:
@@ -91,12 +102,14 @@ class Plan:
         return math.prod(self.micro_batch) * _twice(self.guidance)
 
     def evaluations(self, prompts: int) -> Evaluations:
-        config, one = self.config, self.samples * self.decisions
+        config, likelihood = self.config, self.config.likelihood
+        sizes = [likelihood.decisions] if likelihood.kind == "forward" else [w.size for w in self.windows]
+        one = round(self.samples * sum(sizes) / len(sizes))
         references = [*references_of(config).values(), *in_reward(config).values(), *self._statistics]
         return Evaluations(
-            rollout=self.samples * self.calls[0] * _twice(self.training.guidance),
+            rollout=self.drawn * _twice(self.training.guidance),
             gradient=one * _twice(self.guidance),
-            references=one * sum(_twice(r.guidance or self.guidance) for r in references),
+            references=one * sum(_twice(r.guidance or self.guidance) for r in references) + self._inverted,
             evaluation=self._evaluation(prompts) * self.calls[1] * _twice(self.training.guidance) if prompts else 0,
             draws=config.collect.max_draws,
             steps=config.train.steps,
@@ -112,6 +125,11 @@ class Plan:
             return []
         named, read = references_of(self.config), references_read(objective)
         return [Reference(CURRENT, None, None), *(r for name, r in named.items() if name in read)]
+
+    @property
+    def _inverted(self) -> int:
+        """Evaluations of the backward sampler runs that a step's noise comes from."""
+        return len(inverted_by(self.config)) * self.samples * (self.training.grid.steps - 1)
 
     def _evaluation(self, prompts: int) -> int:
         """Samples drawn for evaluations, their grids and the sweep, counted twice where RLG blends two models."""

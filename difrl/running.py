@@ -26,6 +26,7 @@ from difrl.data import Prompt, load_prompts
 from difrl.display import Display, RunFacts, SilentDisplay, Summary, open_display
 from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
+from difrl.examples import training_prompts
 from difrl.guard import Guard
 from difrl.memory import enough_for
 from difrl.metrics import MetricsFile, read_metrics
@@ -153,7 +154,7 @@ class Prompts:
     @classmethod
     def load(cls, config: RunConfig) -> Prompts:
         evaluation = config.data.evaluation
-        return cls(load_prompts(config.data.train), None if evaluation is None else load_prompts(evaluation))
+        return cls(training_prompts(config.data), None if evaluation is None else load_prompts(evaluation))
 
 
 @dataclass

@@ -33,7 +33,7 @@ from difrl.core import (
     penalty,
     reduce,
 )
-from difrl.data import Prompt, PromptOrder
+from difrl.data import Prompt
 from difrl.diversity import Diversity
 from difrl.memory import enough_for
 from difrl.microbatches import Extent, chunks, extent, self_contained
@@ -45,6 +45,7 @@ from difrl.rollout import Rollout, Scored
 from difrl.schedules import coefficient
 from difrl.scoring import Scorer
 from difrl.snapshots import CURRENT
+from difrl.sources import source_of
 from rewards import RewardError
 
 Metrics = dict[str, float]
@@ -79,7 +80,7 @@ class Trainer:
         _check_shares(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
         self.objective = objective_of(config)
-        self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
+        self.source = source_of(config, policy, scorer, prompts, processes.device)
         draws = config.collect.max_draws
         self.collect: Collect[Scored] = once if draws == 1 else Informative(draws)
         steps = config.train.steps
@@ -159,19 +160,9 @@ class Trainer:
 
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
-        size, count = self.config.data.group_size, self.config.data.prompts_per_step
-        chosen = self.order.step(step * self.config.collect.max_draws + draw)
-        mine = range(self.processes.rank, count, self.processes.count) if wanted is None else wanted
-        prompts = [self.prompts[chosen[g]] for g in mine for _ in range(size)]
-        groups = torch.tensor(list(mine)).repeat_interleave(size)
-        samples = (draw * count + groups) * size + torch.arange(size).repeat(len(mine))
-        with enough_for("rollout", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
-            rollout = self.policy.rollout(prompts, groups, samples, Key(self.config.seed, step))
-        rollout = rollout.to(self.processes.device)
-        clock.lap("rollout")
-        scored = self.scorer(rollout)
-        clock.lap("score")
-        return scored
+        mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
+        with enough_for("rollout or its scoring", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
+            return self.source.draw(step, draw, mine, clock.lap)
 
     def _charged(self, step: int, scored: Scored) -> tuple[Scored, Metrics]:
         """With anchors in the reward taken off it, and what they were."""
@@ -244,7 +235,7 @@ class Trainer:
 
     def _share(self, groups: Tensor, update: int) -> Tensor:
         """The rows of the groups that belong to an update: by group number, so that processes do not matter."""
-        updates, count = self.config.train.updates_per_step, self.config.data.prompts_per_step
+        updates, count = self.config.train.updates_per_step, self.config.groups
         return groups * updates // count == update
 
     def _chunks(self, decisions: Decisions) -> Iterator[tuple[slice, slice]]:
@@ -347,10 +338,11 @@ def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor
 
 
 def _check_shares(config: RunConfig, processes: Processes) -> None:
-    groups, updates = config.data.prompts_per_step, config.train.updates_per_step
+    groups, updates = config.groups, config.train.updates_per_step
     if groups % (processes.count * updates):
+        found = f"{groups}" if config.branches == 1 else f"{groups} with the branches"
         raise TrainingError(
-            f"data.prompts_per_step ({groups}) must be a multiple of the number of processes ({processes.count}) times "
+            f"data.prompts_per_step ({found}) must be a multiple of the number of processes ({processes.count}) times "
             f"train.updates_per_step ({updates}), since every process has whole groups in every update; change one of them"
         )
 

@@ -18,6 +18,7 @@ from samplers.guidance import (
     reinforcement_learning,
     rows_of,
 )
+from samplers.inversion import invert
 from samplers.kernels import (
     KERNELS,
     Gaussian,
@@ -34,7 +35,7 @@ from samplers.kernels import (
 )
 from samplers.noise import keyed, keyed_uniform, stable_seed
 from samplers.process import FlowMatching, Process, VariancePreserving, corrupt, expand, raised
-from samplers.rollout import Trajectory, rollout
+from samplers.rollout import Trajectory, advance, rollout
 from samplers.search import best_of, choose, svdd
 from samplers.solvers import solve
 
@@ -58,6 +59,7 @@ __all__ = [
     "Window",
     "adaptive_classifier_free",
     "adaptive_reinforcement_learning",
+    "advance",
     "best_of",
     "choose",
     "classifier_free",
@@ -68,6 +70,7 @@ __all__ = [
     "ddim",
     "expand",
     "flow_sde",
+    "invert",
     "keyed",
     "keyed_uniform",
     "make_kernel",

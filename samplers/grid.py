@@ -147,6 +147,18 @@ class Window:
         return cls(int(torch.randint(low, high - size + 1, (), generator=generator)), size)
 
     @classmethod
+    def growing(cls, first: int, last: int, end: int, progress: float) -> Window:
+        """The steps before `end`: `first` of them at progress 0, one more at a time, `last` of them towards 1.
+
+        The last - first + 1 sizes take equal parts of the run (B2-DiffuRL's backward progressive training,
+        2503.11240).
+        """
+        if not 0 < first <= last <= end:
+            raise ValueError(f"a window that grows from {first} to {last} of the {end} steps before its end")
+        size = min(last, first + int(progress * (last - first + 1)))
+        return cls(end - size, size)
+
+    @classmethod
     def noisy(cls, stds: Tensor, floor: float = 0.01) -> Window:
         """The first run of steps whose std (`transition_std`) is at least `floor`, without the last step.
 

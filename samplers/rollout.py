@@ -41,27 +41,29 @@ def rollout(
     *,
     window: Window,
     noise: Callable[[int], Tensor],
+    start: int = 0,
     log_prob_reduce: Reduction = "mean",
     keep_means: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
-    """Denoises `x_init` [B,...] (the state at grid.times[0]) along the grid.
+    """Denoises `x_init` [B,...] (the state at grid.times[start]) along the rest of the grid.
 
     Steps in `window` are drawn from `kernel` with `noise(step)` [B,...] ~ N(0, I) and recorded; the others
-    take the ODE. The state stays in float32 at least, so the denoiser is given float32 and casts for its
-    model itself. `keep_means` records the transitions' means too. `on_step(step, x_next)` sees every state.
+    take the ODE. A `start` above 0, at or before the window, continues what `advance` began. The state stays
+    in float32 at least, so the denoiser is given float32 and casts for its model itself. `keep_means` records
+    the transitions' means too. `on_step(step, x_next)` sees every state.
     """
     batch = x_init.shape[0]
     if len(condition) != batch:
         raise ValueError(f"{batch} initial states for {len(condition)} conditions; give one condition a sample")
-    _check_window(process, grid, kernel, window)
+    _check_window(process, grid, kernel, window, start)
     times = grid.times.to(x_init.device)
     x_t = raised(x_init)
     states: list[Tensor] = []
     nexts: list[Tensor] = []
     log_probs: list[Tensor] = []
     means: list[Tensor] = []
-    for step in range(grid.steps):
+    for step in range(start, grid.steps):
         t, s = times[step].expand(batch), times[step + 1].expand(batch)
         output = denoiser(x_t, t, condition)
         if step in window:
@@ -87,8 +89,41 @@ def rollout(
     )
 
 
-def _check_window(process: Process, grid: Grid, kernel: Kernel, window: Window) -> None:
+@torch.no_grad()
+def advance(
+    denoiser: Denoiser,
+    process: Process,
+    grid: Grid,
+    kernel: Kernel,
+    x_init: Tensor,
+    condition: Condition,
+    *,
+    steps: int,
+    noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """The state at grid.times[steps], [B,...], from `x_init` at grid.times[0]: what several rollouts may share.
+
+    Every step is drawn from `kernel` with `noise(step)`, or takes its mean where there is no noise (the ODE's
+    is the whole step). Nothing is recorded: these steps are no decisions.
+    """
+    if not 0 <= steps < grid.steps:
+        raise ValueError(f"a prefix has 0 to {grid.steps - 1} of a run's {grid.steps} steps, got {steps}")
+    times, batch = grid.times.to(x_init.device), x_init.shape[0]
+    x = raised(x_init)
+    for step in range(steps):
+        t, s = times[step].expand(batch), times[step + 1].expand(batch)
+        transition = kernel(process, denoiser(x, t, condition), x, t, s)
+        x = transition.mean if noise is None else transition.sample(noise(step).to(x.device))
+    return x
+
+
+def _check_window(process: Process, grid: Grid, kernel: Kernel, window: Window, start: int) -> None:
     window.check(grid.steps)
+    if not 0 <= start < grid.steps or (window.size and start > window.start):
+        raise ValueError(
+            f"a rollout of {grid.steps} steps with decisions from step {window.start} cannot start at step {start}; "
+            "start at the window or before it"
+        )
     stds = transition_std(kernel, process, grid).tolist()
     silent = [step for step in window.indices if not stds[step] > 0]
     if silent:

@@ -131,6 +131,9 @@ class LinearPolicy:
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         return self._draw(self.weight.detach(), prompts, groups, samples, key)
 
+    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
+        raise NotImplementedError("what this policy draws has no form outside of it")
+
     def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
         moved = steering.rlg * (self.weight.detach() - self.base)
         drawn = self._draw(self.base + moved, prompts, samples, samples, key)

@@ -188,7 +188,7 @@ def test_missing_sections_say_what_they_are_for(folder: Path) -> None:
         (
             "algorithm=awmm",
             "override 'algorithm=awmm': algorithm: no preset is called 'awmm'; did you mean awm? "
-            "Presets: awm, flow_grpo, flow_grpo_fast, dance_grpo, cps",
+            f"Presets: {', '.join(PRESETS)}",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def drawn_again(trainer: Trainer) -> Rollout:
     """The first rollout of a trainer, by a policy in the state it began in."""
     policy, size = LinearPolicy(), trainer.config.data.group_size
     groups = torch.arange(trainer.config.data.prompts_per_step).repeat_interleave(size)
-    chosen = trainer.order.step(0)
+    chosen = PromptOrder(PROMPTS, trainer.config.data.prompts_per_step, trainer.config.seed).step(0)
     prompts = [PROMPTS[chosen[int(g)]] for g in groups]
     return policy.rollout(prompts, groups, torch.arange(len(groups)), Key(trainer.config.seed, 0))
 
@@ -254,9 +254,13 @@ def test_later_updates_are_measured_against_the_weights_that_drew() -> None:
 
 def test_prompts_and_sample_numbers_of_a_step() -> None:
     scorer = Listed(dict.fromkeys(range(4), 1.0))
-    trainer = linear_trainer(scorer=scorer, data=SMALL)
     seen: list[Rollout] = []
-    trainer.scorer = lambda rollout: seen.append(rollout) or scorer(rollout)  # type: ignore[assignment, func-returns-value]
+
+    def recording(rollout: Rollout) -> Scored:
+        seen.append(rollout)
+        return scorer(rollout)
+
+    trainer = linear_trainer(scorer=recording, data=SMALL)
     steps(trainer, 3)
     order = PromptOrder(PROMPTS, 2, trainer.config.seed)
     for number, rollout in enumerate(seen):

@@ -69,6 +69,9 @@ class Policy(Protocol):
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
 
+    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
+        """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
+
     def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
         """One sample for each prompt as a user would draw it; its measures are what it cost, and what was asked for."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +22,12 @@ from difrl.checks import Close
 from difrl.core import Likelihoods, estimator, k1, velocity
 from difrl.data import Prompt
 from difrl.policies.base import TUNED, Decisions, Key, Steering, batches
+from difrl.policies.branches import ALONE, Branching
 from difrl.policies.diagnosis import Diagnosis
+from difrl.policies.encoding import encoded
 from difrl.policies.families import Family
 from difrl.policies.likelihoods import Evaluation, Kind
+from difrl.policies.noising import Model
 from difrl.policies.old import OLD, READERS
 from difrl.policies.prompts import PromptEncoder
 from difrl.policies.steering import steer
@@ -40,6 +43,7 @@ from samplers import (
     Scheduler,
     Trajectory,
     Window,
+    advance,
     classifier_free,
     keyed,
     rollout,
@@ -65,6 +69,8 @@ class Sampling:
     """Whether the means of transitions are recorded."""
     scheduler: Scheduler | None = None
     """A diffusers scheduler that takes the kernel's place."""
+    branching: Branching = ALONE
+    """What samples share before the window."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,11 @@ class DiffusionPolicy:
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
+    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
+        """The latents of images; refuses images of another size than the model is sampled at."""
+        assert isinstance(content, Tensor)
+        return {"latents": encoded(self.family, content, self.sampling.shape, self.sampling.batch)}
+
     def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
         sampling = self.evaluation_sampling
         steered = steer(self.denoiser, sampling.guidance, steering, sampling.grid)
@@ -187,52 +198,75 @@ class DiffusionPolicy:
     def _draw(
         self, denoiser: Denoiser, prompts: Sequence[Prompt], samples: Tensor, key: Key, sampling: Sampling
     ) -> dict[str, Tensor]:
+        chunks = list(sampling.branching.chunks(samples, sampling.batch))
         parts = []
-        for rows in batches(len(prompts), sampling.batch):
-            condition = self.prompts(prompts[rows], sampling.guidance != 1).numbered(rows.start)
-            drawn = self._draw_batch(denoiser, condition, samples[rows], key, sampling)
+        for rows in chunks:
+            condition = self.prompts([prompts[i] for i in rows.tolist()], sampling.guidance != 1)
+            condition = replace(condition, rows=rows.to(self.device))
+            drawn = self._draw_branches(denoiser, condition, samples[rows], key, sampling)
             parts.append(drawn | {"together": torch.full((len(condition),), len(condition), device=self.device)})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        back = torch.cat(chunks).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back.to(self.device)] for name in parts[0]}
 
-    def _draw_batch(
+    def _draw_branches(
         self, denoiser: Denoiser, condition: Condition, samples: Tensor, key: Key, sampling: Sampling
     ) -> dict[str, Tensor]:
-        def noise(use: str, index: int = 0) -> Tensor:
+        """Whole branches: what their samples share once each, then every sample's own steps."""
+
+        def noise(use: str, numbers: Tensor, index: int = 0) -> Tensor:
             return keyed(
                 sampling.shape,
                 seed=key.seed,
                 step=key.step,
-                samples=samples,
+                samples=numbers,
                 use=f"{key.use}/{use}",
                 index=index,
                 device=self.device,
             )
 
-        x_init = noise("init")
+        numbers, first, owner = sampling.branching.owners(samples)
         if sampling.scheduler is not None:
             length = self.family.sequence_length(sampling.shape)
-            steps = sampling.grid.steps
+            steps, x_init = sampling.grid.steps, noise("init", numbers)[owner]
             x0 = solve(denoiser, self.process, sampling.scheduler, steps, x_init, condition, sequence_length=length)
             return {"latents": x0}
-        trajectory = rollout(
+        window, branching = sampling.window(key), sampling.branching
+        shared = advance(
             denoiser,
             self.process,
             sampling.grid,
-            sampling.kernel,
-            x_init,
-            condition,
-            window=sampling.window(key),
-            noise=lambda step: noise("sde", step),
-            log_prob_reduce=sampling.reduce,
-            keep_means=sampling.means,
+            branching.kernel,
+            noise("init", numbers),
+            condition.select(first.to(self.device)),
+            steps=window.start,
+            noise=(lambda step: noise("prefix", numbers, step)) if branching.noisy else None,
         )
-        return _tape(trajectory)
+
+        def draw(rows: slice) -> dict[str, Tensor]:
+            trajectory = rollout(
+                denoiser,
+                self.process,
+                sampling.grid,
+                sampling.kernel,
+                shared[owner[rows].to(self.device)],
+                condition.select(rows),
+                window=window,
+                noise=lambda step: noise("sde", samples[rows], step),
+                start=window.start,
+                log_prob_reduce=sampling.reduce,
+                keep_means=sampling.means,
+            )
+            return _tape(trajectory)
+
+        tapes = [draw(rows) for rows in batches(len(samples), sampling.batch)]
+        return {name: torch.cat([tape[name] for tape in tapes]) for name in tapes[0]}
 
     def _decode(self, latents: Tensor, batch: int) -> Tensor:
         return torch.cat([self.family.decode(latents[rows]) for rows in batches(len(latents), batch)])
 
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:
-        return self.kind.decisions(rollout, key)
+        lent = Model(self.denoiser, lambda asked: self.prompts(asked.prompts, False), self.sampling.batch)
+        return self.kind.decisions(rollout, key, lent)
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.comparison.needs if needs is None else needs

@@ -16,10 +16,11 @@ from torch import Tensor
 from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import forward_logp
 from difrl.policies.base import Decisions, Key
+from difrl.policies.noising import Model, noising_of
 from difrl.policies.steps import PULLS, step_std
 from difrl.policies.times import density_of, quantile_of, stratified
 from difrl.rollout import Rollout
-from samplers import Gaussian, Grid, Kernel, Process, Reduction, corrupt, keyed, keyed_uniform
+from samplers import Gaussian, Grid, Kernel, Process, Reduction, keyed_uniform
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Kind(Protocol):
     def guided(self) -> bool:
         """Whether it is evaluated under the rollout's guidance."""
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
         """The decisions, with at least x_t [B, J, ...] and t [B, J]."""
 
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
@@ -84,7 +85,7 @@ class Reverse:
     kernel: Kernel
     guided: Literal[True] = True
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
         tape = rollout.tape
         tensors = {name: value for name, value in tape.items() if name in _RECORDED}
         return Decisions(tensors, torch.ones_like(tape["log_prob"], dtype=torch.bool))
@@ -123,30 +124,19 @@ ERRORS: Mapping[str, Callable[[Process, Tensor, dict[str, Tensor]], tuple[Tensor
 
 @dataclass(frozen=True)
 class Forward:
-    """ℓ = −w(t) ‖out_θ(x_t, t) − target‖² at J fresh (t, ε) of each clean sample (AWM, arXiv:2509.25050)."""
+    """ℓ = −w(t) ‖out_θ(x_t, t) − target‖² at J (t, ε) of each clean sample (AWM, arXiv:2509.25050)."""
 
     config: ForwardLikelihood
     process: Process
     grid: Grid
     guided: Literal[False] = False
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
-        config, x0 = self.config, rollout.tape["latents"]
-        count, device = config.decisions, x0.device
-        t = quantile_of(config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(device)
-        owners = rollout.groups if "noise" in config.share else rollout.samples
-        noise = keyed(
-            (count, *x0.shape[1:]),
-            seed=key.seed,
-            step=key.step,
-            samples=owners,
-            use=f"{key.use}/noise",
-            device=device,
-        )
-        clean = x0[:, None].expand_as(noise)
-        x_t = corrupt(self.process, clean.flatten(0, 1), noise.flatten(0, 1), t.flatten()).unflatten(0, t.shape)
-        tensors = {"x_t": x_t, "t": t, "x0": clean, "noise": noise}
-        return Decisions(tensors, torch.ones(t.shape, dtype=torch.bool, device=device))
+    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
+        x0 = rollout.tape["latents"]
+        t = quantile_of(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
+        x_t, noise = noising_of(self.config, self.process, self.grid)(rollout, t, key, model)
+        tensors = {"x_t": x_t, "t": t, "x0": x0[:, None].expand_as(x_t), "noise": noise}
+        return Decisions(tensors, torch.ones(t.shape, dtype=torch.bool, device=x0.device))
 
     def _uniforms(self, rollout: Rollout, key: Key) -> Tensor:
         owners = rollout.groups if "t" in self.config.share else rollout.samples

@@ -16,14 +16,17 @@ from torch import nn
 from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
 from difrl.objectives import objective_of, references_read
 from difrl.paths import PACKAGE
+from difrl.policies.branches import branching_of
 from difrl.policies.diffusion import Comparison, DiffusionPolicy, Reference, Sampling
+from difrl.policies.errors import ModelError as ModelError  # for those who import it from here
 from difrl.policies.families import FAMILIES, Family
 from difrl.policies.likelihoods import Forward, Kind, Reverse
 from difrl.policies.prompts import PromptEncoder
 from difrl.policies.quiet import quiet
+from difrl.policies.windows import windows_of
 from difrl.schedules import decay
 from difrl.snapshots import BASE, CURRENT, Copy, Snapshots
-from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode, stable_seed, transition_std
+from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode, stable_seed
 
 ADAPTER = "default"
 ASSETS = PACKAGE / "assets"
@@ -43,10 +46,6 @@ STOCHASTIC_SOLVERS = frozenset(
         "CosineDPMSolverMultistepScheduler",
     }
 )
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded or used as asked."""
 
 
 def resolve(path: str) -> str:
@@ -201,27 +200,6 @@ def kind_of(config: LikelihoodConfig, process: Process, grid: Grid, kernel: Kern
     return Forward(config, process, grid)
 
 
-def window_of(config: RolloutConfig, grid: Grid, kernel: Kernel, process: Process) -> Callable[..., Window]:
-    """The window of each step. Steps on which the kernel is nearly silent are never decisions."""
-    if config.kernel == "ode" or config.noise_level == 0 or config.solver is not None:
-        return lambda key: Window(0, 0)
-    loud = Window.noisy(transition_std(kernel, process, grid))
-    if loud.size == 0:
-        raise ModelError(f"rollout.noise_level: {config.noise_level:g} leaves no step with noise; raise it")
-    window = config.window
-    if window.kind == "all":
-        return lambda key: loud
-    size, low, high = window.size or 1, loud.start + window.start, loud.start + loud.size
-    if low + size > high:
-        raise ModelError(
-            f"rollout.window: {size} steps from step {low} do not fit the noisy steps {loud.start} to {high - 1} of "
-            f"rollout.steps: {config.steps}; make the window smaller or start it earlier"
-        )
-    if window.kind == "fixed":
-        return lambda key: Window.fixed(low, size)
-    return lambda key: Window.random(size, low, high, key.seed, key.step)
-
-
 def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
     if config.solver is None:
         return None
@@ -256,10 +234,20 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
     kernel = make_kernel(rollout.kernel, rollout.noise_level, grid)
     scheduler = _scheduler(rollout, family)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
-    window = window_of(rollout, grid, kernel, process)
+    window = windows_of(config, grid, kernel, process)
     means = "bias" in needs_of(config) and config.likelihood.old == "recorded"
     training = Sampling(
-        grid, kernel, window, rollout.guidance, rollout.snapshot, rollout.batch, shape, reduce, means, scheduler
+        grid,
+        kernel,
+        window,
+        rollout.guidance,
+        rollout.snapshot,
+        rollout.batch,
+        shape,
+        reduce,
+        means,
+        scheduler,
+        branching_of(config, kernel),
     )
     evaluation = Sampling(
         grid_of(config.eval.steps or rollout.steps),
@@ -296,7 +284,13 @@ def in_reward(config: RunConfig) -> dict[str, Reference]:
 def needs_base(config: RunConfig) -> bool:
     """Whether training evaluates the pretrained weights, or draws from them."""
     compared = [*references_of(config).values(), *in_reward(config).values()]
-    return BASE in (config.rollout.snapshot, *(r.snapshot for r in compared))
+    return BASE in (config.rollout.snapshot, *inverted_by(config), *(r.snapshot for r in compared))
+
+
+def inverted_by(config: RunConfig) -> list[str]:
+    """The snapshots whose sampler is run backwards for the noise of a forward likelihood: one, or none."""
+    likelihood = config.likelihood
+    return [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
 
 
 def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> DiffusionPolicy:

@@ -114,3 +114,21 @@ def test_window_of_the_noisy_steps():
 def test_windows_count_from_zero():
     with pytest.raises(ValueError, match="start >= 0"):
         Window(-1, 2)
+
+
+def test_growing_window_takes_the_last_steps_first():
+    """Sizes 2, 3, 4 for a third of the run each, all of them ending before step 9."""
+    found = [Window.growing(2, 4, 9, step / 6) for step in range(8)]
+    assert [(w.start, w.size) for w in found] == [(7, 2), (7, 2), (6, 3), (6, 3), (5, 4), (5, 4), (5, 4), (5, 4)]
+
+
+def test_growing_window_as_published():
+    """2503.11240's run: 100 rounds of 20 steps, split points 14 to 20, of which ours leave out the deterministic last."""
+    for level in range(100):
+        assert Window.growing(13, 19, 19, level / 100).size + 1 == 14 + level * 7 // 100
+
+
+@pytest.mark.parametrize(("first", "last", "end"), [(0, 3, 5), (3, 2, 5), (2, 6, 5)])
+def test_growing_window_that_cannot_be(first, last, end):
+    with pytest.raises(ValueError, match="a window that grows"):
+        Window.growing(first, last, end, 0.0)

@@ -9,6 +9,7 @@ from samplers import (
     Grid,
     VariancePreserving,
     Window,
+    advance,
     keyed,
     make_kernel,
     ode,
@@ -183,3 +184,44 @@ def test_variance_preserving_runs_too():
     trajectory = run([0, 1], Window.all(6), process=process, kernel=make_kernel("ddim", 1.0, GRID))
     assert trajectory.x0.isfinite().all()
     assert trajectory.log_prob.isfinite().all()
+
+
+def begun(samples, steps, *, kernel=ode, noise=None, process=FLOW):
+    gain = 1 + 0.1 * torch.tensor(samples, dtype=torch.float32)[:, None]
+    x_init = keyed((2, 3), seed=0, step=5, samples=samples, use="init")
+    return advance(model, process, GRID, kernel, x_init, Condition({"gain": gain}), steps=steps, noise=noise)
+
+
+@pytest.mark.parametrize("process", [FLOW, VariancePreserving(torch.linspace(0.999, 0.001, 1000).double(), "epsilon")])
+def test_a_run_in_two_parts_is_the_run(process):
+    """The ODE up to the window, and the rest from there: the same floats as a rollout from noise."""
+    kernel, window = make_kernel("ddim", 0.7, GRID), Window.fixed(3, 2)
+    whole = run([0, 1], window, kernel=kernel, process=process)
+    gain = Condition({"gain": 1 + 0.1 * torch.arange(2.0)[:, None]})
+    rest = rollout(
+        model,
+        process,
+        GRID,
+        kernel,
+        begun([0, 1], 3, process=process),
+        gain,
+        window=window,
+        noise=lambda step: keyed((2, 3), seed=0, step=5, samples=[0, 1], use="sde", index=step),
+        start=3,
+    )
+    for name in ("x0", "x_t", "x_next", "t", "s", "log_prob"):
+        assert torch.equal(getattr(rest, name), getattr(whole, name)), name
+
+
+def test_a_prefix_drawn_from_the_kernel_is_the_states_of_a_run():
+    kernel = make_kernel("flow_sde", 0.7, GRID)
+    whole = run([0, 1], Window.all(6), kernel=kernel)
+    noise = {step: keyed((2, 3), seed=0, step=5, samples=[0, 1], use="sde", index=step) for step in range(4)}
+    assert torch.equal(begun([0, 1], 4, kernel=kernel, noise=noise.__getitem__), whole.x_t[:, 4])
+
+
+def test_a_rollout_cannot_start_after_its_window():
+    with pytest.raises(ValueError, match="cannot start at step 2"):
+        run([0], Window.fixed(1, 2), start=2)
+    with pytest.raises(ValueError, match="a prefix has 0 to 5"):
+        begun([0], 6)

@@ -1,0 +1,116 @@
+"""Where a step's scored samples come from: drawn from the policy and scored, or read from a file with their rewards.
+
+The trainer asks a source for groups by number and learns from what it gets; it knows of no other difference.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from difrl.config import RunConfig
+from difrl.data import Prompt, PromptOrder
+from difrl.examples import Example, load_examples, read_images
+from difrl.policies.base import Key, Policy
+from difrl.rollout import Rollout, Scored
+from difrl.scoring import Scorer
+from samplers import keyed_uniform
+
+Lap = Callable[[str], None]
+"""Charges the time since the last lap to a part of the step."""
+
+
+class Source(Protocol):
+    """Groups of scored samples for each step."""
+
+    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+        """These groups of a step, whole. Another attempt draws others of the same numbers."""
+
+
+class Sampled:
+    """Samples of the policy. A prompt has as many groups as branches; a branch is a group, and its samples neighbours."""
+
+    def __init__(
+        self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], device: torch.device
+    ) -> None:
+        self.config, self.policy, self.scorer, self.prompts, self.device = config, policy, scorer, prompts, device
+        self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
+
+    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+        config = self.config
+        chosen = self.order.step(step * config.collect.max_draws + attempt)
+        size = config.data.group_size // config.branches
+        prompts = [self.prompts[chosen[g // config.branches]] for g in groups for _ in range(size)]
+        ids, samples = numbered(groups, size, attempt * config.groups)
+        rollout = self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
+        lap("rollout")
+        scored = self.scorer(rollout)
+        lap("score")
+        return scored
+
+
+class Recorded:
+    """Samples of a file, with the rewards it gives them. The policy makes of them what it needs to evaluate them."""
+
+    def __init__(self, config: RunConfig, policy: Policy, examples: Sequence[Example], device: torch.device) -> None:
+        self.config, self.policy, self.examples, self.device = config, policy, examples, device
+        self.order = PromptOrder([e.prompt for e in examples], config.data.prompts_per_step, config.seed)
+        self._known: OrderedDict[Path, Mapping[str, Tensor]] = OrderedDict()
+        first = examples[0]
+        self._tape([first.prompt], first.images[:1], read_images(first.images[:1]))  # what does not fit is told now
+
+    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+        chosen = self.order.step(step)
+        size = self.config.data.group_size
+        examples = [self.examples[chosen[g]] for g in groups]
+        picked = [self._picked(example, step, g) for example, g in zip(examples, groups, strict=True)]
+        paths = [e.images[i] for e, rows in zip(examples, picked, strict=True) for i in rows]
+        rewards = torch.tensor([e.rewards[i] for e, rows in zip(examples, picked, strict=True) for i in rows])
+        prompts = [example.prompt for example in examples for _ in range(size)]
+        ids, samples = numbered(groups, size, 0)
+        images = read_images(paths)
+        tape = self._tape(prompts, paths, images)
+        rollout = Rollout(tuple(prompts), ids, samples, tape, images).to(self.device)
+        lap("rollout")
+        return Scored(rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device))
+
+    def _picked(self, example: Example, step: int, group: int) -> list[int]:
+        """Which of an example's images a step takes: all, or data.group_size of them without replacement."""
+        shape = (len(example.images),)
+        drawn = keyed_uniform(shape, seed=self.config.seed, step=step, samples=[group], use="examples")[0]
+        return sorted(drawn.argsort(stable=True)[: self.config.data.group_size].tolist())
+
+    def _tape(self, prompts: Sequence[Prompt], paths: Sequence[Path], images: Tensor) -> dict[str, Tensor]:
+        """The policy's tape; data.cache images at most keep theirs, the ones that were not used for longest go first."""
+        rows = [self._row(*row) for row in zip(prompts, paths, images, strict=True)]
+        while len(self._known) > self.config.data.cache:
+            self._known.popitem(last=False)
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, prompt: Prompt, path: Path, image: Tensor) -> Mapping[str, Tensor]:
+        """The tape of one image. Encoded alone, so that its bits depend on no neighbour, nor on what was known before."""
+        if path not in self._known:
+            tape = self.policy.tape([prompt], image[None])
+            self._known[path] = {name: value.cpu() for name, value in tape.items()}
+        self._known.move_to_end(path)
+        return self._known[path]
+
+
+def numbered(groups: Sequence[int], size: int, first: int) -> tuple[Tensor, Tensor]:
+    """Group ids and sample numbers [len(groups) · size]; a sample's number divided by `size` is its group's, from `first`."""
+    ids = torch.tensor(list(groups)).repeat_interleave(size)
+    return ids, (first + ids) * size + torch.arange(size).repeat(len(groups))
+
+
+def source_of(
+    config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], device: torch.device
+) -> Source:
+    """The source that data.rows names."""
+    if config.data.rows == "prompts":
+        return Sampled(config, policy, scorer, prompts, device)
+    return Recorded(config, policy, load_examples(config.data), device)

@@ -1,0 +1,33 @@
+"""From clean samples back to noise: the deterministic sampler run backwards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samplers.grid import Grid
+from samplers.guidance import Condition, Denoiser
+from samplers.kernels import ode
+from samplers.process import Process, raised
+
+
+@torch.no_grad()
+def invert(denoiser: Denoiser, process: Process, grid: Grid, x0: Tensor, condition: Condition) -> Tensor:
+    """The states [B,N,...] at grid.times[0] … grid.times[N-1] whose ODE ends, approximately, in `x0` [B,...].
+
+    DDIM inversion (2105.05233; for flow matching the backward Euler path): each step of `ode` from s to t < s is
+    undone with the output at the state that is known, x_s = alpha_s x0_hat(x_t, t) + sigma_s eps_hat(x_t, t). What
+    the ODE then makes of these states differs from x0 by the order of the step. N evaluations a sample.
+    """
+    if process.prediction == "sample" and grid.times[-1] == 0:
+        raise ValueError(
+            "inversion begins with the noise that the model sees in a clean sample, and an x0 prediction holds none; "
+            "take a model that predicts epsilon, v or the velocity"
+        )
+    times, batch, x = grid.times.to(x0.device), x0.shape[0], raised(x0)
+    states: list[Tensor] = []
+    for step in reversed(range(grid.steps)):
+        t, s = times[step + 1].expand(batch), times[step].expand(batch)
+        x = ode(process, denoiser(x, t, condition), x, t, s).mean
+        states.append(x)
+    return torch.stack(states[::-1], 1)
