@@ -151,6 +151,27 @@ def evaluate(
 
 
 @app.command()
+def pairs(
+    config: Annotated[str, typer.Argument(help="A recipe: its model, prompts, rewards and rollout are used.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where pairs.jsonl and its images go.")] = Path("data/pairs"),
+    count: Annotated[
+        int, typer.Option(min=1, help="Pairs to make, or a few more; a folder with fewer is continued.")
+    ] = 256,
+) -> None:
+    """Make a preference file: draw groups, score them, keep the best and the worst sample of each."""
+    import torch
+
+    from difrl.preferences import make_pairs
+    from difrl.reading import read_config
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made = make_pairs(read_config(config, overrides or []), folder, count, device)
+    dropped = f"{made.ties} groups without a difference, {made.unscored} that could not be scored"
+    out.print(f"{made.pairs} pairs in {escape(str(folder / 'pairs.jsonl'))} ({dropped})", soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
     path: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the first folder.")] = None,
@@ -258,6 +279,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from difrl.memory import MemoryShortage
     from difrl.metrics import MetricsError
     from difrl.policies.loading import ModelError
+    from difrl.preferences import PairsError
     from difrl.reading import ConfigError
     from difrl.running import Interrupted, RunFolderError
     from difrl.trainer import TrainingError
@@ -273,6 +295,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         MemoryShortage,
         MetricsError,
         ModelError,
+        PairsError,
         PromptFileError,
         RewardError,
         RunFolderError,
