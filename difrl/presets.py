@@ -244,4 +244,49 @@ PRESETS: Mapping[str, Preset] = {
             "advantage": {"baseline": "mean", "std": "none"},
         },
     ),
+    "b2_diffurl": Preset(
+        summary="B²-DiffuRL: the last denoising steps first, samples compared that share those before",
+        source="2503.11240",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # As in the authors' code, which keeps of each branch the best and the worst sample where they are far enough
+        # from the mean of the prompt's last eight rounds; here all samples are kept and the branch is the baseline.
+        settings={
+            **_reverse("ddim", 1.0, 0.1),
+            "rollout": {
+                "kernel": "ddim",
+                "noise_level": 1.0,
+                "window": {"kind": "progressive"},
+                "branch": {"count": 1, "prefix": "kernel"},
+            },
+        },
+    ),
+    "ddim_inpo": Preset(
+        summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler makes the images, found by inversion",
+        source="2503.18454",
+        likelihood="forward",
+        objective="preference",
+        anchor="none",
+        advantage="none-std",
+        # Published: beta = 2000 with the factor 1/2, 1000 of ours, for Stable Diffusion 1.5. The authors' code inverts
+        # the weights under training, adds a tenth of DDPM's noise, and takes t between the inverted times; the paper
+        # inverts, and so does this preset, the reference.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "uniform",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "noise": {"kind": "inversion", "snapshot": "base"},
+                "decisions": 1,
+                "share": ["t"],
+                "old": "detach",
+            },
+            "objective": {"kind": "preference", "beta": 1000.0},
+            "anchors": [],
+            "advantage": {"baseline": "mean", "std": "none"},
+        },
+    ),
 }

@@ -59,5 +59,8 @@ def test_every_preset_has_a_recipe() -> None:
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if "gpu" not in r.stem], ids=lambda path: path.stem)
 def test_recipe_of_the_tiny_model_trains_and_evaluates_on_different_prompts(recipe: Path) -> None:
     run = read_config(recipe)
-    assert (run.model.path, run.data.train, run.data.evaluation) == ("tiny-sd3", "shapes:train", "shapes:eval")
+    made = "data/shapes-pairs/pairs.jsonl"  # by the command in the recipe's head, from shapes:train
+    train = {"prompts": "shapes:train", "pairs": made}[run.data.rows]
+    assert (run.model.path, run.data.train, run.data.evaluation) == ("tiny-sd3", train, "shapes:eval")
+    assert (f"--out {Path(made).parent}" in recipe.read_text()) == (run.data.rows == "pairs")
     assert [reward.label for reward in run.watch] == ["judge"]
