@@ -14,6 +14,7 @@ from torch import Tensor
 
 from difrl.core import reduce
 from difrl.data import Prompt, load_prompts
+from difrl.paths import asset
 from difrl.policies.base import Key
 from difrl.policies.cost import cost_of
 from difrl.policies.diffusion import DiffusionPolicy
@@ -83,19 +84,31 @@ def images_of(policy: DiffusionPolicy, **options: Any) -> Tensor:
     return images
 
 
-def drawn_by_diffusers(pipeline: StableDiffusionPipeline, noise: Tensor, guidance: float = 1.0, **more: Any) -> Tensor:
+def drawn_by_diffusers(
+    pipeline: StableDiffusionPipeline, noise: Tensor, guidance: float = 1.0, steps: int = 4
+) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     images: Tensor = pipeline(
         TEXTS,
         negative_prompt=[p.negative or "" for p in PROMPTS],
-        num_inference_steps=4,
+        num_inference_steps=steps,
         guidance_scale=guidance,
         latents=noise,
         output_type="pt",
-        **more,
     ).images
     assert images.std() > 0.01  # blank images would agree with anything
     return images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_shipped_model_draws_what_diffusers_draws(guidance: float) -> None:
+    """Ten DDIM steps of tiny-sd, whose drawings have contrast."""
+    policy = policy_of(Path("tiny-sd"), rollout={"guidance": guidance, "steps": 10})
+    pipeline = StableDiffusionPipeline.from_pretrained(asset("tiny-sd"), dtype=torch.float32)
+    noise = keyed((8, 8, 8), seed=3, step=0, samples=SAMPLES, use="eval/init")
+    expected = drawn_by_diffusers(pipeline, noise, guidance, steps=10)
+    torch.testing.assert_close(images_of(policy), expected, atol=1e-4, rtol=0)
+    assert expected.std() > 0.1
 
 
 def initial(seed: int, step: int, use: str) -> Tensor:
