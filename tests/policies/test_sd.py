@@ -15,7 +15,7 @@ from torch import Tensor
 from difrl.core import reduce
 from difrl.data import Prompt, load_prompts
 from difrl.paths import asset
-from difrl.policies.base import Key
+from difrl.policies.base import Key, Steering
 from difrl.policies.cost import cost_of
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.families import StableDiffusion
@@ -78,8 +78,8 @@ def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
             p.add_(size * torch.randn(p.shape, generator=generator))
 
 
-def images_of(policy: DiffusionPolicy, **options: Any) -> Tensor:
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval"), **options).images
+def images_of(policy: DiffusionPolicy, rlg: float = 1.0) -> Tensor:
+    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval"), Steering(rlg)).images
     assert images is not None
     return images
 
