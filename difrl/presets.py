@@ -2,7 +2,7 @@
 
 A preset holds what defines the method, with the published numbers. What a model, a task or a machine decides
 (steps, group size, learning rate, guidance) is the recipe's. Published clip ranges and step sizes hold for
-SD3.5-size latents (65,536 numbers); recipes for another size set their own.
+SD3.5-size latents (65,536 numbers; DDPO's for SD 1.x: 16,384); recipes for another size set their own.
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ PRESETS: Mapping[str, Preset] = {
             ],
             "advantage": {"baseline": "mean", "std": "global", "clip": 5.0, "scale": 0.2},
         },
+    ),
+    "ddpo": Preset(
+        summary="DDPO: policy gradient on every step of the DDIM sampler at full noise",
+        source="2305.13301",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # DDPO_IS. The authors' mean and standard deviation of a prompt run over its last rewards; here they are a group's.
+        settings=_reverse("ddim", 1.0, 1e-4, advantage={"baseline": "mean", "std": "group", "clip": 10.0}),
     ),
     "flow_grpo": Preset(
         summary="Flow-GRPO: policy gradient on every step of the Flow-SDE sampler, KL to the base model",
