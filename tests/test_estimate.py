@@ -92,6 +92,18 @@ def test_each_anchor_and_old_weights_evaluate_every_decision_again(skeleton: Fam
     assert evaluations(skeleton, anchors=[TO_EMA, guided], snapshots=EMA).references == 36 + 2 * 36
 
 
+def test_statistics_of_split_groups_take_another_pass(skeleton: Family) -> None:
+    """Seven decisions are two samples of three: under θ and the reference once more. Nine are a whole group."""
+    sections = {
+        "likelihood": {"kind": "forward", "decisions": 3, "share": ["t", "noise"]},
+        "objective": {"kind": "preference"},
+        "anchors": [TO_EMA],
+        "snapshots": EMA,
+    }
+    assert evaluations(skeleton, **sections).references == 36 * 2 + 36 * 2
+    assert evaluations(skeleton, **sections, train={"micro_batch": 9}).references == 36 * 2
+
+
 def test_several_updates_divide_the_samples_and_need_old_weights(skeleton: Family) -> None:
     counts = evaluations(
         skeleton,

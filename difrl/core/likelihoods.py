@@ -30,10 +30,9 @@ class Likelihoods:
         uses the same reduction.
       mask: bool, True where the decision counts. A sample that could not be scored is False throughout.
       references: snapshot name ("old", "base", ...) -> l_ij under that snapshot, detached.
-      divergence: anchor name -> divergence of theta from that anchor, with gradient; under "old" it is KL(old
-        || theta), present where that has a closed form.
-      bias: E_old[-log ratio], with gradient, where it has a closed form: what ratio normalisation adds to log
-        ratio.
+      divergence: anchor name -> divergence of theta from that anchor, with gradient, of the anchor's own kind.
+      bias: KL(old || theta) = E_old[-log ratio], with gradient, where it has a closed form: what ratio
+        normalisation adds to log ratio, and what a trust region measures.
       scale: what ratio normalisation multiplies log ratio + bias by, detached.
       weight: factor of the decision's loss, detached.
       mixed: (l+, l-), the likelihoods of b out + (1 - b) out_old and of (1 + b) out_old - b out, with

@@ -39,10 +39,32 @@ DEFINITIONS: dict[str, str] = {
     "cost/saved": "Denoiser evaluations of a sample that adaptive guidance left out (arXiv:2312.12487).",
     "ratio/mean": "Mean over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/std": "Standard deviation over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
+    "ratio/normalised": (
+        "Mean over the step's decisions of the normalised ratio exp(scale · (log ρ + bias)); 1 to first order "
+        "(arXiv:2510.22319)."
+    ),
     "ratio/*": "A statistic over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "clip/high": ("Share of decisions with a positive advantage whose ratio passed the upper clipping bound."),
     "clip/low": "Share of decisions with a negative advantage whose ratio passed the lower clipping bound.",
     "approx_kl": "Mean over the step's decisions of the k3 estimate of KL(old‖θ), ρ − 1 − log ρ.",
+    "trust/kl": "Exact KL(old‖θ) of a decision, averaged over the step's decisions.",
+    "trust/dropped": "Share of decisions whose loss was dropped: far from old, and leading further away.",
+    "centred/error": (
+        "Squared difference between centred log-ratios times β and centred rewards, averaged over the step's decisions "
+        "(arXiv:2603.14128)."
+    ),
+    "negative/*": (
+        "−ℓ of the mixture towards (plus) or away from (minus) the trained weights, averaged over the step's decisions "
+        "(arXiv:2509.16117)."
+    ),
+    "preference/margin": (
+        "By how much the best sample of a group gained more over the reference than the worst, averaged over groups."
+    ),
+    "preference/accuracy": (
+        "Share of groups whose best sample gained more over the reference than the worst; of softmaxes over a group, the "
+        "probability of the samples whose target is above average."
+    ),
+    "preference/kl": "KL(target‖θ) of the two softmaxes over a group, averaged over groups (arXiv:2510.18913).",
     "samples/invalid": "Share of the step's samples that a trained reward could not score; they teach nothing.",
     "groups/zero_std": ("Share of the step's prompts whose samples all had the same reward, so taught nothing."),
     "updates/skipped": "Updates of the step that were left out because none of their samples could be scored.",

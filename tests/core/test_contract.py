@@ -29,6 +29,8 @@ from difrl.core import (
     statistics_of,
     unit,
 )
+from difrl.report.glossary import definition
+from difrl.trainer import METRIC_NAMES
 from tests.objectives import OBJECTIVES
 
 Tensors = dict[str, Tensor]
@@ -272,3 +274,12 @@ def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
         Clipped()(lik, torch.ones(4, requires_grad=True), groups)
     with pytest.raises(ValueError, match=r"advantages have shape \[3\]"):
         Clipped()(lik, torch.ones(3), groups)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_every_metric_is_defined(fake_policy: Any, objective: Objective) -> None:
+    _, metrics = objective(
+        collapse(fake_policy.make(4, 2).likelihoods(), objective.decisions), torch.ones(4), torch.arange(4)
+    )
+    assert metrics
+    assert all(definition(METRIC_NAMES.get(name, name)) for name in metrics)
