@@ -78,6 +78,8 @@ class Plan:
     @property
     def drawn(self) -> int:
         """Outputs for a draw of a step's samples, on average where windows move: what a branch shares counts once."""
+        if self.config.data.rows != "prompts":
+            return 0  # they are read
         spared = self.samples - self.samples // self.training.branching.size
         shared = sum(w.start for w in self.windows) / len(self.windows)
         return self.samples * self.calls[0] - round(spared * shared)

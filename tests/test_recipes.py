@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from difrl.data import load_prompts
+from difrl.examples import training_prompts
 from difrl.paths import assets, recipes
 from difrl.plan import plan_of
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.loading import load_policy
+from difrl.preferences import make_pairs
 from difrl.processes import Processes
 from difrl.reading import load_mapping, read_config
 from difrl.scoring import Scorer
@@ -23,17 +24,29 @@ NAMES = [
     if "algorithm" in (said := load_mapping(path)) and said["model"]["path"] in assets()
 ]
 # A dense reward: with so few samples no group of a yes-or-no one may differ.
-SMALL = ("data.group_size=2", "rewards=[{name: jpeg_compressibility}]", "watch=[]")
+REWARDS = ("rewards=[{name: jpeg_compressibility}]", "watch=[]")
+# One step, since the plan of a window that moves is a mean over the run. Groups of four make branches of two.
+SMALL = (*REWARDS, "train.steps=1")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+    """What a recipe that learns from such rows is given: pairs are those of the command in its head, a few of them."""
+    folder = tmp_path_factory.mktemp("pairs")
+    drawn = ("data.group_size=2", "data.prompts_per_step=4", "rollout.steps=2")
+    make_pairs(read_config(recipes()["awm"], [*REWARDS, *drawn]), folder, 4)
+    return {"prompts": ("data.group_size=4",), "pairs": (f"data.train={folder / 'pairs.jsonl'}",)}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str) -> None:
-    updates = read_config(recipes()[name]).train.updates_per_step
-    config = read_config(recipes()[name], [*SMALL, f"data.prompts_per_step={updates}"])
+def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str, rows: dict[str, tuple[str, ...]]) -> None:
+    shipped = read_config(recipes()[name])
+    small = (*SMALL, *rows[shipped.data.rows], f"data.prompts_per_step={shipped.train.updates_per_step}")
+    config = read_config(recipes()[name], small)
     policy = load_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
-    trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), Processes())
+    trainer = Trainer(config, policy, scorer, training_prompts(config.data), Processes())
     before = {key: value.detach().clone() for key, value in policy.parameters.items()}
     row = trainer.step(0)
     assert math.isfinite(row["loss"])
