@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +26,7 @@ ELSEWHERE = {"quickstart"}
 """Recipes measured in docs/measurements.md."""
 CLEAR = 2
 """Standard errors of a gain that counts as one."""
+PAIRS = 512
 
 
 def shipped() -> dict[str, RunConfig]:
@@ -33,6 +36,14 @@ def shipped() -> dict[str, RunConfig]:
     }
     read = {name: read_config(path) for name, path in named.items()}
     return {name: run for name, run in read.items() if run.model.path in assets() and run.likelihood.kind != "tokens"}
+
+
+def make_pairs(runs: Mapping[str, RunConfig]) -> None:
+    """Makes the preference files that recipes learn from, as their first lines say; one that is there is kept."""
+    files = {Path(run.data.train) for run in runs.values() if run.data.rows == "pairs"}
+    for file in files:
+        command = [sys.executable, "-m", "difrl", "pairs", str(recipes()["awm"]), "train.threads=1"]
+        subprocess.run([*command, "--out", str(file.parent), "--count", str(PAIRS)], check=True, stdout=sys.stderr)
 
 
 def gain(curve: Curve) -> tuple[float, float]:
@@ -131,6 +142,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     runs = shipped()
+    make_pairs(runs)
     done = train_all([job(name, options.seed, options.runs) for name in runs], options.jobs)
     curves = dict(zip(runs, done, strict=True))
     plot(curves, runs, options.out / "recipes.png")

@@ -268,8 +268,9 @@ def _noise_summary(row: Mapping[str, Noise]) -> str:
     factors = [
         f"{prefix}{_figure(best / ratio)} times the evaluations of {name}" for name, ratio in known_others.items()
     ]
+    needed = ", ".join(factors) or "more batches than these for a comparison"
     return (
-        f"At the pretrained weights {first} needs {', '.join(factors)}. The signals are gradients of different surrogates: this "
+        f"At the pretrained weights {first} needs {needed}. The signals are gradients of different surrogates: this "
         "compares how precisely each is known for the evaluations it takes, not what a step along it is worth."
     )
 
