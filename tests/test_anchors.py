@@ -89,6 +89,9 @@ class Chain:
 
     replayed = recorded
 
+    def twins(self) -> list[str]:
+        return []
+
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Tensor]:
         base = log_normal(decisions.tensors["x"], torch.zeros_like(self.theta))
         return {"base": decisions.tensors["log_prob"] - base}
