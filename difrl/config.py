@@ -345,7 +345,10 @@ class AnchorConfig(Section):
     """A KL-like pull towards other weights."""
 
     to: str = Field("base", description="base, or the name of a snapshot")
-    divergence: Literal["velocity", "gaussian", "k1", "k2", "k3"] = "velocity"
+    divergence: Literal["velocity", "weighted", "gaussian", "k1", "k2", "k3"] = Field(
+        "velocity",
+        description="weighted: the distance of outputs in the weighting and reduction of a forward likelihood",
+    )
     place: Literal["loss", "reward"] = Field(
         "loss", description="reward: k1 of the recorded decisions, summed over a sample, is taken off its reward"
     )

@@ -97,8 +97,14 @@ def _gaussian(theta: Evaluation, reference: Evaluation) -> Tensor:
     return theta.transition.kl(reference.transition, theta.reduce)
 
 
+def _weighted(theta: Evaluation, reference: Evaluation) -> Tensor:
+    assert theta.gap is not None
+    return theta.gap(reference.output)
+
+
 DIVERGENCES: Mapping[str, Divergence] = {
     "velocity": _velocity,
+    "weighted": _weighted,
     "gaussian": _gaussian,
     "k2": lambda theta, reference: estimator("k2", "loss")(theta.logp, reference.logp),
     "k3": lambda theta, reference: estimator("k3", "loss")(theta.logp, reference.logp),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -35,6 +36,8 @@ class Evaluation:
     """Of a reverse decision."""
     reduce: Reduction = "mean"
     """How ℓ, and so the KL of the transition, is reduced over the dimensions of a latent."""
+    gap: Callable[[Tensor], Tensor] | None = None
+    """Of a forward decision: another raw output [N, ...] -> the distance from it [N] as ℓ weighs and reduces errors."""
 
     @property
     def mean(self) -> Tensor:
@@ -146,7 +149,12 @@ class Forward:
         )
 
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
-        return Evaluation(output, self.logp(output, flat))
+        return Evaluation(output, self.logp(output, flat), gap=partial(self._gap, output, flat))
+
+    def _gap(self, output: Tensor, flat: dict[str, Tensor], other: Tensor) -> Tensor:
+        """−ℓ of the clean sample and the noise that the other output sees in x_t; for `elbo` the mean is KL(θ ‖ other)."""
+        x0_hat, eps_hat = self.process.split(other.detach(), flat["x_t"], flat["t"])
+        return -self.logp(output, {**flat, "x0": x0_hat, "noise": eps_hat})
 
     def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """ℓ under b out_θ + (1 − b) out_old and under (1 + b) out_old − b out_θ (DiffusionNFT, arXiv:2509.16117)."""

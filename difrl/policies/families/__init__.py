@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from difrl.policies.families.base import Family
+from difrl.policies.families.gaussian import Gaussian
 from difrl.policies.families.sd import StableDiffusion
 from difrl.policies.families.sd3 import StableDiffusion3
 
 FAMILIES: dict[str, type[Family]] = {
+    "GaussianPipeline": Gaussian,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "StableDiffusionPipeline": StableDiffusion,
 }
 """Pipeline class, as model_index.json names it -> family."""
 
-__all__ = ["FAMILIES", "Family", "StableDiffusion", "StableDiffusion3"]
+__all__ = ["FAMILIES", "Family", "Gaussian", "StableDiffusion", "StableDiffusion3"]

@@ -1,0 +1,193 @@
+"""The Gaussian arena: cells of the grid trained by the real trainer on a world whose answers are known.
+
+A cell is a recipe and the closed form it should end at. `train` runs it; `measure` reads the trained weights as the affine
+maps they are, so what is reported is exact but for the noise of training itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from difrl.config import RunConfig
+from difrl.data import load_prompts
+from difrl.plan import plan_of
+from difrl.policies.base import Key
+from difrl.policies.diffusion import DiffusionPolicy
+from difrl.policies.loading import load_family, load_policy
+from difrl.processes import Processes
+from difrl.scoring import Scorer
+from difrl.trainer import Trainer
+from difrl.worlds.gaussian import GaussianWorld
+from difrl.worlds.gaussian_answers import Array, Chain, Normal, Output, chain_of, constant, exact_output
+from samplers import Condition, Grid, Window, ode, solve
+
+WORLD = GaussianWorld()
+DIMENSIONS = len(WORLD.covariance)
+STEPS = 12
+"""Denoising steps of a rollout."""
+FINE = 200
+"""Steps of the ODE by which a network is judged apart from its sampler."""
+GROUP = 64
+BETA = 1.0
+"""Of the π* that every cell is compared with."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an answer is a function of: a prompt of the world, and the sampler of the cell."""
+
+    policy: DiffusionPolicy
+    data: Normal
+    direction: Array
+
+    @property
+    def rows(self) -> Array:
+        """The times of the network's table."""
+        return np.array(self.policy.family.denoiser.config.times)
+
+    @property
+    def base(self) -> Output:
+        """The exact denoiser of the data."""
+        return exact_output(self.policy.process, self.data.cov, constant(self.data.mean))
+
+    def chain(self, output: Output) -> Chain:
+        """The chain of the cell's rollouts with a denoiser."""
+        return chain_with(self.policy, output)
+
+    def end(self, output: Output) -> Normal:
+        """Where the cell's rollouts end with a denoiser."""
+        return self.chain(output).end()
+
+
+Answer = Callable[[Setting], Normal]
+"""Where the cell's sampler ends once training has nothing left to change."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the grid."""
+
+    name: str
+    likelihood: str
+    objective: str
+    anchor: str
+    sections: Mapping[str, Any]
+    answer: Answer | None
+    """None: it has no fixed point."""
+    why: str
+    """A sentence on its fixed point."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over prompts of divergences in nats, of what the trained network samples."""
+
+    to_answer: float
+    """KL(end of the training sampler ‖ fixed point); NaN where there is none."""
+    to_optimum: float
+    """KL(end of the training sampler ‖ π*)."""
+    answer_to_optimum: float
+    """KL(fixed point ‖ π*): the bias of the method in this world."""
+    ode_to_optimum: float
+    """KL(end of the same network's ODE in many steps ‖ π*)."""
+    evaluations: int
+
+
+def config_of(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budget: int = 400_000) -> RunConfig:
+    """The recipe of a cell, with as many steps as a budget of denoiser evaluations pays for."""
+    recipe: dict[str, Any] = {
+        "output_dir": folder / "run",
+        "seed": seed,
+        "model": {"path": str(folder / "model"), "train": "full"},
+        "data": {
+            "train": str(folder / "prompts.jsonl"),
+            "prompts_per_step": len(WORLD.prompts),
+            "group_size": GROUP,
+        },
+        "rewards": [{"import": "difrl.worlds.gaussian:LinearReward"}],
+        "advantage": {"baseline": "leave_one_out", "std": "none"},
+        **sections,
+        "rollout": {"steps": STEPS, "batch": 4096, **sections.get("rollout", {})},
+        # The rate falls to 0, so that what is left at the end is not the noise of the last steps.
+        "train": {
+            "lr": {"kind": "linear", "start": 0.1, "end": 0.0},
+            "micro_batch": 10**6,
+            "max_grad_norm": 1e9,
+            "threads": 1,
+            **sections.get("train", {}),
+        },
+    }
+    config = RunConfig.model_validate(recipe)
+    cost = plan_of(config, load_family(config.model), 1).evaluations(0).step
+    recipe["train"]["steps"] = max(1, budget // cost)
+    return RunConfig.model_validate(recipe)
+
+
+def train(config: RunConfig) -> Trainer:
+    """Every step of a recipe, through the real trainer; the policy is trainer.policy."""
+    scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
+    trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), Processes())
+    for step in range(config.train.steps):
+        trainer.step(step)
+    return trainer
+
+
+def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Output:
+    """A network for one prompt, as a function of flat states."""
+    denoiser = policy.denoiser(snapshot, policy.sampling.guidance)
+
+    @torch.no_grad()
+    def output(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        one_hot = torch.zeros(len(x_t), len(WORLD.prompts))
+        one_hot[:, prompt] = 1.0
+        return denoiser(x_t.float()[:, :, None, None], t, Condition({"prompt": one_hot})).flatten(1)
+
+    return output
+
+
+def chain_with(policy: DiffusionPolicy, output: Output) -> Chain:
+    """The training sampler's chain with a denoiser; a solver of diffusers is one step of it, from start to end."""
+    sampling = policy.sampling
+    if sampling.scheduler is None:
+        window = sampling.window(Key(0, 0))
+        return chain_of(output, policy.process, sampling.grid, sampling.kernel, window, DIMENSIONS)
+    probes = torch.cat([torch.zeros(1, DIMENSIONS), torch.eye(DIMENSIONS)]).double()
+    nothing = Condition({"nothing": torch.zeros(len(probes), 0)})
+
+    def denoiser(x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return output(x_t, t)
+
+    ends = solve(denoiser, policy.process, sampling.scheduler, sampling.grid.steps, probes, nothing, sequence_length=1)
+    matrix, offset = (ends[1:] - ends[0]).T.double().numpy(), ends[0].double().numpy()
+    return Chain(matrix[None], offset[None], np.zeros(1))
+
+
+def settings(policy: DiffusionPolicy) -> list[Setting]:
+    """What the answers are functions of, for each prompt."""
+    cov = np.array(WORLD.covariance)
+    return [
+        Setting(policy, Normal(np.array(mean), cov), np.array(direction))
+        for mean, direction in zip(WORLD.means, WORLD.directions, strict=True)
+    ]
+
+
+def measure(trainer: Trainer, answer: Answer | None) -> Measured:
+    """Distances of a trained policy from the cell's fixed point and from π* = N(mean + Σa/β, Σ)."""
+    policy: DiffusionPolicy = trainer.policy  # type: ignore[assignment]
+    fine = Grid(torch.linspace(1, 0, FINE + 1))
+    found: list[tuple[float, float, float, float]] = []
+    for prompt, setting in enumerate(settings(policy)):
+        output = output_of(policy, prompt)
+        end, optimum = setting.end(output), setting.data.tilted(setting.direction, BETA)
+        tends = None if answer is None else answer(setting)
+        slow = chain_of(output, policy.process, fine, ode, Window(0, 0), DIMENSIONS).end()
+        none = float("nan")
+        biases = (none, none) if tends is None else (end.kl(tends), tends.kl(optimum))
+        found.append((biases[0], end.kl(optimum), biases[1], slow.kl(optimum)))
+    return Measured(*np.mean(found, axis=0).tolist(), trainer.evaluations)

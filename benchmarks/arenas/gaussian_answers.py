@@ -1,0 +1,83 @@
+"""Fixed points of the Gaussian arena's cells, each from its formula alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import gammaln
+
+from benchmarks.arenas.gaussian import GROUP, Answer, Setting
+from difrl.worlds.gaussian_answers import Array, Normal
+from difrl.worlds.gaussian_forward import Matching, Situation, Slope, fixed_point
+
+TIMES = (np.arange(64) + 0.5) / 64
+"""Midpoints by which the mean over uniform times is taken."""
+
+
+def paths(beta: float | Callable[[Setting], float] = 1.0) -> Answer:
+    """The optimum over paths: the mean of step j moves by std_j² P_jᵀ a / β."""
+
+    def answer(setting: Setting) -> Normal:
+        chain = setting.chain(setting.base)
+        value = beta if isinstance(beta, float) else beta(setting)
+        return chain.controlled(setting.direction, np.full(len(chain.stds), 1 / value)).end()
+
+    return answer
+
+
+def weighted_paths(weights: Callable[[Setting, Array], Array]) -> Answer:
+    """As `paths` with 1/β replaced by a weight of each step, a function of the steps' std [N]."""
+
+    def answer(setting: Setting) -> Normal:
+        chain = setting.chain(setting.base)
+        return chain.controlled(setting.direction, weights(setting, chain.stds)).end()
+
+    return answer
+
+
+def tilt(beta: float) -> Answer:
+    """The tilt of what the base samples: π* but for the sampler's own error."""
+    return lambda setting: setting.end(setting.base).tilted(setting.direction, beta)
+
+
+def group_std_beta(setting: Setting) -> float:
+    """The β that a coefficient of 1 stands for when advantages are divided by the group's standard deviation.
+
+    Of G Gaussian rewards of variance σ², the mean of (r_i − r̄) r_i / s is E[s] = σ √(2/G) Γ(G/2) / Γ((G−1)/2), where
+    leave-one-out without a division has σ²: so β = σ² / E[s].
+    """
+    cov = setting.end(setting.base).cov
+    std = np.sqrt(setting.direction @ cov @ setting.direction)
+    return float(std / (np.sqrt(2 / GROUP) * np.exp(gammaln(GROUP / 2) - gammaln((GROUP - 1) / 2))))
+
+
+def matched(slope: Slope, anchor: Callable[[Array], Array], gain: float = 1.0) -> Answer:
+    """Where A-weighted matching with an anchor of weight c(t) on the mean square of outputs ends; times are uniform."""
+    matching = Matching(slope, anchor(TIMES), TIMES, np.full(len(TIMES), 1 / len(TIMES)), gain)
+
+    def answer(setting: Setting) -> Normal:
+        situation = Situation(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
+        return situation.end(fixed_point(matching, situation))
+
+    return answer
+
+
+def constant_slope(weight: Callable[[Array], Array]) -> Slope:
+    """φ = w(t) m."""
+    return lambda t, error: np.broadcast_to(weight(t)[:, None], error.shape[:2])
+
+
+def ghuber_slope(t: Array, error: Array) -> Array:
+    """φ = t/p ((m + 1e-10)^p − 1e-10^p), p = 1/4."""
+    return t[:, None] * (np.square(error).mean(axis=2) + 1e-10) ** -0.75
+
+
+def adaptive_slope(t: Array, error: Array) -> Array:
+    """φ = m / mean |e|, the divisor detached."""
+    return 1 / np.abs(error).mean(axis=2).clip(1e-5)
+
+
+def elbo_weight(t: Array) -> Array:
+    """(1 − t)/t of a flow, summed over D = 3 dimensions, at uniform times down to the cutoff 0.02."""
+    return np.where(t >= 0.02, 3 * (1 - t) / t, 0.0)
