@@ -153,10 +153,14 @@ def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
             )
             yield Misfit(("anchors", index, "place"), problem)
         elif config.likelihood.kind == "forward" and anchor.divergence not in ("velocity", "weighted"):
-            problem = f"a forward likelihood has no {anchor.divergence} divergence; set divergence: velocity or weighted"
+            problem = (
+                f"a forward likelihood has no {anchor.divergence} divergence; set divergence: velocity or weighted"
+            )
             yield Misfit(("anchors", index, "divergence"), problem)
         elif config.likelihood.kind == "reverse" and anchor.divergence == "weighted":
-            problem = "weighted is the error of a forward likelihood, and a reverse one has none; set divergence: gaussian"
+            problem = (
+                "weighted is the error of a forward likelihood, and a reverse one has none; set divergence: gaussian"
+            )
             yield Misfit(("anchors", index, "divergence"), problem)
 
 

@@ -92,9 +92,8 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         # In the eigenvectors of Σ, where S_t is diagonal.
         x0_hat, eps_hat = alpha * self.variances / scale.sqrt() * white, sigma / scale.sqrt() * white
         if self.config.affine:
-            gained = (
-                alpha * sigma / scale * torch.einsum("bk,kde,be->bd", rows, self.gain, white @ self.axes.T) @ self.axes
-            )
+            turned = torch.einsum("bk,kde,be->bd", rows, self.gain, white @ self.axes.T) @ self.axes
+            gained = alpha * sigma / scale * turned
             x0_hat, eps_hat = x0_hat + sigma * gained, eps_hat - alpha * gained
         output = self.process.combine(mean + x0_hat @ self.axes.T, eps_hat @ self.axes.T, t)
         return output.view_as(hidden_states)
