@@ -96,6 +96,10 @@ class Measured:
     """KL(fixed point ‖ π*): the bias of the method in this world."""
     ode_to_optimum: float
     """KL(end of the same network's ODE in many steps ‖ π*)."""
+    nearest_beta: float
+    """The β of the tilt of the data whose mean is nearest to the fixed point's."""
+    residue: float
+    """KL between Gaussians of the data's covariance at these two means: what no choice of β removes."""
     evaluations: int
 
 
@@ -180,14 +184,21 @@ def settings(policy: DiffusionPolicy) -> list[Setting]:
 def measure(trainer: Trainer, answer: Answer | None) -> Measured:
     """Distances of a trained policy from the cell's fixed point and from π* = N(mean + Σa/β, Σ)."""
     policy: DiffusionPolicy = trainer.policy  # type: ignore[assignment]
-    fine = Grid(torch.linspace(1, 0, FINE + 1))
-    found: list[tuple[float, float, float, float]] = []
+    fine, none = Grid(torch.linspace(1, 0, FINE + 1)), float("nan")
+    found: list[tuple[float, ...]] = []
     for prompt, setting in enumerate(settings(policy)):
         output = output_of(policy, prompt)
         end, optimum = setting.end(output), setting.data.tilted(setting.direction, BETA)
-        tends = None if answer is None else answer(setting)
         slow = chain_of(output, policy.process, fine, ode, Window(0, 0), DIMENSIONS).end()
-        none = float("nan")
-        biases = (none, none) if tends is None else (end.kl(tends), tends.kl(optimum))
-        found.append((biases[0], end.kl(optimum), biases[1], slow.kl(optimum)))
+        tends = None if answer is None else answer(setting)
+        gaps = (none, none) if tends is None else (end.kl(tends), tends.kl(optimum))
+        nearest = (none, none) if tends is None else nearest_tilt(setting, tends.mean)
+        found.append((gaps[0], end.kl(optimum), gaps[1], slow.kl(optimum), *nearest))
     return Measured(*np.mean(found, axis=0).tolist(), trainer.evaluations)
+
+
+def nearest_tilt(setting: Setting, mean: Array) -> tuple[float, float]:
+    """(β, KL) of the tilt N(m + Σa/β, Σ) with the least KL between N(mean, Σ) and it."""
+    data, direction, shift = setting.data, setting.direction, mean - setting.data.mean
+    strength = direction @ shift / (direction @ data.cov @ direction)
+    return 1 / strength, Normal(mean, data.cov).kl(data.tilted(direction, 1 / strength))

@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from benchmarks.arenas.gaussian import GROUP, Answer, Setting
 from difrl.worlds.gaussian_answers import Array, Normal
-from difrl.worlds.gaussian_forward import Matching, Situation, Slope, fixed_point
+from difrl.worlds.gaussian_forward import Matching, Pull, Situation, Slope, fixed_point
 
 TIMES = (np.arange(64) + 0.5) / 64
 """Midpoints by which the mean over uniform times is taken."""
@@ -26,12 +26,13 @@ def paths(beta: float | Callable[[Setting], float] = 1.0) -> Answer:
     return answer
 
 
-def weighted_paths(weights: Callable[[Setting, Array], Array]) -> Answer:
-    """As `paths` with 1/β replaced by a weight of each step, a function of the steps' std [N]."""
+def guarded_paths(coefficient: float) -> Answer:
+    """As `paths` where the pull of the reward at a step is std / |dt| times its own, and the anchor's is `coefficient`."""
 
     def answer(setting: Setting) -> Normal:
         chain = setting.chain(setting.base)
-        return chain.controlled(setting.direction, weights(setting, chain.stds)).end()
+        dt = -np.diff(setting.policy.sampling.grid.times.numpy())
+        return chain.controlled(setting.direction, chain.stds / dt / coefficient).end()
 
     return answer
 
@@ -76,6 +77,35 @@ def ghuber_slope(t: Array, error: Array) -> Array:
 def adaptive_slope(t: Array, error: Array) -> Array:
     """φ = m / mean |e|, the divisor detached."""
     return 1 / np.abs(error).mean(axis=2).clip(1e-5)
+
+
+def adaptive_clean_slope(t: Array, error: Array) -> Array:
+    """The same of errors on x0, t times those of a flow's output: φ = t² m / (t mean |e|)."""
+    return t[:, None] * adaptive_slope(t, error)
+
+
+def regressed(beta: float) -> Answer:
+    """Where β Δ at single times is regressed on rewards, Δ of `uniform` from the base; times are uniform.
+
+    Δ_t = (2/D) (μ_t − mean)ᵀT_tᵀ e + …, so the normal equations of row k are, with e the error of the base,
+
+        Σ_t h_k T_tᵀ ( (2β/D) E[e eᵀ] T_t (μ_t − mean) − T_t C a ) = 0
+    """
+
+    def answer(setting: Setting) -> Normal:
+        situation = Situation(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
+        pull = Pull(Matching(constant_slope(np.ones_like), np.ones_like(TIMES), TIMES, np.ones_like(TIMES)), situation)
+        squares = np.einsum("tni,tnj->tij", pull.error, pull.error) / pull.error.shape[1]
+        answers = (
+            np.einsum("tdi,tde,tej->tij", pull.matrices, squares, pull.matrices) * 2 * beta / len(setting.direction)
+        )
+        blocks = np.einsum("tk,tl,tij->kilj", pull.hats, pull.hats, answers)
+        wanted = np.einsum("tk,tdi,tde,e->ki", pull.hats, pull.matrices, pull.matrices, pull.cov @ setting.direction)
+        size = wanted.size
+        moved = np.linalg.solve(blocks.reshape(size, size), wanted.reshape(size)).reshape(wanted.shape)
+        return situation.end(setting.data.mean + moved)
+
+    return answer
 
 
 def elbo_weight(t: Array) -> Array:

@@ -56,7 +56,7 @@ class Situation:
 
 def fixed_point(matching: Matching, situation: Situation, points: int = 2**11, rounds: int = 60) -> Array:
     """The table of means [K, D] at which the population's gradient is 0; raises if it is not found."""
-    pull = _Pull(matching, situation, points)
+    pull = Pull(matching, situation, points)
     means = np.tile(situation.data.mean, (len(situation.rows), 1))
     for _ in range(rounds):
         step = np.linalg.solve(pull.stiffness, pull.gradient(means).reshape(-1)).reshape(means.shape)
@@ -66,10 +66,13 @@ def fixed_point(matching: Matching, situation: Situation, points: int = 2**11, r
     raise ArithmeticError(f"no fixed point after {rounds} rounds; the last step was {np.abs(step).max():.1e}")
 
 
-class _Pull:
-    """The gradient as a function of the table, with what does not depend on the table computed once."""
+class Pull:
+    """The gradient as a function of the table, with what does not depend on the table computed once.
 
-    def __init__(self, matching: Matching, situation: Situation, points: int) -> None:
+    hats [T, K], matrices T_t [T, D, D], error e_0 [T, N, D], cov C [D, D].
+    """
+
+    def __init__(self, matching: Matching, situation: Situation, points: int = 2**11) -> None:
         self.matching, self.situation = matching, situation
         data, dims = situation.data, len(situation.direction)
         t = matching.times

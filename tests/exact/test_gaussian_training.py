@@ -17,7 +17,7 @@ from difrl.running import train
 from difrl.trainer import Trainer
 
 BY_NAME = {cell.name: cell for cell in CELLS}
-QUICK = ["flow_sde", "dance", "flow_grpo", "k1_reward", "awm_elbo", "awm_t"]
+QUICK = ["flow_sde", "dance", "flow_grpo", "k1_reward", "grpo_guard", "crd_paths", "awm_elbo", "awm_t", "crd_elbo", "nft"]
 
 
 @pytest.fixture(scope="module")

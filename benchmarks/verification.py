@@ -1,0 +1,84 @@
+"""Every method against the answer that is known for it, through the real trainer: writes docs/verification.md.
+
+    python -m benchmarks.verification --seeds 0 1 2        trains what is missing, then writes the page
+
+A world is a module of benchmarks/arenas with cells to train and a section of the page to write. Cells that are done are only
+read (--runs), so the command may be stopped and called again. On one CPU thread all of it takes about ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.arenas import gaussian_page
+from benchmarks.arenas.gaussian_cells import CELLS
+from difrl.compat import ensure_torchvision
+
+Result = dict[str, float]
+Results = Mapping[str, Sequence[Result]]
+"""Cell -> what was measured, one a seed."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A world with known answers."""
+
+    name: str
+    cells: Sequence[str]
+    run: Callable[[str, int, Path], Result]
+    """(cell, seed, an empty folder) -> what was measured."""
+    page: Callable[[Results], str]
+    """Its section, in Markdown."""
+
+
+WORLDS = (World("gaussian", [cell.name for cell in CELLS], gaussian_page.run, gaussian_page.page),)
+
+HEADER = """# Verification
+
+Where each method ends, and where it should: trained by the trainer of every run, on worlds whose answers are known in
+closed form. Written by `python -m benchmarks.verification`; do not edit by hand.
+"""
+
+
+def measured(world: World, cell: str, seed: int, runs: Path) -> Result:
+    """A cell trained and measured, or read where it is done."""
+    path = runs / world.name / f"{cell}-{seed}.json"
+    if not path.exists():
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            result = world.run(cell, seed, Path(folder))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".partial")
+        aside.write_text(json.dumps(result))
+        aside.replace(path)
+        print(f"{world.name} {cell} seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    found: Result = json.loads(path.read_text())
+    return found
+
+
+def main() -> None:
+    """Trains what is missing and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/verification"), help="where results are kept")
+    parser.add_argument("--out", type=Path, default=Path("docs/verification.md"))
+    options = parser.parse_args()
+    ensure_torchvision()
+    sections = [HEADER]
+    for world in WORLDS:
+        pairs = [(cell, seed) for seed in options.seeds for cell in world.cells]
+        done = {pair: measured(world, *pair, options.runs) for pair in pairs}
+        sections.append(world.page({c: [done[c, seed] for seed in options.seeds] for c in world.cells}))
+    options.out.write_text("\n".join(sections), encoding="utf-8")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
