@@ -245,7 +245,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("uniform", anchor("velocity"), rollout={"solver": None}),
         tilt(1.0),
-        "The tilt of what 12 Euler steps sample, whose variance is too large; a finer ODE of the same network is closer.",
+        "The tilt of what 12 Euler steps sample, whose variance is too small; a finer ODE of the same network is closer.",
     ),
     Cell(
         "awm_elbo_velocity",
