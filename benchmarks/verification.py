@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.arenas import gaussian_page
-from benchmarks.arenas.gaussian_cells import CELLS
+from benchmarks.arenas.gaussian_page import CELLS
 from difrl.compat import ensure_torchvision
 
 Result = dict[str, float]

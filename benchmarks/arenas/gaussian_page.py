@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, WORLD, Cell, config_of, measure, train
-from benchmarks.arenas.gaussian_cells import CELLS, FORWARD, REVERSE
+from benchmarks.arenas.gaussian_forward import FORWARD
+from benchmarks.arenas.gaussian_reverse import REVERSE
 from difrl.worlds.gaussian_answers import Normal
 
+CELLS = (*REVERSE, *FORWARD)
 BUDGET = 400_000
 """Denoiser evaluations of every cell: rollouts, likelihoods, references and anchors."""
 
@@ -74,7 +76,8 @@ affine, so where its sampler ends is computed from its weights and not estimated
   that is then left. A wrong β is cured by another coefficient; the residue is not.
 
 The closed forms are derived in `difrl/worlds/gaussian_answers.py` (chains) and `difrl/worlds/gaussian_forward.py` (forward
-likelihoods); recipes are in `benchmarks/arenas/gaussian_cells.py`; `tests/exact` holds the same cells to the same answers.
+likelihoods); recipes are in `benchmarks/arenas/gaussian_reverse.py` and `gaussian_forward.py`; `tests/exact` holds the same cells
+to the same answers.
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.arenas import gaussian as arena
-from benchmarks.arenas.gaussian_cells import CELLS
+from benchmarks.arenas.gaussian_page import CELLS
 from difrl.data import load_prompts
 from difrl.policies.base import Key, Steering
 from difrl.running import train

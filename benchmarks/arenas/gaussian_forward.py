@@ -1,9 +1,8 @@
-"""The cells of the Gaussian arena: recipes, fixed points, and why each fixed point is what it is."""
+"""Cells with a forward likelihood: recipe, fixed point, and why it is what it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,211 +13,16 @@ from benchmarks.arenas.gaussian_answers import (
     constant_slope,
     elbo_weight,
     ghuber_slope,
-    group_std_beta,
-    guarded_paths,
     matched,
-    paths,
     regressed,
     tilt,
 )
+from benchmarks.arenas.gaussian_recipes import FROZEN, MEAN, anchor, forward
 
-CLIPPED = {"kind": "clipped"}
-MEAN = {"baseline": "mean", "std": "none"}
-FROZEN = {"old": {"decay": 1.0}}
-"""ℓ_old stays that of the base."""
-MEMORYLESS = 2**0.5
-"""η of a Flow-SDE that forgets where it started."""
 FEW = GROUP / (GROUP - 1)
 """What a baseline that holds the sample itself takes off an advantage."""
 
 
-def anchor(divergence: str, coefficient: Any = 1.0, place: str = "loss") -> dict[str, Any]:
-    """To the base."""
-    return {"to": "base", "divergence": divergence, "coefficient": coefficient, "place": place}
-
-
-def reverse(kernel: str, noise_level: float, *anchors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Every noisy step a decision, its log-likelihood summed over dimensions."""
-    likelihood = {"kind": "reverse", "reduce": "sum", **more.pop("likelihood", {})}
-    rollout = {"kernel": kernel, "noise_level": noise_level}
-    return {"rollout": rollout, "likelihood": likelihood, "objective": CLIPPED, "anchors": [*anchors], **more}
-
-
-def forward(weighting: str, *anchors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Six uniform times a sample; rollouts by a solver of second order, whose own error is small."""
-    likelihood = {"kind": "forward", "weighting": weighting, "times": {"kind": "uniform"}, "decisions": 6}
-    return {
-        "rollout": {"solver": "DPMSolverMultistepScheduler", **more.pop("rollout", {})},
-        "likelihood": {**likelihood, **more.pop("likelihood", {})},
-        "objective": CLIPPED,
-        "anchors": [*anchors],
-        **more,
-    }
-
-
-KL = anchor("gaussian")
-REVERSE: Sequence[Cell] = (
-    Cell(
-        "flow_sde",
-        "reverse, Flow-SDE η = √2",
-        "clipped",
-        "Gaussian KL",
-        reverse("flow_sde", MEMORYLESS, KL),
-        paths(),
-        "Memoryless: the start is forgotten, so the optimum over paths is π*.",
-    ),
-    Cell(
-        "ddim",
-        "reverse, DDIM η = 1",
-        "clipped",
-        "Gaussian KL",
-        reverse("ddim", 1.0, KL),
-        paths(),
-        "Memoryless, and exactly the tilt of what the chain samples; 12 steps of it lose variance, which is all of the bias.",
-    ),
-    Cell(
-        "flow_grpo_kl",
-        "reverse, Flow-SDE η = 0.7",
-        "clipped",
-        "Gaussian KL",
-        reverse("flow_sde", 0.7, KL),
-        paths(),
-        "A little of the start is remembered; the mean moves by Cov(x0 | x1) a, not by Σ a.",
-    ),
-    Cell(
-        "dance",
-        "reverse, Dance-SDE η = 0.7",
-        "clipped",
-        "Gaussian KL",
-        reverse("dance_sde", 0.7, KL),
-        paths(),
-        "Two fifths of the variance come from the start, where nothing can be learnt: the mean stops that much short.",
-    ),
-    Cell(
-        "cps",
-        "reverse, CPS η = 0.7",
-        "clipped",
-        "Gaussian KL",
-        reverse("cps", 0.7, KL),
-        paths(),
-        "The sampler itself loses variance by design, towards (1 + cos(ηπ/2))/2 of the data's, and what is lost is not tilted.",
-    ),
-    Cell(
-        "precise",
-        "reverse, Precise η = 0.7",
-        "clipped",
-        "Gaussian KL",
-        reverse("precise", 0.7, KL),
-        paths(),
-        "As DDIM: forgets its start, and its bias is that of 12 steps.",
-    ),
-    Cell(
-        "k3",
-        "reverse, Flow-SDE η = √2",
-        "clipped",
-        "k3",
-        reverse("flow_sde", MEMORYLESS, anchor("k3")),
-        paths(),
-        "k3 follows KL(base ‖ θ), which for two Gaussians of one covariance has the gradient of KL(θ ‖ base).",
-    ),
-    Cell(
-        "k1_reward",
-        "reverse, Flow-SDE η = √2",
-        "clipped",
-        "k1 in the reward",
-        reverse("flow_sde", MEMORYLESS, anchor("k1", place="reward")),
-        paths(),
-        "At the optimum reward and penalty cancel sample by sample, so that the gradient has no noise left.",
-    ),
-    Cell(
-        "flow_grpo",
-        "reverse, Flow-SDE η = 0.7",
-        "clipped, A / group std",
-        "Gaussian KL",
-        reverse("flow_sde", 0.7, KL, advantage={"baseline": "mean", "std": "group"}),
-        paths(group_std_beta),
-        "Dividing by the reward's standard deviation is another β for each prompt.",
-    ),
-    Cell(
-        "grpo_guard",
-        "reverse, Flow-SDE η = 0.7",
-        "ratio-normalised, / abs(dt)",
-        "Gaussian KL",
-        reverse(
-            "flow_sde",
-            0.7,
-            anchor("gaussian", 4.0),
-            objective={"kind": "ratio_normalised"},
-            likelihood={"step_weight": "time_step"},
-        ),
-        guarded_paths(4.0),
-        "std/abs(dt) weighs the reward's pull at every step and not the anchor's: another β at each step.",
-    ),
-    Cell(
-        "flow_dppo",
-        "reverse, Flow-SDE η = 0.7",
-        "divergence-masked",
-        "Gaussian KL",
-        reverse("flow_sde", 0.7, KL, objective={"kind": "divergence_masked"}),
-        paths(),
-        "The mask bounds a step of training and has no part in where training ends.",
-    ),
-    Cell(
-        "crd_paths",
-        "reverse, Flow-SDE η = √2",
-        "centred, sum, raw; old = base",
-        "none",
-        reverse(
-            "flow_sde",
-            MEMORYLESS,
-            likelihood={"old": "recompute"},
-            snapshots=FROZEN,
-            objective={"kind": "centred", "reward": "raw", "decisions": "sum"},
-            advantage=MEAN,
-        ),
-        paths(),
-        "β times the path's log-ratio is regressed on the reward: both are linear in the noise, and the fit is exact.",
-    ),
-    Cell(
-        "crd_steps",
-        "reverse, Dance-SDE η = 0.7",
-        "centred, each, raw; old = base",
-        "none",
-        reverse(
-            "dance_sde",
-            0.7,
-            likelihood={"old": "recompute"},
-            snapshots=FROZEN,
-            objective={"kind": "centred", "reward": "raw", "decisions": "each"},
-            advantage=MEAN,
-        ),
-        paths(),
-        "The noises of steps are independent, so squaring one by one changes nothing; what the start decides is left over.",
-    ),
-    Cell(
-        "adpo_paths",
-        "reverse, Flow-SDE η = √2",
-        "anchored preference, sum",
-        "implicit",
-        reverse(
-            "flow_sde",
-            MEMORYLESS,
-            objective={"kind": "anchored_preference", "decisions": "sum"},
-            advantage=MEAN,
-        ),
-        paths(),
-        "Two softmaxes over the group agree where log-ratios are r/β but for a constant.",
-    ),
-    Cell(
-        "reverse_free",
-        "reverse, Flow-SDE η = 0.7",
-        "clipped",
-        "none",
-        reverse("flow_sde", 0.7),
-        None,
-        "Nothing holds the mean: it moves on for as long as training lasts.",
-    ),
-)
 FORWARD: Sequence[Cell] = (
     Cell(
         "awm_elbo",
@@ -399,4 +203,3 @@ FORWARD: Sequence[Cell] = (
         "Nothing holds the mean.",
     ),
 )
-CELLS = (*REVERSE, *FORWARD)
