@@ -8,9 +8,9 @@ from difrl.policies.families.sd import StableDiffusion
 from difrl.policies.families.sd3 import StableDiffusion3
 
 FAMILIES: dict[str, type[Family]] = {
-    "GaussianPipeline": Gaussian,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "StableDiffusionPipeline": StableDiffusion,
+    "GaussianPipeline": Gaussian,
 }
 """Pipeline class, as model_index.json names it -> family."""
 
