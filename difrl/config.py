@@ -553,6 +553,11 @@ class RunConfig(Section):
         """Groups of a step, over all processes; a group's samples are compared with each other."""
         return self.data.prompts_per_step * self.branches
 
+    @property
+    def compared(self) -> int:
+        """Samples of a group: all of a prompt, or of one of its branches."""
+        return self.data.group_size // self.branches
+
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         if found := misfits(self):

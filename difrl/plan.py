@@ -94,7 +94,7 @@ class Plan:
         """Samples and decisions of each, in a differentiated pass of a process (difrl/microbatches.py)."""
         train = self.config.train
         share = self.samples // self.processes // train.updates_per_step
-        objective, group_size = objective_of(self.config), self.config.data.group_size
+        objective, group_size = objective_of(self.config), self.config.compared
         part = extent(objective, self.decisions, train.micro_batch, group_size)
         return min(part.rows, share), part.columns
 
@@ -120,7 +120,7 @@ class Plan:
     @property
     def _statistics(self) -> list[Reference]:
         """Under which weights a pass for the objective's statistics evaluates; none where micro-batches hold whole groups."""
-        objective, size = objective_of(self.config), self.config.data.group_size
+        objective, size = objective_of(self.config), self.config.compared
         share = self.samples // self.processes // self.config.train.updates_per_step
         part = extent(objective, self.decisions, self.config.train.micro_batch, size)
         if self_contained(objective, torch.arange(share) // size, part):

@@ -44,7 +44,7 @@ class Sampled:
     def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
         config = self.config
         chosen = self.order.step(step * config.collect.max_draws + attempt)
-        size = config.data.group_size // config.branches
+        size = config.compared
         prompts = [self.prompts[chosen[g // config.branches]] for g in groups for _ in range(size)]
         ids, samples = numbered(groups, size, attempt * config.groups)
         rollout = self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)

@@ -243,7 +243,7 @@ class Trainer:
 
     def _extent(self, decisions: Decisions) -> Extent:
         columns = decisions.mask.shape[1]
-        return extent(self.objective, columns, self.config.train.micro_batch, self.config.data.group_size)
+        return extent(self.objective, columns, self.config.train.micro_batch, self.config.compared)
 
     @torch.no_grad()
     def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:

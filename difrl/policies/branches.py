@@ -51,5 +51,4 @@ def branching_of(config: RunConfig, kernel: Kernel) -> Branching:
     branch = config.rollout.branch
     if branch is None:
         return ALONE
-    size = config.data.group_size // branch.count
-    return Branching(size, kernel, noisy=True) if branch.prefix == "kernel" else Branching(size)
+    return Branching(config.compared, kernel, noisy=True) if branch.prefix == "kernel" else Branching(config.compared)

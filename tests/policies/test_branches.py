@@ -24,13 +24,14 @@ from difrl.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Brightness
 from tests.recipes import FLOW_GRPO, recipe
+from tests.tiny_models import tiny_sd
 
 KEY = Key(seed=3, step=5)
 WINDOW = {"kind": "fixed", "start": 1, "size": 2}
 
 
 def settings(branch: Mapping[str, Any] | None, window: Mapping[str, Any] = WINDOW, **more: Any) -> dict[str, Any]:
-    rollout = {"kernel": "flow_sde", "noise_level": 0.7, "steps": 5, "window": window, "branch": branch, **more}
+    rollout = {"kernel": "flow_sde", "noise_level": 0.7, "steps": 5, "window": window, "branch": branch} | more
     return {**FLOW_GRPO, "rollout": rollout, "data": {"prompts_per_step": 2, "group_size": 4}}
 
 
@@ -143,6 +144,23 @@ def test_progressive_window_grows_with_the_step(sd3: Path) -> None:
     assert spent[0] == 3 * 2 + 2 * 8 + 1 * 8
     assert spent[1] - spent[0] == 2 * 2 + 3 * 8 + 2 * 8
     assert spent[2] - spent[1] == 1 * 2 + 4 * 8 + 3 * 8
+
+
+@pytest.mark.parametrize("prefix", ["ode", "kernel"])
+def test_variance_preserving_models_branch_too(tmp_path: Path, prefix: str) -> None:
+    """B²-DiffuRL's own setting: DDIM at η = 1, the last steps first; batches and what was recorded as with flow models."""
+    model = tiny_sd(tmp_path)
+    window = {"kind": "progressive", "first": 2}
+    sections = settings({"count": 2, "prefix": prefix}, window, kernel="ddim", noise_level=1.0)
+    policy = policy_of(model, **sections)
+    small = draw(policy_of(model, **{**sections, "rollout": {**sections["rollout"], "batch": 1}}))
+    rollout = draw(policy)
+    shared = starts(rollout).unflatten(0, (4, 2))
+    assert torch.equal(shared[:, 0], shared[:, 1])
+    for name in ("latents", "log_prob"):
+        torch.testing.assert_close(small.tape[name], rollout.tape[name], atol=1e-4, rtol=1e-4)  # a UNet in float32
+    lik = policy.likelihoods(rollout, policy.decisions(rollout, KEY))
+    torch.testing.assert_close(lik.logp.detach(), rollout.tape["log_prob"], atol=1e-4, rtol=1e-4)
 
 
 def test_progressive_window_outside_the_noisy_steps_is_refused(sd3: Path) -> None:
