@@ -16,6 +16,7 @@ from torch import Tensor
 from difrl.config import RunConfig
 from difrl.data import Prompt, PromptOrder
 from difrl.examples import Example, load_examples, read_images
+from difrl.memory import enough_for
 from difrl.policies.base import Key, Policy
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
@@ -47,7 +48,8 @@ class Sampled:
         size = config.compared
         prompts = [self.prompts[chosen[g // config.branches]] for g in groups for _ in range(size)]
         ids, samples = numbered(groups, size, attempt * config.groups)
-        rollout = self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
+        with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
+            rollout = self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
         lap("rollout")
         scored = self.scorer(rollout)
         lap("score")

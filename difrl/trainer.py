@@ -161,8 +161,7 @@ class Trainer:
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
         mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
-        with enough_for("rollout", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
-            return self.source.draw(step, draw, mine, clock.lap)
+        return self.source.draw(step, draw, mine, clock.lap)
 
     def _charged(self, step: int, scored: Scored) -> tuple[Scored, Metrics]:
         """With anchors in the reward taken off it, and what they were."""
