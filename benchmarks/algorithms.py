@@ -2,21 +2,20 @@
 
     python benchmarks/algorithms.py --seeds 0 1 2 --jobs 2      trains what is missing, then writes table and plot
 
-Each method is its recipe of configs/ with the number of steps that spends the budget. Runs are resumable: a finished one is
-only read. Every run uses one CPU thread, `--jobs` of them at a time, so that times compare between the methods of one
-invocation (and with nothing else).
+Each method is its recipe of configs/ with the number of steps that spends the budget. Runs are resumable, and one whose
+record is kept is only read. Every run uses one CPU thread, `--jobs` of them at a time, so that times compare between the
+methods of one invocation (and with nothing else).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import COLORS, Curve, Job, at_budget, markdown, mean_line, plt, reach, save, spread, train_all
+from common import COLORS, Bench, Curve, Job, at_budget, markdown, mean_line, plt, reach, save, spread
 
 from difrl.paths import recipes
 from difrl.reading import read_config
@@ -37,19 +36,13 @@ FAST, SLOW = "AWM", "Flow-GRPO"
 Runs = Mapping[str, Sequence[Curve]]
 
 
-def job(recipe: str, seed: int, folder: Path) -> Job:
+def job(recipe: str, seed: int) -> Job:
     """A recipe at the budget of the benchmark; benchmarks/recipes.py has the same runs."""
     overrides = (f"seed={seed}", *at_budget(recipe, BUDGET, EVALUATIONS), *SIZES)
-    return Job(recipe, folder / f"{recipe}-{seed}", overrides)
+    return Job(recipe, f"{recipe}-{seed}", overrides)
 
 
-def divergence(place: Path) -> float:
-    """Mean squared difference of the final model's velocity from the pretrained one's, along evaluation samples."""
-    sweep = json.loads((place / "rlg.json").read_text())
-    return float(sweep["divergence/base"][sweep["weights"].index(1.0)])
-
-
-def table(runs: Runs, drifts: Mapping[str, Sequence[float]]) -> str:
+def table(runs: Runs) -> str:
     """Markdown: per method what it reached at the budget; mean and range over seeds."""
     header = (
         "method",
@@ -67,7 +60,7 @@ def table(runs: Runs, drifts: Mapping[str, Sequence[float]]) -> str:
         found, config = runs[method], read_config(recipes()[recipe])
         grid = f"{config.likelihood.kind} × {config.objective.kind.replace('_', ' ')}"
         minutes = spread([c.seconds[-1] / 60 for c in found], "{:.1f}")
-        drift = spread(drifts[method], "{:.4f}")
+        drift = spread([c.divergence for c in found], "{:.4f}")
         rows.append((method, grid, str(config.train.updates_per_step), *measured(found, -1), drift, minutes))
     return markdown(header, rows)
 
@@ -103,7 +96,7 @@ def ratios(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def plot(runs: Runs, drifts: Mapping[str, Sequence[float]], path: Path) -> None:
+def plot(runs: Runs, path: Path) -> None:
     """Reward against evaluations and minutes, and what it cost: the watched reward against divergence."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for (method, found), color in zip(runs.items(), COLORS, strict=False):
@@ -111,7 +104,7 @@ def plot(runs: Runs, drifts: Mapping[str, Sequence[float]], path: Path) -> None:
             for c in found:
                 ax.plot(x(c), c.reward, color=color, alpha=0.2, linewidth=0.8)
             ax.plot(*mean_line(found, x, lambda c: c.reward), color=color, linewidth=2.2, label=method)
-        axes[2].scatter(drifts[method], [c.watched[-1] for c in found], color=color, s=26, label=method)
+        axes[2].scatter([c.divergence for c in found], [c.watched[-1] for c in found], color=color, s=26, label=method)
     start = float(np.mean([c.watched[0] for found in runs.values() for c in found]))
     axes[2].axhline(start, color="#999999", linewidth=0.8, linestyle="--")
     axes[2].annotate("before", (1, start), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#777777")
@@ -125,7 +118,7 @@ def plot(runs: Runs, drifts: Mapping[str, Sequence[float]], path: Path) -> None:
     save(figure, path)
 
 
-def text(runs: Runs, drifts: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> str:
+def text(runs: Runs, seeds: Sequence[int]) -> str:
     """docs/benchmarks/algorithms.md."""
     lines = (
         "# Algorithms at equal denoiser evaluations",
@@ -139,7 +132,7 @@ def text(runs: Runs, drifts: Mapping[str, Sequence[float]], seeds: Sequence[int]
         "difference of the velocity from the pretrained model's, along evaluation samples. Minutes: of training, one thread; "
         "they compare within one invocation only. Methods with a trust region make several updates a rollout, since with one "
         "their ratio stays 1 and nothing is ever clipped; AWM's published objective is on-policy.",
-        table(runs, drifts),
+        table(runs),
         "![Reward against evaluations and minutes; judge against divergence](algorithms.png)",
         "## Cost of a given reward",
         "Thousand evaluations, interpolated between evaluations of the run:",
@@ -161,12 +154,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-algorithms"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
-    jobs = [job(recipe, seed, options.runs) for seed in options.seeds for recipe in METHODS]
-    done = list(zip(jobs, train_all(jobs, options.jobs), strict=True))
+    jobs = [job(recipe, seed) for seed in options.seeds for recipe in METHODS]
+    curves = Bench(options.runs, options.out / "records" / "recipes").curves(jobs, options.jobs)
+    done = list(zip(jobs, curves, strict=True))
     runs = {name: [c for j, c in done if j.recipe == recipe] for recipe, name in METHODS.items()}
-    drifts = {name: [divergence(j.place) for j in jobs if j.recipe == recipe] for recipe, name in METHODS.items()}
-    plot(runs, drifts, options.out / "algorithms.png")
-    written = text(runs, drifts, options.seeds)
+    plot(runs, options.out / "algorithms.png")
+    written = text(runs, options.seeds)
     (options.out / "algorithms.md").write_text(written, encoding="utf-8")
     print(written)
 

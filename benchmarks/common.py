@@ -1,16 +1,19 @@
 """What the benchmarks share: runs of `difrl train`, the curves they leave, spreads over seeds, tables and plots.
 
-Every run uses one CPU thread and is resumable: a finished one is only read. Left out: what each benchmark asks.
+Every run uses one CPU thread and is resumable. What a finished one measured is a record, a small JSON file that is kept in
+the repository: a run whose record is there, made with the same settings, is only read. Left out: what each benchmark asks.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -22,7 +25,8 @@ import matplotlib.pyplot as plt
 from difrl.estimate import estimate
 from difrl.metrics import read_metrics
 from difrl.paths import recipes
-from difrl.reading import read_config
+from difrl.presets import PRESETS
+from difrl.reading import load_mapping, read_config
 
 COLORS = ("#1f6fb2", "#c8553d", "#3a8f5c", "#8a5fb0", "#d19a1c", "#5b6b7a", "#c45a9c", "#2aa5a5")
 REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/diversity/pixels"
@@ -30,11 +34,18 @@ REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/di
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a recipe in a folder of its own."""
+    """A run of a recipe: `name` is that of its folder below `runs` and of its record."""
 
     recipe: str
-    place: Path
+    name: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> str:
+        """A fingerprint of what the recipe, its algorithm's preset and the overrides say."""
+        said = load_mapping(recipes()[self.recipe])
+        everything = [said, dict(PRESETS[said["algorithm"]].settings), self.overrides]
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -47,21 +58,51 @@ class Curve:
     stderr: np.ndarray
     watched: np.ndarray
     diversity: np.ndarray
+    divergence: float
+    """Of the final model from the pretrained one: mean squared difference of outputs along evaluation samples."""
 
 
-def train(job: Job) -> Curve:
-    """Trains one run to its end, or reads it where it is finished."""
-    if not (job.place / "summary.json").exists():
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are made and records are kept."""
+
+    runs: Path
+    records: Path
+
+    def curve(self, job: Job) -> Curve:
+        """Of one run: of its record, or trained to its end and recorded."""
+        record = self.records / f"{job.name}.json"
+        if record.exists() and json.loads(record.read_text())["settings"] == job.settings:
+            return read_record(record)
+        place = self.runs / job.name
         command = [sys.executable, "-m", "difrl", "train", str(recipes()[job.recipe]), "--resume"]
-        command += [f"output_dir={job.place}", "train.threads=1", *job.overrides]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return read_curve(job.place)
+        command += [f"output_dir={place}", "train.threads=1", *job.overrides]
+        if not (place / "summary.json").exists():
+            subprocess.run(command, check=True, stdout=sys.stderr)
+        return write_record(record, job, read_curve(place))
+
+    def curves(self, jobs: Sequence[Job], at_once: int) -> list[Curve]:
+        """Of all jobs, `at_once` of them trained at a time."""
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(self.curve, jobs))
 
 
-def train_all(jobs: Sequence[Job], at_once: int) -> list[Curve]:
-    """The curves of all jobs, `at_once` of them trained at a time."""
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(train, jobs))
+def write_record(record: Path, job: Job, curve: Curve) -> Curve:
+    """Writes what a run measured, and gives it back."""
+    columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(curve).items()}
+    record.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"recipe": job.recipe, "overrides": job.overrides, "settings": job.settings, **columns}, indent=1)
+    record.write_text(text + "\n")
+    return curve
+
+
+def read_record(record: Path) -> Curve:
+    """The inverse of `write_record`."""
+    found = json.loads(record.read_text())
+    return Curve(
+        *(np.array(found[k]) for k in ("nfe", "seconds", "reward", "stderr", "watched", "diversity")),
+        divergence=found["divergence"],
+    )
 
 
 def at_budget(recipe: str, budget: int, evaluations: int) -> tuple[str, ...]:
@@ -79,7 +120,8 @@ def read_curve(run: Path) -> Curve:
         if REWARD in row:
             keys = (REWARD, f"{REWARD}/stderr", WATCHED, DIVERSITY)
             points.append((row["nfe"], seconds, *(row[key] for key in keys)))
-    return Curve(*np.array(points).T)
+    sweep = json.loads((run / "rlg.json").read_text())
+    return Curve(*np.array(points).T, divergence=sweep["divergence/base"][sweep["weights"].index(1.0)])
 
 
 def reach(curve: Curve, level: float, axis: np.ndarray) -> float:

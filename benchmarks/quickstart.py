@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py --seeds 0 1 2          trains what is missing, then writes table and plot
 
-Runs are resumable: a run that is finished is only read. Every run uses one CPU thread, `--jobs` of them at a time, so that
+Runs are resumable, and one whose record is kept is only read. Every run uses one CPU thread, `--jobs` of them at a time, so that
 times compare between the methods of one invocation (and with nothing else).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import Curve, Job, markdown, plot_curves, reach, spread, train_all
+from common import Bench, Curve, Job, markdown, plot_curves, reach, spread
 
 METHODS = {"quickstart": "AWM", "flow_grpo": "Flow-GRPO"}
 
@@ -56,11 +56,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key.path=value for every run")
     options = parser.parse_args()
     jobs = [
-        Job(method, options.runs / f"{method}-{seed}", (f"seed={seed}", *options.overrides))
+        Job(method, f"{method}-{seed}", (f"seed={seed}", *options.overrides))
         for seed in options.seeds
         for method in METHODS
     ]
-    done = list(zip(jobs, train_all(jobs, options.jobs), strict=True))
+    bench = Bench(options.runs, options.out / "records" / "quickstart")
+    done = list(zip(jobs, bench.curves(jobs, options.jobs), strict=True))
     curves = {name: [c for job, c in done if job.recipe == method] for method, name in METHODS.items()}
     text = table(curves, options.level)
     plot_curves(curves, options.out / "quickstart.png")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from algorithms import BUDGET, job
-from common import COLORS, Curve, markdown, plt, save, train_all
+from common import COLORS, Bench, Curve, markdown, plt, save
 
 from difrl.config import RunConfig
 from difrl.paths import assets, recipes
@@ -143,8 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     runs = shipped()
     make_pairs(runs)
-    done = train_all([job(name, options.seed, options.runs) for name in runs], options.jobs)
-    curves = dict(zip(runs, done, strict=True))
+    bench = Bench(options.runs, options.out / "benchmarks" / "records" / "recipes")
+    curves = dict(zip(runs, bench.curves([job(name, options.seed) for name in runs], options.jobs), strict=True))
     plot(curves, runs, options.out / "recipes.png")
     written = text(curves, runs)
     (options.out / "recipes.md").write_text(written, encoding="utf-8")
