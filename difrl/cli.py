@@ -281,7 +281,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     from difrl.policies.loading import ModelError
     from difrl.preferences import PairsError
     from difrl.reading import ConfigError
-    from difrl.running import Interrupted, RunFolderError
+    from difrl.run_folder import RunFolderError
+    from difrl.running import Interrupted
     from difrl.trainer import TrainingError
     from rewards import RewardError
 

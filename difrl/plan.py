@@ -15,7 +15,8 @@ from difrl.config import RunConfig
 from difrl.microbatches import extent, self_contained
 from difrl.objectives import objective_of, references_read
 from difrl.policies.base import Key
-from difrl.policies.diffusion import Reference, Sampling
+from difrl.policies.comparison import Reference
+from difrl.policies.diffusion import Sampling
 from difrl.policies.families import Family
 from difrl.policies.loading import ModelError, in_reward, inverted_by, references_of, samplings
 from difrl.reading import ConfigError

@@ -6,15 +6,9 @@ runs/NAME/  config.yaml  metrics.jsonl  samples/  checkpoints/  model/  summary.
 from __future__ import annotations
 
 import json
-import math
-import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,33 +24,17 @@ from difrl.examples import training_prompts
 from difrl.guard import Guard
 from difrl.memory import enough_for
 from difrl.metrics import MetricsFile, read_metrics
-from difrl.pictures import compare, grid
-from difrl.policies.base import TUNED, Policy, Steering
+from difrl.pictures import grid
+from difrl.policies.base import Policy
 from difrl.policies.loading import load_policy
 from difrl.processes import Processes
-from difrl.reading import read_config, to_yaml
 from difrl.report import write_report
-from difrl.rollout import Rollout
+from difrl.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder
 from difrl.scoring import Scorer
+from difrl.showing import before_after, rewards_of, sweep
+from difrl.stopping import stop_requested
 from difrl.trainer import Trainer, TrainingError
 from rewards import RewardError
-
-FREE: Mapping[str, Any] = {
-    "output_dir": True,
-    "eval": True,
-    "checkpoint": True,
-    "tensorboard": True,
-    "guard": True,
-    # More steps extend a run; the others change what is computed to float order only.
-    "train": {"steps", "threads", "micro_batch"},
-    "rollout": {"batch"},
-    "model": {"copies", "embeddings_mb"},
-}
-"""What a resumed run may change."""
-
-
-class RunFolderError(RuntimeError):
-    """A run folder that does not fit what is asked of it."""
 
 
 class Interrupted(Exception):
@@ -70,7 +48,7 @@ def train(
     processes = processes or Processes()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    place = _checkpoint_to_resume(config, resume, processes)
+    place = checkpoint_to_resume(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file or reward is told at once.
     prompts = Prompts.load(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
@@ -79,7 +57,7 @@ def train(
     try:
         if place is not None:
             run.resume(place)
-        _prepare_folder(config, processes)
+        prepare_folder(config, processes)
         return run()
     except (OSError, SafetensorError) as error:  # what rewards and models raise has names of its own
         raise RunFolderError(
@@ -99,49 +77,6 @@ def _display(display: Display | None, processes: Processes) -> Display:
     if not processes.is_main:
         return SilentDisplay()
     return display if display is not None else open_display()
-
-
-def _checkpoint_to_resume(config: RunConfig, resume: bool, processes: Processes) -> Path | None:
-    """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
-    folder = config.output_dir
-    known = folder / "config.yaml"
-    if known.exists():
-        if not resume:
-            raise RunFolderError(
-                f"{folder} holds a run already; continue it with --resume, or choose another place with "
-                "output_dir=runs/NAME"
-            )
-        _check_same(read_config(known), config, known)
-    place = checkpoint.latest(folder) if resume else None
-    seen = processes.gather(torch.tensor([checkpoint.step_of(place)], device=processes.device)).tolist()
-    if len(set(seen)) > 1:
-        raise RunFolderError(
-            f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
-            "machines share"
-        )
-    return place
-
-
-def _prepare_folder(config: RunConfig, processes: Processes) -> None:
-    """Makes the run folder and its config.yaml. After the model is loaded: a misspelt one must not occupy the name."""
-    known = config.output_dir / "config.yaml"
-    processes.wait()  # until every process has looked at the folder as it was
-    if processes.is_main:
-        (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-        aside = known.with_suffix(".partial")
-        aside.write_text(to_yaml(config), encoding="utf-8")
-        os.replace(aside, known)
-    processes.wait()
-
-
-def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
-    one, two = (c.model_dump(exclude=FREE) for c in (before, now))
-    different = sorted(key for key in one if one[key] != two[key])
-    if different:
-        raise RunFolderError(
-            f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
-            "or start a new run with output_dir=runs/NAME"
-        )
 
 
 @dataclass(frozen=True)
@@ -361,83 +296,5 @@ class Run:
         return summary
 
 
-def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[float | None]]:
-    """The optimised reward of every image of a grid, row by row; None where it could not be scored."""
-    scored = scorer(rollout)
-    values = [float(r) if v else None for r, v in zip(scored.rewards, scored.valid, strict=True)]
-    return [values[i : i + columns] for i in range(0, len(values), columns)]
-
-
-def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
-    """samples/before-after.png: the same prompts and noise through the pretrained and the trained model; "" if no images."""
-    columns, path = min(4, config.eval.columns), folder / "samples" / "before-after.png"
-    drawn = _compare(evaluator, {"before": Steering(0.0), "after": TUNED}, config.eval.show, columns, path)
-    return str(path) if drawn else ""
-
-
-def sweep(
-    evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes, steering: Steering = TUNED
-) -> dict[str, Any]:
-    """rlg.json and rlg.png: every metric, the distance to the base and the cost against the RLG weight."""
-    weights = config.eval.rlg
-    steered = {f"w = {w:g}": replace(steering, rlg=w) for w in weights}
-    rows = [evaluator(config.eval.images, replace(one, measure=True)) for one in steered.values()]
-    settings = {"first_steps": steering.first_steps, "adaptive": steering.adaptive}
-    result: dict[str, Any] = {"weights": list(weights), **settings}
-    for name in rows[0]:
-        result[name.removeprefix("eval/")] = [row[name] if math.isfinite(row[name]) else None for row in rows]
-    if processes.is_main:
-        if _compare(evaluator, steered, min(4, config.eval.show), 2, folder / "rlg.png"):
-            result["picture"] = "rlg.png"
-        (folder / "rlg.json").write_text(json.dumps(result, indent=1))
-    return result
-
-
-def _compare(evaluator: Evaluator, sets: Mapping[str, Steering], count: int, columns: int, path: Path) -> bool:
-    """Draws one column of samples for each way to steer them; False where samples are not images."""
-    if count == 0:
-        return False
-    images: dict[str, torch.Tensor] = {}
-    scores: dict[str, list[list[float | None]]] = {}
-    captions: list[str] = []
-    for label, steering in sets.items():
-        rollout, captions = evaluator.show(count, columns, steering)
-        if rollout.images is None:
-            return False
-        images[label] = rollout.images.cpu().unflatten(0, (len(captions), columns))
-        scores[label] = rewards_of(evaluator.scorer, rollout, columns)
-    compare(images, captions, scores).save(path)
-    return True
-
-
 def _evaluation(row: Mapping[str, float]) -> dict[str, float]:
     return {k: v for k, v in row.items() if k.startswith("eval/")}
-
-
-@dataclass
-class Stop:
-    """Whether Ctrl-C was pressed."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_requested(display: Display) -> Iterator[Stop]:
-    """Turns the first Ctrl-C (or SIGTERM) into a request that the loop honours after its step; a second one is immediate."""
-    stop = Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        display.message("stopping after this step; once more to stop at once, without saving it")
-
-    try:
-        previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs this there handles its own signals
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -24,8 +24,9 @@ from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
 from difrl.reading import ConfigError
 from difrl.report import write_report
-from difrl.running import RunFolderError, sweep
+from difrl.run_folder import RunFolderError
 from difrl.scoring import Scorer
+from difrl.showing import sweep
 from difrl.summary import STDERR
 
 BEST = "best"

@@ -24,7 +24,8 @@ from difrl.display import SilentDisplay
 from difrl.metrics import MetricsError, MetricsFile, read_metrics
 from difrl.policies.loading import ModelError
 from difrl.reading import to_yaml
-from difrl.running import Interrupted, RunFolderError
+from difrl.run_folder import RunFolderError
+from difrl.running import Interrupted
 from difrl.trainer import Trainer
 from rewards import RewardError
 from tests.recipes import FLOW_GRPO, recipe

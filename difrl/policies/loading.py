@@ -17,7 +17,8 @@ from difrl.config import LikelihoodConfig, LoraConfig, ModelConfig, RolloutConfi
 from difrl.objectives import objective_of, references_read
 from difrl.paths import PACKAGE
 from difrl.policies.branches import branching_of
-from difrl.policies.diffusion import Comparison, DiffusionPolicy, Reference, Sampling
+from difrl.policies.comparison import Comparison, Reference
+from difrl.policies.diffusion import DiffusionPolicy, Sampling
 from difrl.policies.errors import ModelError as ModelError  # for those who import it from here
 from difrl.policies.families import FAMILIES, Family
 from difrl.policies.likelihoods import Forward, Kind, Reverse
