@@ -280,6 +280,7 @@ def _mendable() -> tuple[type[Exception], ...]:
     from difrl.metrics import MetricsError
     from difrl.policies.loading import ModelError
     from difrl.preferences import PairsError
+    from difrl.processes import ProcessError
     from difrl.reading import ConfigError
     from difrl.run_folder import RunFolderError
     from difrl.running import Interrupted
@@ -297,6 +298,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         MetricsError,
         ModelError,
         PairsError,
+        ProcessError,
         PromptFileError,
         RewardError,
         RunFolderError,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from difrl.levels import levels_of
 from difrl.misfits import MisfitError, misfits
 
 
@@ -27,6 +28,10 @@ class ConstantSchedule(Section):
     value: float
     warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0")
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.value,)
+
 
 class LinearSchedule(Section):
     kind: Literal["linear"]
@@ -36,6 +41,10 @@ class LinearSchedule(Section):
     warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
     hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start, self.end)
+
 
 class CosineSchedule(Section):
     kind: Literal["cosine"]
@@ -44,6 +53,10 @@ class CosineSchedule(Section):
     steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
     warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
     hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start, self.end)
 
 
 def _schedule_kind(value: Any) -> str:
@@ -73,6 +86,10 @@ class TargetKLCoefficient(Section):
     gain: float = Field(0.1, gt=0, le=1, description="how fast the value follows")
     bound: float = Field(0.2, gt=0, lt=1, description="largest relative error that counts")
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start,)
+
 
 class RewardAdaptiveCoefficient(Section):
     """Of each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
@@ -81,6 +98,16 @@ class RewardAdaptiveCoefficient(Section):
     value: Schedule = Field(description="of the best samples")
     floor: float = Field(1e-4, ge=0, description="of the worst samples")
     limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.floor, *levels_of(self.value))
+
+    @model_validator(mode="after")
+    def _best_are_held_most(self) -> RewardAdaptiveCoefficient:
+        if self.floor > min(levels_of(self.value)):
+            raise ValueError(f"floor is {self.floor:g}, expected at most the value, {min(levels_of(self.value)):g}")
+        return self
 
 
 AnchorCoefficient = Annotated[
@@ -131,7 +158,9 @@ class WindowConfig(Section):
     """Which denoising steps are stochastic, and so decisions of a reverse likelihood (arXiv:2507.21802)."""
 
     kind: Literal["all", "fixed", "random"] = "all"
-    start: int = Field(0, ge=0, description="first step of a fixed window; lowest start of a random one")
+    start: int = Field(
+        0, ge=0, description="first step of a fixed window, lowest of a random one; 0: the first with noise"
+    )
     size: int | None = Field(None, gt=0, description="number of steps in a fixed or random window; default: 1")
 
 
@@ -172,6 +201,11 @@ class RolloutConfig(Section):
     width: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     height: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     batch: int = Field(64, gt=0, description="samples drawn at once")
+
+    @property
+    def silent(self) -> bool:
+        """Whether samples are drawn without noise after the first."""
+        return self.solver is not None or self.kernel == "ode" or self.noise_level == 0
 
 
 class GridTimes(Section):
@@ -402,12 +436,17 @@ class DecaySnapshot(Section):
         0.0, description="0 copies the weights, 0.99 follows them slowly; schedules count optimizer updates"
     )
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return levels_of(self.decay)
+
 
 class SoupSnapshot(Section):
     """The average of the initial weights and those after every so many steps (arXiv:2411.01798)."""
 
     kind: Literal["soup"]
     every: int = Field(gt=0, description="steps between the weights that are averaged")
+    levels: ClassVar[tuple[float, ...]] = ()
 
 
 class ResetSnapshot(Section):
@@ -415,6 +454,7 @@ class ResetSnapshot(Section):
 
     kind: Literal["reset"]
     every: int = Field(gt=0, description="steps between resets")
+    levels: ClassVar[tuple[float, ...]] = ()
 
 
 def _snapshot_kind(value: Any) -> str:
@@ -516,7 +556,9 @@ class GuardConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end and on Ctrl-C")
+    every: int = Field(
+        50, ge=0, description="steps between checkpoints; 0: at the end, on Ctrl-C or failure, and for a guard"
+    )
     keep: int = Field(2, gt=0, description="how many are kept, beside the best where there is a guard")
 
 

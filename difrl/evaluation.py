@@ -42,7 +42,7 @@ class Evaluator:
         prompts = [asked[int(i) % len(asked)] for i in numbers]
         rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), steering)
         rollout = rollout.to(self.processes.device)
-        scored = self.scorer(rollout)
+        scored = self.processes.agreed(lambda: self.scorer(rollout))
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
         if steering.measure:
             columns |= rollout.measures

@@ -38,6 +38,13 @@ class MetricsFile:
                 if name != "step":
                     self.board.add_scalar(name, value, int(metrics["step"]))
 
+    def amend(self, metrics: Mapping[str, float]) -> None:
+        """Writes the last line anew."""
+        aside = self.path.with_suffix(".partial")
+        aside.write_text("".join(self.path.read_text().splitlines(keepends=True)[:-1]))
+        os.replace(aside, self.path)
+        self.write(metrics)
+
     def sync(self) -> None:
         """Returns when what was written is on the disk: a checkpoint must not survive a crash that its metrics do not."""
         with self.path.open("rb") as handle:

@@ -5,11 +5,13 @@ A check yields the key to change and a sentence that says what was found, what w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from difrl.levels import levels_of
 from difrl.misfit import Misfit
-from difrl.objective_misfits import objective_misfits
+from difrl.objective_misfits import ignores_old, objective_misfits
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig
@@ -62,6 +64,12 @@ def _reverse_has_noise(config: RunConfig) -> Iterator[Misfit]:
 
 def _window_fits(config: RunConfig) -> Iterator[Misfit]:
     window, steps = config.rollout.window, config.rollout.steps
+    if window.kind != "all" and config.rollout.silent:
+        problem = (
+            f"kind: {window.kind} chooses among steps with noise, and the sampler has none; set kind: all, or a kernel"
+        )
+        yield Misfit(("rollout", "window", "kind"), f"{problem} such as flow_sde with a noise_level")
+        return
     if window.kind == "progressive":
         yield from _progressive_window_fits(window.first, window.last or steps - 1, steps)
         return
@@ -107,7 +115,7 @@ def _branches_differ(config: RunConfig) -> Iterator[Misfit]:
     branch, rollout, size = config.rollout.branch, config.rollout, config.data.group_size
     if branch is None:
         return
-    if rollout.solver is not None or rollout.kernel == "ode" or rollout.noise_level == 0:
+    if rollout.silent:
         problem = "samples of a branch differ by the noise after the prefix, and there is none; set e.g. kernel: cps"
         yield Misfit(("rollout", "branch"), f"{problem} and noise_level: 0.8, or remove branch")
     if size % branch.count or size // branch.count < 2:
@@ -128,6 +136,9 @@ def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[Misfit]:
     if config.advantage.normalise == "each":
         problem = f"data.rows: {rows} hold one reward an image, and each wants those of the recipe; set total"
         yield Misfit(("advantage", "normalise"), problem)
+    if config.rollout.snapshot != "current":
+        problem = f"data.rows: {rows} are not sampled, so no snapshot draws them; set current"
+        yield Misfit(("rollout", "snapshot"), problem)
     if config.rollout.branch is not None:
         yield Misfit(("rollout", "branch"), f"data.rows: {rows} are not sampled and share no steps; remove branch")
     if rows == "pairs" and config.data.group_size != 2:
@@ -142,6 +153,31 @@ def _times_in_order(config: RunConfig) -> Iterator[Misfit]:
         if low >= high:
             problem = f"found low: {low:g} and high: {high:g}; low must be below high"
             yield Misfit(("likelihood", "times", "low"), problem)
+
+
+def _elbo_is_defined(config: RunConfig) -> Iterator[Misfit]:
+    likelihood = config.likelihood
+    if likelihood.kind != "forward" or likelihood.weighting != "elbo":
+        return
+    if likelihood.times.kind == "grid":
+        problem = "weighting: elbo divides by the density of the times, and times on a grid have none"
+        yield Misfit(("likelihood", "times", "kind"), f"{problem}; set uniform or logit_normal")
+    if likelihood.error != "output":
+        problem = f"weighting: elbo is the error of the noise, whatever the model predicts; found {likelihood.error}"
+        yield Misfit(("likelihood", "error"), f"{problem}, set output")
+
+
+def _levels_are_in_range(config: RunConfig) -> Iterator[Misfit]:
+    ranged: list[tuple[tuple[str | int, ...], tuple[float, ...], float]] = [
+        (("train", "lr"), levels_of(config.train.lr), math.inf),
+        *((("anchors", i, "coefficient"), levels_of(a.coefficient), math.inf) for i, a in enumerate(config.anchors)),
+        *((("snapshots", name, "decay"), s.levels, 1.0) for name, s in config.snapshots.items()),
+    ]
+    for path, levels, highest in ranged:
+        for level in levels:
+            if not 0 <= level <= highest:
+                expected = "0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
+                yield Misfit(path, f"found {level:g}, expected {expected}")
 
 
 def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
@@ -203,6 +239,9 @@ def _advantages_are_defined(config: RunConfig) -> Iterator[Misfit]:
         yield Misfit(
             ("advantage", "std"), "normalise: each divides every reward by its spread in the group; set std: group"
         )
+    if advantage.std == "beta" and any(anchor.place == "reward" for anchor in config.anchors):
+        problem = "std: beta is for rewards in [0, 1], which they leave where an anchor is taken off them"
+        yield Misfit(("advantage", "std"), f"{problem}; set another std, or place: loss")
     if advantage.positive == advantage.negative == 0:
         yield Misfit(
             ("advantage", "positive"), "positive and negative are both 0, so nothing would be learnt; raise one"
@@ -220,7 +259,7 @@ def _updates_divide_groups(config: RunConfig) -> Iterator[Misfit]:
 
 def _old_stays_old(config: RunConfig) -> Iterator[Misfit]:
     likelihood, updates = config.likelihood, config.train.updates_per_step
-    if updates > 1 and likelihood.old == "detach":
+    if updates > 1 and likelihood.old == "detach" and not ignores_old(config):
         better = "recorded" if likelihood.kind == "reverse" else "recompute and snapshots: {old: {decay: 0.0}}"
         problem = f"detach moves ℓ_old with each of the {updates} updates of a step; set {better}"
         yield Misfit(("likelihood", "old"), problem)
@@ -294,6 +333,8 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     _inversion_fits,
     _recorded_rows_are_evaluated,
     _times_in_order,
+    _elbo_is_defined,
+    _levels_are_in_range,
     _divergences_exist,
     _divergences_are_in_their_place,
     _rewards_have_a_total,

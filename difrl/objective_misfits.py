@@ -28,6 +28,12 @@ def objective_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _bound_is_counted_once(config)
 
 
+def ignores_old(config: RunConfig) -> bool:
+    """Whether the objective measures θ from another reference than old."""
+    objective = config.objective
+    return objective.kind in ("preference", "anchored_preference") and objective.reference != "old"
+
+
 def _nothing(config: RunConfig, objective: Any) -> Iterator[Misfit]:
     yield from ()
 
@@ -59,6 +65,8 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[Misfit]
         ("std", advantage.std, ("none",)),
         ("clip", advantage.clip, (None,)),
         ("scale", advantage.scale, (1.0,)),
+        ("positive", advantage.positive, (1.0,)),
+        ("negative", advantage.negative, (1.0,)),
     ]
     for key, found, allowed in wanted:
         if found not in allowed:
@@ -84,6 +92,10 @@ def _preference(config: RunConfig, objective: PreferenceObjective | AnchoredPref
     if name == "old" and likelihood.old == "detach":
         problem = "detach makes old the policy itself, and every Δ zero; set likelihood.old: recompute"
         yield Misfit(("objective", "reference"), f"{problem}, or reference: base")
+    for key, factor in (("positive", config.advantage.positive), ("negative", config.advantage.negative)):
+        if factor == 0:
+            problem = "pairs are chosen by the order of advantages, which a factor of 0 wipes out"
+            yield Misfit(("advantage", key), f"{problem}; set a number above 0")
     if likelihood.kind != "forward" or objective.decisions != "each":
         return
     # Inversion finds each sample its own noise, which is what makes it comparable.

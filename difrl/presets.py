@@ -188,6 +188,7 @@ PRESETS: Mapping[str, Preset] = {
                 "kind": "forward",
                 "weighting": "adaptive",
                 "times": {"kind": "grid", "fraction": 1.0},
+                "decisions": 1,
                 "old": "recompute",
             },
             "objective": {"kind": "centred", "beta": 1.0, "bound": 5.0},

@@ -7,11 +7,20 @@ weights then need no special treatment, and a loss divided by the global count g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from rewards import RewardError
+
+T = TypeVar("T")
+
+
+class ProcessError(RuntimeError):
+    """What this process was waiting for failed on another one."""
 
 
 class Processes:
@@ -40,6 +49,17 @@ class Processes:
         """Rows of all processes, in the order of their ranks; every process gives the same shape."""
         gathered: Tensor = self.accelerator.gather(tensor.contiguous())
         return gathered
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where a reward fails in it on one process, all raise, so that none waits for the others."""
+        result, failure = None, None
+        try:
+            result = work()
+        except RewardError as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or ProcessError("a reward failed on another process; its message is among the output above")
+        return cast("T", result)
 
     def own(self, gathered: Tensor) -> Tensor:
         """The rows that this process gave to `gather`."""

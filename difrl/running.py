@@ -27,7 +27,7 @@ from difrl.metrics import MetricsFile, read_metrics
 from difrl.pictures import grid
 from difrl.policies.base import Policy
 from difrl.policies.loading import load_policy
-from difrl.processes import Processes
+from difrl.processes import ProcessError, Processes
 from difrl.report import write_report
 from difrl.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder
 from difrl.scoring import Scorer
@@ -115,6 +115,8 @@ class Run:
         self.guard = Guard(config.guard)
         self.saved = 0
         """The step of the newest checkpoint."""
+        self.unevaluated: Mapping[str, float] | None = None
+        """The metrics of a step that was saved when its evaluation failed."""
 
     def _evaluator(self) -> Evaluator | None:
         if self.prompts.evaluation is None or self.config.eval.every == 0:
@@ -129,6 +131,8 @@ class Run:
         self.guard.rows = [{"step": row["step"], **found} for row in rows if (found := _evaluation(row))]
         self.before = next((_evaluation(row) for row in rows if _evaluation(row)), {})
         self.after = next((_evaluation(row) for row in reversed(rows) if _evaluation(row)), {})
+        if rows and self._evaluation_due() and not _evaluation(rows[-1]):
+            self.unevaluated = rows[-1]
         self.seconds = sum(v for row in rows for k, v in row.items() if k.startswith("time/"))
         threads = checkpoint.read_state(place)["threads"]
         if threads != torch.get_num_threads():
@@ -151,12 +155,18 @@ class Run:
                 self._write(metrics_file, {"step": 0, "nfe": 0, **found})
                 if self.step in self.guard.kept:
                     self._save(metrics_file)
+            if self.unevaluated is not None:
+                found = self._evaluated(self.unevaluated, None)
+                if metrics_file is not None:
+                    metrics_file.amend({**self.unevaluated, **found})
+                if self._checkpoint_due():
+                    self._save(metrics_file)
             while self.step < config.train.steps and not self.guard.ends:
                 metrics = {"step": self.step + 1, **self._step(metrics_file)}
                 self.step += 1
                 self.seconds += sum(v for k, v in metrics.items() if k.startswith("time/"))
                 self.display.step(metrics)
-                self._write(metrics_file, metrics | self._evaluate_if_due())
+                self._write(metrics_file, metrics | self._evaluated(metrics, metrics_file))
                 stopping = self.processes.any(stop.requested)
                 if self._checkpoint_due() or stopping:
                     self._save(metrics_file)
@@ -198,7 +208,7 @@ class Run:
         before = checkpoint.random_state()
         try:
             return self.trainer.step(self.step)
-        except (RewardError, TrainingError):  # raised on every process
+        except (RewardError, ProcessError, TrainingError):  # raised on every process
             self._save_before_failure(before, metrics_file)
             raise
         except Exception:
@@ -219,9 +229,22 @@ class Run:
                 f"step {self.step + 1} failed; step {self.step} is saved: continue with the same command and --resume"
             )
 
+    def _evaluation_due(self) -> bool:
+        last = self.step == self.config.train.steps
+        return self.evaluator is not None and (last or self.step % self.config.eval.every == 0)
+
+    def _evaluated(self, metrics: Mapping[str, float], metrics_file: MetricsFile | None) -> dict[str, float]:
+        """The evaluation of the step that was just made. If it fails the step is saved, and evaluated when the run goes on."""
+        try:
+            return self._evaluate_if_due()
+        except (RewardError, ProcessError):  # raised on every process
+            self._write(metrics_file, metrics)
+            self._save_before_failure(checkpoint.random_state(), metrics_file)
+            raise
+
     def _evaluate_if_due(self) -> dict[str, float]:
         settings, last = self.config.eval, self.step == self.config.train.steps
-        if self.evaluator is None or not (last or self.step % settings.every == 0):
+        if not self._evaluation_due():
             return {}
         return self._evaluate((settings.final_images if last else None) or settings.images)
 
@@ -231,8 +254,9 @@ class Run:
         spent = self.policy.evaluations
         with enough_for("evaluation", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
             metrics = self.after = self.evaluator(images)
-        if self.processes.is_main and self.config.eval.show > 0:
-            self._show(self.evaluator)
+        if self.config.eval.show > 0:
+            evaluator = self.evaluator
+            self.processes.agreed(lambda: self._show(evaluator) if self.processes.is_main else None)
         self.policy.evaluations = spent  # what is logged is the cost of training
         self.display.evaluation({"step": self.step, **metrics})
         found = self.guard.observe({"step": self.step, **metrics})

@@ -46,7 +46,6 @@ from difrl.schedules import coefficient
 from difrl.scoring import Scorer
 from difrl.snapshots import CURRENT
 from difrl.sources import source_of
-from rewards import RewardError
 
 Metrics = dict[str, float]
 
@@ -107,7 +106,8 @@ class Trainer:
             drawn.append(self._draw(number, attempt, groups, clock))
             return drawn[-1]
 
-        scored = self._collected(draw)
+        # A reward that fails on one process stops all, before anything was learnt from the step.
+        scored = self.processes.agreed(lambda: self.collect(draw))
         metrics = self._observe(drawn)
         drawn.clear()
         scored, observed_in_reward = self._charged(number, scored.without_images())  # the updates have no use for them
@@ -128,18 +128,6 @@ class Trainer:
         metrics |= {"updates/skipped": self.config.train.updates_per_step - len(norms)}
         self.intact = True
         return metrics | clock.times
-
-    def _collected(self, draw: Callable[[int, Sequence[int] | None], Scored]) -> Scored:
-        """The samples to learn from. A reward that fails on one process stops all, before anything was learnt from the step."""
-        scored, failure = None, None
-        try:
-            scored = self.collect(draw)
-        except RewardError as error:
-            failure = error
-        if self.processes.any(failure is not None):
-            raise failure or TrainingError("a reward failed on another process; its message is among the output above")
-        assert scored is not None
-        return scored
 
     def _updates(self, step: int, batch: Batch, sums: dict[str, Tensor]) -> list[float]:
         """The updates of a step; the norm of each one's gradient. An update none of whose samples was scored is left out."""

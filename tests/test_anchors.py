@@ -196,7 +196,7 @@ CRD = {
 def test_three_snapshots_of_crd(updates: int) -> None:
     """The table of arXiv:2603.14128: rollouts from sampler, ratios from old, both following θ by their own decays.
 
-    n counts optimizer updates: those before the rollout.
+    n counts optimizer updates: those made when the snapshots move.
     """
     trainer, policy = chain_trainer(
         objective=PLAIN,
@@ -211,7 +211,7 @@ def test_three_snapshots_of_crd(updates: int) -> None:
         trainer.step(number)
         assert torch.equal(policy.drawn[-1], sampler)
         assert all(torch.equal(weights, old) for weights in policy.compared[-updates:])
-        theta, n = policy.theta.detach(), updates * number
+        theta, n = policy.theta.detach(), updates * (number + 1)
         old = crd_old(n) * old + (1 - crd_old(n)) * theta
         sampler = crd_sampler(n) * sampler + (1 - crd_sampler(n)) * theta
         # Two ways to write one convex combination in float64.
@@ -354,6 +354,15 @@ REVERSE = {"likelihood": {"kind": "reverse"}, "rollout": {"kernel": "flow_sde", 
         ({"advantage": {"normalise": "each", "std": "none"}}, "set std: group"),
         ({"advantage": {"normalise": "each", "baseline": "none"}}, "set baseline: mean"),
         ({"advantage": {"positive": 0.0, "negative": 0.0}}, "nothing would be learnt"),
+        ({"anchors": [IN_REWARD], "advantage": {"std": "beta"}, **REVERSE}, "which they leave where an anchor"),
+        ({"snapshots": {"ema": {"decay": 1.5}}}, r"snapshots.ema.decay: found 1.5, expected a number from 0 to 1"),
+        ({"snapshots": {"ema": {"decay": -0.5}}}, r"snapshots.ema.decay: found -0.5"),
+        ({"anchors": [{"coefficient": {"kind": "linear", "start": 1.0, "end": -1.0}}]}, "found -1, expected 0 or more"),
+        ({"train": {"lr": -1.0}}, "train.lr: found -1, expected 0 or more"),
+        (
+            {"anchors": [{"coefficient": {"kind": "reward_adaptive", "value": 0.1, "floor": 0.2}}]},
+            "floor is 0.2, expected at most the value, 0.1",
+        ),
         ({"anchors": [{"coefficient": {"kind": "target_kl", "start": 1.0, "target": 0.0}}]}, "greater than 0"),
     ],
 )
@@ -389,9 +398,9 @@ anchors:
 
 def test_rounding_of_published_decays() -> None:
     config = recipe("nowhere", snapshots=CRD)
-    for n in range(400):
-        assert decay(config.snapshots["old"], config.train).value(n) == pytest.approx(crd_old(n), abs=1e-12)
-        assert decay(config.snapshots["sampler"], config.train).value(n) == pytest.approx(crd_sampler(n), abs=1e-12)
+    for n in range(1, 400):
+        assert decay(config.snapshots["old"], config.train).value(n - 1) == pytest.approx(crd_old(n), abs=1e-12)
+        assert decay(config.snapshots["sampler"], config.train).value(n - 1) == pytest.approx(crd_sampler(n), abs=1e-12)
     assert math.isclose(149.8 * 0.005 + 0.25, 0.999)
 
 

@@ -186,3 +186,26 @@ def test_a_mask_of_no_divergence_is_refused() -> None:
     parts = sections("reverse", "divergence_masked", "each")
     with pytest.raises(ValidationError, match=r"likelihood\.old: detach makes the KL from old zero"):
         recipe("nowhere", **{**parts, "likelihood": {"kind": "reverse", "old": "detach"}})
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "objective", "advantage", "path"),
+    [
+        ("forward", {"kind": "centred", "reward": "raw"}, {"std": "none", "negative": 0.5}, "advantage.negative"),
+        ("forward, shared", {"kind": "preference"}, {"positive": 0.0}, "advantage.positive"),
+    ],
+)
+def test_factors_that_change_what_advantages_mean_are_refused(
+    likelihood: str, objective: dict[str, Any], advantage: dict[str, Any], path: str
+) -> None:
+    parts = {**sections(likelihood, "clipped", "each"), "objective": objective}
+    recipe("nowhere", **{**parts, "advantage": {"std": "none"}})
+    with pytest.raises(ValidationError, match=path):
+        recipe("nowhere", **{**parts, "advantage": advantage})
+
+
+def test_pairs_compared_with_the_base_may_be_learnt_from_in_several_updates() -> None:
+    """Their loss reads no old likelihood, so none has to be kept."""
+    parts = {**sections("forward, shared", "preference", "each"), "train": {"updates_per_step": 2}}
+    parts["likelihood"] = {**parts["likelihood"], "old": "detach"}
+    assert recipe("nowhere", **parts).likelihood.old == "detach"

@@ -209,6 +209,18 @@ def test_an_override_is_named_in_its_error(folder: Path, override: str, expected
             ["likelihood={kind: forward, times: {kind: uniform, low: 0.5, high: 0.5}}", "anchors=[]"],
             "likelihood.times.low",
         ),
+        (["likelihood={kind: forward, weighting: elbo}", "anchors=[]"], "likelihood.times.kind"),
+        (
+            ["likelihood={kind: forward, weighting: elbo, error: clean, times: {kind: uniform}}", "anchors=[]"],
+            "likelihood.error",
+        ),
+        (
+            [
+                *("likelihood={kind: forward}", "anchors=[]", "rollout.kernel=ode", "rollout.noise_level=0"),
+                "rollout.window={kind: fixed}",
+            ],
+            "rollout.window.kind",
+        ),
         (["rollout.window.size=2"], "rollout.window.size"),
         (["rollout.window.start=2"], "rollout.window.start"),
         (["rollout.window={kind: fixed, start: 8, size: 2}"], "rollout.window"),

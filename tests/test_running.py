@@ -21,6 +21,7 @@ from difrl import checkpoint, running
 from difrl.checkpoint import CheckpointError
 from difrl.config import RunConfig
 from difrl.display import SilentDisplay
+from difrl.evaluation import Evaluator
 from difrl.metrics import MetricsError, MetricsFile, read_metrics
 from difrl.policies.loading import ModelError
 from difrl.reading import to_yaml
@@ -476,6 +477,29 @@ def test_a_broken_reward_costs_no_finished_step(sd3: Path, tmp_path: Path, broke
         train(config)
     assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
     (tmp_path / "fault").write_text("none")
+    assert_same(results(train(config, resume=True)), expected)
+
+
+def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step before it is saved, though no checkpoint was due, and ends with the metrics it would have had."""
+    rare = {**CASES["forward"], "checkpoint": {"every": 0}}
+    expected = results(train(small(sd3, tmp_path / "whole", **rare)))
+    config = small(sd3, tmp_path / "run", **rare)
+    whole, calls = Evaluator.__call__, iter(range(9))
+
+    def failing(*args: Any, **named: Any) -> dict[str, float]:
+        if next(calls) == 1:
+            raise RewardError("mine", "the server is gone")
+        return whole(*args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "__call__", failing)
+        with pytest.raises(RewardError):
+            train(config)
+    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
+    assert not any(name.startswith("eval/") for name in rows(config.output_dir)[-1])
     assert_same(results(train(config, resume=True)), expected)
 
 

@@ -16,7 +16,7 @@ from difrl.core import Clipped, Likelihoods, Objective
 from difrl.data import PromptOrder
 from difrl.memory import MemoryShortage
 from difrl.policies.base import Decisions, Key
-from difrl.processes import Processes
+from difrl.processes import ProcessError, Processes
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
 from difrl.trainer import Trainer, TrainingError
@@ -372,7 +372,7 @@ def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
             return Listed(dict.fromkeys(range(12), 1.0))(rollout)
 
         trainer = linear_trainer(scorer=scorer, processes=processes)
-        with pytest.raises((RewardError, TrainingError)) as caught:
+        with pytest.raises((RewardError, ProcessError)) as caught:
             trainer.step(0)
         return trainer.intact, str(caught.value)
 

@@ -15,14 +15,15 @@ from difrl.core.coefficients import Coefficient
 class InUpdates(Coefficient):
     """A decay whose schedule counts optimizer updates, of which a step makes `per_step`.
 
-    d(n) = inner(n per_step): the argument is the number of updates made before step n.
+    d(n) = inner((n + 1) per_step): the argument is the number of updates made when the snapshot moves, after step n,
+    as the authors of CRD (2603.14128) and DiffusionNFT (2509.16117) count; updates that were skipped are counted too.
     """
 
     inner: Coefficient
     per_step: int
 
     def value(self, step: int) -> float:
-        return self.inner.value(step * self.per_step)
+        return self.inner.value((step + 1) * self.per_step)
 
 
 @dataclass(frozen=True)

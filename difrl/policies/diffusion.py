@@ -150,8 +150,7 @@ class DiffusionPolicy:
         for rows in chunks:
             condition = self.prompts([prompts[i] for i in rows.tolist()], sampling.guidance != 1)
             condition = replace(condition, rows=rows.to(self.device))
-            drawn = self._draw_branches(denoiser, condition, samples[rows], key, sampling)
-            parts.append(drawn | {"together": torch.full((len(condition),), len(condition), device=self.device)})
+            parts.append(self._draw_branches(denoiser, condition, samples[rows], key, sampling))
         back = torch.cat(chunks).argsort()
         return {name: torch.cat([part[name] for part in parts])[back.to(self.device)] for name in parts[0]}
 
@@ -203,7 +202,8 @@ class DiffusionPolicy:
                 log_prob_reduce=sampling.reduce,
                 keep_means=sampling.means,
             )
-            return _tape(trajectory)
+            together = torch.full((len(trajectory.x0),), len(trajectory.x0), device=self.device)
+            return {**_tape(trajectory), "together": together}
 
         tapes = [draw(rows) for rows in batches(len(samples), sampling.batch)]
         return {name: torch.cat([tape[name] for tape in tapes]) for name in tapes[0]}

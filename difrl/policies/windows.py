@@ -19,7 +19,7 @@ def windows_of(config: RunConfig, grid: Grid, kernel: Kernel, process: Process) 
     Steps on which the kernel is nearly silent are never decisions.
     """
     rollout = config.rollout
-    if rollout.kernel == "ode" or rollout.noise_level == 0 or rollout.solver is not None:
+    if rollout.silent:
         return lambda key: Window(0, 0)
     loud = Window.noisy(transition_std(kernel, process, grid))
     if loud.size == 0:

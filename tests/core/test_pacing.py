@@ -33,9 +33,9 @@ def test_a_soup_is_the_mean_and_a_reset_the_latest(path: list[float], every: int
 
 
 def test_schedules_in_updates() -> None:
-    """Four updates a step: step n is preceded by 4 n of them."""
+    """Four updates a step: 4 (n + 1) of them are made when step n ends."""
     decay = InUpdates(Linear(0.0, 1.0, 16), 4)
-    assert [decay.value(n) for n in range(6)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
+    assert [decay.value(n) for n in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("kind", [Soup, Reset])
