@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 app = typer.Typer(
-    help="Reinforcement-learning fine-tuning of image generators and language models.",
+    help="Reinforcement-learning fine-tuning of image generators.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -23,7 +23,9 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-RlgFirstSteps = Annotated[int | None, typer.Option(min=0, help="Steps at w = 1 before RLG begins; default: 0.")]
+RlgFirstSteps = Annotated[
+    int | None, typer.Option(min=0, help="Steps at w = 1 before RLG begins; default: 0, for `difrl sample` the run's.")
+]
 AdaptiveGuidance = Annotated[
     float | None,
     typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
@@ -56,8 +58,8 @@ def train(
 
 @app.command()
 def check(
-    config: Annotated[str, typer.Argument(help="A recipe.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name that `difrl recipes` lists.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. train.steps=20")] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the run.")] = 1,
 ) -> None:
     """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
@@ -121,14 +123,20 @@ def _check_search(best_of: int | None, svdd: int | None, reward: str | None) -> 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    rlg: Annotated[list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25.")] = None,
+    rlg: Annotated[
+        list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25. Default: 0:2:0.5.")
+    ] = None,
     rlg_first_steps: RlgFirstSteps = None,
     adaptive_guidance: AdaptiveGuidance = None,
-    rewards: Annotated[list[str] | None, typer.Option(help="Further rewards to watch, by name.")] = None,
+    rewards: Annotated[
+        list[str] | None, typer.Option(help="Further rewards to watch, as `difrl rewards` lists them.")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Samples for each weight.")] = 256,
     write_default: Annotated[
         str | None,
-        typer.Option(help="Make a weight the run's default; best: where the watched reward is highest."),
+        typer.Option(
+            help="Make a weight the run's default for `difrl sample`; best: where the watched reward is highest."
+        ),
     ] = None,
 ) -> None:
     """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and pictures."""
@@ -153,7 +161,7 @@ def evaluate(
 @app.command()
 def pairs(
     config: Annotated[str, typer.Argument(help="A recipe: its model, prompts, rewards and rollout are used.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. data.group_size=8")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where pairs.jsonl and its images go.")] = Path("data/pairs"),
     count: Annotated[
         int, typer.Option(min=1, help="Pairs to make, or a few more; a folder with fewer is continued.")
