@@ -1,4 +1,4 @@
-"""difrl: reinforcement-learning fine-tuning of image generators and language models with one core.
+"""difrl: reinforcement-learning fine-tuning of image generators with one core.
 
 import difrl
 

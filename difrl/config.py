@@ -411,7 +411,7 @@ class AdvantageConfig(Section):
 
     baseline: Literal["mean", "leave_one_out", "none"] = "mean"
     std: Literal["group", "global", "beta", "none"] = Field(
-        "group", description="what they are divided by; beta: for rewards of 0 or 1 (arXiv:2506.02864)"
+        "group", description="what they are divided by; beta: for rewards in [0, 1] (arXiv:2506.02864)"
     )
     clip: float | None = Field(None, gt=0, description="advantages are clipped to ± this")
     scale: float = Field(1.0, gt=0, description="advantages are multiplied by this after clipping")

@@ -17,6 +17,7 @@ from torch import nn
 from difrl.config import RunConfig
 from difrl.data import Prompt, PromptFileError, load_prompts
 from difrl.display.costs import estimate_table
+from difrl.diversity import Diversity
 from difrl.examples import training_prompts
 from difrl.plan import Evaluations, plan_of
 from difrl.policies.cost import cost_of, matmul_speed
@@ -126,6 +127,10 @@ def _check_inputs(config: RunConfig, processes: int) -> int:
                 build_reward(reward)
             except Exception as error:  # a reward is anybody's code
                 problems.append(f"{section}.{index} ({reward.label}): {error}")
+    try:
+        Diversity.build(config.eval.diversity)
+    except ConfigError as error:
+        problems.append(str(error))
     groups, updates = config.groups, config.train.updates_per_step
     if groups % (processes * updates):
         problems.append(

@@ -42,6 +42,11 @@ def load_examples(data: DataConfig) -> list[Example]:
             f"{path}: data.rows: {data.rows} are read from a .jsonl file, found {path.suffix or 'none'}"
         )
     form = _FORMS[data.rows]
+    if not path.exists():
+        raise PromptFileError(
+            f"{data.train}: no such file, looked for {path.absolute()}; make one with `difrl pairs RECIPE --out FOLDER`, or "
+            "write it"
+        )
     examples = form.gather(json_lines(data.train, read_text(path, data.train), form.read(_Images(path.parent))))
     if not examples:
         raise PromptFileError(f"{path}: no row in it, expected at least one")

@@ -99,7 +99,10 @@ def _imported(path: str) -> Factory:
     try:
         factory = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import the reward '{path}' (package.module:callable): {error}") from error
+        raise ValueError(
+            f"cannot import the reward '{path}' (package.module:callable): {error}; start from the folder that holds the "
+            "module, or install it"
+        ) from error
     if not callable(factory):
         raise ValueError(f"the reward '{path}' is {type(factory).__name__}, expected a callable that returns a reward")
     return factory
