@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from difrl import checkpoint
-from difrl.config import RunConfig
+from difrl.config import (
+    CosineSchedule,
+    DecaySnapshot,
+    LinearSchedule,
+    ProgressiveWindow,
+    RewardAdaptiveCoefficient,
+    RunConfig,
+)
 from difrl.processes import Processes
 from difrl.reading import read_config, to_yaml
 
@@ -51,6 +58,29 @@ def checkpoint_to_resume(config: RunConfig, resume: bool, processes: Processes) 
             "machines share"
         )
     return place
+
+
+def stretched(before: RunConfig, now: RunConfig) -> list[str]:
+    """The keys of schedules that span the run, where a resumed one has another number of steps."""
+    if before.train.steps == now.train.steps:
+        return []
+    schedules: dict[str, object] = {
+        "train.lr": now.train.lr,
+        **{f"anchors.{i}.coefficient": anchor.coefficient for i, anchor in enumerate(now.anchors)},
+        **{f"snapshots.{name}": snapshot for name, snapshot in now.snapshots.items()},
+        "rollout.window": now.rollout.window,
+    }
+    return [key for key, schedule in schedules.items() if _spans_the_run(schedule)]
+
+
+def _spans_the_run(schedule: object) -> bool:
+    match schedule:
+        case LinearSchedule(steps=None) | CosineSchedule(steps=None) | ProgressiveWindow(over=None):
+            return True
+        case RewardAdaptiveCoefficient(value=inner) | DecaySnapshot(decay=inner):
+            return _spans_the_run(inner)
+        case _:
+            return False
 
 
 def prepare_folder(config: RunConfig, processes: Processes) -> None:

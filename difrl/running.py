@@ -28,8 +28,9 @@ from difrl.pictures import grid
 from difrl.policies.base import Policy
 from difrl.policies.loading import load_policy
 from difrl.processes import ProcessError, Processes
+from difrl.reading import read_config
 from difrl.report import write_report
-from difrl.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder
+from difrl.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder, stretched
 from difrl.scoring import Scorer
 from difrl.showing import before_after, rewards_of, sweep
 from difrl.stopping import stop_requested
@@ -134,6 +135,12 @@ class Run:
         if rows and self._evaluation_due() and not _evaluation(rows[-1]):
             self.unevaluated = rows[-1]
         self.seconds = sum(v for row in rows for k, v in row.items() if k.startswith("time/"))
+        known = read_config(self.folder / "config.yaml")
+        if changed := stretched(known, self.config):
+            self.display.message(
+                f"train.steps is {self.config.train.steps} and was {known.train.steps}: from here on {', '.join(changed)} "
+                "span the new number, so the run differs from one that had it from the start"
+            )
         threads = checkpoint.read_state(place)["threads"]
         if threads != torch.get_num_threads():
             self.display.message(

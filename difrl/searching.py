@@ -88,7 +88,7 @@ class Svdd:
         if steering.adaptive is not None:
             raise ModelError(
                 "SVDD and adaptive guidance do not go together: a sample's candidates agree at different steps; "
-                "leave out one of --svdd and --adaptive-guidance"
+                "leave out one of --svdd and --adaptive-guidance, or take `adaptive` out of the run's inference.json"
             )
         repeated = [p for p in prompts for _ in range(count)]
         key, numbers = Key(seed, 0, "sample"), torch.arange(len(repeated))

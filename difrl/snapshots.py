@@ -110,7 +110,7 @@ class Snapshots:
 
     @torch.no_grad()
     def fingerprint(self, name: str) -> Tensor:
-        """The sum of a snapshot's weights, float64 [1]: it changes if they do."""
+        """The sum of the weights under a snapshot, float64 [1], adapters of LoRA included also where `base` leaves them out."""
         with self.use(name):
             return torch.stack([p.sum(dtype=torch.float64) for p in self.parameters.values()]).sum()[None]
 

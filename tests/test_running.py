@@ -25,7 +25,7 @@ from difrl.evaluation import Evaluator
 from difrl.metrics import MetricsError, MetricsFile, read_metrics
 from difrl.policies.loading import ModelError
 from difrl.reading import to_yaml
-from difrl.run_folder import RunFolderError
+from difrl.run_folder import RunFolderError, stretched
 from difrl.running import Interrupted
 from difrl.trainer import Trainer
 from rewards import RewardError
@@ -478,6 +478,18 @@ def test_a_broken_reward_costs_no_finished_step(sd3: Path, tmp_path: Path, broke
     assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
     (tmp_path / "fault").write_text("none")
     assert_same(results(train(config, resume=True)), expected)
+
+
+def test_schedules_that_span_the_run_are_named_when_it_is_extended(tmp_path: Path) -> None:
+    decay = {"kind": "linear", "start": 0.0, "end": 0.5}
+    spanning = {
+        "train": {"lr": {"kind": "cosine", "start": 1e-3, "end": 0.0}},
+        "snapshots": {"ema": {"decay": decay}, "old": {"decay": {**decay, "steps": 9}}},
+    }
+    config = recipe("nowhere", tmp_path, **spanning)
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps + 1})})
+    assert stretched(config, longer) == ["train.lr", "snapshots.ema"]
+    assert stretched(longer, longer) == []
 
 
 def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(

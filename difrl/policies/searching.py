@@ -11,6 +11,7 @@ from torch import Tensor
 from difrl.data import Prompt
 from difrl.policies.base import Key, Steering, batches
 from difrl.policies.diffusion import DiffusionPolicy
+from difrl.policies.errors import ModelError
 from difrl.policies.steering import steer
 from difrl.rollout import Rollout
 from samplers import Window, keyed, keyed_uniform, make_kernel, svdd, transition_std
@@ -44,8 +45,8 @@ def decoded(
     """
     sampling = policy.evaluation_sampling
     if sampling.scheduler is not None:
-        raise ValueError(
-            "SVDD draws candidates from a kernel, and this run samples with a solver; set rollout.solver=null"
+        raise ModelError(
+            "SVDD draws candidates from a kernel, and this run samples with a solver; train with rollout.solver: null"
         )
     kernel = make_kernel("ddim", 1.0, sampling.grid)
     window = Window.noisy(transition_std(kernel, policy.process, sampling.grid))

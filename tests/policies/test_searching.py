@@ -64,5 +64,5 @@ def test_its_cost_is_counted(policy: DiffusionPolicy) -> None:
 
 def test_a_solver_has_no_kernel_to_draw_from(sd3: Path) -> None:
     solved = load_policy(recipe(sd3, rollout={"solver": "DPMSolverMultistepScheduler"}))
-    with pytest.raises(ValueError, match=r"this run samples with a solver; set rollout\.solver=null"):
+    with pytest.raises(ValueError, match=r"this run samples with a solver; train with rollout\.solver: null"):
         search(solved, 2, 0.0)
