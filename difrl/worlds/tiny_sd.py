@@ -24,7 +24,8 @@ def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
 
     The 1x1 convolution after the encoder subtracts the shift from the mean, the one before the decoder adds it.
     """
-    config, shift = dict(vae.config), vae.config.shift_factor
+    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}  # a folder of whoever made it
+    shift = vae.config.shift_factor
     result = AutoencoderKL.from_config(
         {**config, "shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True}
     )
