@@ -54,8 +54,7 @@ def _solver_or_kernel(config: RunConfig) -> Iterator[Misfit]:
 
 def _reverse_has_noise(config: RunConfig) -> Iterator[Misfit]:
     rollout = config.rollout
-    silent = rollout.kernel == "ode" or rollout.noise_level == 0
-    if config.likelihood.kind == "reverse" and silent and rollout.solver is None:
+    if config.likelihood.kind == "reverse" and rollout.silent and rollout.solver is None:
         found = f"kernel: {rollout.kernel} with noise_level: {rollout.noise_level:g}"
         advice = "set e.g. kernel: flow_sde and noise_level: 0.7"
         key = "kernel" if rollout.kernel == "ode" else "noise_level"

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from difrl.core.groups import group_logsumexp, group_sum
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objective import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objective import GroupObjective, checked, resolved, weighted
 
 
 @dataclass(frozen=True)
-class AnchoredPreference(RowObjective):
+class AnchoredPreference(GroupObjective):
     """ADPO (2510.18913): cross-entropy between softmaxes of advantages and of log ratios over a group.
 
         L = KL(q || p),    q = softmax(A / target_temperature),    p = softmax(D / temperature),
@@ -36,7 +36,6 @@ class AnchoredPreference(RowObjective):
 
     temperature: float = 1.0
     target_temperature: float = 1.0
-    reference: str = "base"
 
     def __post_init__(self) -> None:
         if not self.temperature > 0 or not self.target_temperature > 0:
@@ -44,17 +43,6 @@ class AnchoredPreference(RowObjective):
                 f"temperature is {self.temperature} and target_temperature {self.target_temperature}, expected "
                 "positive numbers"
             )
-
-    @property
-    def scope(self) -> Scope:
-        return "group"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({f"references/{self.reference}"})
-
-    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
-        return {"delta": lik.log_ratio(self.reference).detach()}
 
     def statistics(
         self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor

@@ -101,6 +101,29 @@ class RowObjective:
         return {}
 
 
+@dataclass(frozen=True)
+class GroupObjective(RowObjective):
+    """Defaults for one that compares the log ratios to one reference, D = l_theta - l_reference, within a group.
+
+    Attributes:
+      reference: the name of the likelihoods' reference.
+    """
+
+    _: KW_ONLY
+    reference: str = "base"
+
+    @property
+    def scope(self) -> Scope:
+        return "group"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({f"references/{self.reference}"})
+
+    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
+        return {"delta": lik.log_ratio(self.reference).detach()}
+
+
 def checked(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: Tensor) -> Tensor:
     """The advantages as [B, J], after every check an objective makes of its arguments."""
     lik.require(objective.needs)

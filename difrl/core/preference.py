@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.core.groups import group_first_max, group_sum
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objective import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objective import GroupObjective, checked, resolved, weighted
 
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
 Loss = Literal["logistic", "squared"]
@@ -40,7 +40,7 @@ LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Preference(RowObjective):
+class Preference(GroupObjective):
     """DPO (2305.18290) and its relatives: the better of two samples should gain more over the reference.
 
         h = g(D_w) - g(D_l),    D = l_theta - l_ref,    g = f' of the divergence (f-DPO, 2309.16240)
@@ -71,7 +71,6 @@ class Preference(RowObjective):
     divergence: Divergence = "reverse_kl"
     alpha: float = 0.5
     flip: float = 0.0
-    reference: str = "base"
 
     def __post_init__(self) -> None:
         if not self.beta > 0 or not self.alpha > 0 or not 0 <= self.flip < 0.5:
@@ -84,17 +83,6 @@ class Preference(RowObjective):
                 f"loss is {self.loss!r} and divergence {self.divergence!r}, expected one of {sorted(LOSSES)} "
                 f"and of {sorted(IMPLICIT)}"
             )
-
-    @property
-    def scope(self) -> Scope:
-        return "group"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({f"references/{self.reference}"})
-
-    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
-        return {"delta": lik.log_ratio(self.reference).detach()}
 
     def statistics(
         self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
