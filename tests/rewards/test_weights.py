@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rewards.weights import find_file, read_tensors
+
+TENSORS = {"weight": torch.arange(3.0)}
+
+
+def test_a_file_or_a_folder_that_holds_it_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "head.pth"
+    torch.save(TENSORS, file)
+    assert find_file(str(file), "other.pt") == file
+    assert find_file(str(tmp_path), "head.pth") == file
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no head\.pth"):
+        find_file(str(tmp_path), "head.pth")
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        find_file(str(tmp_path / "missing"), "head.pth")
+
+
+@pytest.mark.parametrize("content", [TENSORS, {"epoch": 3, "state_dict": TENSORS}])
+def test_tensors_of_a_pickle(tmp_path: Path, content: dict[str, object]) -> None:
+    torch.save(content, tmp_path / "head.pth")
+    assert torch.equal(read_tensors(tmp_path / "head.pth")["weight"], TENSORS["weight"])
+
+
+def test_tensors_of_safetensors(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "head.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "head.safetensors")["weight"], TENSORS["weight"])
+
+
+class _Code:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_pickle_never_runs(tmp_path: Path) -> None:
+    torch.save({"weight": _Code(tmp_path / "made")}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="holds code, which is never run"):
+        read_tensors(tmp_path / "evil.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds list, expected tensors by name"):
+        read_tensors(tmp_path / "list.pt")
