@@ -24,6 +24,7 @@ from difrl.examples import training_prompts
 from difrl.guard import Guard
 from difrl.memory import enough_for
 from difrl.metrics import MetricsFile, read_metrics
+from difrl.notices import notices
 from difrl.policies.base import Policy
 from difrl.policies.registry import load_policy
 from difrl.processes import ProcessError, Processes
@@ -155,7 +156,7 @@ class Run:
         metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
         if self.processes.is_main and not self.guard.ends:
             checkpoint.mark_result(self.folder, None)  # what an earlier guard decided, where the run now goes on
-        with stop_requested(self.display) as stop:
+        with stop_requested(self.display) as stop, notices(self.display):
             if self.step == 0 and self.evaluator is not None:
                 found = self._evaluate(config.eval.final_images or config.eval.images)
                 self.before = self.after

@@ -13,19 +13,20 @@ from difrl.config import RewardConfig
 from difrl.located import ConfigError
 from difrl.paths import PACKAGE
 from difrl.rollout import Rollout, Scored
-from rewards import Reward
+from rewards import Failsafe, Reward
 
 # What a shipped reward needs besides what the recipe says: the judge's weights come with difrl, not with rewards/.
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
 
 
 def build_reward(config: RewardConfig) -> Reward:
-    """The reward a recipe names."""
+    """The reward a recipe names, with its rule for failures."""
     name = config.import_ or config.name or ""
     try:
-        return rewards.make(name, **{**SHIPPED_OPTIONS.get(name, {}), **config.options})
+        reward = rewards.make(name, **{**SHIPPED_OPTIONS.get(name, {}), **config.options})
     except ValueError as error:  # a name, an import path or an option that does not exist
         raise ConfigError(str(error)) from error
+    return Failsafe(reward, config.on_error, config.timeout, config.retries)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Scorer:
         for name, (reward, weight) in self.optimised.items():
             scores = _score(reward, rollout)
             parts[f"reward/{name}"] = torch.where(scores.valid, scores.values, torch.nan)
+            parts[f"invalid/{name}"] = (~scores.valid).float()
             total = total + weight * scores.values
             valid = valid & (scores.valid | (weight == 0))
         for name, reward in self.watched.items():
             scores = _score(reward, rollout)
             parts[f"watch/{name}"] = torch.where(scores.valid, scores.values, torch.nan)
+            parts[f"invalid/{name}"] = (~scores.valid).float()
         return Scored(rollout, torch.where(valid, total, 0.0), valid, parts)
 
 

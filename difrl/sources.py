@@ -6,7 +6,8 @@ The trainer asks a source for groups by number and learns from what it gets; it 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -43,17 +44,34 @@ class Sampled:
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
 
     def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+        if not self.config.rollout.overlap:
+            rollout = self._rollout(step, attempt, groups)
+            lap("rollout")
+            scored = self.scorer(rollout)
+            lap("score")
+            return scored
+        # One thread: no reward is called twice at a time, and its calls keep their order.
+        with ThreadPoolExecutor(1, "scoring") as thread:
+            pending = [thread.submit(self.scorer, self._rollout(step, attempt, part)) for part in self._parts(groups)]
+            lap("rollout")
+            scored = Scored.cat([part.result() for part in pending])
+        lap("score")
+        return scored
+
+    def _rollout(self, step: int, attempt: int, groups: Sequence[int]) -> Rollout:
         config = self.config
         chosen = self.order.step(step * config.collect.max_draws + attempt)
         size = config.compared
         prompts = [self.prompts[chosen[g // config.branches]] for g in groups for _ in range(size)]
         ids, samples = numbered(groups, size, attempt * config.groups)
         with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
-            rollout = self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
-        lap("rollout")
-        scored = self.scorer(rollout)
-        lap("score")
-        return scored
+            return self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
+
+    def _parts(self, groups: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Whole prompts, as many as a batch of the rollout holds; one at least."""
+        config = self.config
+        size = config.branches * max(1, config.rollout.batch // (config.branches * config.compared))
+        return (groups[i : i + size] for i in range(0, len(groups), size))
 
 
 class Recorded:

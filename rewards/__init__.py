@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from rewards.base import Reward, RewardError, Scores, score
+from rewards.base import Answer, Reward, RewardError, Scores, score
 from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector, TransformersDetector
+from rewards.failures import Failsafe, Late
+from rewards.functions import Function
 from rewards.geneval import GenEval
 from rewards.jpeg import JpegSize
 from rewards.judge import Judge, JudgeConfig, JudgeNetwork
@@ -15,15 +17,19 @@ from rewards.text_form import Format, Length
 __all__ = [
     "BACKGROUND",
     "PALETTE",
+    "Answer",
     "Detection",
     "Detector",
     "Entry",
+    "Failsafe",
     "Format",
+    "Function",
     "GenEval",
     "JpegSize",
     "Judge",
     "JudgeConfig",
     "JudgeNetwork",
+    "Late",
     "Length",
     "MathAnswer",
     "Ocr",

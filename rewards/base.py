@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,13 +26,25 @@ class Scores(NamedTuple):
     valid: Tensor  # [B] bool; False: this row could not be scored
 
 
+Answer = Scores | Tensor | Sequence[float | None]
+"""What a reward may return: scores, one number a sample, or a list in which None marks an invalid row."""
+
+
+@runtime_checkable
 class Reward(Protocol):
     """A scorer of images or texts. Rewards load lazily, batch themselves and run without gradient."""
 
-    name: str
-    needs: tuple[str, ...]  # "images" or "texts", then "prompts" and "metadata" where they are read
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
 
-    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Metadata) -> Scores | Sequence[float | None]:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """`images` or `texts`, then `prompts` and `metadata` where they are read."""
+        ...
+
+    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Metadata) -> Answer:
         """Score ``samples``: images [B,3,H,W] in [0,1], or B texts. In a list None marks an invalid row."""
         ...
 
@@ -111,14 +123,17 @@ def _checked(name: str, result: object, count: int, prompts: Sequence[str]) -> S
 
 
 def _listed(name: str, result: object) -> Scores:
-    """Scores of a plain sequence of numbers, in which None stands for a row that could not be scored."""
+    """Scores of numbers: a tensor, or a plain sequence in which None stands for a row that could not be scored."""
+    if isinstance(result, Tensor):
+        return Scores(result, torch.ones_like(result, dtype=torch.bool))
     if not isinstance(result, list | tuple) or not all(one is None or isinstance(one, Real) for one in result):
         found = (
             f"a {type(result).__name__} of other things" if isinstance(result, list | tuple) else type(result).__name__
         )
         raise RewardError(
             name,
-            f"returned {found}, expected rewards.Scores(values, valid), or a list of numbers with None for invalid rows",
+            f"returned {found}, expected a list of numbers with None for invalid rows, a tensor [B], or "
+            "rewards.Scores(values, valid)",
         )
     values = torch.tensor([0.0 if one is None else float(one) for one in result])
     return Scores(values, torch.tensor([one is not None for one in result], dtype=torch.bool))

@@ -1,5 +1,5 @@
-"""Rewards by name. Open to other packages: entry points of the group `difrl.rewards`, or
-`package.module:callable`."""
+"""Rewards by name. Open to other packages by entry points of the group `difrl.rewards`, and to anybody by import path:
+`package.module.name` of a function that scores, of a class of rewards, or of a reward."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from rewards.base import Reward
+from rewards.functions import Function
 
 GROUP = "difrl.rewards"
 Factory = Callable[..., Reward]
+_ARGUMENTS = ("samples", "prompts", "metadata")
 
 
 class Entry(NamedTuple):
@@ -51,11 +53,14 @@ def register(name: str, needs: tuple[str, ...]) -> Callable[[Factory], Factory]:
 
 
 def make(name: str, **options: Any) -> Reward:
-    """The reward called ``name``: registered, from an entry point, or imported where ``name`` has a colon.
+    """The reward called ``name``: registered, from an entry point, or imported where ``name`` is a path with dots.
 
-    What ``package.module:callable`` names is called with the options and must return a reward.
+    The path ``package.module.name`` (or ``package.module:name``) may lead to a class, which is built with the options; to
+    a function ``(samples, prompts, metadata, **options)``, which is then the reward; or to a reward.
     """
-    factory = _imported(name) if ":" in name else _registered(name)
+    if "." in name or ":" in name:
+        return _imported(name, options)
+    factory = _registered(name)
     _check_options(name, factory, options)
     return factory(**options)
 
@@ -90,28 +95,40 @@ def _registered(name: str) -> Factory:
         return factory
     known = sorted({*_REGISTRY, *plugins})
     near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean '{near[0]}'?" if near else "write package.module:callable for a reward of your own"
+    hint = f"did you mean '{near[0]}'?" if near else "write package.module.name for one of your own."
     raise ValueError(f"there is no reward '{name}'; {hint} Known rewards: {', '.join(known)}")
 
 
-def _imported(path: str) -> Factory:
-    module, _, attribute = path.partition(":")
+def _imported(path: str, options: dict[str, Any]) -> Reward:
+    module, _, attribute = path.replace(":", ".").rpartition(".")
     try:
-        factory = getattr(import_module(module), attribute)
+        target = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"cannot import the reward '{path}' (package.module:callable): {error}; start from the folder that holds the "
+            f"cannot import the reward '{path}' (package.module.name): {error}; start from the folder that holds the "
             "module, or install it"
         ) from error
-    if not callable(factory):
-        raise ValueError(f"the reward '{path}' is {type(factory).__name__}, expected a callable that returns a reward")
-    return factory
+    if isinstance(target, type):
+        _check_options(path, target, options)
+        return target(**options)
+    if isinstance(target, Reward):
+        if options:
+            raise ValueError(f"the reward '{path}' is made already and takes no options, found {', '.join(options)}")
+        return target
+    if not callable(target):
+        raise ValueError(
+            f"the reward '{path}' is {type(target).__name__}, expected a function (samples, prompts, metadata) or a class"
+        )
+    _check_options(path, target, options, *_ARGUMENTS)
+    return Function(attribute, target, options)
 
 
-def _check_options(name: str, factory: Factory, options: dict[str, Any]) -> None:
+def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any], *arguments: str) -> None:
     """Name the misspelt or missing option; leave errors inside the factory as they are."""
+    parameters = inspect.signature(factory).parameters
     try:
-        inspect.signature(factory).bind(**options)
+        inspect.signature(factory).bind(*arguments, **options)
     except TypeError as error:
-        known = ", ".join(inspect.signature(factory).parameters) or "none"
-        raise ValueError(f"options of the reward '{name}': {error}; it takes: {known}") from error
+        known = ", ".join(list(parameters)[len(arguments) :]) or "none"
+        called = f"; it is called with ({', '.join(arguments)})" if arguments else ""
+        raise ValueError(f"options of the reward '{name}': {error}{called}; it takes: {known}") from error

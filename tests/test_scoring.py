@@ -55,8 +55,11 @@ def test_rewards_are_summed_by_weight_and_watched_ones_are_not() -> None:
     assert scored.valid.tolist() == [True, True, True]
     assert {name: part.tolist() for name, part in scored.parts.items()} == {
         "reward/a": [1.0, 2.0, 3.0],
+        "invalid/a": [0.0, 0.0, 0.0],
         "reward/b": [5.0, 0.0, -1.0],
+        "invalid/b": [0.0, 0.0, 0.0],
         "watch/c": [1.0, 2.0, 3.0],
+        "invalid/c": [0.0, 0.0, 0.0],
     }
 
 
@@ -66,6 +69,7 @@ def test_row_that_one_reward_cannot_score_is_not_valid_as_a_whole() -> None:
     assert scored.rewards.tolist() == [0.0, 12.0, 23.0]
     assert scored.parts["reward/a"].tolist() == [1.0, 2.0, 3.0]
     assert scored.parts["reward/b"].isnan().tolist() == [True, False, False]
+    assert scored.parts["invalid/b"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_row_that_a_reward_of_weight_0_cannot_score_stays_valid() -> None:
@@ -101,23 +105,23 @@ def test_broken_reward_is_named_with_the_row() -> None:
         Scorer({"a": (FULL, 1.0)}, {"leaky": infinite})(rollout(IMAGES))
 
 
-def make_table(scale: float = 1.0) -> Table:
+def numbers(images: Tensor, prompts: Sequence[str], metadata: Sequence[Any], *, scale: float = 1.0) -> Tensor:
     """Found by import path."""
-    return Table({text: scale * n for n, text in enumerate(("one", "two", "three"))})
+    return scale * torch.tensor([float(m["number"]) for m in metadata])
 
 
 def test_rewards_are_built_from_their_settings() -> None:
     optimised = [
         RewardConfig(name="jpeg_compressibility", weight=0.5),
-        RewardConfig.model_validate({"import": "tests.test_scoring:make_table", "options": {"scale": 3.0}}),
+        RewardConfig.model_validate({"import": "tests.test_scoring.numbers", "options": {"scale": 3.0}}),
     ]
     scorer = Scorer.build(optimised, [RewardConfig(name="jpeg_incompressibility")], torch.device("cpu"))
-    assert list(scorer.optimised) == ["jpeg_compressibility", "make_table"]
+    assert list(scorer.optimised) == ["jpeg_compressibility", "numbers"]
     assert list(scorer.watched) == ["jpeg_incompressibility"]
     scored = scorer(rollout(IMAGES))
-    assert scored.parts["reward/make_table"].tolist() == [0.0, 3.0, 6.0]
+    assert scored.parts["reward/numbers"].tolist() == [0.0, 3.0, 6.0]
     torch.testing.assert_close(
-        scored.rewards, 0.5 * scored.parts["reward/jpeg_compressibility"] + scored.parts["reward/make_table"]
+        scored.rewards, 0.5 * scored.parts["reward/jpeg_compressibility"] + scored.parts["reward/numbers"]
     )
     torch.testing.assert_close(
         scored.parts["watch/jpeg_incompressibility"], -scored.parts["reward/jpeg_compressibility"]

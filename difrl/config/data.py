@@ -44,11 +44,19 @@ class RewardConfig(Section):
     """A reward by name, or by import path."""
 
     name: str | None = Field(None, description="a name that `difrl rewards` lists")
-    import_: str | None = Field(None, alias="import", description="module:callable instead of a name")
+    import_: str | None = Field(
+        None, alias="import", description="package.module.name of a function or a class, instead of a name"
+    )
     weight: float = Field(
         1.0, description="in the weighted sum; 0: only reported, as in distillation, which learns from anchors alone"
     )
     options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
+    on_error: Literal["raise", "retry", "drop"] = Field(
+        "raise",
+        description="stop the run; call again, then stop; or leave out the samples that break it, counted in invalid/NAME",
+    )
+    retries: int = Field(3, gt=0, description="of on_error: retry, after pauses of 1, 2, 4 … seconds")
+    timeout: float | None = Field(None, gt=0, description="seconds for a call, after which it has failed; null: none")
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:

@@ -82,6 +82,9 @@ class RolloutConfig(Section):
     width: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     height: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     batch: int = Field(64, gt=0, description="samples drawn at once")
+    overlap: bool = Field(
+        False, description="score what has been drawn in a thread while the next samples are drawn, `batch` at a time"
+    )
 
     @property
     def silent(self) -> bool:

@@ -83,6 +83,7 @@ DEFINITIONS: dict[str, str] = {
         "probability of the samples whose target is above average."
     ),
     "preference/kl": "KL(target‖θ) of the two softmaxes over a group, averaged over groups (arXiv:2510.18913).",
+    "invalid/*": "Share of the step's samples that this reward did not score: it could not, or its failure was dropped.",
     "samples/invalid": "Share of the step's samples that a trained reward could not score; they teach nothing.",
     "groups/zero_std": ("Share of the step's prompts whose samples all had the same reward, so taught nothing."),
     "updates/skipped": "Updates of the step that were left out because none of their samples could be scored.",
@@ -105,6 +106,7 @@ DEFINITIONS: dict[str, str] = {
         "which are never trained on."
     ),
     "eval/reward/*": "One trained reward, averaged over samples of the evaluation prompts.",
+    "eval/invalid/*": "Share of the evaluated samples that this reward did not score; means are of the others.",
     "eval/watch/*": "A watched reward, averaged over samples of the evaluation prompts.",
     "eval/diversity/*": "As diversity, over samples of the evaluation prompts.",
     "*/stderr": "Standard error of the mean: the standard deviation over what is averaged, divided by √n.",

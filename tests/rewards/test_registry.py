@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rewards import Scores, available, make, register, registry
+from rewards import Scores, available, make, register, registry, score
 from rewards.base import all_valid
 
 
@@ -28,10 +28,14 @@ class Length:
         return all_valid(self.scale * torch.tensor([len(text) for text in samples]))
 
 
+def letters(texts: Any, prompts: Any, metadata: Any, *, letter: str = "a") -> list[float | None]:
+    return [float(text.count(letter)) if text else None for text in texts]
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_rewards")
-    module.Length, module.number = Length, 3  # type: ignore[attr-defined]
+    module.__dict__.update(Length=Length, letters=letters, made=Length(3.0), number=3, short=lambda texts: [1.0])
     monkeypatch.setitem(sys.modules, "my_rewards", module)
 
 
@@ -55,7 +59,7 @@ def test_what_is_listed_is_what_is_made(name: str) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ValueError, match="no reward 'genevall'; did you mean 'geneval'"):
         make("genevall")
-    with pytest.raises(ValueError, match=r"package.module:callable.*Known rewards: .*judge"):
+    with pytest.raises(ValueError, match=r"package.module.name.*Known rewards: .*judge"):
         make("zzz")
 
 
@@ -72,9 +76,35 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         register("length", needs=("texts",))(lambda: Length())
 
 
-def test_by_import_path(plugin: None) -> None:
-    reward = make("my_rewards:Length", scale=2.0)
-    assert reward(["abc"], [""], [{}]).values.tolist() == [6.0]
+@pytest.mark.parametrize("path", ["my_rewards:Length", "my_rewards.Length"])
+def test_a_class_by_import_path_is_built_with_the_options(plugin: None, path: str) -> None:
+    assert make(path, scale=2.0)(["abc"], [""], [{}]).values.tolist() == [6.0]
+
+
+def test_a_function_by_import_path_is_the_reward(plugin: None) -> None:
+    reward = make("my_rewards.letters", letter="b")
+    scores = score(reward, ["abba", "", "c"], [""] * 3, [{}] * 3)
+    assert scores.values.tolist() == [2.0, 0.0, 0.0]
+    assert scores.valid.tolist() == [True, False, True]
+    assert reward.name == "letters"
+    assert reward.to("cpu") is reward
+
+
+def test_a_reward_by_import_path_is_taken_as_it_is(plugin: None) -> None:
+    assert make("my_rewards.made")(["ab"], [""], [{}]).values.tolist() == [6.0]
+    with pytest.raises(ValueError, match="is made already and takes no options, found scale"):
+        make("my_rewards.made", scale=1.0)
+
+
+def test_options_of_an_imported_reward_are_checked_at_once(plugin: None) -> None:
+    with pytest.raises(
+        ValueError, match=r"'my_rewards.letters'.*unexpected keyword argument 'lettre'.*it takes: letter"
+    ):
+        make("my_rewards.letters", lettre="b")
+    with pytest.raises(
+        ValueError, match=r"too many positional arguments; it is called with \(samples, prompts, metadata\)"
+    ):
+        make("my_rewards.short")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +112,8 @@ def test_by_import_path(plugin: None) -> None:
     [
         ("my_rewards:Longth", "cannot import the reward 'my_rewards:Longth'"),
         ("no_such_package:Reward", "No module named 'no_such_package'"),
-        ("my_rewards:number", "is int, expected a callable"),
+        ("my_rewards:number", "is int, expected a function"),
+        ("my_rewards.", "cannot import the reward 'my_rewards.'"),
     ],
 )
 def test_an_import_path_that_leads_nowhere(plugin: None, path: str, message: str) -> None:

@@ -1,0 +1,159 @@
+"""Rewards that break, hang or say nonsense, under each rule."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards import Failsafe, Late, RewardError, Scores, score
+from rewards.failures import OnError
+
+
+@dataclass
+class Fragile:
+    """The length of a text; breaks on a batch that holds one of `bad`, and in its first calls."""
+
+    bad: frozenset[str] = frozenset()
+    fails_first: int = 0
+    name: str = "fragile"
+    needs: tuple[str, ...] = ("texts",)
+    calls: list[list[str]] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> Fragile:
+        return self
+
+    def __call__(
+        self, samples: Sequence[str], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[float | None]:
+        assert len(samples) == len(prompts) == len(metadata)
+        assert [f"p{text}" for text in samples] == list(prompts)
+        self.calls.append(list(samples))
+        if len(self.calls) <= self.fails_first:
+            raise ConnectionError("no answer")
+        if self.bad & set(samples):
+            raise OSError("cannot read")
+        return [None if text == "none" else math.nan if text == "nan" else float(len(text)) for text in samples]
+
+
+def scored(reward: Any, texts: Sequence[str]) -> Scores:
+    return score(reward, texts, [f"p{text}" for text in texts], [{}] * len(texts))
+
+
+def test_raise_stops_with_the_rewards_name() -> None:
+    with pytest.raises(RewardError, match="reward 'fragile' failed: OSError: cannot read"):
+        scored(Failsafe(Fragile(frozenset({"b"}))), ["a", "b"])
+
+
+def test_retry_repeats_the_call_after_growing_pauses() -> None:
+    pauses: list[float] = []
+    reward = Fragile(fails_first=2)
+    found = scored(Failsafe(reward, "retry", retries=3, pause=0.5, sleep=pauses.append), ["a", "bb"])
+    assert found.values.tolist() == [1.0, 2.0]
+    assert pauses == [0.5, 1.0]
+    assert len(reward.calls) == 3
+
+
+def test_retry_ends_with_the_error() -> None:
+    pauses: list[float] = []
+    reward = Fragile(fails_first=10)
+    with pytest.raises(RewardError, match="no answer"):
+        scored(Failsafe(reward, "retry", retries=2, sleep=pauses.append), ["a"])
+    assert pauses == [1.0, 2.0]
+    assert len(reward.calls) == 3
+
+
+def test_drop_leaves_out_the_rows_to_blame_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["a", "bb", "broken", "dddd", "none", "nan", "ggggggg"]
+    with caplog.at_level(logging.WARNING):
+        found = scored(Failsafe(Fragile(frozenset({"broken"})), "drop"), texts)
+    assert found.valid.tolist() == [True, True, False, True, False, False, True]
+    assert found.values[found.valid].tolist() == [1.0, 2.0, 4.0, 7.0]
+    assert "reward 'fragile' scored 4 of 7 samples" in caplog.text
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "bad"]), min_size=1, max_size=40))
+def test_drop_loses_no_row_that_can_be_scored_beside_one_that_cannot(texts: list[str]) -> None:
+    """Where one row is to blame, every other is scored; where several are, none gets a value that is not its own."""
+    found = scored(Failsafe(Fragile(frozenset({"bad"})), "drop"), texts)
+    assert all(found.values[i] == len(texts[i]) for i in found.valid.nonzero().flatten().tolist())
+    assert not any(found.valid[i] for i, text in enumerate(texts) if text == "bad")
+    if texts.count("bad") == 1:
+        assert int(found.valid.sum()) == len(texts) - 1
+
+
+def test_drop_gives_up_where_nothing_works() -> None:
+    """Sixteen calls and not 127."""
+    reward = Fragile(fails_first=10**6)
+    found = scored(Failsafe(reward, "drop"), ["a"] * 64)
+    assert not found.valid.any()
+    assert [len(call) for call in reward.calls] == [64, 32, 32, *[16] * 4, *[8] * 8, 4]
+
+
+def test_images_are_halved_too() -> None:
+    class Dark(Fragile):
+        def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Any:
+            if float(samples.min()) < 0.1:
+                raise ValueError("too dark")
+            return samples.mean((1, 2, 3))
+
+    images = torch.linspace(0.5, 1, 4)[:, None, None, None].expand(4, 3, 2, 2).clone()
+    images[2] = 0.0
+    found = score(Failsafe(Dark(), "drop"), images, [""] * 4, [{}] * 4)
+    assert found.valid.tolist() == [True, True, False, True]
+    torch.testing.assert_close(found.values[[0, 1, 3]], torch.linspace(0.5, 1, 4)[[0, 1, 3]])
+
+
+@pytest.fixture
+def hanging() -> Any:
+    """A reward that waits until the test is over."""
+    over = threading.Event()
+
+    class Hanging(Fragile):
+        def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Any:
+            self.calls.append(list(samples))
+            over.wait(30)
+            return [0.0] * len(samples)
+
+    yield Hanging()
+    over.set()
+
+
+def test_a_call_that_is_late_has_failed(hanging: Fragile) -> None:
+    with pytest.raises(Late, match=r"reward 'fragile' failed: no answer after 0.05 s"):
+        scored(Failsafe(hanging, timeout=0.05), ["a"])
+
+
+def test_after_a_time_limit_the_whole_call_is_dropped(hanging: Fragile) -> None:
+    found = scored(Failsafe(hanging, "drop", timeout=0.05), ["a", "b", "c"])
+    assert found.valid.tolist() == [False, False, False]
+    assert len(hanging.calls) == 1
+
+
+@pytest.mark.parametrize("rule", ["raise", "retry", "drop"])
+def test_with_time_enough_nothing_changes(rule: OnError) -> None:
+    found = scored(Failsafe(Fragile(), rule, timeout=30.0), ["a", "none"])
+    assert found.values.tolist() == [1.0, 0.0]
+    assert found.valid.tolist() == [True, False]
+
+
+def test_an_error_in_the_thread_is_the_callers() -> None:
+    with pytest.raises(RewardError, match="cannot read"):
+        scored(Failsafe(Fragile(frozenset({"a"})), timeout=30.0), ["a"])
+
+
+def test_it_is_called_what_the_reward_is_called() -> None:
+    reward = Failsafe(Fragile())
+    assert (reward.name, reward.needs, reward.to("cpu")) == ("fragile", ("texts",), reward)
+
+
+def test_an_empty_batch() -> None:
+    assert scored(Failsafe(Fragile(), "drop"), []).values.shape == (0,)
