@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -34,8 +35,8 @@ AdaptiveGuidance = Annotated[
     typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
 ]
 
-# Options that take several values after one flag, as in `--rlg 0 0.5 1`.
-SPREAD = ("--rlg", "--prompt", "--rewards")
+# Options that take several values after one flag, as in `--rlg 0 0.5 1`, of commands whose arguments come first.
+SPREAD = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
 
 
 @app.command()
@@ -230,6 +231,34 @@ def rewards() -> None:
 
 
 @app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Images, or texts in UTF-8.")],
+    reward: Annotated[list[str], typer.Option(help="Rewards: names, import paths, or {name: …, options: …}.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What was asked for: once, or once for each file.")] = None,
+    metadata: Annotated[str, typer.Option(help="The prompt's metadata, in YAML, e.g. {answer: 85}.")] = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a file instead of a table.")] = False,
+) -> None:
+    """Score files: what each reward says of each image or text."""
+    from difrl.located import parse
+    from difrl.reward_arguments import reward_of
+    from difrl.scoring_files import read_samples, score_files, scores_table
+
+    facts = parse(metadata, "--metadata").plain
+    if not isinstance(facts, dict):
+        raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
+    samples = read_samples(files, prompt or [""])
+    found = score_files([reward_of(text) for text in reward], samples, facts)
+    if not as_json:
+        out.print(scores_table(samples, found))
+        if any(value is None for column in found.values() for value in column):
+            out.print("not scored: the reward had nothing to judge by; it may want --metadata, or another --prompt")
+        return
+    for row, sample in enumerate(samples):
+        values = {name: column[row] for name, column in found.items()}
+        sys.stdout.write(json.dumps({"file": str(sample.file), "prompt": sample.prompt, **values}) + "\n")
+
+
+@app.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A file of configs/pretrain.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
@@ -267,9 +296,10 @@ def spread_options(arguments: Sequence[str]) -> list[str]:
     """`--rlg 0 1 2` as `--rlg 0 --rlg 1 --rlg 2`, which is how the parser wants it."""
     result: list[str] = []
     flag, fresh = None, False
+    spread = SPREAD.get(arguments[0], ()) if arguments else ()
     for word in arguments:
         if word.startswith("-") and not _is_number(word):
-            flag, fresh = (word if word in SPREAD else None), True
+            flag, fresh = (word if word in spread else None), True
         elif flag is not None and not fresh:
             result.append(flag)
         else:

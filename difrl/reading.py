@@ -20,7 +20,16 @@ from difrl.located import ConfigError, Dumper, Located, overlay, parse, parse_ov
 from difrl.paths import find_config
 from difrl.presets import PRESETS
 
-__all__ = ["ConfigError", "expand", "load_mapping", "read_config", "read_model", "recipe_summary", "to_yaml"]
+__all__ = [
+    "ConfigError",
+    "expand",
+    "load_mapping",
+    "read_config",
+    "read_model",
+    "read_text",
+    "recipe_summary",
+    "to_yaml",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,6 +42,11 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 def read_model(model_class: type[M], path: Path | str, overrides: Sequence[str] = ()) -> M:
     """Any other config file, such as one of `difrl pretrain`."""
     return _validated(model_class, _load(path, overrides))
+
+
+def read_text(model_class: type[M], text: str, place: str) -> M:
+    """What an argument says in YAML; `place` is what errors call it."""
+    return _validated(model_class, parse(text, place))
 
 
 def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from difrl.config import RewardConfig
 from difrl.data import Prompt, load_prompts
 from difrl.formats import number
 from difrl.inference import Opened
@@ -19,6 +18,7 @@ from difrl.policies.base import Key
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.searching import Decoding, decoded
+from difrl.reward_arguments import reward_of
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
 from difrl.sheets import Sheet, sheet_of
@@ -159,8 +159,8 @@ def own_scorer(opened: Opened) -> Scorer:
 
 def scorer_of(opened: Opened, name: str) -> Scorer:
     """The reward to search with: as the run's recipe has it, else the registered one of that name."""
-    known = {r.label: r for r in [*opened.config.rewards, *opened.config.watch]} if opened.is_run else {}
-    config = known.get(name, RewardConfig(name=name)).model_copy(update={"weight": 1.0})
+    known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
+    config = reward_of(name, known).model_copy(update={"weight": 1.0})
     return Scorer.build([config], [], opened.policy.device)
 
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from difrl.chosen import Chosen
-from difrl.config import RewardConfig
 from difrl.data import load_prompts
 from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
@@ -24,6 +23,7 @@ from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
 from difrl.reading import ConfigError
 from difrl.report import write_report
+from difrl.reward_arguments import reward_of
 from difrl.run_folder import RunFolderError
 from difrl.scoring import Scorer
 from difrl.showing import sweep
@@ -60,7 +60,7 @@ def evaluate_run(
         raise ConfigError(f"{run / 'config.yaml'}: data.evaluation is not set, so there are no prompts to evaluate on")
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"rlg": list(weights), "images": images})})
     known = {r.label for r in [*config.rewards, *config.watch]}
-    watch = [*config.watch, *(RewardConfig(name=name) for name in rewards if name not in known)]
+    watch = [*config.watch, *(reward_of(text) for text in rewards if text not in known)]
     if default == BEST and not watch:
         raise ConfigError(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"

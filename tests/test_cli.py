@@ -362,14 +362,12 @@ def test_commands_about_runs_want_a_run(difrl: Command, sd3: Path, tmp_path: Pat
 def test_a_reward_beside_the_recipe_is_found(
     difrl: Command, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`import: module:callable` looks in the folder the command is given in, also for the installed script."""
+    """`import: module.function` looks in the folder the command is given in, also for the installed script."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
-    (tmp_path / "found_here.py").write_text(
-        "from rewards import make\n\ndef mine():\n    return make('jpeg_compressibility')\n"
-    )
+    (tmp_path / "found_here.py").write_text("def mine(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n")
     path = written(tmp_path / "recipe.yaml", sd3, train={"steps": 1}, eval={"every": 0})
-    ended = difrl("train", path, "rewards=[{import: 'found_here:mine'}]")
+    ended = difrl("train", path, "rewards=[{import: found_here.mine}]")
     assert ended.status == 0, ended.err
     assert "reward/mine" in (tmp_path / "recipe" / "metrics.jsonl").read_text()
 
@@ -401,10 +399,37 @@ def test_numbers_and_ranges(words: list[str], expected: list[float]) -> None:
         ("sample r --prompt a b -n 2", "sample r --prompt a --prompt b -n 2"),
         ("sample r --rlg 0 --rlg 1", "sample r --rlg 0 --rlg 1"),
         ("train r train.steps=2 --resume", "train r train.steps=2 --resume"),
+        ("evaluate r --rewards a b", "evaluate r --rewards a --rewards b"),
+        ("score --reward ocr --prompt a b.png", "score --reward ocr --prompt a b.png"),
+        ("", ""),
     ],
 )
 def test_several_values_after_one_flag(typed: str, read: str) -> None:
     assert cli.spread_options(typed.split()) == read.split()
+
+
+def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
+    for name, text in (("a.txt", "so it is 85"), ("b.txt", "17")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    asked = ("score", "--reward", "math", "--prompt", "47+38=", tmp_path / "a.txt", tmp_path / "b.txt")
+    shown = difrl(*asked, "--metadata", "{answer: 85}")
+    assert shown.status == 0
+    assert shown.out.split() == [
+        "file",
+        "math",
+        str(tmp_path / "a.txt"),
+        "1.000",
+        str(tmp_path / "b.txt"),
+        "0.000",
+        "mean",
+        "0.500",
+    ]
+    told = difrl(*asked)
+    assert told.out.count("not scored") == 4
+    assert "it may want --metadata" in told.out
+    rows = [json.loads(line) for line in difrl(*asked, "--json", "--metadata", "{answer: 17}").out.splitlines()]
+    assert [row["math"] for row in rows] == [0.0, 1.0]
+    assert difrl(*asked, "--metadata", "85").status == 2
 
 
 def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
