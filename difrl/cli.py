@@ -223,11 +223,17 @@ def recipes() -> None:
 
 
 @app.command()
-def rewards() -> None:
-    """List the rewards, what each measures and what it takes."""
-    from difrl.listing import rewards_table
+def rewards(
+    names: Annotated[list[str] | None, typer.Argument(help="Show these with their options.")] = None,
+) -> None:
+    """List the rewards and what each measures; with names, what these take."""
+    from difrl.listing import reward_details, rewards_table
+    from rewards import available
 
-    out.print(rewards_table())
+    if not names:
+        out.print(rewards_table(available()))
+    for name in names or []:
+        out.print(reward_details(name))
 
 
 @app.command()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from difrl.config import RunConfig
+from difrl.located import ConfigError
 from difrl.paths import recipes
 from difrl.presets import PRESETS
 from difrl.reading import load_mapping, read_config, recipe_summary
-from rewards import available
+from rewards import Entry, find
 
 
 def _table(*columns: str) -> Table:
@@ -52,10 +53,36 @@ def _coordinates(config: RunConfig) -> str:
     return " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
 
 
-def rewards_table() -> Table:
-    """Every reward with its options."""
-    table = _table("reward", "what it measures", "options")
-    for entry in available():
-        options = "\n".join(f"{name}: {kind}" for name, kind in entry.options.items())
-        table.add_row(f"[bold]{escape(entry.name)}[/]", escape(entry.summary), f"[dim]{escape(options)}[/]")
-    return table
+KINDS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of texts"}
+"""The first thing a reward needs -> the heading it stands under."""
+OTHER = "other rewards"
+
+
+def rewards_table(entries: Sequence[Entry]) -> Group:
+    """Every reward and what it measures, by what it scores."""
+    tables: dict[str, Table] = {}
+    for entry in sorted(entries, key=lambda entry: [*KINDS, ""].index(_medium(entry))):
+        heading = KINDS.get(_medium(entry), OTHER)
+        table = tables.setdefault(heading, _table(heading, "what it measures"))
+        table.add_row(f"[bold]{escape(entry.name)}[/]", escape(entry.summary))
+    return Group(*tables.values(), "options and details: difrl rewards NAME")
+
+
+def _medium(entry: Entry) -> str:
+    return next((need for need in entry.needs if need in KINDS), "")
+
+
+def reward_details(name: str) -> Group:
+    """One reward: what it measures and reads, and its options."""
+    try:
+        entry = find(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    table = Table("option", "type and default", box=None, padding=(0, 2, 0, 0))
+    for name, kind in entry.options.items():
+        table.add_row(name, escape(kind))
+    needs = f"reads: {', '.join(entry.needs) or 'not said'}"
+    head = f"[bold]{escape(entry.name)}[/]: {escape(entry.summary)}"
+    details = [" ".join(paragraph.split()) for paragraph in entry.details.split("\n\n")]
+    shown = [f"{text}\n" for text in (head, *map(escape, details), f"[dim]{needs}[/]") if text]
+    return Group(*shown, table, "") if entry.options else Group(*shown)

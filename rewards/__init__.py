@@ -11,7 +11,7 @@ from rewards.jpeg import JpegSize
 from rewards.judge import Judge, JudgeConfig, JudgeNetwork
 from rewards.math_answers import MathAnswer
 from rewards.ocr import Ocr
-from rewards.registry import Entry, available, make, register
+from rewards.registry import Entry, available, find, make, register
 from rewards.text_form import Format, Length
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "ShapesDetector",
     "TransformersDetector",
     "available",
+    "find",
     "make",
     "register",
     "score",

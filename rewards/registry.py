@@ -22,7 +22,8 @@ class Entry(NamedTuple):
     """One registered reward, as `available` lists it."""
 
     name: str
-    summary: str
+    summary: str  # a sentence
+    details: str  # what its docstring says after that
     options: dict[str, str]  # option -> its type and default, as written
     needs: tuple[str, ...]
 
@@ -73,10 +74,16 @@ def available() -> list[Entry]:
     return sorted(entries)
 
 
+def find(name: str) -> Entry:
+    """The registered reward of that name, as `available` lists it; ValueError if there is none."""
+    _registered(name)
+    return next(entry for entry in available() if entry.name == name)
+
+
 def _describe(name: str, factory: Factory, needs: tuple[str, ...]) -> Entry:
     parameters = inspect.signature(factory).parameters.values()
-    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-    return Entry(name, summary, {p.name: _option(p) for p in parameters}, needs)
+    summary, _, details = (inspect.getdoc(factory) or "").partition("\n")
+    return Entry(name, summary, details.strip(), {p.name: _option(p) for p in parameters}, needs)
 
 
 def _option(parameter: inspect.Parameter) -> str:

@@ -285,12 +285,21 @@ def test_recipes_are_listed_with_their_place_in_the_grid(difrl: Command) -> None
     assert "arXiv:2509.25050" in ended.out
 
 
-def test_rewards_are_listed_with_their_options(difrl: Command) -> None:
+def test_rewards_are_listed(difrl: Command) -> None:
     ended = difrl("rewards")
     assert ended.status == 0
     assert_fits(ended.out)
-    for word in ("geneval", "judge", "jpeg_compressibility", "ocr", "quality"):
-        assert word in ended.out
+    assert ended.out.index("rewards of images") < ended.out.index("geneval") < ended.out.index("rewards of texts")
+    assert ended.out.index("rewards of texts") < ended.out.index("math")
+
+
+def test_a_reward_is_shown_with_its_options(difrl: Command) -> None:
+    ended = difrl("rewards", "geneval", "length")
+    assert ended.status == 0
+    assert_fits(ended.out)
+    for words in ("partial", "bool = False", "longest", "reads: images, metadata"):
+        assert words in ended.out
+    assert "did you mean 'geneval'" in difrl("rewards", "genevall").err
 
 
 def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_path: Path) -> None:
