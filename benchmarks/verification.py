@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.arenas import gaussian_page, text_cells, text_page
 from benchmarks.arenas.gaussian_page import CELLS
-from difrl.compat import ensure_torchvision
+from rewards.compat import ensure_torchvision
 
 Result = dict[str, float]
 Results = Mapping[str, Sequence[Result]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from difrl.compat import ensure_torchvision
+from rewards.compat import ensure_torchvision
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from difrl.compat import ensure_torchvision
+from rewards.compat import ensure_torchvision
 
 ensure_torchvision()
 

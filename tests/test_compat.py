@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from difrl import compat
+from rewards import compat
 
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
@@ -23,7 +23,7 @@ except RuntimeError as error:
     assert "torchvision::nms" in str(error), error
     broken = True
 
-from difrl.compat import ensure_torchvision
+from rewards.compat import ensure_torchvision
 assert ensure_torchvision() is broken
 assert ensure_torchvision() is broken
 import torchvision, gc
@@ -36,8 +36,10 @@ assert resized.shape == (3, 4, 4)
 """
 
 LIBRARIES = """
-from difrl.compat import ensure_torchvision
+import sys
+from rewards.compat import ensure_torchvision
 ensure_torchvision()
+assert "difrl" not in sys.modules
 import open_clip
 from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPImageProcessor

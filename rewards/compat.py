@@ -4,7 +4,7 @@ torchvision's Linux wheels are CUDA builds. Beside a CPU torch their compiled op
 the import then stops with `operator torchvision::nms does not exist`, because torchvision attaches Python
 code to the *schemas* of two of those operators. Everything that imports torchvision fails with it: open_clip,
 the image processors of transformers, the pipelines of diffusers. Declaring the two schemas is enough for the
-import. The operators themselves stay absent (calling `torchvision.ops.nms` says so); difrl uses none of them.
+import. The operators themselves stay absent (calling `torchvision.ops.nms` says so); nothing here uses them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ensure_torchvision() -> bool:
     """Make torchvision importable if it is installed; True if its operator schemas had to be declared here.
 
     Call it before anything imports torchvision, open_clip, diffusers' pipelines or transformers' image
-    processors. Calling it again is free. Without torchvision, or where its operators load, nothing is
+    processors; `import difrl` does. Calling it again is free. Without torchvision, or where its operators load, nothing is
     declared. Any other failure of `import torchvision` is raised as it is.
     """
     if _library is not None:
