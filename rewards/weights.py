@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def find_file(source: str, filename: str, revision: str | None = None) -> Path:
@@ -47,3 +47,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds {type(content).__name__}, expected tensors by name")
     return dict(content)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give ``module`` the weights that were read from ``source``: all that it has, of its shapes, and no others."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    shapes = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if shapes or found.keys() != expected.keys():
+        raise ValueError(
+            f"the weights in {source} are not those of {type(module).__name__}: "
+            f"missing {a_few(expected.keys() - found.keys())}; unexpected {a_few(found.keys() - expected.keys())}; "
+            f"of another shape {a_few(shapes)}"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def a_few(names: Iterable[str]) -> str:
+    """The first names in alphabetical order, and how many there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "") if names else "none"
