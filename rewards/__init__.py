@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rewards.base import Answer, Reward, RewardError, Scores, score
+from rewards.clip_score import ClipScore
 from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector, TransformersDetector
 from rewards.failures import Failsafe, Late
 from rewards.functions import Function
@@ -18,6 +19,7 @@ __all__ = [
     "BACKGROUND",
     "PALETTE",
     "Answer",
+    "ClipScore",
     "Detection",
     "Detector",
     "Entry",
