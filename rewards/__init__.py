@@ -12,6 +12,7 @@ from rewards.jpeg import JpegSize
 from rewards.judge import Judge, JudgeConfig, JudgeNetwork
 from rewards.math_answers import MathAnswer
 from rewards.ocr import Ocr
+from rewards.pickscore import PickScore
 from rewards.registry import Entry, available, find, make, register
 from rewards.text_form import Format, Length
 
@@ -35,6 +36,7 @@ __all__ = [
     "Length",
     "MathAnswer",
     "Ocr",
+    "PickScore",
     "Reward",
     "RewardError",
     "Scores",

@@ -1,0 +1,59 @@
+"""PickScore v1: which of two pictures of a prompt people pick (Pick-a-Pic, 2305.01569).
+
+    score = s · cos(picture, prompt),   s the model's logit scale
+
+of a CLIP ViT-H/14 fine-tuned on people's choices, so that σ(score − other score) is the probability that the picture
+is picked over the other. Real pictures lie around 20. Flow-GRPO divides by 26 (`divisor`) to come near [0,1].
+Published, and so here: the processor of the model it was fine-tuned from, prompts cut at 77 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from rewards.clip import ClipReward, TransformersClip, check_dtype
+from rewards.registry import register
+
+MODEL = "yuvalkirstain/PickScore_v1"
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class PickScore(ClipReward):
+    """Logit scale × cosine, divided by ``divisor``. ``model`` and ``processor`` are hub ids or local folders."""
+
+    name = "pickscore"
+
+    def __init__(
+        self,
+        model: str = MODEL,
+        processor: str = PROCESSOR,
+        *,
+        divisor: float = 1.0,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        if divisor <= 0:
+            raise ValueError(f"reward 'pickscore': divisor is {divisor}, expected a positive number")
+        load = partial(TransformersClip, model, processor, dtype=check_dtype(dtype, self.name))
+        super().__init__(load, batch_size)
+        self.divisor = divisor
+
+    def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Values [B] of one batch."""
+        return super().values(images, prompts) * self.encoder.logit_scale / self.divisor
+
+
+@register("pickscore", needs=PickScore.needs)
+def pickscore(
+    model: str = MODEL,
+    processor: str = PROCESSOR,
+    *,
+    divisor: float = 1.0,
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> PickScore:
+    """PickScore v1: how likely people are to pick the picture for its prompt."""
+    return PickScore(model, processor, divisor=divisor, dtype=dtype, batch_size=batch_size)
