@@ -8,6 +8,7 @@ from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDe
 from rewards.failures import Failsafe, Late
 from rewards.functions import Function
 from rewards.geneval import GenEval
+from rewards.hpsv2 import HPSv2
 from rewards.jpeg import JpegSize
 from rewards.judge import Judge, JudgeConfig, JudgeNetwork
 from rewards.math_answers import MathAnswer
@@ -28,6 +29,7 @@ __all__ = [
     "Format",
     "Function",
     "GenEval",
+    "HPSv2",
     "JpegSize",
     "Judge",
     "JudgeConfig",

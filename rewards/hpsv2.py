@@ -1,0 +1,81 @@
+"""HPSv2.1: which of several pictures of a prompt people prefer (Human Preference Score v2, 2306.09341).
+
+    score = cos(picture, prompt)
+
+of an open_clip ViT-H/14 fine-tuned on people's rankings. The published tables show 100 times that: 23 to 28 on average
+over the pictures of a generator (v2.0). The weights exist only as a pickle, which is read as tensors alone.
+
+The published preprocessing is not open_clip's: the whole picture is kept, its longer side resized to 224 with a
+bicubic filter that may overshoot [0,1], and the rest filled with black. It resizes a float tensor, which torchvision
+antialiases since version 0.17 and did not before; ``antialias=False`` is the older behaviour, of the time when the
+weights of v2.0 and the paper's tables were made.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards.clip import ClipReward, OpenClip, check_dtype
+from rewards.registry import register
+from rewards.weights import find_file
+
+WEIGHTS = "xswu/HPSv2"
+FILE = "HPS_v2.1_compressed.pt"
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI's CLIP was trained on
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class HPSv2(ClipReward):
+    """Cosine of picture and prompt. ``weights`` is a checkpoint, a folder that holds ``filename``, or a hub id."""
+
+    name = "hpsv2"
+
+    def __init__(
+        self,
+        weights: str = WEIGHTS,
+        filename: str = FILE,
+        *,
+        architecture: str = "ViT-H-14",
+        antialias: bool = True,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        self.weights, self.filename, self.architecture = weights, filename, architecture
+        self.antialias, self.dtype = antialias, check_dtype(dtype, self.name)
+        super().__init__(self._model, batch_size)
+
+    def _model(self) -> OpenClip:
+        checkpoint = str(find_file(self.weights, self.filename))
+        pixels = partial(letterbox, antialias=self.antialias)
+        return OpenClip(self.architecture, checkpoint, dtype=self.dtype, pixels=pixels)
+
+
+@register("hpsv2", needs=HPSv2.needs)
+def hpsv2(
+    weights: str = WEIGHTS,
+    filename: str = FILE,
+    *,
+    architecture: str = "ViT-H-14",
+    antialias: bool = True,
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> HPSv2:
+    """HPSv2.1: how much people prefer the picture among others of its prompt."""
+    return HPSv2(weights, filename, architecture=architecture, antialias=antialias, dtype=dtype, batch_size=batch_size)
+
+
+def letterbox(images: Tensor, size: int, antialias: bool = True) -> Tensor:
+    """Images [B,3,H,W] in [0,1], rounded to 8 bits, whole and centred on black, normalised: [B,3,size,size]."""
+    images = (images * 255).round() / 255
+    scale = size / max(images.shape[-2:])
+    height, width = (round(side * scale) for side in images.shape[-2:])
+    if (height, width) != images.shape[-2:]:
+        images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
+    above, left = (size - height) // 2, (size - width) // 2
+    images = F.pad(images, (left, size - width - left, above, size - height - above))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
+    return (images - mean) / std
