@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewards.aesthetic import Aesthetic
 from rewards.base import Answer, Reward, RewardError, Scores, score
 from rewards.clip_score import ClipScore
 from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector, TransformersDetector
@@ -20,6 +21,7 @@ from rewards.text_form import Format, Length
 __all__ = [
     "BACKGROUND",
     "PALETTE",
+    "Aesthetic",
     "Answer",
     "ClipScore",
     "Detection",
