@@ -10,6 +10,7 @@ from rewards.failures import Failsafe, Late
 from rewards.functions import Function
 from rewards.geneval import GenEval
 from rewards.hpsv2 import HPSv2
+from rewards.image_reward import ImageReward
 from rewards.jpeg import JpegSize
 from rewards.judge import Judge, JudgeConfig, JudgeNetwork
 from rewards.math_answers import MathAnswer
@@ -32,6 +33,7 @@ __all__ = [
     "Function",
     "GenEval",
     "HPSv2",
+    "ImageReward",
     "JpegSize",
     "Judge",
     "JudgeConfig",

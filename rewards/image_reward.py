@@ -1,0 +1,260 @@
+"""ImageReward: how well people would like an image for its prompt (2304.05977), from the published checkpoint.
+
+    score = (MLP(h) − mean) / std
+
+h is the first token's last state in BLIP's text encoder, a BERT that attends to the image in every layer; the image is
+what BLIP's ViT-L/16 makes of 224 pixels. The MLP is five linear layers without activations between them. Its mean and
+std, and all that follows, are those of the published code.
+
+The image is resized to 224 on its shorter side (bicubic), cropped in the middle and normalised as for CLIP. The prompt
+is read by BERT's uncased tokenizer, padded and cut to 35 tokens: what a long prompt says at its end counts for nothing.
+The first token stays [CLS]; BLIP's own retrieval puts [ENC] in its place, ImageReward does not.
+
+The tensors go into BLIP's modules of transformers, in which they have other names: `published_name` says which. Sizes are
+read off the tensors; heads are 64 wide in both encoders, so that the checkpoint's med_config.json has nothing to add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rewards.base import Metadata, Scores, all_valid, check_images
+from rewards.compat import ensure_torchvision
+from rewards.pictures import pictures
+from rewards.registry import register
+from rewards.weights import find_file, read_tensors
+
+FILE = "ImageReward.pt"
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+TOKENS = 35
+HEAD_WIDTH = 64
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+"""What the checkpoint also holds: BLIP's contrastive projections, and a counter from 0."""
+
+# Ours to published, applied in this order.
+_NAMES = (
+    ("vision.embeddings.class_embedding", "vision.cls_token"),
+    ("vision.embeddings.position_embedding", "vision.pos_embed"),
+    ("vision.embeddings.patch_embedding.", "vision.patch_embed.proj."),
+    ("vision.post_layernorm.", "vision.norm."),
+    ("vision.encoder.layers.", "vision.blocks."),
+    (".layer_norm", ".norm"),
+    (".self_attn.projection.", ".attn.proj."),
+    (".self_attn.qkv.", ".attn.qkv."),
+    ("vision.", "blip.visual_encoder."),
+    ("text.", "blip.text_encoder."),
+    ("head.", "mlp.layers."),
+)
+
+
+class ImageRewardNetwork(nn.Module):
+    """BLIP's two encoders and the MLP, in the sizes of the published ``tensors`` and with their values."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        ensure_torchvision()
+        from transformers import BlipTextModel, BlipVisionModel
+
+        super().__init__()
+        vision, text = _configs(tensors)
+        self.size: int = vision.image_size
+        self.words: int = text.vocab_size
+        self.vision = BlipVisionModel(vision)
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        # Dropout does nothing here but keep the numbers of the published layers.
+        self.head = nn.Sequential(
+            *(nn.Linear(text.hidden_size, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2)),
+            *(nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)),
+        )
+        published = {name: published_name(name) for name in self.state_dict()}
+        _refuse_others(tensors, {published[name]: value.shape for name, value in self.state_dict().items()})
+        self.load_state_dict({name: tensors[theirs] for name, theirs in published.items()})
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores [B] of normalised pixels [B,3,S,S] and of tokens [B,L] with their mask of 0 and 1."""
+        patches = self.vision(pixels).last_hidden_state
+        states = self.text(ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state
+        scores: Tensor = (self.head(states[:, 0])[:, 0] - MEAN) / STD
+        return scores
+
+
+class ImageReward:
+    """ImageReward-v1.0's score, which has no bounds; the published examples lie between −2 and 1."""
+
+    name = "image_reward"
+    needs: tuple[str, ...] = ("images", "prompts")
+
+    def __init__(
+        self,
+        weights: str = "zai-org/ImageReward",
+        *,
+        tokenizer: str = "google-bert/bert-base-uncased",
+        batch_size: int = 16,
+        revision: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"reward 'image_reward': batch_size is {batch_size}, expected at least 1")
+        self.weights, self.vocabulary, self.batch_size, self.revision = weights, tokenizer, batch_size, revision
+        self._loaded: tuple[ImageRewardNetwork, Any] | None = None
+        self._device = torch.device("cpu")
+
+    @property
+    def network(self) -> ImageRewardNetwork:
+        """The network, loaded when first asked for."""
+        return self._load()[0].to(self._device)
+
+    def to(self, device: torch.device | str) -> ImageReward:
+        """Move the network."""
+        self._device = torch.device(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        """Score images [B,3,H,W] in [0,1]; metadata are not read."""
+        shown = pictures(check_images(samples, self.name))
+        network, tokenizer = self.network, self._load()[1]
+        scores = []
+        for start in range(0, len(shown), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            pixels = torch.stack([normalised(picture, network.size) for picture in shown[rows]])
+            words = tokenizer(
+                list(prompts[rows]), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+            )
+            inputs = (pixels, words["input_ids"], words["attention_mask"])
+            scores.append(network(*(one.to(self._device) for one in inputs)))
+        return all_valid(torch.cat(scores).to(samples.device) if scores else torch.zeros(0))
+
+    def _load(self) -> tuple[ImageRewardNetwork, Any]:
+        if self._loaded is None:
+            path = find_file(self.weights, FILE, self.revision)
+            network = _network(path)
+            tokenizer = read_tokenizer(self.vocabulary)
+            if len(tokenizer) > network.words:
+                raise ValueError(
+                    f"the tokenizer {self.vocabulary} has {len(tokenizer)} tokens and {path} knows {network.words}; "
+                    "ImageReward reads with bert-base-uncased: give its hub id or folder"
+                )
+            self._loaded = network, tokenizer
+        return self._loaded
+
+
+@register("image_reward", needs=ImageReward.needs)
+def image_reward(
+    *,
+    weights: str = "zai-org/ImageReward",
+    tokenizer: str = "google-bert/bert-base-uncased",
+    batch_size: int = 16,
+    revision: str | None = None,
+) -> ImageReward:
+    """How well people would like the image for its prompt, by ImageReward-v1.0: about −2 to 2.
+
+    weights: hub id, folder or file of ImageReward.pt. tokenizer: hub id or folder of bert-base-uncased. revision: of weights.
+    """
+    return ImageReward(weights, tokenizer=tokenizer, batch_size=batch_size, revision=revision)
+
+
+def published_name(name: str) -> str:
+    """The name in the published checkpoint of one of an `ImageRewardNetwork`'s tensors."""
+    for ours, published in _NAMES:
+        name = name.replace(ours, published)
+    return name
+
+
+def read_tokenizer(source: str) -> Any:
+    """BERT's tokenizer with BLIP's two further tokens, [DEC] and [ENC], behind its own."""
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    return tokenizer
+
+
+def normalised(picture: Image.Image, size: int) -> Tensor:
+    """Pixels [3,size,size] of an RGB picture: shorter side to ``size`` (bicubic), middle square, (p/255 − mean)/std.
+
+    Lengths are rounded as torchvision's Resize and CenterCrop round them.
+    """
+    short, long = sorted(picture.size)
+    to = [size if length == short else int(size * long / short) for length in picture.size]
+    left, top = (round((length - size) / 2) for length in to)
+    square = picture.resize((to[0], to[1]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
+
+
+def _network(path: Path) -> ImageRewardNetwork:
+    tensors = read_tensors(path)
+    try:
+        return ImageRewardNetwork(tensors)
+    except KeyError as error:
+        problem = f"it holds no tensor {error}, but {', '.join([*tensors][:4])}, …"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(f"{path} is not {FILE} as published: {problem}")
+
+
+def _configs(tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    """Configurations of the image's and of the prompt's encoder, from the shapes of their tensors."""
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    see, read = "blip.visual_encoder.", "blip.text_encoder."
+    patches = tensors[f"{see}patch_embed.proj.weight"]  # [width, 3, patch, patch]
+    places = tensors[f"{see}pos_embed"]  # [1, 1 + patches, width]
+    words = tensors[f"{read}embeddings.word_embeddings.weight"]  # [vocabulary, width]
+    vision = BlipVisionConfig(
+        hidden_size=len(patches),
+        intermediate_size=len(tensors[f"{see}blocks.0.mlp.fc1.weight"]),
+        num_hidden_layers=_layers(tensors, f"{see}blocks."),
+        num_attention_heads=_heads(len(patches)),
+        image_size=patches.shape[-1] * isqrt(places.shape[1] - 1),
+        patch_size=patches.shape[-1],
+        layer_norm_eps=1e-6,  # Salesforce's, ten times smaller than the default of transformers
+    )
+    text = BlipTextConfig(
+        vocab_size=len(words),
+        hidden_size=words.shape[1],
+        encoder_hidden_size=len(patches),
+        intermediate_size=len(tensors[f"{read}encoder.layer.0.intermediate.dense.weight"]),
+        num_hidden_layers=_layers(tensors, f"{read}encoder.layer."),
+        num_attention_heads=_heads(words.shape[1]),
+        max_position_embeddings=len(tensors[f"{read}embeddings.position_embeddings.weight"]),
+        layer_norm_eps=1e-12,
+    )
+    return vision, text
+
+
+def _heads(width: int) -> int:
+    if width % HEAD_WIDTH:
+        raise ValueError(f"an encoder is {width} wide, expected a multiple of {HEAD_WIDTH}, the width of a head")
+    return width // HEAD_WIDTH
+
+
+def _layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix))
+
+
+def _refuse_others(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """ValueError where ``tensors`` are not those of ``shapes``, by their published names."""
+    other = {
+        "missing": [name for name in shapes if name not in tensors],
+        "unexpected": [name for name in tensors if name not in shapes and not name.startswith(UNUSED)],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    told = [f"{len(n)} {what}: {', '.join(n[:8])}{', …' if len(n) > 8 else ''}" for what, n in other.items() if n]
+    if told:
+        raise ValueError(f"its tensors are others: {'; '.join(told)}")
