@@ -17,6 +17,7 @@ from rewards.math_answers import MathAnswer
 from rewards.ocr import Ocr
 from rewards.pickscore import PickScore
 from rewards.registry import Entry, available, find, make, register
+from rewards.reward_model import RewardModel
 from rewards.text_form import Format, Length
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PickScore",
     "Reward",
     "RewardError",
+    "RewardModel",
     "Scores",
     "ShapesDetector",
     "TransformersDetector",
