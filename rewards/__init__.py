@@ -19,6 +19,7 @@ from rewards.pickscore import PickScore
 from rewards.registry import Entry, available, find, make, register
 from rewards.reward_model import RewardModel
 from rewards.text_form import Format, Length
+from rewards.text_match import ExactMatch, RegexMatch
 
 __all__ = [
     "BACKGROUND",
@@ -29,6 +30,7 @@ __all__ = [
     "Detection",
     "Detector",
     "Entry",
+    "ExactMatch",
     "Failsafe",
     "Format",
     "Function",
@@ -44,6 +46,7 @@ __all__ = [
     "MathAnswer",
     "Ocr",
     "PickScore",
+    "RegexMatch",
     "Reward",
     "RewardError",
     "RewardModel",

@@ -8,6 +8,10 @@ is right. A text that cannot be read is wrong, since the problem could have been
 math-verify reads the last expression of a text, or what is in \\boxed{} or behind words such as "the answer is", and it
 calculates: to it 47+38 is as good an answer as 85. Where the truth is an integer the answer must be a number already, else
 a model would learn to repeat the question.
+
+math-verify keeps time by a signal, which only the main thread can set. There `seconds` limits each reading and each
+comparison; in another thread (a reward server, rewards that overlap the next rollout) nothing here does, and a limit comes
+from outside: the `timeout` that a reward is given. It ends the waiting, not the thread, which reads on until it is done.
 """
 
 from __future__ import annotations
@@ -54,10 +58,7 @@ class MathAnswer:
 
     def stated(self, text: str) -> str:
         """The part of a text in which the answer is looked for; empty where `extract` does not match."""
-        if self.pattern is None:
-            return text
-        matches = list(self.pattern.finditer(text))
-        return matches[-1].group(self.pattern.groups and 1) or "" if matches else ""
+        return text if self.pattern is None else last_match(self.pattern, text) or ""
 
 
 @register("math", needs=MathAnswer.needs)
@@ -66,7 +67,7 @@ def math(*, key: str = "answer", extract: str | None = None, seconds: int = 5) -
 
     key: where the metadata hold the answer. extract: a regular expression whose last match (its first group, if it has
     one) holds the text's answer; without it math-verify looks for the last expression. seconds: limit for reading a text,
-    and for a comparison.
+    and for a comparison, in the main thread; elsewhere the reward's timeout is the limit.
     """
     return MathAnswer(key=key, extract=extract, seconds=seconds)
 
@@ -79,8 +80,14 @@ def compiled(pattern: str, what: str) -> re.Pattern[str]:
         raise ValueError(f"{what} is no regular expression: {error}; found {pattern!r}") from error
 
 
+def last_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match in a text, or its first group if it has one; None where there is none."""
+    matches = list(pattern.finditer(text))
+    return matches[-1].group(pattern.groups and 1) or "" if matches else None
+
+
 def _limit(seconds: int) -> int | None:
-    """math-verify keeps time by a signal, which only the main thread may set; elsewhere there is no limit."""
+    """The limit in the main thread, none elsewhere: math-verify raises there if it is to set a signal."""
     return seconds if threading.current_thread() is threading.main_thread() else None
 
 

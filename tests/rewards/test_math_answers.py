@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from rewards import Scores, make, score
-from rewards.math_answers import _read
+from rewards.math_answers import _equal, _read
 
 
 def verdict(truth: object, text: str, **options: object) -> float:
@@ -85,15 +85,37 @@ def test_options_are_checked() -> None:
         make("math", seconds=0)
 
 
+SEVERAL = [
+    ("85", "85"),
+    ("85", "86"),
+    ("1/2", "$\\frac{1}{2}$"),
+    ("$\\frac{\\sqrt{2}}{2}$", "$\\frac{1}{\\sqrt{2}}$"),
+    ("x+1", "$1 + x$"),
+    ("(1,2]", "$[1,2]$"),
+    ("\\{1,2,3\\}", "$\\{3,2,1\\}$"),
+    ("$x \\le 3$", "$3 \\ge x$"),
+    ("?", "85"),
+]
+
+
 def test_outside_the_main_thread_as_within() -> None:
     """math-verify's own time limit is a signal, which raises there."""
+    from math_verify import parse
+
+    def scores() -> Scores:
+        truths, texts = zip(*SEVERAL, strict=True)
+        return score(make("math"), texts, [""] * len(SEVERAL), [{"answer": truth} for truth in truths])
+
+    within = scores()
+    assert within.values.tolist() == [1, 0, 1, 1, 1, 0, 1, 1, 0]
+    assert within.valid.tolist() == [True] * 8 + [False]
     _read.cache_clear()
-    found: list[Scores] = []
-    rows = [{"answer": "85"}] * 2
-    thread = threading.Thread(target=lambda: found.append(make("math")(["85", "86"], ["", ""], rows)))
-    thread.start()
-    thread.join()
-    assert found[0].values.tolist() == [1, 0]
+    _equal.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        with pytest.raises(ValueError, match="doesn't support threaded environment"):
+            pool.submit(parse, "85").result()
+        outside = [future.result() for future in [pool.submit(scores) for _ in range(4)]]
+    assert all(torch.equal(found.values, within.values) and torch.equal(found.valid, within.valid) for found in outside)
 
 
 def test_a_text_that_never_ends_to_be_read_is_wrong_after_the_limit() -> None:
