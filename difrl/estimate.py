@@ -6,24 +6,29 @@ is a rough range. What a modality knows of it is in estimate_images.py and estim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from difrl.config import RunConfig
-from difrl.data import Prompt, PromptFileError, load_prompts
+from difrl.data import PromptFileError, load_prompts
 from difrl.display.costs import estimate_table
 from difrl.diversity import Diversity
 from difrl.dtypes import DTYPES
 from difrl.estimate_images import image_parts
 from difrl.estimate_parts import Inputs, Parts
 from difrl.estimate_texts import text_parts
-from difrl.examples import training_prompts
+from difrl.examples import Rows, load_examples
+from difrl.media import MEDIA
 from difrl.plan import Evaluations
 from difrl.policies.cost import matmul_speed
 from difrl.reading import ConfigError
 from difrl.scoring import build_reward
+
+T = TypeVar("T")
 
 __all__ = ["Estimate", "Evaluations", "estimate", "estimate_table"]
 
@@ -82,16 +87,17 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
 def _check_inputs(config: RunConfig, processes: int) -> Inputs:
     """Prompts, rewards and processes, every problem at once; returns the prompts."""
     problems = list[str]()
-    found: dict[str, Sequence[Prompt]] = {}
-    readers: Mapping[str, Callable[[], Sequence[Prompt]]] = {
-        "train": lambda: training_prompts(config),
-        "evaluation": lambda: load_prompts(config.data.evaluation) if config.data.evaluation else [],
+    medium = MEDIA[config.likelihood.kind]
+    drawn = config.data.rows == "prompts"
+    train = _read("data.train", lambda: load_prompts(config.data.train), problems) if drawn else []
+    evaluated = config.data.evaluation
+    evaluation = _read("data.evaluation", lambda: load_prompts(evaluated), problems) if evaluated else []
+    files: Mapping[str, Rows | None] = {"data": None if drawn else config.data, "rehearsal": config.rehearsal}
+    examples = {
+        name: _read(f"{name}.train", partial(load_examples, rows, medium), problems)
+        for name, rows in files.items()
+        if rows is not None
     }
-    for name, read in readers.items():
-        try:
-            found[name] = read()
-        except PromptFileError as error:
-            problems.append(f"data.{name}: {error}")
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
         for index, reward in enumerate(rewards):
             try:
@@ -111,7 +117,17 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
         )
     if problems:
         raise ConfigError(*problems)
-    return Inputs(found["train"], found["evaluation"])
+    recorded = [example for found in examples.values() for example in found]
+    return Inputs(train if drawn else [e.prompt for e in examples["data"]], evaluation, recorded)
+
+
+def _read(name: str, read: Callable[[], list[T]], problems: list[str]) -> list[T]:
+    """What a file holds; nothing, and a problem more, where it cannot be read."""
+    try:
+        return read()
+    except PromptFileError as error:
+        problems.append(f"{name}: {error}")
+        return []
 
 
 def _branched(config: RunConfig) -> str:

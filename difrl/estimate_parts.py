@@ -11,6 +11,7 @@ from torch import nn
 from difrl.config import RunConfig
 from difrl.data import Prompt
 from difrl.dtypes import DTYPES
+from difrl.examples import Example
 from difrl.plan import Evaluations
 
 
@@ -20,6 +21,8 @@ class Inputs:
 
     train: Sequence[Prompt]
     evaluation: Sequence[Prompt]
+    recorded: Sequence[Example] = ()
+    """Samples of files, to learn from or to rehearse."""
 
 
 @dataclass(frozen=True)

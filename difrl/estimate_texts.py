@@ -38,7 +38,9 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     model, dtype = config.model, DTYPES[config.model.dtype]
     texts = texts_of(load_tokenizer(model), config.generation)
     network = language_skeleton(model.path, model.revision, model)
-    texts.refuse([*inputs.train, *inputs.evaluation], context_of(network))
+    recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
+    texts.refuse([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
+    texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
     trained = _trained(network, config)
     teachers = {
         name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()

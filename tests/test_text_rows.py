@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.data import Prompt, PromptFileError
+from difrl.estimate import estimate
 from difrl.examples import load_examples, training_prompts
 from difrl.media import TEXTS
 from difrl.policies.errors import ModelError
 from difrl.policies.registry import load_policy
 from difrl.preferences import Made, Solved, make_pairs
 from difrl.processes import Processes
+from difrl.reading import ConfigError
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
 from difrl.sources import Sampled
@@ -137,6 +140,24 @@ def test_texts_longer_than_completions_may_be_are_all_told_before_the_first_step
         f"{path}:2: a completion has 7 tokens, its end included, and generation.max_new_tokens is 5"
     )
     assert second.startswith(f"{path}:4: a completion has 6 tokens")
+    with pytest.raises(ModelError, match=re.escape(str(caught.value))):
+        estimate(config_of(lm, path))
+
+
+def test_what_is_rehearsed_is_checked_without_weights(lm: Path, tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS)
+    held = {"to": "base", "divergence": "forward_kl", "vocabulary": "sampled", "samples": "rehearsal"}
+    broken = [{"prompt": "1+1=", "text": text, "reward": 1.0} for text in ("2", "123456")]
+    for rows, error, problem in (
+        (broken, ModelError, "samples.jsonl:2: a completion has 7 tokens"),
+        ([{"prompt": "1" * 60, "text": "2", "reward": 1.0}], ModelError, "samples.jsonl:1: 60 tokens"),
+        ([{"prompt": "1+1=", "reward": 1.0}], ConfigError, 'rehearsal.train: .*samples.jsonl:1: "text" is missing'),
+        ([], ConfigError, "rehearsal.train: .*no row in it"),
+    ):
+        kept = tmp_path / "samples.jsonl"
+        kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(error, match=problem):
+            estimate(config_of(lm, path, rehearsal={"train": str(kept)}, anchors=[held]))
 
 
 def prompts_in(folder: Path) -> dict[str, Any]:
