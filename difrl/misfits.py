@@ -351,6 +351,39 @@ def _mixtures_have_old(config: RunConfig) -> Iterator[Misfit]:
         yield Misfit(("likelihood", "mix"), "mixtures are made with old weights; set likelihood.old: recompute")
 
 
+def _groups_can_be_compared(config: RunConfig) -> Iterator[Misfit]:
+    """A sample without others of its prompt has no baseline; where nothing asks for one, it may stand alone."""
+    if config.data.group_size > 1 or config.data.rows == "pairs":
+        return
+    advantage = config.advantage
+    plain = advantage.baseline == "none" and advantage.std in ("global", "none")
+    silent = config.data.rows == "prompts" and not any(reward.weight for reward in config.rewards)
+    charged = any(anchor.place == "reward" for anchor in config.anchors)
+    if config.objective.kind in ("centred", "preference", "anchored_preference"):
+        reason = f"{config.objective.kind} compares the samples of a prompt"
+    elif plain or (silent and not charged):
+        return
+    else:
+        reason = "advantages compare the samples of a prompt"
+    yield Misfit(
+        ("data", "group_size"),
+        f"found 1, and {reason}; set 2 or more (1 is for rewards of weight 0, learning from anchors alone, or for "
+        "advantage: {baseline: none, std: none})",
+    )
+
+
+def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[Misfit]:
+    by = config.collect.by
+    if by is None:
+        return
+    known = [reward.label for reward in config.rewards if reward.weight]
+    if by not in known:
+        problem = f"{by!r} is no reward with a weight (found {', '.join(known) or 'none'})"
+        yield Misfit(("collect", "by"), f"{problem}; name one, or remove by: groups then differ in the weighted sum")
+    elif config.collect.max_draws == 1:
+        yield Misfit(("collect", "by"), "groups are drawn once; set collect.max_draws above 1, or remove by")
+
+
 def _something_is_learnt(config: RunConfig) -> Iterator[Misfit]:
     """Rewards of weight 0 are reported, and a run may learn from anchors alone: from those to weights θ does not begin with."""
     if config.data.rows != "prompts" or any(reward.weight for reward in config.rewards):
@@ -414,6 +447,8 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     objective_misfits,
     text_misfits,
     rehearsal_misfits,
+    _groups_can_be_compared,
+    _draws_differ_by_a_reward,
     _something_is_learnt,
     _rewards_have_own_names,
     _guard_has_something_to_guard,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from difrl.advantages import Estimate, estimate_of
 from difrl.checks import SAMPLES, Close, Names, check_first_update
-from difrl.config import RunConfig
+from difrl.config import CollectConfig, RunConfig
 from difrl.core import (
     Coefficient,
     Collect,
@@ -105,8 +105,7 @@ class Trainer:
         self.objective = objective_of(config)
         self.source = source_of(config, policy, scorer, prompts, processes.device)
         self.rehearsal = rehearsal_of(config, policy, processes.device, processes)
-        draws = config.collect.max_draws
-        self.collect: Collect[Scored] = once if draws == 1 else Informative(draws)
+        self.collect = _collect(config.collect)
         steps = config.train.steps
         self.learning_rate: Coefficient = coefficient(config.train.lr, steps)
         self.coefficients = {a.label: coefficient(a.coefficient, steps) for a in config.anchors}
@@ -363,6 +362,16 @@ class Trainer:
         if squares is not None:
             metrics["ratio/std"] = math.sqrt(max(0.0, squares / count - (metrics["ratio/mean"] - 1) ** 2))
         return metrics | {"loss": objective}
+
+
+def _collect(config: CollectConfig) -> Collect[Scored]:
+    """The stage that a recipe names."""
+    if config.max_draws == 1:
+        return once
+    if config.by is None:
+        return Informative[Scored](config.max_draws)
+    name = f"reward/{config.by}"
+    return Informative[Scored](config.max_draws, lambda scored: scored.parts[name])
 
 
 METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}

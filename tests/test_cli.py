@@ -315,7 +315,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
         (["trian.steps=3"], ["trian", "did you mean train?"]),
         (["train.step=3"], ["train.step", "did you mean train.steps?"]),
         (["train.steps=many"], ["train.steps", "many"]),
-        (["data.group_size=1"], ["data.group_size", "expected more than 1, found 1"]),
+        (["data.group_size=1"], ["data.group_size", "found 1, and advantages compare the samples of a prompt"]),
         (["train.updates_per_step=3"], ["data.prompts_per_step: 4 is no multiple of 3"]),
         (["model.path=./nowhere"], ["model.path: no folder './nowhere'"]),
         (["model.path=nobody/nothing"], ["'nobody/nothing' has no readable model_index.json"]),

@@ -16,6 +16,9 @@ OLD = {"snapshots": {"old": {"decay": 0.0}}}
 RECOMPUTED = {"likelihood": {"kind": "tokens", "old": "recompute"}, **OLD}
 DETACHED = {"likelihood": {"kind": "tokens", "old": "detach"}}
 SILENT = [{"import": "tests.fakes:Ones", "weight": 0.0}]
+ALONE = {"data": {"group_size": 1}}
+PLAIN = {"advantage": {"baseline": "none", "std": "none"}}
+DISTILLED = {"rewards": SILENT, **TEACHER, "anchors": [{"to": "teacher", "divergence": "k1", "place": "decision"}]}
 CENTRED = {"kind": "centred", "decisions": "sum"}
 
 
@@ -57,6 +60,15 @@ def test_divergences_of_distributions_are_those_of_the_core() -> None:
         ({**PAIRS, **DETACHED, **anchored("k3")}, "are not drawn by θ, which an estimate assumes"),
         ({**PAIRS, **DETACHED, **anchored("k1", place="reward")}, "so their k1 is no KL"),
         ({**PAIRS, **DETACHED, **anchored("forward_kl", vocabulary="sampled")}, "anchors.0.vocabulary: the samples of"),
+        (ALONE, "data.group_size: found 1, and advantages compare the samples of a prompt"),
+        ({**ALONE, **PLAIN, "objective": CENTRED}, "found 1, and centred compares the samples"),
+        (
+            {**ALONE, **DISTILLED, "anchors": [{"to": "teacher", "divergence": "k1", "place": "reward"}]},
+            "found 1, and adv",
+        ),
+        ({"collect": {"max_draws": 2, "by": "ones"}}, r"collect.by: 'ones' is no reward with a weight \(found Ones\)"),
+        ({**DISTILLED, "collect": {"by": "Ones"}}, r"'Ones' is no reward with a weight \(found none\)"),
+        ({"collect": {"by": "Ones"}}, "collect.by: groups are drawn once"),
         ({"rewards": SILENT}, "θ begins where every anchor is"),
         ({"rewards": SILENT, **anchored("k1", place="decision")}, "θ begins where every anchor is"),
     ],
@@ -74,7 +86,10 @@ def test_what_makes_no_sense_is_refused(sections: dict[str, Any], problem: str) 
         {"objective": {"kind": "kl_cov"}, **RECOMPUTED},
         {**PAIRS, **DETACHED, **anchored("reverse_kl")},
         {"rewards": SILENT, **TEACHER, "anchors": [{"to": "teacher", "divergence": "forward_kl"}]},
-        {"rewards": SILENT, **TEACHER, "anchors": [{"to": "teacher", "divergence": "k1", "place": "decision"}]},
+        DISTILLED,
+        {**DISTILLED, **ALONE},
+        {**PLAIN, **ALONE},
+        {"collect": {"max_draws": 2, "by": "Ones"}},
         {**TEACHER, "anchors": [{"to": "base", "divergence": "k1", "place": "decision", "coefficient": -0.25}]},
     ],
 )

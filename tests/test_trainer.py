@@ -282,6 +282,37 @@ def test_idle_groups_are_drawn_again_with_other_prompts_and_noise() -> None:
     assert row["nfe"] == 6 * 4 + 4 * 4
 
 
+def test_groups_may_have_to_differ_in_one_of_the_rewards() -> None:
+    """Both groups differ by length, and the answers of group 0 are right alike: it is drawn again."""
+    right, length = (
+        Listed({0: 1.0, 1: 1.0, 2: 0.0, 3: 1.0, 4: 1.0, 5: 0.0}),
+        {0: 0.0, 1: -0.5, 2: 0.0, 3: -0.5, 4: 0.0, 5: -0.5},
+    )
+
+    def score(rollout: Rollout) -> Scored:
+        scored = right(rollout)
+        long = torch.tensor([length[n] for n in rollout.samples.tolist()])
+        return replace(
+            scored, rewards=scored.rewards + long, parts={"reward/Right": scored.rewards, "reward/Long": long}
+        )
+
+    rewards = [{"import": "nowhere:Right"}, {"import": "nowhere:Long"}]
+    trainer = linear_trainer(scorer=score, data=SMALL, rewards=rewards, collect={"max_draws": 2, "by": "Right"})
+    row = trainer.step(0)
+    assert right.asked == [[0, 1, 2, 3], [4, 5]]
+    assert row["groups/zero_std"] == 0.0  # of the sums
+
+
+def test_a_sample_may_stand_alone_where_nothing_is_compared() -> None:
+    """Plain REINFORCE, whose advantage is the reward itself."""
+    alone = {"data": {"prompts_per_step": 4, "group_size": 1}, "advantage": {"baseline": "none", "std": "none"}}
+    trainer = linear_trainer(scorer=Listed({0: 1.0, 1: 0.0, 2: 2.0, 3: 1.0}), eval={"diversity": ["pixels"]}, **alone)
+    row = steps(trainer, 1)[0]
+    assert row["reward/mean"] == pytest.approx(1.0)
+    assert row["groups/zero_std"] == 1.0
+    assert row["grad_norm"] > 0
+
+
 def test_learning_rate_schedule_reaches_the_optimizer() -> None:
     """Adam's first step moves every weight by the learning rate; a rate of 0 moves nothing."""
     schedule = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}

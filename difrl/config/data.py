@@ -20,7 +20,7 @@ class DataConfig(Section):
     cache: int = Field(1024, ge=0, description="samples of the file whose latents or tokens are kept in memory")
     evaluation: str | None = Field(None, description="prompts that are never trained on; default: none")
     prompts_per_step: int = Field(12, gt=0, description="groups of a step, over all processes")
-    group_size: int = Field(12, gt=1, description="samples for each prompt")
+    group_size: int = Field(12, gt=0, description="samples for each prompt, which are compared with each other")
     negative: str = Field("", description="negative prompt of guidance, where the prompt's row has none")
 
 
@@ -90,3 +90,4 @@ class CollectConfig(Section):
     """Draw again until groups differ in reward (dynamic sampling, arXiv:2503.14476)."""
 
     max_draws: int = Field(1, gt=0, description="draws at most; 1 keeps whatever the first draw gave")
+    by: str | None = Field(None, description="the reward in which groups must differ; default: the weighted sum of all")

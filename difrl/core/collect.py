@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -49,17 +49,26 @@ def once(draw: Draw[S]) -> S:
     return draw(0, None)
 
 
+def total(record: Scored) -> Tensor:
+    """The rewards that are learnt from."""
+    return record.rewards
+
+
 @dataclass(frozen=True)
-class Informative:
+class Informative(Generic[S]):
     """Draws a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
 
-    Each group is drawn for itself, at most `max_draws` times, and the last draw stands (where it is
-    uninformative, its advantages are 0). So the shape of a step does not depend on luck, nothing informative
+    Which rewards is told by `values`, [B] of a record: what is learnt from, or one of its parts (in DAPO a group
+    counts by how many answers are right, though a punishment for length is learnt from besides).
+
+    Each group is drawn for itself, at most `max_draws` times, and the last draw stands (where what is learnt
+    from does not differ either, its advantages are 0). So the shape of a step does not depend on luck, nothing informative
     is thrown away, and no group needs to know of the others: processes that hold different groups need not
     agree, and find what one process would. DAPO draws whole batches instead and keeps the first informative.
     """
 
     max_draws: int
+    values: Callable[[S], Tensor] = total
 
     def __post_init__(self) -> None:
         if self.max_draws < 1:
@@ -68,7 +77,7 @@ class Informative:
     def __call__(self, draw: Draw[S]) -> S:
         record = draw(0, None)
         for k in range(1, self.max_draws):
-            good = informative(record.rewards, record.groups, record.valid)
+            good = informative(self.values(record), record.groups, record.valid)
             if good.all():
                 break
             wanted = _ids(record.groups[~good])

@@ -75,6 +75,15 @@ def test_the_last_draw_stands() -> None:
     assert asked == [None, [0, 2]]
 
 
+def test_groups_may_be_asked_to_differ_in_something_else() -> None:
+    """Group 1 differs in what is learnt from and not in the values that are asked for, group 2 the other way round."""
+    values = {"01": [0.0, 0.0], "11": [0.0, 1.0]}
+    draw, asked = source("01 01 11", "11 11 --")
+    found = Informative(2, lambda record: torch.tensor([v for w in record.payload[::2] for v in values[w]]))(draw)
+    assert words(found) == {0: "11", 1: "11", 2: "11"}
+    assert asked == [None, [0, 1]]
+
+
 def test_groups_find_the_same_alone_and_together() -> None:
     """So several processes find what one does."""
     draws = ("00 01 11", "10 -- 11", "-- -- 01")
