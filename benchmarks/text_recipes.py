@@ -36,6 +36,16 @@ PROBED = 3
 REWARD = "eval/reward/math"
 ELSEWHERE = {"text/quickstart"}
 """Recipes measured in docs/measurements.md."""
+TRIED = {
+    "text/adpo": 2,
+    "text/dapo": 2,
+    "text/dpo": 5,
+    "text/f_dpo": 4,
+    "text/g_opd": 3,
+    "text/ipo": 2,
+    "text/rdpo": 2,
+}
+"""Settings that were measured until a recipe had those it is shipped with; of all others the first guess stands."""
 FIRST = "#   difrl "
 """In the head of a recipe: a command that makes what the recipe reads, pairs of texts or a teacher."""
 KEPT: Mapping[str, Sequence[str]] = {"pairs": (), "train": ("--resume",)}
@@ -110,7 +120,18 @@ def job(name: str, run: RunConfig, pace: Pace, options: argparse.Namespace) -> J
 
 def table(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig]) -> str:
     """Markdown: a row a recipe, the largest gain first."""
-    header = ("recipe", "objective", "anchor", "arXiv", "right before → after", "gain", "tokens", "minutes", "")
+    header = (
+        "recipe",
+        "objective",
+        "anchor",
+        "arXiv",
+        "right before → after",
+        "gain",
+        "tokens",
+        "minutes",
+        "tried",
+        "",
+    )
     rows = []
     for name in sorted(curves, key=lambda name: -gain(curves[name])[0]):
         curve, run = curves[name], runs[name]
@@ -123,31 +144,47 @@ def table(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig]) -> str
                 PRESETS[str(run.algorithm)].source,
                 f"{curve.reward[0]:.3f} → {curve.reward[-1]:.3f}",
                 f"{change:+.3f} ± {error:.3f}",
-                f"{curve.tokens[-1] / 1e3:.0f} k",
+                f"{curve.tokens[-1] / 1e3:.0f} k" if curve.tokens[-1] else "– (pairs)",
                 f"{curve.seconds[-1] / 60:.1f}",
+                str(TRIED.get(name, 1)),
                 verdict(curve),
             )
         )
     return markdown(header, rows)
 
 
-def plot(curves: Mapping[str, TextCurve], path: Path) -> None:
-    """Small multiples: the share of right answers in the course of each run."""
-    columns = 4
+def learns_from(run: RunConfig) -> str:
+    """Where a recipe's signal comes from."""
+    if run.data.rows == "pairs":
+        return "pairs of a file"
+    return "rewards of its own texts" if any(reward.weight for reward in run.rewards) else "a teacher"
+
+
+def plot(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], path: Path) -> None:
+    """Small multiples: the share of right answers in the course of each run, the highest end first."""
+    columns = 5
     lines = math.ceil(len(curves) / columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(11, 2.3 * lines), sharex=True, sharey=True, layout="constrained", squeeze=False
+        lines, columns, figsize=(11, 1.9 * lines), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
-    for ax, (name, curve) in zip(axes.flat, curves.items(), strict=False):
-        ax.errorbar(curve.step / curve.step[-1], curve.reward, curve.stderr, color=COLORS[0], capsize=2)
+    colors: dict[str, str] = {}
+    for ax, name in zip(axes.flat, sorted(curves, key=lambda name: -curves[name].reward[-1]), strict=False):
+        curve, signal = curves[name], learns_from(runs[name])
+        color = colors.setdefault(signal, COLORS[len(colors)])
+        x = 100 * curve.step / curve.step[-1]
         ax.axhline(curve.reward[0], color="#999999", linewidth=0.8, linestyle="--")
-        ax.set_title(name, fontsize="medium")
+        ax.errorbar(x, curve.reward, curve.stderr, color=color, capsize=2)
+        ax.set_title(f"{name.removeprefix('text/')}  {curve.reward[-1]:.2f}", fontsize="medium")
+        ax.set_xticks([0, 50, 100])
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in list(axes.flat)[len(curves) :]:
         ax.set_axis_off()
-    figure.supxlabel("share of the run", fontsize="medium")
-    figure.supylabel("right answers", fontsize="medium")
+    handles = [plt.Line2D([], [], color=color) for color in colors.values()]
+    names = [f"learns from {signal}" for signal in colors]
+    figure.legend(handles, names, frameon=False, loc="outside upper center", ncols=len(colors))
+    figure.supxlabel("% of the run", fontsize="medium")
+    figure.supylabel("share of right answers", fontsize="medium")
     save(figure, path)
 
 
@@ -160,8 +197,11 @@ def text(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], budget:
         "for training a run (with those that DAPO draws and drops; tokens of evaluations are not counted, nor is what references "
         f"and updates read), one CPU thread. Right: share of {samples} completions, sampled as in training, of problems never "
         "trained on whose answer is right, before and after; the gain with its standard error counts as one beyond "
-        f"{CLEAR} of them. One seed says whether a recipe learns; it does not rank recipes. `difrl recipes` lists them with "
-        "their whole place in the grid, the files in configs/text say what the authors used where.",
+        f"{CLEAR} of them. One seed says whether a recipe learns; it does not rank recipes. Tried: how many settings were "
+        "measured, on the same problems, until a recipe had those it is shipped with, which flatters those of several a little. "
+        "Recipes that read pairs draw no tokens; `g_opd` and `vopd` learn from the teacher that their heads name, GRPO "
+        "after 60 steps. `difrl recipes` lists all with their whole place in the grid, the files in configs/text say what the "
+        "authors used where. Minutes are of training, and mean little on a machine that other jobs share.",
         table(curves, runs),
         "![Right answers in the course of each run](text_recipes.png)",
     )
@@ -186,7 +226,7 @@ def main() -> None:
     paces = Bench(options.runs, records, Pace).curves(probes, options.jobs)
     jobs = [job(name, run, pace, options) for (name, run), pace in zip(runs.items(), paces, strict=True)]
     curves = dict(zip(runs, Bench(options.runs, records, TextCurve).curves(jobs, options.jobs), strict=True))
-    plot(curves, options.out / "text_recipes.png")
+    plot(curves, runs, options.out / "text_recipes.png")
     written = text(curves, runs, options.budget)
     (options.out / "text_recipes.md").write_text(written, encoding="utf-8")
     print(written)
