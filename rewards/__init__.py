@@ -5,6 +5,7 @@ from __future__ import annotations
 from rewards.aesthetic import Aesthetic
 from rewards.base import Answer, Reward, RewardError, Scores, score
 from rewards.clip_score import ClipScore
+from rewards.colors import ClipColors, Colors
 from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector, TransformersDetector
 from rewards.failures import Failsafe, Late
 from rewards.functions import Function
@@ -20,13 +21,16 @@ from rewards.registry import Entry, available, find, make, register
 from rewards.reward_model import RewardModel
 from rewards.text_form import Format, Length
 from rewards.text_match import ExactMatch, RegexMatch
+from rewards.transformers_detector import TransformersDetector
 
 __all__ = [
     "BACKGROUND",
     "PALETTE",
     "Aesthetic",
     "Answer",
+    "ClipColors",
     "ClipScore",
+    "Colors",
     "Detection",
     "Detector",
     "Entry",

@@ -1,17 +1,21 @@
-"""Object detectors behind the GenEval reward: classical vision for the shapes world, transformers for
-photographs."""
+"""Object detectors behind the GenEval reward, and the one for the shapes world: classical vision.
+
+Photographs are for rewards.transformers_detector.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+
+from rewards.classes import check_known
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
@@ -28,20 +32,28 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
+Wanted = Sequence[Collection[str]]  # for each image the names of the classes that its metadata name
+
+
 class Detection(NamedTuple):
     """One object found in an image."""
 
-    label: str
-    color: str | None
+    label: str  # as the metadata name the class, where they name it
+    color: str | None  # None: the detector does not judge colours
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     score: float  # confidence in [0,1]
     mask: Mask | None = None  # [H,W]
 
 
 class Detector(Protocol):
-    """Finds objects in images [B,3,H,W] in [0,1]; one list of detections an image, in any order."""
+    """Finds objects in images [B,3,H,W] in [0,1]; one list of detections an image, in any order.
 
-    def __call__(self, images: Tensor) -> list[list[Detection]]: ...
+    ``wanted`` are the classes that may be asked for ("*": any). A detector may look for these alone, must
+    report them under these names, and raises a ValueError for one that it can never find: without it a class
+    that nobody looks for would be a 0 for every image.
+    """
+
+    def __call__(self, images: Tensor, wanted: Wanted | None = None) -> list[list[Detection]]: ...
 
     def to(self, device: torch.device | str) -> Detector: ...
 
@@ -75,8 +87,9 @@ class ShapesDetector:
         """The detector runs on the CPU wherever the images are."""
         return self
 
-    def __call__(self, images: Tensor) -> list[list[Detection]]:
+    def __call__(self, images: Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
         """Detect objects in images [B,3,H,W] in [0,1]."""
+        check_known(set().union(*wanted or ()), (*SHAPES, UNKNOWN), "the detector of the shapes world")
         pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1).numpy()
         found: list[list[Detection]] = [[] for _ in range(len(pixels))]
         if pixels.size == 0:
@@ -207,41 +220,3 @@ def _triangle(shape: tuple[int, ...], x: float, y: float, spread_x: float, sprea
 
 _IDEALS = (_circle, _square, _triangle)  # in the order of SHAPES
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
-
-
-class TransformersDetector:
-    """Object detection by a transformers `object-detection` pipeline, from a hub id or a local folder.
-
-    The model loads at the first call. Colours are not judged: a clause that asks for one is then an
-    error in GenEval.
-    """
-
-    def __init__(self, path: str, *, threshold: float = 0.3, batch_size: int = 8) -> None:
-        self.path, self.threshold, self.batch_size = path, threshold, batch_size
-        self.device: torch.device | str = "cpu"
-        self._pipeline: Any = None
-
-    def to(self, device: torch.device | str) -> TransformersDetector:
-        """Move the model; it is loaded again there at the next call."""
-        if str(device) != str(self.device):
-            self.device, self._pipeline = device, None
-        return self
-
-    def __call__(self, images: Tensor) -> list[list[Detection]]:
-        """Detect objects in images [B,3,H,W] in [0,1]."""
-        from PIL import Image
-
-        if self._pipeline is None:
-            from transformers import pipeline
-
-            self._pipeline = pipeline("object-detection", model=self.path, device=torch.device(self.device))
-        arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        pictures = [Image.fromarray(array) for array in arrays]
-        results = self._pipeline(pictures, threshold=self.threshold, batch_size=self.batch_size)
-        return [[_detection(item) for item in image] for image in results]
-
-
-def _detection(item: Mapping[str, Any]) -> Detection:
-    box = item["box"]
-    corners = (float(box["xmin"]), float(box["ymin"]), float(box["xmax"]), float(box["ymax"]))
-    return Detection(str(item["label"]), None, corners, float(item["score"]))

@@ -6,39 +6,44 @@ of ``include`` asks for ``count`` objects of ``class``, if ``color`` is there of
 fails the picture when it has ``count`` or more objects of ``class``. The rules are those of the published
 evaluation (evaluate_images.py of djghosh13/geneval): all clauses must hold; per class only the ``count`` most
 confident objects are looked at; the confidence threshold is 0.3, and 0.9 for counting; at most 16 objects a
-class.
+class. Colours that the detector does not report are CLIP's judgement of the object's crop (rewards.colors).
 
 What differs:
 
-* Colours come from the detector, not from CLIP on a crop.
 * Where two or more clauses name the *same* class ("a red circle and a blue circle", which no published prompt
   does) the published rule would ask the one most confident object to be both. Here each such clause takes its
   objects from those that no other clause has taken, the right colour first.
 * ``position`` may point at a later clause. In an ``exclude`` clause the class ``"*"`` stands for objects of
   every class together and a ``color`` restricts what is counted; what the detector calls `unknown` (a blob
   that may be a botched third circle) counts for every class.
+* A class or colour that the detector or the colour model can never report is an error; published, it is a 0.
 * ``exact=True`` adds that nothing may be in the picture but what ``include`` asks for.
 * ``partial=True`` gives the mean over requirements instead of all-or-nothing. The requirements of an
   ``include`` clause are its count (found/count, at most 1), its colour (matching/count) and its position (0
   or 1); an ``exclude`` clause is one (0 or 1). It is 1 exactly where the strict score is 1.
+* ``partial="flow_grpo"`` is the training reward of Flow-GRPO instead (rewards.flow_grpo_credit).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Scores, check_images
-from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector, TransformersDetector
+from rewards.boxes import in_relation, suppress
+from rewards.classes import ANY
+from rewards.colors import ClipColors, Colors
+from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
+from rewards.flow_grpo_credit import flow_grpo_credit
 from rewards.registry import register
+from rewards.transformers_detector import TransformersDetector
 
-RELATIONS = ("left of", "right of", "above", "below")
-ANY = "*"
 Clause = Mapping[str, Any]
 Group = list[Detection]
 
@@ -48,7 +53,8 @@ class GenEval:
     """The GenEval reward over any detector: 1 or 0, or with ``partial`` the share of requirements met."""
 
     detector: Detector = field(default_factory=ShapesDetector)
-    partial: bool = False
+    colors: Colors | None = None  # for detectors that report none
+    partial: bool | Literal["flow_grpo"] = False
     exact: bool = False  # also fail pictures with more objects, of whatever class, than asked for
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -58,26 +64,43 @@ class GenEval:
     name: str = "geneval"
     needs: tuple[str, ...] = ("images", "metadata")
 
+    def __post_init__(self) -> None:
+        if self.partial not in (False, True, "flow_grpo"):
+            raise ValueError(f"partial is true, false or flow_grpo, found {self.partial!r}")
+        if self.partial == "flow_grpo" and self.exact:
+            raise ValueError("partial=flow_grpo counts the objects that a prompt names and no others: leave exact out")
+
     def to(self, device: torch.device | str) -> GenEval:
-        """Move the detector."""
+        """Move the detector and the colour model."""
         self.detector = self.detector.to(device)
+        self.colors = None if self.colors is None else self.colors.to(device)
         return self
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score images [B,3,H,W]; a row whose metadata has neither include nor exclude is invalid."""
-        valid = torch.tensor([bool(row.get("include") or row.get("exclude")) for row in metadata], dtype=torch.bool)
+        """Score images [B,3,H,W]; a row whose metadata asks for nothing is invalid."""
         images = check_images(samples, self.name)
-        detections = self.detector(images)
+        keys = ("include",) if self.partial == "flow_grpo" else ("include", "exclude")
+        valid = torch.tensor([any(row.get(key) for key in keys) for row in metadata], dtype=torch.bool)
+        wanted: list[list[str]] = [[] for _ in metadata]
+        rows = valid.nonzero().flatten().tolist()
+        for row in rows:
+            with _blaming(self.name, row, prompts[row]):
+                wanted[row] = [clause["class"] for key in keys for clause in _clauses(metadata[row], key)]
+                wanted[row] += [ANY] if self.exact else []
+        detections = self._colored(images, self.detector(images, wanted), metadata, rows)
         values = torch.zeros(len(metadata))
-        for row in valid.nonzero().flatten().tolist():
-            try:
+        for row in rows:
+            with _blaming(self.name, row, prompts[row]):
                 values[row] = self.judge(detections[row], metadata[row])
-            except ValueError as error:
-                raise RewardError(self.name, str(error), row, prompts[row]) from error
         return Scores(values.to(samples.device), valid.to(samples.device))
 
     def judge(self, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> float:
         """The score of one image from what was detected in it."""
+        if self.partial == "flow_grpo":
+            objects, include = self._kept(detections, metadata.get("tag")), _clauses(metadata, "include")
+            for clause in include:
+                self._check_colors(clause, objects)
+            return flow_grpo_credit(objects, include, self.position_threshold)
         shares = [share for _, share in self.requirements(detections, metadata)]
         return sum(shares) / len(shares) if self.partial else float(min(shares) >= 1.0)
 
@@ -87,7 +110,7 @@ class GenEval:
         include = _clauses(metadata, "include")
         exclude = _clauses(metadata, "exclude")
         for clause in (*include, *exclude):
-            _check_colors(clause, objects)
+            self._check_colors(clause, objects)
         shares: list[tuple[str, float]] = []
         groups = _assign(include, objects)
         for clause, group in zip(include, groups, strict=True):
@@ -108,7 +131,36 @@ class GenEval:
             group = objects.setdefault(item.label, [])
             if item.score > threshold and len(group) < self.max_objects:
                 group.append(item)
-        return {label: _suppress(group, self.max_overlap) for label, group in objects.items()}
+        return {label: suppress(group, self.max_overlap) for label, group in objects.items()}
+
+    def _colored(
+        self, images: Tensor, detections: Sequence[Group], metadata: Metadata, rows: Sequence[int]
+    ) -> Sequence[Group]:
+        """The detections, with the colours of those whose colour a clause asks for and no detector told."""
+        if self.colors is None:
+            return detections
+        asked: list[tuple[int, int]] = []
+        for row in rows:
+            found, meta = detections[row], metadata[row]
+            clauses = [*(meta.get("include") or ()), *(meta.get("exclude") or ())]
+            classes = {clause["class"] for clause in clauses if "color" in clause}
+            kept = {id(item) for group in self._kept(found, meta.get("tag")).values() for item in group}
+            for place, item in enumerate(found):
+                if id(item) in kept and item.color is None and (item.label in classes or ANY in classes):
+                    asked.append((row, place))
+        answers = self.colors(images, [(row, detections[row][place]) for row, place in asked])
+        colored = [list(found) for found in detections]
+        for (row, place), color in zip(asked, answers, strict=True):
+            colored[row][place] = colored[row][place]._replace(color=color)
+        return colored
+
+    def _check_colors(self, clause: Clause, objects: Mapping[str, Group]) -> None:
+        if "color" not in clause:
+            return
+        if any(item.color is None for item in objects.get(clause["class"], ())):
+            raise ValueError(f"the detector reports no colours, but the metadata asks for {dict(clause)}: give colors")
+        if self.colors is not None and clause["color"] not in self.colors.names:
+            raise ValueError(f"the colour of {dict(clause)} is none of {', '.join(self.colors.names)}")
 
     def _include(self, clause: Clause, group: Group, groups: Sequence[Group]) -> list[tuple[str, float]]:
         count, words = clause["count"], f"{clause['count']} {clause['class']}"
@@ -129,31 +181,16 @@ class GenEval:
         if not 0 <= target < len(groups):
             raise ValueError(f"position of {dict(clause)} points at clause {target}; there are {len(groups)}")
         others = groups[target]
-        if relation not in RELATIONS:
-            raise ValueError(f"position {relation!r} of {dict(clause)}; expected one of {', '.join(RELATIONS)}")
-        return bool(others) and all(
-            relation in relations(item, other, self.position_threshold) for item in group for other in others
-        )
+        return in_relation(relation, group, others, self.position_threshold) and bool(others)
 
 
-def relations(one: Detection, other: Detection, threshold: float = 0.1) -> set[str]:
-    """How ``one`` lies to ``other``: a subset of left of, right of, above, below (published rule).
-
-    The offset o of the box centres is shrunk on each axis by threshold·(w₁ + w₂) towards 0; the relation
-    holds on an axis where what is left exceeds half of ‖o‖.
-    """
-    offset, left_over = [], []
-    for axis in (0, 1):
-        gap = (one.box[axis] + one.box[axis + 2] - other.box[axis] - other.box[axis + 2]) / 2
-        sizes = one.box[axis + 2] - one.box[axis] + other.box[axis + 2] - other.box[axis]
-        offset.append(gap)
-        left_over.append(max(abs(gap) - threshold * sizes, 0.0) * (1 if gap > 0 else -1))
-    length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
-    if max(abs(left_over[0]), abs(left_over[1])) < 1e-3:
-        return set()
-    x, y = left_over[0] / length, left_over[1] / length
-    holds = zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True)
-    return {relation for relation, true in holds if true}
+@contextmanager
+def _blaming(name: str, row: int, prompt: str) -> Iterator[None]:
+    """Say of a row that cannot be judged which it was."""
+    try:
+        yield
+    except ValueError as error:
+        raise RewardError(name, str(error), row, prompt) from error
 
 
 def _clauses(metadata: Mapping[str, Any], key: str) -> list[Clause]:
@@ -165,11 +202,6 @@ def _clauses(metadata: Mapping[str, Any], key: str) -> list[Clause]:
                 f"'{key}' of GenEval metadata needs clauses with a class and a count >= 1, found {clause!r}"
             )
     return clauses
-
-
-def _check_colors(clause: Clause, objects: Mapping[str, Group]) -> None:
-    if "color" in clause and any(item.color is None for item in objects.get(clause["class"], ())):
-        raise ValueError(f"the detector reports no colours, but the metadata asks for {dict(clause)}")
 
 
 def _assign(include: Sequence[Clause], objects: Mapping[str, Group]) -> list[Group]:
@@ -196,48 +228,37 @@ def _counts(item: Detection, clause: Clause) -> bool:
     return right_class and clause.get("color", item.color) == item.color
 
 
-def _suppress(group: Group, max_overlap: float) -> Group:
-    """Greedy suppression of overlapping boxes of one class, the most confident kept."""
-    if max_overlap >= 1.0:
-        return group
-    kept: Group = []
-    for item in group:
-        if all(_overlap(item, other) < max_overlap for other in kept):
-            kept.append(item)
-    return kept
-
-
-def _overlap(one: Detection, other: Detection) -> float:
-    """Intersection over union of two boxes."""
-    a, b = one.box, other.box
-    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0 else 0.0
-
-
 @register("geneval", needs=("images", "metadata"))
 def geneval(
     detector: str = "shapes",
     *,
-    partial: bool = False,
+    color_model: str = "openai/clip-vit-large-patch14",
+    partial: bool | Literal["flow_grpo"] = False,
     exact: bool = False,
     threshold: float = 0.3,
     counting_threshold: float = 0.9,
+    max_objects: int = 16,
     max_overlap: float = 1.0,
     position_threshold: float = 0.1,
+    batch_size: int = 8,
 ) -> GenEval:
     """Objects, counts, colours and positions of the prompt (GenEval): 1 or 0, or a share with partial=true.
 
-    ``detector`` is "shapes" for the built-in world, or the hub id or folder of a transformers object
-    detector.
+    ``detector`` is "shapes" for the built-in world, or the hub id or folder of a transformers model:
+    instance segmentation ("facebook/mask2former-swin-small-coco-instance" is nearest to what was published),
+    object detection or zero-shot. ``color_model`` is the CLIP model that then names colours, loaded when a
+    prompt asks for one. ``batch_size`` images are detected at once.
     """
-    chosen: Detector = ShapesDetector() if detector == "shapes" else TransformersDetector(detector)
+    shapes = detector == "shapes"
+    lowest = min(threshold, counting_threshold)
     return GenEval(
-        chosen,
+        ShapesDetector() if shapes else TransformersDetector(detector, threshold=lowest, batch_size=batch_size),
+        None if shapes else ClipColors(color_model),
         partial=partial,
         exact=exact,
         threshold=threshold,
         counting_threshold=counting_threshold,
+        max_objects=max_objects,
         max_overlap=max_overlap,
         position_threshold=position_threshold,
     )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import ImageDraw
 from torch import Tensor
 
-from rewards import BACKGROUND, PALETTE, ShapesDetector, TransformersDetector
+from rewards import BACKGROUND, PALETTE, ShapesDetector
 
 RED = PALETTE["red"]
 CLASSES = ("circle", "square", "triangle")
@@ -153,27 +152,3 @@ def test_masks_on_request(draw: Draw) -> None:
     assert mask.shape == (32, 32)
     assert mask.sum() == 100
     assert mask[6:16, 4:14].all()
-
-
-def test_a_transformers_detector_runs_from_a_local_folder(tmp_path: Path) -> None:
-    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
-
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=[32, 32],
-        patch_size=8,
-        num_detection_tokens=5,
-        id2label={0: "cat", 1: "dog"},
-        label2id={"cat": 0, "dog": 1},
-    )
-    YolosForObjectDetection(config).save_pretrained(tmp_path)
-    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    detector = TransformersDetector(str(tmp_path), threshold=0.0).to("cpu")
-    found = detector(torch.rand(2, 3, 32, 32))
-    assert len(found) == 2
-    assert all(item.label in ("cat", "dog") and 0 <= item.score <= 1 for items in found for item in items)
-    assert found[0]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Detection, GenEval, RewardError, make, score
-from rewards.geneval import relations
+from rewards.boxes import relations
+from rewards.detectors import Wanted
 
 Draw = Callable[..., torch.Tensor]
 
@@ -23,7 +24,7 @@ class Fixed:
     def to(self, device: torch.device | str) -> Fixed:
         return self
 
-    def __call__(self, images: torch.Tensor) -> list[list[Detection]]:
+    def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
         return [self.found for _ in images]
 
 

@@ -1,0 +1,55 @@
+"""Names of object classes: what GenEval's metadata call a thing and what a detector's checkpoint calls it.
+
+GenEval's 80 classes are COCO's, three of them renamed so that a prompt can use them ("computer mouse" for
+mouse, "tv remote" for remote, "computer keyboard" for keyboard). Checkpoints spell COCO's classes in two
+ways: as COCO does (DETR, Mask2Former, MM-Grounding-DINO) and with the words of Pascal VOC (RT-DETR, YOLO:
+"motorbike", "aeroplane", "sofa", "pottedplant", "diningtable", "tvmonitor"). Two names are one class if they
+agree without case, blanks and punctuation, or stand in one row of `SYNONYMS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+ANY = "*"  # in an exclude clause: objects of every class together
+
+SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("airplane", "aeroplane"),
+    ("cell phone", "mobile phone"),
+    ("computer keyboard", "keyboard"),
+    ("computer mouse", "mouse"),
+    ("couch", "sofa"),
+    ("donut", "doughnut"),
+    ("hair drier", "hair dryer"),
+    ("motorcycle", "motorbike"),
+    ("tv", "tv monitor", "television"),
+    ("tv remote", "remote", "remote control"),
+)
+
+
+def key(name: str) -> str:
+    """What every spelling of a class has in common."""
+    bare = _bare(name)
+    return _FIRST.get(bare, bare)
+
+
+def check_known(wanted: Collection[str], known: Collection[str], detector: str) -> None:
+    """Raise if metadata name a class that a detector with the classes ``known`` can never report."""
+    keys = {key(name) for name in known}
+    for name in sorted(set(wanted) - {ANY}):
+        if key(name) not in keys:
+            near = difflib.get_close_matches(name, known, 3)
+            hint = f"; its nearest: {', '.join(map(repr, near))}" if near else ""
+            raise ValueError(
+                f"the metadata name the class {name!r}, which is none of the {len(known)} classes of {detector}{hint}. "
+                "Choose a detector that knows it (a zero-shot one takes any name), or leave these prompts out"
+            )
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+_FIRST = {_bare(name): _bare(row[0]) for row in SYNONYMS for name in row}
