@@ -70,6 +70,10 @@ class ShapesDetector:
     with none and are reported as `unknown`, as are blobs of no palette colour. Blobs below ``min_blob`` are
     ignored.
 
+    Where it ends: a square is read up to a turn of 10°, a triangle up to 8°. An object that the border, or
+    another object before it, cuts by a sixth of its width is read, one cut by a third is unknown. Two of one
+    colour that touch are one unknown; half a pixel between them is enough to part them.
+
     Lengths are in units of a 32-pixel-wide image. The whole batch is processed at once.
     """
 

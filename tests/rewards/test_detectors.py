@@ -152,3 +152,49 @@ def test_masks_on_request(draw: Draw) -> None:
     assert mask.shape == (32, 32)
     assert mask.sum() == 100
     assert mask[6:16, 4:14].all()
+
+
+def turned(sides: int, degrees: float) -> Painter:
+    """A square or triangle on its side, turned."""
+    return polygon(sides, 60, math.radians(degrees) + (math.pi / 4 if sides == 4 else -math.pi / 2))
+
+
+@pytest.mark.parametrize(("label", "sides", "limit"), [("square", 4, 10), ("triangle", 3, 8)])
+def test_turned_shapes(paint: Paint, label: str, sides: int, limit: float) -> None:
+    for angle in (0, limit / 2, limit):
+        assert seen(paint(turned(sides, angle))) == [(label, "red")]
+        assert seen(paint(turned(sides, -angle))) == [(label, "red")]
+    for angle in (limit + 4, 20, 30):
+        assert seen(paint(turned(sides, angle))) == [("unknown", "red")]
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_a_shape_cut_at_the_border(draw: Draw, label: str) -> None:
+    for hidden in (1, 2):
+        assert seen(draw([(label, "blue", -hidden, 10, 12)])) == [(label, "blue")]
+        assert seen(draw([(label, "blue", 20 + hidden, 10, 12)])) == [(label, "blue")]
+    for hidden in (4, 6, 8):
+        assert seen(draw([(label, "blue", -hidden, 10, 12)])) == [("unknown", "blue")]
+
+
+@pytest.mark.parametrize("behind", CLASSES)
+@pytest.mark.parametrize("before", CLASSES)
+def test_overlapping_shapes_of_two_colours(draw: Draw, behind: str, before: str) -> None:
+    for covered in (1, 2):
+        image = draw([(behind, "red", 4, 8, 12), (before, "blue", 16 - covered, 8, 12)])
+        assert seen(image) == sorted([(behind, "red"), (before, "blue")])
+    image = draw([(behind, "red", 4, 8, 12), (before, "blue", 10, 8, 12)])
+    assert seen(image) == sorted([("unknown", "red"), (before, "blue")])
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_shapes_of_one_colour_part_at_half_a_pixel(draw: Draw, label: str) -> None:
+    assert seen(draw([(label, "red", 3, 8, 12), (label, "red", 15, 8, 12)])) == [("unknown", "red")]
+    assert seen(draw([(label, "red", 3, 8, 12), (label, "red", 15.5, 8, 12)])) == [(label, "red")] * 2
+
+
+def test_classes_of_photographs_are_an_error() -> None:
+    blank = torch.ones(2, 3, 32, 32)
+    assert ShapesDetector()(blank, [["circle", "*"], []]) == [[], []]
+    with pytest.raises(ValueError, match=r"'dog', which is none of .* the detector of the shapes world"):
+        ShapesDetector()(blank, [["circle"], ["dog"]])

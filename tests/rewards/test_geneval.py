@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Detection, GenEval, RewardError, make, score
-from rewards.boxes import relations
+from rewards.boxes import overlap, relations
 from rewards.detectors import Wanted
 
 Draw = Callable[..., torch.Tensor]
@@ -195,11 +195,27 @@ def test_an_excluded_colour() -> None:
 
 def test_overlapping_boxes_are_one_object_on_request() -> None:
     exclude = [{"class": "circle", "count": 2}]
-    # Shifted by one pixel: 90 of 110 pixels are shared.
+    # Shifted by one pixel. By the published count of pixels a box from 0 to 10 has 11: 110 of 132 are shared, 5/6.
     found = [thing("circle"), thing("circle", x=1, confidence=0.9)]
+    assert overlap(*found) == pytest.approx(5 / 6)
     assert judge(found, CIRCLE, exclude=exclude) == 0
-    assert judge(found, CIRCLE, exclude=exclude, max_overlap=0.8) == 1
-    assert judge(found, CIRCLE, exclude=exclude, max_overlap=0.85) == 0
+    assert judge(found, CIRCLE, exclude=exclude, max_overlap=0.83) == 1
+    assert judge(found, CIRCLE, exclude=exclude, max_overlap=0.84) == 0
+
+
+def test_overlap_by_hand() -> None:
+    assert overlap(thing("circle"), thing("circle")) == 1
+    assert overlap(thing("circle"), thing("circle", x=20)) == 0
+    # 1 pixel of 121 + 121 - 1
+    assert overlap(thing("circle"), thing("circle", x=10, y=10)) == pytest.approx(1 / 241)
+
+
+def test_suppression_comes_after_the_limit_on_objects() -> None:
+    # The two most confident are one object seen twice; the third, apart, is beyond the limit.
+    found = [thing("circle"), thing("circle", x=1, confidence=0.9), thing("circle", x=40, confidence=0.8)]
+    two = {"include": [{**CIRCLE, "count": 2}]}
+    assert GenEval(max_overlap=0.8).judge(found, two) == 1
+    assert GenEval(max_overlap=0.8, max_objects=2).judge(found, two) == 0
 
 
 def test_rows_without_requirements_are_invalid() -> None:
@@ -249,3 +265,34 @@ def test_through_the_registry_on_drawings(draw: Draw) -> None:
     images = torch.stack([pair, swapped, twice, thrice])
     result = score(make("geneval"), images, [""] * 4, [relation, relation, two, two])
     assert result.values.tolist() == [1, 0, 1, 0]
+
+
+def test_through_the_registry_on_drawings_that_are_hard(draw: Draw) -> None:
+    blue, red = {"class": "square", "count": 1, "color": "blue"}, {"class": "circle", "count": 1, "color": "red"}
+    two = {
+        "include": [{"class": "square", "count": 2}],
+        "exclude": [{"class": "square", "count": 3}],
+        "tag": "counting",
+    }
+    both, left = {"include": [red, blue]}, {"include": [blue, {**red, "position": ["left of", 0]}]}
+    cases = [
+        ([], both, 0),
+        ([], {"exclude": [{"class": "square", "count": 1}]}, 1),  # nothing there, as asked
+        ([("circle", "red", 4, 8, 12), ("square", "blue", 16, 8, 12)], left, 1),  # touching
+        ([("circle", "red", 4, 8, 12), ("square", "blue", 14, 8, 12)], both, 1),  # the circle a little covered
+        ([("circle", "red", 4, 8, 12), ("square", "blue", 9, 8, 12)], both, 0),  # half of it covered
+        ([("square", "blue", -2, 8, 12), ("square", "red", 14, 8, 12)], two, 1),  # cut at the border
+        ([("square", "blue", -6, 8, 12), ("square", "red", 14, 8, 12)], two, 0),  # half of it outside
+        ([("square", "red", 3, 8, 12), ("square", "red", 15, 8, 12)], two, 0),  # two that have become one blob
+        # Three squares, two of them one blob, are not two squares.
+        ([("square", "red", 2, 2, 9), ("square", "red", 11, 2, 9), ("square", "blue", 2, 20, 9)], two, 0),
+    ]
+    images = torch.stack([draw(shapes) for shapes, _, _ in cases])
+    result = score(make("geneval"), images, [""] * len(cases), [row for _, row, _ in cases])
+    assert result.values.tolist() == [value for _, _, value in cases]
+
+
+def test_metadata_of_photographs_for_the_shapes_world_are_an_error() -> None:
+    rows = [{"include": [{"class": "dog", "count": 1}]}]
+    with pytest.raises(RewardError, match="'dog', which is none of"):
+        score(make("geneval"), torch.ones(1, 3, 32, 32), ["a dog"], rows)

@@ -43,7 +43,7 @@ def test_the_built_in_rewards_are_listed_with_what_they_need() -> None:
     entries = {entry.name: entry for entry in available()}
     assert {"geneval", "jpeg_compressibility", "jpeg_incompressibility", "judge", "ocr"} <= set(entries)
     assert entries["geneval"].needs == ("images", "metadata")
-    assert entries["geneval"].options["partial"] == "bool = False"
+    assert entries["geneval"].options["exact"] == "bool = False"
     assert entries["ocr"].needs == ("images", "prompts")
     assert all(entry.summary.endswith(".") and entry.needs for entry in entries.values())
 
@@ -64,7 +64,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
 
 
 def test_an_unknown_option_gets_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'geneval'.*'partiall'.*it takes: detector, partial, exact"):
+    with pytest.raises(ValueError, match=r"'geneval'.*'partiall'.*it takes: detector, color_model, partial, exact"):
         make("geneval", partiall=True)
 
 
