@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import io
+import pickle
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+from rewards.encoding import BadImage, TooManyPixels, checked_format, decoded, encoded
+
+MANY = 10**6
+
+
+def file(mode: str, size: tuple[int, int], kind: str, **named: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, kind, **named)
+    return buffer.getvalue()
+
+
+def test_png_returns_every_bit_of_eight() -> None:
+    images = torch.rand(3, 3, 17, 40, generator=torch.Generator().manual_seed(0))
+    files = encoded(images, "png")
+    assert all(one.startswith(b"\x89PNG") for one in files)
+    back = decoded(files, MANY)
+    assert back.dtype == torch.uint8
+    assert torch.equal(back, (images * 255).round().byte())
+
+
+def test_jpeg_is_near_and_smaller() -> None:
+    ramp = torch.linspace(0, 1, 64)
+    images = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.full((64, 64), 0.3)])[None]
+    (small,), (exact,) = encoded(images, "jpeg"), encoded(images + 0.02 * torch.rand(images.shape), "png")
+    assert small.startswith(b"\xff\xd8")
+    assert len(small) < len(exact)
+    assert (decoded([small], MANY) / 255 - images).abs().max() < 0.03
+
+
+def test_grey_is_colour_too() -> None:
+    assert decoded([file("L", (2, 3), "png")], MANY).shape == (1, 3, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"", "neither a PNG nor a JPEG"),
+        (pickle.dumps([1, 2]), "neither a PNG nor a JPEG"),
+        (file("RGB", (4, 4), "gif"), "neither a PNG nor a JPEG"),
+        (file("RGB", (4, 4), "webp"), "neither a PNG nor a JPEG"),
+        (file("RGB", (4, 4), "png")[:45], "damaged PNG"),
+        (file("RGBA", (4, 4), "png"), "mode RGBA, expected RGB or L"),
+        (file("CMYK", (4, 4), "jpeg"), "mode CMYK"),
+        (file("RGB", (4, 5), "png"), "4×5 pixels, but the first image has 4×4"),
+    ],
+    ids=["empty", "pickle", "gif", "webp", "cut png", "alpha", "cmyk", "size"],
+)
+def test_a_bad_image_is_named_by_its_index(bad: bytes, message: str) -> None:
+    with pytest.raises(BadImage, match=f"image 1: .*({message})") as caught:
+        decoded([file("RGB", (4, 4), "png"), bad], MANY)
+    assert caught.value.index == 1
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size that its few bytes do not hold."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    data = b"IDAT" + zlib.compress(b"\0")
+    chunks = [len(part) - 4 for part in (header, data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        size.to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+        for size, part in zip(chunks, (header, data), strict=True)
+    )
+
+
+@pytest.mark.parametrize("size", [(1001, 1000), (40_000, 40_000)])
+def test_too_many_pixels_are_seen_in_the_header(size: tuple[int, int]) -> None:
+    """Before anything is decoded: the file is cut off after its header, and yet it is its size that is refused."""
+    with pytest.raises(TooManyPixels, match="expected at most 1000000"):
+        decoded([bomb(*size)], MANY)
+
+
+def test_a_cut_jpeg_is_damaged() -> None:
+    whole = file("RGB", (64, 64), "jpeg")
+    assert decoded([whole], MANY).shape == (1, 3, 64, 64)
+    with pytest.raises(BadImage, match="image 0: a damaged JPEG file"):
+        decoded([whole[:-60]], MANY)
+
+
+def test_pixels_of_all_images_count_together() -> None:
+    files = [file("RGB", (100, 100), "png")] * 3
+    assert len(decoded(files, 30_000)) == 3
+    with pytest.raises(TooManyPixels, match="30000 pixels in 3 images, expected at most 29999"):
+        decoded(files, 29_999)
+
+
+def test_a_format_that_is_none() -> None:
+    assert checked_format("jpeg", "far") == "jpeg"
+    with pytest.raises(ValueError, match="'far': format is 'webp', expected png or jpeg"):
+        checked_format("webp", "far")
