@@ -1,0 +1,162 @@
+"""Requests that arrive together are scored together, and each gets its own answer back.
+
+One thread a reward: rewards need not be safe for several, and a device is used best by one call at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
+
+log = logging.getLogger(__name__)
+
+
+class Busy(RuntimeError):
+    """Too much is waiting already, or nothing more is taken."""
+
+
+@dataclass
+class Job:
+    """The rows of one request: images [B,3,H,W] of 8 bits, or texts."""
+
+    samples: Samples
+    prompts: Sequence[str]
+    metadata: Metadata
+    arrived: float = field(default_factory=time.monotonic)
+    answer: Future[Scores] = field(default_factory=Future)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def kind(self) -> tuple[int, ...] | None:
+        """What jobs of one call share: the size of their images."""
+        return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
+
+
+class Batcher:
+    """A thread that scores jobs with one reward.
+
+    A call takes the first job and those of its kind that fit into `max_batch` rows; the first waits at most `wait` seconds
+    for others, and not at all if it waited so long behind another call. A job is never divided: one above `max_batch` has
+    a call of its own, within which the reward makes its batches. If a call of several jobs fails, each is scored by
+    itself, so that the failure reaches only the job that causes it.
+    """
+
+    def __init__(self, reward: Reward, *, max_batch: int = 64, wait: float = 0.005, most_waiting: int = 1024) -> None:
+        if max_batch < 1 or wait < 0 or most_waiting < 1:
+            raise ValueError(
+                f"max_batch is {max_batch}, wait {wait} and most_waiting {most_waiting}; expected above 0, wait may be 0"
+            )
+        self.reward, self.max_batch, self.wait, self.most_waiting = reward, max_batch, wait, most_waiting
+        self.answered = 0  # rows that have been scored
+        self._jobs: deque[Job] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=f"reward {reward.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that no call has taken yet."""
+        with self._changed:
+            return sum(map(len, self._jobs))
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are taken."""
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Future[Scores]:
+        """Put rows into the queue; `Busy` where it is full."""
+        job = Job(samples, prompts, metadata)
+        with self._changed:
+            waiting = sum(map(len, self._jobs))
+            if self._closed:
+                raise Busy(f"reward '{self.reward.name}' is being shut down")
+            if self._jobs and waiting + len(job) > self.most_waiting:
+                raise Busy(
+                    f"{waiting} rows wait for reward '{self.reward.name}' already, with at most {self.most_waiting}"
+                )
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job.answer
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Take no more jobs, and wait this long for those that are there."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while batch := self._next():
+            running = [job for job in batch if job.answer.set_running_or_notify_cancel()]
+            if running:
+                self._answer(running)
+
+    def _next(self) -> list[Job]:
+        """The jobs of the next call; none when all is done and the batcher is closed."""
+        with self._changed:
+            while not self._jobs:
+                if self._closed:
+                    return []
+                self._changed.wait()
+            deadline = self._jobs[0].arrived + self.wait
+            while self._rows() < self.max_batch and not self._closed and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return self._take()
+
+    def _rows(self) -> int:
+        """Rows that could share a call with the first job."""
+        return sum(len(job) for job in self._jobs if job.kind == self._jobs[0].kind)
+
+    def _take(self) -> list[Job]:
+        batch, others, rows = list[Job](), deque[Job](), 0
+        for job in self._jobs:
+            if not batch or (job.kind == batch[0].kind and rows + len(job) <= self.max_batch):
+                batch.append(job)
+                rows += len(job)
+            else:
+                others.append(job)
+        self._jobs = others
+        return batch
+
+    def _answer(self, batch: Sequence[Job]) -> None:
+        try:
+            scores = self._score(batch)
+        except BaseException as error:  # also SystemExit, which would end the thread and leave all others waiting
+            if len(batch) > 1:
+                for job in batch:
+                    self._answer([job])
+                return
+            log.warning("%s", error)
+            failure = error if isinstance(error, RewardError) else RewardError(self.reward.name, repr(error))
+            batch[0].answer.set_exception(failure)
+            return
+        sizes = [len(job) for job in batch]
+        self.answered += sum(sizes)
+        for job, values, valid in zip(batch, scores.values.split(sizes), scores.valid.split(sizes), strict=True):
+            job.answer.set_result(Scores(values, valid))
+
+    def _score(self, batch: Sequence[Job]) -> Scores:
+        prompts = [prompt for job in batch for prompt in job.prompts]
+        metadata = [row for job in batch for row in job.metadata]
+        scores = score(self.reward, _joined([job.samples for job in batch]), prompts, metadata)
+        return Scores(scores.values.cpu(), scores.valid.cpu())
+
+
+def _joined(samples: Sequence[Samples]) -> Samples:
+    """Images in [0,1], or texts, of several jobs."""
+    images = [one for one in samples if isinstance(one, Tensor)]
+    return torch.cat(images).float() / 255 if images else [text for texts in samples for text in texts]

@@ -1,0 +1,325 @@
+"""The service in this process, by ASGI; tests/rewards/test_remote.py has it on a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from fastapi import FastAPI
+from torch import Tensor
+
+from rewards import RewardError, Scores
+from rewards.encoding import encoded
+from rewards.protocol import PROTOCOL
+from rewards.server import Limits, create_app
+
+
+class Mean:
+    """The mean of an image; prompts choose what goes wrong."""
+
+    name = "mean"
+    needs: tuple[str, ...] = ("images", "prompts")
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.entered, self.opened = threading.Event(), threading.Event()
+        self.opened.set()
+
+    def to(self, device: torch.device | str) -> Mean:
+        return self
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Scores:
+        self.calls.append(len(prompts))
+        self.entered.set()
+        assert self.opened.wait(10)
+        if "bad" in prompts:
+            raise RewardError(self.name, "cannot score this", prompts.index("bad"), "bad")
+        if "nan" in prompts:
+            return Scores(torch.full((len(prompts),), torch.nan), torch.ones(len(prompts), dtype=torch.bool))
+        valid = torch.tensor([not row.get("skip") for row in metadata])
+        return Scores(samples.mean((1, 2, 3)), valid)
+
+
+class Letters:
+    """Letters of a text."""
+
+    name = "letters"
+    needs: tuple[str, ...] = ("texts",)
+
+    def to(self, device: torch.device | str) -> Letters:
+        return self
+
+    def __call__(self, samples: Sequence[str], prompts: Sequence[str], metadata: Any) -> list[float | None]:
+        return [len(text) if text else None for text in samples]
+
+
+def app(mean: Mean | None = None, **named: Any) -> FastAPI:
+    limits = Limits(rows=4, megabytes=1, megapixels=1, waiting=8)
+    return create_app(
+        {"mean": mean or Mean(), "letters": Letters()}, version="1.2", **{"wait": 0.0, "limits": limits, **named}
+    )
+
+
+def request(to: FastAPI, method: str, path: str, **content: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(to), base_url="http://here") as client:
+            return await client.request(method, path, **content)
+
+    return asyncio.run(send())
+
+
+def form(ask: Any, images: Sequence[bytes] = ()) -> list[tuple[str, tuple[str | None, bytes, str]]]:
+    field = ("request", (None, json.dumps(ask).encode(), "application/json"))
+    return [field, *(("images", (f"{i}.png", image, "image/png")) for i, image in enumerate(images))]
+
+
+def grey(*levels: int, size: int = 8) -> list[bytes]:
+    return encoded(torch.tensor(levels)[:, None, None, None].expand(-1, 3, size, size) / 255, "png")
+
+
+def post(to: FastAPI, ask: Any, images: Sequence[bytes] = (), name: str = "mean", **named: Any) -> httpx.Response:
+    return request(to, "POST", f"/score/{name}", files=form(ask, images), **named)
+
+
+def test_values_come_back_in_order_and_null_where_invalid() -> None:
+    ask = {"prompts": ["a", "b", "c"], "metadata": [{}, {"skip": True}, {}]}
+    answer = post(app(), ask, grey(0, 51, 255))
+    assert answer.status_code == 200
+    assert answer.json() == {"values": [0.0, None, 1.0]}
+
+
+def test_texts() -> None:
+    answer = post(app(), {"prompts": ["", "", ""], "texts": ["", "ab", "c"]}, name="letters")
+    assert answer.json() == {"values": [None, 2.0, 1.0]}
+
+
+def test_no_rows_have_no_values() -> None:
+    mean = Mean()
+    assert post(app(mean), {"prompts": []}).json() == {"values": []}
+    assert mean.calls == []
+
+
+def test_health_tells_what_is_loaded() -> None:
+    service = app(token="t")
+    state = {"loaded": False, "answered": 0, "waiting": 0}
+    fresh = request(service, "GET", "/health")
+    assert (fresh.status_code, fresh.json()) == (200, {"ready": True, "rewards": {"mean": state, "letters": state}})
+    post(service, {"prompts": ["a", "b"]}, grey(1, 2), headers={"Authorization": "Bearer t"})
+    assert request(service, "GET", "/health").json()["rewards"]["mean"] == {"loaded": True, "answered": 2, "waiting": 0}
+
+
+def test_health_is_503_once_nothing_is_taken() -> None:
+    service = app()
+
+    async def shut_down() -> None:
+        async with service.router.lifespan_context(service):
+            pass
+
+    asyncio.run(shut_down())
+    assert request(service, "GET", "/health").status_code == 503
+    late = post(service, {"prompts": ["a"]}, grey(1))
+    assert (late.status_code, late.json()) == (503, {"error": "reward 'mean' is being shut down"})
+
+
+def test_version_tells_what_a_client_must_know() -> None:
+    assert request(app(), "GET", "/version").json() == {
+        "version": "1.2",
+        "protocol": PROTOCOL,
+        "rewards": {"mean": {"needs": ["images", "prompts"]}, "letters": {"needs": ["texts"]}},
+        "limits": {"rows": 4, "megabytes": 1, "megapixels": 1, "waiting": 8},
+    }
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "s3cret", "Basic s3cret", "Bearer s3cret more"])
+def test_without_the_token_nothing_is_scored(header: str | None) -> None:
+    mean = Mean()
+    service, headers = app(mean, token="s3cret"), {} if header is None else {"Authorization": header}
+    for answer in (
+        post(service, {"prompts": ["a"]}, grey(1), headers=headers),
+        request(service, "GET", "/version", headers=headers),
+    ):
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert "Authorization: Bearer" in answer.json()["error"]
+    assert mean.calls == []
+
+
+@pytest.mark.parametrize("header", ["Bearer s3cret", "bearer s3cret"])
+def test_with_the_token_it_is(header: str) -> None:
+    answer = post(app(token="s3cret"), {"prompts": ["a"]}, grey(255), headers={"Authorization": header})
+    assert answer.json() == {"values": [1.0]}
+
+
+@pytest.mark.parametrize("token", ["", "two words", "gehé1m", "a\n"])
+def test_a_token_that_a_header_cannot_carry(token: str) -> None:
+    """Above all the empty one, which every request without a token would match."""
+    with pytest.raises(ValueError, match="visible ASCII characters"):
+        app(token=token)
+
+
+def test_an_unknown_reward_gets_the_nearest() -> None:
+    answer = post(app(), {"prompts": ["a"]}, grey(1), name="maen")
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        "no reward 'maen' here; did you mean 'mean'? It has: mean, letters",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ask", "images", "message"),
+    [
+        ([1], [], "request: "),
+        ({}, [], "request: prompts: Field required"),
+        ({"prompts": "a"}, [], "request: prompts: "),
+        ({"prompts": [1]}, [], "request: prompts.0: "),
+        ({"prompts": ["a"], "metadata": [3]}, grey(1), "request: metadata.0: "),
+        ({"prompts": ["a"], "weight": 1}, grey(1), "request: weight: Extra"),
+        ({"prompts": ["a"], "metadata": []}, grey(1), "0 metadata for 1 prompts; send one for each"),
+        ({"prompts": ["a", "b"]}, grey(1), "1 images for 2 prompts"),
+        ({"prompts": ["a"]}, grey(1, 2), "2 images for 1 prompts"),
+        ({"prompts": ["a"], "texts": ["b"]}, [], "found texts, expected images for reward 'mean'"),
+        ({"prompts": ["a"], "texts": ["b"]}, grey(1), "found texts and images, expected images"),
+    ],
+)
+def test_a_request_that_cannot_be_understood(ask: Any, images: Sequence[bytes], message: str) -> None:
+    answer = post(app(), ask, images)
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+
+
+def test_texts_for_an_image_reward_and_the_other_way_round() -> None:
+    answer = post(app(), {"prompts": ["a"]}, grey(1), name="letters")
+    assert (answer.status_code, answer.json()["error"]) == (422, "found images, expected texts for reward 'letters'")
+    answer = post(app(), {"prompts": ["a"], "texts": ["a", "b"]}, name="letters")
+    assert answer.json()["error"] == "2 texts for 1 prompts; send one for each"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"json": {"prompts": []}}, "Content-Type is application/json, expected multipart/form-data"),
+        ({"content": b"x"}, "Content-Type is none"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "multipart"),
+        ({"files": [("images", ("0.png", b"x"))]}, "expected one field 'request'"),
+        ({"files": [("request", ("r.json", b"{}"))]}, "expected one field 'request'"),
+        ({"files": [*form({"prompts": []}), ("weights", ("w.pt", b"x"))]}, "found the parts: request, weights"),
+        ({"files": [("images", (None, b"x"))]}, "expected one field 'request'"),
+        ({"files": [*form({"prompts": []}), *form({"prompts": []})]}, "Too many fields"),
+    ],
+)
+def test_a_body_of_another_form(content: dict[str, Any], message: str) -> None:
+    answer = request(app(), "POST", "/score/mean", **content)
+    assert answer.status_code == 422, answer.text
+    assert message in answer.json()["error"]
+
+
+def test_a_bad_image_is_named_by_its_index() -> None:
+    answer = post(app(), {"prompts": ["a", "b"]}, [*grey(1), b"\x80\x04]."])
+    assert answer.status_code == 422
+    assert answer.json() == {"error": "image 1: neither a PNG nor a JPEG file", "index": 1}
+
+
+@pytest.mark.parametrize("rows", [5, 6])
+def test_too_many_rows(rows: int) -> None:
+    for ask, images, name in (
+        ({"prompts": ["a"] * rows}, grey(*range(rows)), "mean"),
+        ({"prompts": ["a"] * rows, "texts": ["a"] * rows}, [], "letters"),
+    ):
+        assert post(app(), ask, images, name).status_code == 413
+
+
+def test_too_many_pixels() -> None:
+    answer = post(app(), {"prompts": ["a", "b"]}, grey(1, 2, size=800))
+    assert answer.status_code == 413
+    assert answer.json()["error"] == "1280000 pixels in 2 images, expected at most 1000000 in a request"
+
+
+def test_too_many_bytes_are_refused_before_they_are_read() -> None:
+    answer = post(app(), {"prompts": ["a"]}, [b"x" * 1_100_000])
+    assert answer.status_code == 413
+    assert "expected at most 1000000; send fewer rows at once" in answer.json()["error"]
+
+
+def test_bytes_are_counted_where_no_length_is_said() -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="0.png"\r\n\r\n'
+        for _ in range(1000):
+            sent += 100_000
+            yield b"x" * 100_000
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = request(app(), "POST", "/score/mean", content=body(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (413, "more than 1000000 bytes; send fewer rows at once")
+    assert sent < 2_000_000
+
+
+def test_a_reward_that_fails_is_told_with_its_row() -> None:
+    answer = post(app(), {"prompts": ["a", "bad"]}, grey(1, 2))
+    assert answer.status_code == 500
+    said = answer.json()
+    assert (said["reward"], said["row"]) == ("mean", 1)
+    assert said["error"] == "reward 'mean' failed at row 1 (prompt 'bad'): cannot score this"
+
+
+def test_a_value_that_is_not_finite_is_a_failure() -> None:
+    answer = post(app(), {"prompts": ["nan"]}, grey(1))
+    assert answer.status_code == 500
+    assert "value nan is not finite" in answer.json()["error"]
+
+
+def test_requests_are_merged_and_answers_do_not_mix() -> None:
+    """Twelve threads; the first call holds the reward until the other requests wait behind it."""
+    mean = Mean()
+    mean.opened.clear()
+    service = app(mean, max_batch=64, limits=Limits())
+
+    def ask(level: int) -> httpx.Response:
+        prompts = ["bad"] if level == 7 else ["a", "b"]
+        return post(service, {"prompts": prompts}, grey(*(level + 20 * row for row in range(len(prompts)))))
+
+    with ThreadPoolExecutor(12) as pool:
+        first = pool.submit(ask, 0)
+        assert mean.entered.wait(10)
+        others = [pool.submit(ask, level) for level in range(1, 12)]
+        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 21:
+            pass
+        mean.opened.set()
+        answers = [one.result() for one in (first, *others)]
+    for level, answer in enumerate(answers):
+        if level == 7:
+            assert (answer.status_code, answer.json()["row"]) == (500, 0)
+        else:
+            assert answer.json()["values"] == pytest.approx([level / 255, (level + 20) / 255])
+    assert mean.calls[:2] == [2, 21]
+    assert sorted(mean.calls[2:]) == [1] + [2] * 10  # the merged call failed, so each was scored by itself
+
+
+def test_a_full_queue_is_503() -> None:
+    mean = Mean()
+    mean.opened.clear()
+    service = app(mean, limits=Limits(rows=4, waiting=3))
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(post, service, {"prompts": ["a"]}, grey(1))
+        assert mean.entered.wait(10)
+        waiting = pool.submit(post, service, {"prompts": ["a", "b"]}, grey(1, 2))
+        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 2:
+            pass
+        answer = post(service, {"prompts": ["a", "b"]}, grey(1, 2))
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        mean.opened.set()
+        assert waiting.result().status_code == 200
+
+
+def test_there_is_nothing_else() -> None:
+    for path in ("/", "/docs", "/openapi.json", "/score", "/score/mean/"):
+        assert request(app(), "GET", path).status_code in (404, 405, 307)
