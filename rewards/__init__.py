@@ -18,6 +18,7 @@ from rewards.math_answers import MathAnswer
 from rewards.ocr import Ocr
 from rewards.pickscore import PickScore
 from rewards.registry import Entry, available, find, make, register
+from rewards.remote import Remote
 from rewards.reward_model import RewardModel
 from rewards.text_form import Format, Length
 from rewards.text_match import ExactMatch, RegexMatch
@@ -51,6 +52,7 @@ __all__ = [
     "Ocr",
     "PickScore",
     "RegexMatch",
+    "Remote",
     "Reward",
     "RewardError",
     "RewardModel",

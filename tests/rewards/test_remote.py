@@ -1,0 +1,292 @@
+"""A client against a real server on a loopback port, and against answers that no good server gives."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from torch import Tensor
+
+from rewards import Remote, Reward, RewardError, Scores, make, score
+from rewards.http import Connection
+from rewards.protocol import PROTOCOL
+from rewards.server import Limits, create_app
+from tests.loopback import serving
+
+TOKEN = "s3cret"
+
+
+class Picky:
+    """The first pixel of an image, or the length of a text; says no to the prompt "bad"."""
+
+    name = "picky"
+    needs: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], list[dict[str, Any]]]] = []
+
+    def to(self, device: torch.device | str) -> Picky:
+        return self
+
+    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Sequence[Any]) -> Scores:
+        self.calls.append((list(prompts), list(metadata)))
+        if "bad" in prompts:
+            raise RewardError(self.name, "no", prompts.index("bad"), "bad")
+        values = samples[:, 0, 0, 0] if isinstance(samples, Tensor) else torch.tensor([len(text) for text in samples])
+        return Scores(values, torch.tensor([prompt != "unscorable" for prompt in prompts]))
+
+
+picky = Picky()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    served: dict[str, Reward] = {"geneval": make("geneval"), "jpeg": make("jpeg_compressibility"), "picky": picky}
+    limits = Limits(rows=20, megabytes=2, megapixels=2)
+    with serving(create_app(served, version="1", token=TOKEN, wait=0.02, limits=limits)) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Remote]]:
+    monkeypatch.setenv("TOKEN_OF_TEST", TOKEN)
+    made = list[Remote]()
+
+    def connect(reward: str, **options: Any) -> Remote:
+        found = make("remote", **{"url": url, "reward": reward, "token_env": "TOKEN_OF_TEST", "retries": 0, **options})
+        assert isinstance(found, Remote)
+        made.append(found)
+        return found
+
+    picky.calls.clear()
+    yield connect
+    for one in made:
+        one.connection.close()  # a server waits for connections that are open
+
+
+def images(count: int, size: int = 16, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_scores_are_those_of_the_pictures_in_eight_bits(client: Callable[..., Remote], batch_size: int) -> None:
+    """Every bit: PNG is lossless and JSON holds every float."""
+    drawn, nothing = images(7), [{}] * 7
+    eight = (drawn * 255).round() / 255
+    for name in ("jpeg", "picky"):
+        local = make("jpeg_compressibility") if name == "jpeg" else Picky()
+        far = score(client(name, batch_size=batch_size), drawn, [""] * 7, nothing)
+        near = score(local, eight, [""] * 7, nothing)
+        assert torch.equal(far.values, near.values)
+        assert far.valid.all()
+
+
+def test_geneval_here_and_there(client: Callable[..., Remote], draw: Callable[..., Tensor]) -> None:
+    drawn = torch.stack([draw([("circle", "red", 4, 4, 12)]), draw([("square", "blue", 10, 10, 12)]), draw([])])
+    red = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}]}
+    far = score(client("geneval", batch_size=2), drawn, ["a red circle"] * 3, [red, red, {}])
+    near = score(make("geneval"), drawn, ["a red circle"] * 3, [red, red, {}])
+    assert far.values.tolist() == near.values.tolist() == [1.0, 0.0, 0.0]
+    assert far.valid.tolist() == near.valid.tolist() == [True, True, False]
+
+
+def test_texts_and_metadata_arrive_as_they_are(client: Callable[..., Remote]) -> None:
+    prompts, metadata = ["ä“\n", "b", "unscorable"], [{"a": [1, {"b": None}]}, {}, {"c": "é"}]
+    found = score(client("picky"), ["x", "", "zzz"], prompts, metadata)
+    assert found.values.tolist() == [1.0, 0.0, 0.0]
+    assert found.valid.tolist() == [True, True, False]
+    assert picky.calls == [(prompts, metadata)]
+
+
+def test_jpeg_is_sent_where_it_is_asked_for(client: Callable[..., Remote]) -> None:
+    drawn = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
+    exact = score(client("picky"), drawn, ["", ""], [{}, {}]).values
+    near = score(client("picky", format="jpeg"), drawn, ["", ""], [{}, {}]).values
+    assert exact.tolist() == pytest.approx(near.tolist(), abs=0.03)
+
+
+def test_no_samples(client: Callable[..., Remote]) -> None:
+    assert score(client("picky"), images(0), [], []).values.shape == (0,)
+
+
+def test_several_clients_are_merged_and_do_not_mix(client: Callable[..., Remote]) -> None:
+    """Sixteen rows in batches of one, from four threads: the server sees fewer calls, everybody gets what is theirs."""
+    far = client("picky", batch_size=1, in_flight=4)
+    far.agree()
+    start = threading.Barrier(4, timeout=10)
+
+    def ask(seed: int) -> tuple[Tensor, Tensor]:
+        drawn = (images(4, seed=seed) * 255).round() / 255
+        start.wait()
+        return score(far, drawn, [f"{seed}"] * 4, [{}] * 4).values, drawn[:, 0, 0, 0]
+
+    with ThreadPoolExecutor(4) as pool:
+        for values, expected in pool.map(ask, range(4)):
+            assert torch.equal(values, expected)
+    assert sum(len(prompts) for prompts, _ in picky.calls) == 16
+    assert max(len(prompts) for prompts, _ in picky.calls) > 1
+
+
+def test_the_row_that_failed_is_named_in_the_whole_call(client: Callable[..., Remote], url: str) -> None:
+    prompts = ["a", "b", "c", "d", "bad", "e"]
+    with pytest.raises(RewardError, match=rf"{url}/score/picky answered 500 .*: reward 'picky' failed.*: no") as caught:
+        score(client("picky", batch_size=3), images(6), prompts, [{}] * 6)
+    assert (caught.value.name, caught.value.row, caught.value.prompt) == ("remote", 4, "bad")
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "rows", "message"),
+    [
+        ("pikcy", {}, 1, "has no reward 'pikcy'; did you mean 'picky'. It has: geneval, jpeg, picky"),
+        ("picky", {"token_env": None}, 1, "/version answered 401 .*wants its token"),
+        ("picky", {"batch_size": 30}, 21, "/score/picky answered 413 .*more than 20 images"),
+        ("geneval", {}, 0, "answered 422 .*found texts, expected images"),
+    ],
+)
+def test_what_the_server_refuses_is_an_error_with_its_message(
+    client: Callable[..., Remote], reward: str, options: dict[str, Any], rows: int, message: str
+) -> None:
+    samples: Any = images(rows) if rows else ["a text"]
+    with pytest.raises(RewardError, match=message):
+        score(client(reward, **options), samples, ["p"] * len(samples), [{}] * len(samples))
+
+
+def test_a_large_request_is_told_so_over_a_real_socket(client: Callable[..., Remote]) -> None:
+    """The server answers before all of it was sent; the answer must not be lost in a broken connection."""
+    with pytest.raises(RewardError, match=r"413 .*expected at most 2000000; send fewer rows at once"):
+        score(client("picky", batch_size=20), images(20, 512), ["p"] * 20, [{}] * 20)
+
+
+def test_metadata_that_json_cannot_hold(client: Callable[..., Remote]) -> None:
+    for wrong in ({"a": object()}, {"a": float("nan")}):
+        with pytest.raises(RewardError, match="metadata must be what JSON can hold"):
+            score(client("picky"), ["x"], ["p"], [wrong])
+
+
+def fake(*answers: Any, reward: str = "far", **options: Any) -> tuple[Remote, list[httpx.Request], list[float]]:
+    """A client of a server that gives these answers to /score, the last for ever."""
+    requests, pauses, left = list[httpx.Request](), list[float](), list(answers)
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"protocol": PROTOCOL, "rewards": {"far": {}}})
+        requests.append(request)
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        return httpx.Response(200, content=content)
+
+    transport = httpx.MockTransport(handle)
+    connection = Connection("remote", "http://far", retries=2, transport=transport, sleep=pauses.append)
+    return Remote(connection, reward, **options), requests, pauses
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"values": [1.0]}, "answered 1 values for 2 rows"),
+        ({"values": [1.0, 2.0, 3.0]}, "answered 3 values for 2 rows"),
+        (b'{"values": [1.0, NaN]}', "answered the value nan, expected a finite number or null"),
+        (b'{"values": [1.0, -Infinity]}', "answered the value -inf"),
+        (b'{"values": [1.0, 1e39]}', r"answered the value 1e\+39"),  # infinite in 32 bits
+        ({"values": [1.0, "2"]}, "answered the value '2'"),
+        ({"values": [1.0, True]}, "answered the value True"),
+        ({"values": 3}, 'without a list of "values"'),
+        ([1.0, 2.0], 'without a list of "values"'),
+        ({}, 'without a list of "values"'),
+        (b"<html>", "what is no JSON: '<html>'"),
+    ],
+)
+def test_a_malformed_answer_is_an_error_and_not_asked_for_again(answer: Any, message: str) -> None:
+    far, requests, _ = fake(answer)
+    with pytest.raises(RewardError, match=rf"'remote' failed: http://far/score/far .*{message}"):
+        score(far, ["a", "b"], ["", ""], [{}, {}])
+    assert len(requests) == 1
+
+
+def test_a_request_that_got_no_answer_is_sent_anew_as_it_was() -> None:
+    far, requests, pauses = fake(httpx.ReadTimeout("slow"), httpx.ConnectError("refused"), {"values": [0.5, None]})
+    found = score(far, images(2), ["a", "b"], [{}, {}])
+    assert (found.values.tolist(), found.valid.tolist()) == ([0.5, 0.0], [True, False])
+    assert (len(requests), len(pauses)) == (3, 2)
+    bodies = [request.content.split(b"\r\n", 1)[1] for request in requests]  # but for the boundary
+    assert all(b"\x89PNG" in body and len(body) == len(bodies[0]) for body in bodies)
+
+
+def test_a_server_that_never_answers_is_an_error_after_its_retries() -> None:
+    far, requests, pauses = fake(httpx.ReadTimeout("slow"))
+    with pytest.raises(RewardError, match=r"http://far/score/far: no answer in time: ReadTimeout: slow \(3 attempts\)"):
+        score(far, ["a"], [""], [{}])
+    assert (len(requests), len(pauses)) == (3, 2)
+
+
+def test_nobody_there(url: str) -> None:
+    """A port that was free a moment ago."""
+    with serving(create_app({}, version="1")) as gone:
+        pass
+    with pytest.raises(RewardError, match=f"{gone}/version: cannot be reached: ConnectError"):
+        score(make("remote", url=gone, reward="far", retries=0), ["a"], [""], [{}])
+
+
+def test_a_slow_reward_meets_the_clients_time_limit() -> None:
+    opened = threading.Event()
+
+    class Slow(Picky):
+        def __call__(self, samples: Any, prompts: Sequence[str], metadata: Any) -> Scores:
+            assert opened.wait(10)
+            return super().__call__(samples, prompts, metadata)
+
+    with serving(create_app({"slow": Slow()}, version="1")) as address:
+        far = make("remote", url=address, reward="slow", retries=0, timeout=0.2)
+        assert isinstance(far, Remote)
+        with pytest.raises(RewardError, match="score/slow: no answer in time: ReadTimeout"):
+            score(far, ["a"], [""], [{}])
+        opened.set()
+        far.connection.close()
+
+
+@pytest.mark.parametrize("said", [{"protocol": PROTOCOL + 1, "rewards": {"far": {}}}, {}, [], {"protocol": None}])
+def test_another_protocol_is_refused_before_anything_is_sent(said: Any) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/version"
+        return httpx.Response(200, json=said)
+
+    far = Remote(Connection("remote", "http://far", transport=httpx.MockTransport(handle)), "far")
+    with pytest.raises(RewardError, match=rf"http://far speaks protocol .*, expected {PROTOCOL}; use the same version"):
+        score(far, ["a"], [""], [{}])
+
+
+def test_the_version_is_asked_for_once() -> None:
+    asked = list[str]()
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        known = {"protocol": PROTOCOL, "rewards": {"far": {}}}
+        return httpx.Response(200, json=known if request.url.path == "/version" else {"values": [1.0]})
+
+    far = Remote(Connection("remote", "http://far", transport=httpx.MockTransport(handle)), "far", batch_size=1)
+    for _ in range(2):
+        score(far, ["a", "b"], ["", ""], [{}, {}])
+    assert sorted(asked) == ["/score/far"] * 4 + ["/version"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"in_flight": 0}, "in_flight 0"),
+        ({"format": "webp"}, "format is 'webp', expected png or jpeg"),
+        ({"url": "here"}, "expected a URL such as"),
+        ({"token_env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE, which is not set"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("remote", **{"url": "http://far", "reward": "far", **options})
