@@ -23,6 +23,7 @@ from rewards.reward_model import RewardModel
 from rewards.text_form import Format, Length
 from rewards.text_match import ExactMatch, RegexMatch
 from rewards.transformers_detector import TransformersDetector
+from rewards.vlm_judge import VlmJudge
 
 __all__ = [
     "BACKGROUND",
@@ -59,6 +60,7 @@ __all__ = [
     "Scores",
     "ShapesDetector",
     "TransformersDetector",
+    "VlmJudge",
     "available",
     "find",
     "make",
