@@ -265,6 +265,50 @@ def score(
 
 
 @app.command()
+def serve(
+    rewards: Annotated[
+        list[str],
+        typer.Argument(
+            help="Rewards by name or import path, or a YAML file with `rewards:` as in a recipe; and their options, "
+            "REWARD.option=value, e.g. geneval ocr ocr.threads=2"
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="DIFRL_TOKEN", help="What requests must carry; as an option others can see it in ps."),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests that are scored at once.")] = 64,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds that a request waits for others.")] = 5.0,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 256,
+    max_size: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a request's images, decoded.")] = 64,
+    device: Annotated[str | None, typer.Option(help="Where rewards run; default: a GPU if there is one.")] = None,
+) -> None:
+    """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
+    import torch
+
+    from difrl import serving
+    from rewards.server import Limits
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    serving.serve(
+        serving.served(rewards),
+        host=host,
+        port=port,
+        token=token,
+        max_batch=max_batch,
+        wait=wait / 1000,
+        limits=Limits(max_rows, max_size, max_pixels),
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        console=out,
+    )
+
+
+@app.command()
 def pretrain(
     config: Annotated[Path, typer.Argument(help="A file of configs/pretrain.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
