@@ -6,7 +6,7 @@ from rewards.aesthetic import Aesthetic
 from rewards.base import Answer, Reward, RewardError, Scores, score
 from rewards.clip_score import ClipScore
 from rewards.colors import ClipColors, Colors
-from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector, TransformersDetector
+from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector
 from rewards.failures import Failsafe, Late
 from rewards.functions import Function
 from rewards.geneval import GenEval
