@@ -269,7 +269,7 @@ def serve(
     rewards: Annotated[
         list[str],
         typer.Argument(
-            help="Rewards by name or import path, or a YAML file with `rewards:` as in a recipe; and their options, "
+            help="Rewards as for `difrl score`, or a YAML file with `rewards:` as in a recipe; and their options, "
             "REWARD.option=value, e.g. geneval ocr ocr.threads=2"
         ),
     ],

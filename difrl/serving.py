@@ -16,6 +16,7 @@ from difrl.config import RewardConfig
 from difrl.config.section import Section
 from difrl.located import ConfigError, parse_overrides
 from difrl.reading import read_model
+from difrl.reward_arguments import reward_of
 from difrl.scoring import build_reward
 from rewards import Reward
 from rewards.http import is_loopback
@@ -31,9 +32,10 @@ class ServedConfig(Section):
 
 
 def served(words: Sequence[str]) -> list[RewardConfig]:
-    """The rewards that arguments name: names, import paths and YAML files; then REWARD.option=value for options."""
-    names = [word for word in words if "=" not in word]
-    options = parse_overrides(word for word in words if "=" in word).plain
+    """The rewards that arguments name, some in YAML files, with the options that others set by REWARD.option=value."""
+    setting = [word for word in words if "=" in word and not word.lstrip().startswith("{")]
+    names = [word for word in words if word not in setting]
+    options = parse_overrides(setting).plain
     configs = [config for name in names for config in _named(name)]
     labels = [config.label for config in configs]
     twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -98,8 +100,7 @@ _WARNING = (
 def _named(word: str) -> list[RewardConfig]:
     if word.endswith((".yaml", ".yml")):
         return read_model(ServedConfig, word).rewards
-    key = "import" if "." in word or ":" in word else "name"
-    return [RewardConfig.model_validate({key: word})]
+    return [reward_of(word)]
 
 
 def _with_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:

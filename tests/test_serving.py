@@ -48,6 +48,12 @@ def test_a_file_of_rewards_and_options_on_top(tmp_path: Path) -> None:
     assert found[0].options == {"exact": True, "threshold": 0.2}
 
 
+def test_a_reward_as_in_a_recipe() -> None:
+    """The equals sign in it sets nothing."""
+    (found,) = served(["{name: format, options: {pattern: 'x=y'}, on_error: drop}"])
+    assert (found.label, found.options, found.on_error) == ("format", {"pattern": "x=y"}, "drop")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

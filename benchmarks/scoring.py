@@ -1,0 +1,321 @@
+"""What scoring costs: each reward alone, behind a server, and in a thread while the next samples are drawn.
+
+    python benchmarks/scoring.py                     about ten minutes on two quiet cores; writes docs/benchmarks/scoring.md
+
+Large models have random weights in the published sizes, made here in the published formats and not kept: time does not depend
+on what the weights are. One CPU thread a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import torch
+from common import markdown
+from torch import Tensor
+
+import rewards
+from difrl.config import RunConfig
+from difrl.data import load_prompts
+from difrl.policies.registry import load_policy
+from difrl.reading import read_config
+from difrl.scoring import SHIPPED_OPTIONS, Scorer
+from difrl.sources import Sampled
+from rewards import Reward
+
+QUOTED = 'a sign that says "HELLO"'
+SHAPES = {"tag": "single_object", "include": [{"class": "circle", "count": 1, "color": "red"}], "exclude": []}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reward on samples that cost it what usual ones do."""
+
+    label: str
+    reward: Callable[[Path], Reward]
+    count: int
+    pixels: int = 0
+    """Width of its images; 0: texts."""
+    prompt: str = "a red circle"
+
+
+def drawings(count: int, pixels: int) -> Tensor:
+    """Images [count, 3, pixels, pixels] of a few flat shapes on a light ground, as the shapes world's are."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images = torch.full((count, 3, pixels, pixels), 245 / 255)
+    half = pixels // 2
+    images[..., :half, :half] = torch.nn.functional.interpolate(coarse, (half, half))
+    return images
+
+
+def signs(count: int, pixels: int, text: str = "HELLO") -> Tensor:
+    """Images of a word."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (pixels, pixels), "white")
+    ImageDraw.Draw(picture).text((pixels // 8, pixels // 3), text, "black", ImageFont.load_default(pixels // 5))
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    return image.expand(count, -1, -1, -1)
+
+
+def clip_checkpoint(folder: Path, architecture: str) -> str:
+    """Random weights of an open_clip model, as HPSv2's are published: a pickle of tensors in half precision."""
+    from rewards.compat import ensure_torchvision
+
+    ensure_torchvision()
+    import open_clip
+
+    path = folder / f"{architecture}.pt"
+    if not path.exists():
+        state = open_clip.create_model(architecture).state_dict()
+        torch.save({"state_dict": {name: value.half() for name, value in state.items()}}, path)
+    return str(path)
+
+
+def image_reward_checkpoint(folder: Path) -> dict[str, str]:
+    """Random weights under ImageReward's published names and in its sizes, and a tokenizer of a few words."""
+    from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+    from rewards.image_reward import FILE, published_name
+
+    vision = BlipVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=16,
+    )
+    text = BlipTextConfig(hidden_size=768, encoder_hidden_size=1024, intermediate_size=3072, num_hidden_layers=12)
+    text.num_attention_heads, text.vocab_size = 12, 30524
+    own = {f"vision.{k}": v for k, v in BlipVisionModel(vision).state_dict().items()}
+    own |= {f"text.{k}": v for k, v in BlipTextModel(text, add_pooling_layer=False).state_dict().items()}
+    sizes = (768, 1024, 128, 64, 16, 1)
+    for layer, inputs, outputs in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False):
+        own |= {f"head.{layer}.weight": torch.randn(outputs, inputs), f"head.{layer}.bias": torch.zeros(outputs)}
+    torch.save({published_name(name): value for name, value in own.items()}, folder / FILE)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    return {"weights": str(folder), "tokenizer": str(folder / "bert")}
+
+
+def plain(name: str, **options: Any) -> Callable[[Path], Reward]:
+    """A reward that needs no file."""
+    return lambda folder: rewards.make(name, **options)
+
+
+def open_clip_score(folder: Path) -> Reward:
+    return rewards.make(
+        "clip_score", model="ViT-L-14", backend="open_clip", pretrained=clip_checkpoint(folder, "ViT-L-14")
+    )
+
+
+CASES = (
+    Case("jpeg_compressibility, 512 pixels", plain("jpeg_compressibility"), 64, 512),
+    Case("geneval, the shapes world's detector, 32 pixels", plain("geneval"), 256, 32),
+    Case("judge, 32 pixels", plain("judge", **SHIPPED_OPTIONS["judge"]), 256, 32),
+    Case("ocr, 256 pixels", plain("ocr", threads=1), 16, 256, QUOTED),
+    Case("clip_score and aesthetic: ViT-L/14, 0.43 billion weights", open_clip_score, 8, 512),
+    Case(
+        "image_reward: ViT-L/16 and BERT, 0.45 billion",
+        lambda folder: rewards.make("image_reward", **image_reward_checkpoint(folder)),
+        8,
+        512,
+    ),
+    Case(
+        "pickscore and hpsv2: ViT-H/14, 0.99 billion",
+        lambda folder: rewards.make("hpsv2", weights=clip_checkpoint(folder, "ViT-H-14")),
+        4,
+        512,
+    ),
+    Case("math", plain("math"), 256),
+    Case("exact_match", plain("exact_match"), 4096),
+    Case("format", plain("format", pattern=r"[\s\S]*=\s*\d+"), 4096),
+)
+
+
+def samples_of(case: Case) -> tuple[Any, list[str], list[Mapping[str, Any]]]:
+    """Samples, prompts and metadata; texts differ, since math remembers what it has read."""
+    metadata: list[Mapping[str, Any]] = [{**SHAPES, "answer": str(i)} for i in range(case.count)]
+    if case.pixels:
+        draw = signs if case.prompt == QUOTED else drawings
+        return draw(case.count, case.pixels), [case.prompt] * case.count, metadata
+    texts = [f"{i} + {i} is twice {i}, so the answer is {2 * i}" for i in range(case.count)]
+    return texts, [f"{i}+{i}=" for i in range(case.count)], metadata
+
+
+def timed(work: Callable[[], object], repeats: int) -> float:
+    """The median of seconds."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def speed_rows(repeats: int) -> list[list[str]]:
+    """Every case: samples a second, and seconds until the first can be scored."""
+    rows = []
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as scratch:
+            reward = case.reward(Path(scratch))
+            samples, prompts, metadata = samples_of(case)
+            first = timed(partial(rewards.score, reward, samples[:1], prompts[:1], metadata[:1]), 1)
+            # math remembers what it has read: only its first round counts.
+            whole = partial(rewards.score, reward, samples, prompts, metadata)
+            rate = case.count / timed(whole, 1 if case.label == "math" else repeats)
+        rows.append([case.label, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}", f"{first:.1f}"])
+        print(*rows[-1], sep="  ", flush=True)
+    return rows
+
+
+class Slow:
+    """A reward that waits, as for a service elsewhere."""
+
+    name, needs = "slow", ("images",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def to(self, device: torch.device | str) -> Slow:
+        return self
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        time.sleep(self.seconds * len(samples))
+        return samples.mean((1, 2, 3))
+
+
+def overlap_rows(repeats: int) -> list[list[str]]:
+    """A step's samples of the shipped image model, drawn and scored: one after the other, and at the same time."""
+    ocr = rewards.make("ocr", threads=1)
+
+    def read(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> object:
+        return ocr(images, [QUOTED] * len(prompts), metadata)
+
+    given: Mapping[str, Reward] = {
+        "ocr (computes, one thread of its own)": rewards.Function("ocr", read),
+        "geneval (computes, short)": rewards.make("geneval"),
+        "a service that takes 20 ms an image": Slow(0.02),
+    }
+    base = read_config("quickstart", ["rollout.batch=24", "data.prompts_per_step=8", "data.group_size=12"])
+    policy, rows = load_policy(base, torch.device("cpu"), keep_base=False), []
+    for label, reward in given.items():
+        scorer = Scorer({"reward": (reward, 1.0)}, {})
+        seconds = [_drawing(base, policy, scorer, overlap, repeats) for overlap in (False, True)]
+        rows.append([label, *(f"{s:.2f}" for s in seconds), f"{seconds[1] / seconds[0]:.2f}"])
+        print(*rows[-1], sep="  ", flush=True)
+    return rows
+
+
+def _drawing(base: RunConfig, policy: Any, scorer: Scorer, overlap: bool, repeats: int) -> float:
+    config = base.model_copy(update={"rollout": base.rollout.model_copy(update={"overlap": overlap})})
+    source = Sampled(config, policy, scorer, load_prompts(config.data.train), torch.device("cpu"))
+    groups = range(config.groups)
+    source.draw(0, 0, groups, lambda name: None)
+    return timed(lambda: source.draw(0, 0, groups, lambda name: None), repeats)
+
+
+SERVED = ("jpeg_compressibility", "geneval", "ocr")
+
+
+@contextmanager
+def server(names: Sequence[str]) -> Iterator[str]:
+    """`difrl serve` in a process of its own; its address, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "difrl", "serve", *names, "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health").is_success:
+                    break
+            time.sleep(0.1)
+        yield url
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def server_rows(repeats: int) -> list[list[str]]:
+    """The same samples scored in this process and by a server on the same machine."""
+    rows = []
+    cases = [case for name in SERVED for case in CASES if case.label.startswith(name)]
+    with server(SERVED) as url, tempfile.TemporaryDirectory() as scratch:
+        for name, case in zip(SERVED, cases, strict=True):
+            samples, prompts, metadata = samples_of(case)
+            own, remote = case.reward(Path(scratch)), rewards.make("remote", url=url, reward=name)
+            works = [partial(rewards.score, reward, samples, prompts, metadata) for reward in (own, remote)]
+            if not torch.equal(*(work().values for work in works)):
+                raise SystemExit(f"{name}: the server's scores differ from this process's")
+            rates = [case.count / timed(work, repeats) for work in works]
+            rows.append([case.label, *(f"{rate:,.0f}" for rate in rates), f"{rates[0] / rates[1]:.2f}"])
+            print(*rows[-1], sep="  ", flush=True)
+    return rows
+
+
+def page(speed: list[list[str]], served: list[list[str]], overlap: list[list[str]], note: str) -> str:
+    """The document."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"""# What scoring costs
+
+`python benchmarks/scoring.py`, made anew by that command. {platform.machine()}, {os.cpu_count()} cores, {versions}. {note}
+
+## A reward alone
+
+One thread in torch and onnxruntime, float32. Large models have random weights in the published sizes and formats. `first` is the
+time until the first sample has its score: loading included, downloading not. No GPU was at hand.
+
+{markdown(("reward", "samples a second", "first, s"), speed)}
+
+## Behind a server
+
+The same samples through `difrl serve` on the same machine, in a process of its own: encoding as PNG, HTTP, decoding, and the same
+scores to the last bit. The ratio is of times; below 1 the server's process works on what this one still encodes.
+
+{markdown(("reward", "here, samples/s", "server, samples/s", "server / here"), served)}
+
+## While the next samples are drawn
+
+A step of 96 samples of the shipped image model, 24 at a time, drawn and scored, with `rollout.overlap: false` and `true`. The
+samples and their scores are the same.
+
+{markdown(("reward", "after, s", "meanwhile, s", "meanwhile / after"), overlap)}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, such as a shared machine")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/scoring.md"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    overlap, served, speed = overlap_rows(args.repeats), server_rows(args.repeats), speed_rows(args.repeats)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page(speed, served, overlap, args.note), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
