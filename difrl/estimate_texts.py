@@ -40,7 +40,8 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     network = language_skeleton(model.path, model.revision, model)
     recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
     texts.refuse([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
-    texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
+    if recorded:
+        texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
     trained = _trained(network, config)
     teachers = {
         name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()
