@@ -18,6 +18,8 @@ from difrl.core import Coefficient
 
 CURRENT = "current"
 BASE = "base"
+SUMMED = 2**20
+"""Weights summed at once: on a CPU torch makes float64 copies of what it sums in float64."""
 
 
 class Copy:
@@ -113,8 +115,9 @@ class Snapshots:
     @torch.no_grad()
     def fingerprint(self, name: str) -> Tensor:
         """The sum of the weights under a snapshot, float64 [1], adapters of LoRA included also where `base` leaves them out."""
-        with self.use(name):
-            return torch.stack([p.sum(dtype=torch.float64) for p in self.parameters.values()]).sum()[None]
+        with self.use(name), torch.no_grad():
+            pieces = [piece for p in self.parameters.values() for piece in p.flatten().split(SUMMED)]
+            return torch.stack([piece.sum(dtype=torch.float64) for piece in pieces]).sum()[None]
 
     def state(self) -> dict[str, Tensor]:
         """Every copy, flat, as `snapshot/parameter`."""

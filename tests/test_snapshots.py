@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import difrl.snapshots
 from difrl.core import Coefficient, Constant, Linear, Reset, Soup
 from difrl.snapshots import Copy, Snapshots
 
@@ -200,3 +201,14 @@ def test_where_copies_stay_does_not_show() -> None:
         assert found.copies["ema"].tensors["w"].is_pinned() == (device == "cpu")
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[3])
+
+
+def test_the_fingerprint_is_the_sum_of_all_weights_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces that divide no tensor, of one whose memory is not in order, and with what float32 would round off."""
+    monkeypatch.setattr(difrl.snapshots, "SUMMED", 4)
+    weights = {"a": nn.Parameter(torch.arange(15.0).reshape(3, 5).T), "b": nn.Parameter(torch.tensor([2.0**24, 1.0]))}
+    found = Snapshots(weights, {"old": Constant(0.0)}, nullcontext)
+    with torch.no_grad():
+        weights["b"][1] = 3.0
+    assert found.fingerprint("current").tolist() == [105 + 2**24 + 3]
+    assert found.fingerprint("old").tolist() == [105 + 2**24 + 1]
