@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
@@ -76,7 +77,11 @@ class TransformersClip:
 
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B,D], of length one, of images [B,3,H,W] in [0,1]."""
-        inputs = self.processor(images=pictures(images), return_tensors="pt")
+        return self.pictures(pictures(images))
+
+    def pictures(self, shown: Sequence[Image.Image]) -> Tensor:
+        """Embeddings [B,D], of length one, of B pictures, each of its own size."""
+        inputs = self.processor(images=list(shown), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from rewards.clip import TransformersClip
 from rewards.detectors import Detection
 from rewards.pictures import pictures
 
@@ -58,15 +59,14 @@ class ClipColors:
         self.path, self.crop, self.background, self.batch_size = path, crop, background, batch_size
         self._device = torch.device("cpu")
         self._lock = threading.Lock()
-        self._model: Any = None
-        self._processor: Any = None
+        self._encoder: TransformersClip | None = None
         self._classifiers: dict[str, Tensor] = {}  # by class, [10,D] on the CPU
 
     def to(self, device: torch.device | str) -> ClipColors:
         """Move the model, now or when it is loaded."""
         self._device = torch.device(device)
-        if self._model is not None:
-            self._model.to(self._device)
+        if self._encoder is not None:
+            self._encoder.to(self._device)
         return self
 
     @torch.no_grad()
@@ -74,16 +74,14 @@ class ClipColors:
         """The colour of each object."""
         if not objects:
             return []
-        with self._lock:  # two threads may not load at once
-            if self._model is None:
-                self._load()
+        encoder = self._loaded()
         rows = sorted({row for row, _ in objects})
         shown = dict(zip(rows, pictures(images[rows]), strict=True))
         crops = [self.cut(shown[row], item) for row, item in objects]
         batches = [crops[start : start + self.batch_size] for start in range(0, len(crops), self.batch_size)]
-        seen = torch.cat([self._see(batch) for batch in batches])
-        scores = [features @ self._classifier(item.label).T for features, (_, item) in zip(seen, objects, strict=True)]
-        return [self.names[int(score.argmax())] for score in scores]
+        seen = torch.cat([encoder.pictures(batch).cpu() for batch in batches])
+        classifiers = [self._classifier(encoder, item.label) for _, item in objects]
+        return [self.names[int((w @ e).argmax())] for w, e in zip(classifiers, seen, strict=True)]
 
     def cut(self, picture: Image.Image, item: Detection) -> Image.Image:
         """The object as CLIP sees it: what is not of it is background, and cropped to its box."""
@@ -96,23 +94,15 @@ class ClipColors:
         left, top = min(round(item.box[0]), picture.width - 1), min(round(item.box[1]), picture.height - 1)
         return picture.crop((left, top, max(round(item.box[2]), left + 1), max(round(item.box[3]), top + 1)))
 
-    def _see(self, crops: Sequence[Image.Image]) -> Tensor:
-        pixels = self._processor(images=list(crops), return_tensors="pt")["pixel_values"].to(self._device)
-        pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-        return F.normalize(self._model.visual_projection(pooled), dim=-1).cpu()
-
-    def _classifier(self, label: str) -> Tensor:
+    def _classifier(self, encoder: TransformersClip, label: str) -> Tensor:
         if label not in self._classifiers:
             texts = [template.format(color=color, label=label) for color in self.names for template in TEMPLATES]
-            inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True).to(self._device)
-            pooled = self._model.text_model(**inputs).pooler_output
-            each = F.normalize(self._model.text_projection(pooled), dim=-1)
-            mean = each.unflatten(0, (len(self.names), len(TEMPLATES))).mean(1)
-            self._classifiers[label] = F.normalize(mean, dim=-1).cpu()
+            each = encoder.texts(texts).cpu().unflatten(0, (len(self.names), len(TEMPLATES)))
+            self._classifiers[label] = F.normalize(each.mean(1), dim=-1)
         return self._classifiers[label]
 
-    def _load(self) -> None:
-        from transformers import CLIPModel, CLIPProcessor
-
-        self._processor = CLIPProcessor.from_pretrained(self.path)
-        self._model = CLIPModel.from_pretrained(self.path).to(self._device).eval()
+    def _loaded(self) -> TransformersClip:
+        with self._lock:  # two threads may not load at once
+            if self._encoder is None:
+                self._encoder = TransformersClip(self.path).to(self._device)
+            return self._encoder

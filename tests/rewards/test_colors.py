@@ -11,14 +11,14 @@ from rewards import ClipColors, Detection, GenEval, RewardError, score
 from rewards.colors import COLOR_NAMES
 from rewards.detectors import Wanted
 from rewards.pictures import pictures
-from tests.rewards import tiny_detectors
+from tests.tiny_clip import tiny_clip
 
 Box = tuple[float, float, float, float]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_detectors.clip(tmp_path_factory.mktemp("clip"))
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def thing(box: Box, mask: np.ndarray | None = None, label: str = "cat") -> Detection:
@@ -53,7 +53,7 @@ def test_colours_are_those_of_the_embeddings(clip: Path) -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     boxes: list[Box] = [(0, 0, 32, 32), (4, 4, 20, 30), (10, 0, 32, 16), (16, 16, 32, 32)]
     objects = [(row, thing(box, label=label)) for row in (0, 1) for box in boxes for label in ("cat", "tv remote")]
-    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
+    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip, backend="pil")
     shown, expected, margins = pictures(images), [], []
     for row, item in objects:
         crop = shown[row].crop(tuple(map(int, item.box)))

@@ -32,6 +32,7 @@ from rewards import Detection, GenEval, RewardError, TransformersDetector, make,
 from rewards.pictures import pictures
 from rewards.transformers_detector import enclosing, phrase_scores
 from tests.rewards import tiny_detectors
+from tests.tiny_clip import tiny_clip
 
 Saved = Callable[[str], str]
 
@@ -43,7 +44,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
     def make_once(name: str) -> str:
         if name not in folders:
-            folders[name] = str(getattr(tiny_detectors, name)(tmp_path_factory.mktemp(name)))
+            kind = tiny_clip if name == "clip" else getattr(tiny_detectors, name)
+            folders[name] = str(kind(tmp_path_factory.mktemp(name)))
         return folders[name]
 
     return make_once

@@ -9,10 +9,6 @@ import torch
 from transformers import (
     BertConfig,
     BertTokenizer,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
     CLIPTokenizer,
     DetrConfig,
     DetrForObjectDetection,
@@ -151,17 +147,6 @@ def grounding_dino(folder: Path) -> Path:
     images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"))
     GroundingDinoProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-    return folder
-
-
-def clip(folder: Path) -> Path:
-    """A CLIP model of 32-pixel images."""
-    torch.manual_seed(0)
-    text = {**_text(), "max_position_embeddings": 77}
-    vision = {**_vision(), "image_size": 32, "patch_size": 8}
-    _save(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)), folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=images, tokenizer=_clip_tokenizer(folder, length=77)).save_pretrained(folder)
     return folder
 
 
