@@ -9,7 +9,16 @@ from difrl.core.advantages import Baseline, Std, advantages, decoupled, informat
 from difrl.core.anchored_preference import AnchoredPreference
 from difrl.core.centred import CentredRewardDistillation
 from difrl.core.clipped import Clipped
-from difrl.core.coefficients import Coefficient, Constant, Cosine, Linear, RewardAdaptive, Schedule, TargetKL
+from difrl.core.coefficients import (
+    Coefficient,
+    Constant,
+    Cosine,
+    Linear,
+    Multiplier,
+    RewardAdaptive,
+    Schedule,
+    TargetKL,
+)
 from difrl.core.collect import Collect, Draw, Informative, Scored, once
 from difrl.core.covariance import ClipCov, KLCov
 from difrl.core.divergence_masked import DivergenceMasked
@@ -69,6 +78,7 @@ __all__ = [
     "KLCov",
     "Likelihoods",
     "Linear",
+    "Multiplier",
     "NegativeAware",
     "Objective",
     "Preference",

@@ -115,7 +115,9 @@ def reweighted(advantages: Tensor, positive: float, negative: float) -> Tensor:
     """A times `positive` where A > 0 and `negative` where A < 0. Any shape.
 
     With rewards of +1 and -1 and no baseline: positive 0 is NSR, negative 0 is PSR, positive 0.1 the weighted
-    REINFORCE of 2506.01347.
+    REINFORCE of 2506.01347. There positive rho_1 and negative 1 - rho_1 are the forward correction of a verifier with false
+    negatives at rate rho_1 (2510.00915): the weights rho_1 and rho_1 - 1, whose expectation over the verifier's errors is
+    (1 - rho_0 - rho_1) (r - 1), r the truth and rho_0 the rate of false positives, which need not be known.
     """
     return torch.where(advantages > 0, advantages * positive, advantages * negative)
 

@@ -1,4 +1,4 @@
-"""Numbers that change over a run: of anchors, of a snapshot's decay, of the learning rate.
+"""Numbers that change over a run: of anchors, of rewards, of a snapshot's decay, of the learning rate.
 
 n counts from 0, in whatever the caller counts: steps, or optimizer updates. All are frozen: a coefficient that
 reacts to the run returns its successor, and says by `state` what a checkpoint must hold of it.
@@ -28,8 +28,8 @@ class Coefficient:
         """One number a sample, [B], given the samples' advantages [B]: value(step), unless it adapts."""
         return torch.full_like(advantages, self.value(step))
 
-    def observed(self, divergence: float) -> Coefficient:
-        """The coefficient of the next step, given the mean divergence of this one: itself, or adapted."""
+    def observed(self, measured: float) -> Coefficient:
+        """The coefficient of the next step, given the mean divergence or reward of this one: itself, or adapted."""
         return self
 
     def state(self) -> dict[str, float]:
@@ -128,18 +128,63 @@ class TargetKL(Coefficient):
     def value(self, step: int) -> float:
         return self.level
 
-    def observed(self, divergence: float) -> TargetKL:
-        if not math.isfinite(divergence):
-            raise ValueError(
-                f"the divergence is {divergence}, expected a finite number; a controller cannot react to it"
-            )
-        error = min(self.bound, max(-self.bound, (divergence - self.target) / self.target))
+    def observed(self, measured: float) -> TargetKL:
+        if not math.isfinite(measured):
+            raise ValueError(f"the divergence is {measured}, expected a finite number; a controller cannot react to it")
+        error = min(self.bound, max(-self.bound, (measured - self.target) / self.target))
         return replace(self, level=self.level * (1.0 + self.gain * error))
 
     def state(self) -> dict[str, float]:
         return {"level": self.level}
 
     def restored(self, state: Mapping[str, float]) -> TargetKL:
+        return replace(self, level=state["level"])
+
+
+@dataclass(frozen=True)
+class Multiplier(Coefficient):
+    """A Lagrange multiplier as the weight of a reward: it holds the reward's mean on one side of a threshold (2310.04373).
+
+        at least:   maximise E r_0 subject to E r >= threshold,   weight +level,   level <- level + rate (threshold - m)
+        at most:    maximise E r_0 subject to E r <= threshold,   weight -level,   level <- level + rate (m - threshold)
+
+    with m the mean of r in a step, and the level kept in [0, highest]: gradient descent of the dual problem. The weight is
+    0 where the constraint holds without it. The authors' code mixes the rewards by sigmoid(level), and has momentum 0.9;
+    here the bound is `highest`, and there is no momentum.
+    """
+
+    level: float
+    threshold: float
+    at_least: bool = True
+    rate: float = 0.1
+    highest: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and 0 <= self.level <= self.highest):
+            raise ValueError(
+                f"level is {self.level}, rate {self.rate} and highest {self.highest}; expected a rate above 0 and a level "
+                "from 0 to highest"
+            )
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self.at_least else -1.0
+
+    def value(self, step: int) -> float:
+        return self._sign * self.level
+
+    def observed(self, measured: float) -> Multiplier:
+        if not math.isfinite(measured):
+            raise ValueError(
+                f"the mean reward is {measured}, expected a finite number; a multiplier cannot react to it"
+            )
+        moved = self.level + self.rate * self._sign * (self.threshold - measured)
+        return replace(self, level=min(self.highest, max(0.0, moved)))
+
+    def state(self) -> dict[str, float]:
+        return {"level": self.level}
+
+    def restored(self, state: Mapping[str, float]) -> Multiplier:
         return replace(self, level=state["level"])
 
 

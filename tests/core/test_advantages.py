@@ -252,3 +252,16 @@ def test_reweighting_by_sign() -> None:
     assert reweighted(plain, 0.0, 1.0).tolist() == [0, -1, 0, -1]
     assert reweighted(plain, 1.0, 0.0).tolist() == [1, 0, 1, 0]
     assert reweighted(plain, 0.1, 1.0).tolist() == pytest.approx([0.1, -1, 0.1, -1])
+
+
+@pytest.mark.parametrize(("rho_0", "rho_1"), [(0.0, 0.3), (0.2, 0.3), (0.4, 0.1)])
+def test_forward_correction_of_a_noisy_verifier_is_a_reweighting(rho_0: float, rho_1: float) -> None:
+    """E[w | truth] = (1 - rho_0 - rho_1) (truth - 1) over the verifier's errors: the clean direction, less a constant."""
+    said = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    valid, groups = torch.tensor([True, True]), torch.tensor([0, 0])
+    plain = advantages(said, groups, valid, baseline="none", std="none")
+    weights = reweighted(plain, positive=rho_1, negative=1 - rho_1)
+    assert weights.tolist() == pytest.approx([rho_1, rho_1 - 1])
+    right, wrong = torch.tensor([1 - rho_1, rho_1]).double(), torch.tensor([rho_0, 1 - rho_0]).double()
+    assert float(right @ weights) == pytest.approx(0.0, abs=1e-7)
+    assert float(wrong @ weights) == pytest.approx(rho_0 + rho_1 - 1, abs=1e-7)

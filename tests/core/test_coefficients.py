@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difrl.core import Coefficient, Constant, Cosine, Linear, RewardAdaptive, Schedule, TargetKL
+from difrl.core import Coefficient, Constant, Cosine, Linear, Multiplier, RewardAdaptive, Schedule, TargetKL
 
 
 def test_constant() -> None:
@@ -68,6 +68,44 @@ def test_the_state_of_a_controller_is_all_that_it_learnt() -> None:
     before = TargetKL(0.3, target=0.1).observed(1.0)
     assert TargetKL(0.3, target=0.1).restored(before.state()) == before
     assert (Constant(1.0).state(), Linear(0, 1, 2).state()) == ({}, {})
+
+
+def levels(multiplier: Multiplier, means: list[float]) -> list[float]:
+    """Its value after each of the means was observed."""
+    found = []
+    for mean in means:
+        multiplier = multiplier.observed(mean)  # type: ignore[assignment]
+        found.append(multiplier.value(0))
+    return found
+
+
+def test_multiplier_by_hand() -> None:
+    """At least 0.8 with rate 0.5: 0.6 adds 0.1, 0.8 nothing, 1.0 takes 0.1; 9 would go below 0, -9 above 2."""
+    at_least = Multiplier(1.0, threshold=0.8, rate=0.5, highest=2.0)
+    assert levels(at_least, [0.6, 0.8, 1.0, 9.0, -9.0]) == pytest.approx([1.1, 1.1, 1.0, 0.0, 2.0])
+    at_most = Multiplier(1.0, threshold=0.8, at_least=False, rate=0.5, highest=2.0)
+    assert at_most.value(7) == -1.0
+    assert levels(at_most, [1.0, 0.8, 0.6, -9.0, 9.0]) == pytest.approx([-1.1, -1.1, -1.0, 0.0, -2.0])
+
+
+@given(st.floats(-2, 2), st.floats(0, 5), st.booleans())
+def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float, start: float, at_least: bool) -> None:
+    """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""
+    multiplier: Coefficient = Multiplier(start, threshold, at_least, rate=0.2)
+    for _ in range(200):
+        multiplier = multiplier.observed(multiplier.value(0))
+    expected = max(threshold, 0.0) if at_least else min(threshold, 0.0)
+    assert multiplier.value(0) == pytest.approx(expected, abs=1e-6)
+
+
+def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> None:
+    before = Multiplier(1.0, threshold=0.5).observed(0.0)
+    assert Multiplier(1.0, threshold=0.5).restored(before.state()) == before
+    with pytest.raises(ValueError, match="the mean reward is nan"):
+        before.observed(float("nan"))
+    for settings in ({"level": -1.0}, {"level": 11.0}, {"level": 1.0, "rate": 0.0}):
+        with pytest.raises(ValueError, match="expected a rate above 0 and a level"):
+            Multiplier(threshold=0.0, **settings)
 
 
 def test_reward_adaptive_by_hand() -> None:
