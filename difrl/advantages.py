@@ -19,8 +19,10 @@ class Estimate(Protocol):
     def reads(self) -> Sequence[str]:
         """The columns it wants besides the total: names of `Scored.parts`."""
 
-    def __call__(self, total: Tensor, columns: Mapping[str, Tensor], groups: Tensor, valid: Tensor) -> Tensor:
-        """total [B], columns: name -> [B], groups [B], valid [B] bool -> [B]."""
+    def __call__(
+        self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
+    ) -> Tensor:
+        """total [B], columns: name -> [B], weights: reward -> number, groups [B], valid [B] bool -> [B]."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class OfTotal:
     config: AdvantageConfig
     reads: Sequence[str] = ()
 
-    def __call__(self, total: Tensor, columns: Mapping[str, Tensor], groups: Tensor, valid: Tensor) -> Tensor:
+    def __call__(
+        self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
+    ) -> Tensor:
         c = self.config
         found = advantages(total, groups, valid, baseline=c.baseline, std=c.std, clip=c.clip, scale=c.scale)
         return reweighted(found, c.positive, c.negative)
@@ -41,20 +45,25 @@ class OfEach:
     """Of every reward by itself, then summed by weight (GDPO, arXiv:2601.05242)."""
 
     config: AdvantageConfig
-    weights: Mapping[str, float]
+    columns: Mapping[str, str]
+    """Reward -> the column of what is weighted of it."""
 
     @property
     def reads(self) -> Sequence[str]:
-        return tuple(self.weights)
+        return tuple(self.columns.values())
 
-    def __call__(self, total: Tensor, columns: Mapping[str, Tensor], groups: Tensor, valid: Tensor) -> Tensor:
+    def __call__(
+        self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
+    ) -> Tensor:
         c = self.config
-        found = decoupled(columns, self.weights, groups, valid, baseline=c.baseline, clip=c.clip, scale=c.scale)
+        own = {name: columns[column] for name, column in self.columns.items()}
+        shares = {name: weights[name] for name in own}
+        found = decoupled(own, shares, groups, valid, baseline=c.baseline, clip=c.clip, scale=c.scale)
         return reweighted(found, c.positive, c.negative)
 
 
 def estimate_of(config: AdvantageConfig, rewards: Sequence[RewardConfig]) -> Estimate:
     """The estimate a recipe names."""
     if config.normalise == "each":
-        return OfEach(config, {f"reward/{r.label}": r.weight for r in rewards})
+        return OfEach(config, {r.label: r.column for r in rewards})
     return OfTotal(config)

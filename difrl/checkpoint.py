@@ -98,6 +98,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
             "evaluations": trainer.evaluations,
             "optimizer_steps": steps,
             "coefficients": {name: c.state() for name, c in trainer.coefficients.items() if c.state()},
+            "weights": {name: c.state() for name, c in trainer.weights.items() if c.state()},
             "threads": torch.get_num_threads(),
             "processes": processes.count,
             "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
@@ -123,7 +124,8 @@ def load(trainer: Trainer, place: Path, processes: Processes) -> int:
     load_trained(trainer.policy.parameters, place)
     trainer.policy.snapshots.load(_read(place, "snapshots"))
     _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
-    trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place)
+    trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place, "anchors")
+    trainer.weights = _coefficients(trainer.weights, state.get("weights", {}), place, "rewards")
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
@@ -203,16 +205,16 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
 
 
 def _coefficients(
-    coefficients: Mapping[str, Coefficient], saved: Mapping[str, Mapping[str, float]], place: Path
+    coefficients: Mapping[str, Coefficient], saved: Mapping[str, Mapping[str, float]], place: Path, section: str
 ) -> dict[str, Coefficient]:
-    """Those that adapt, as they were."""
+    """Those that adapt, as they were. section: of the recipe, that they are in."""
     adaptive = {name: c.state().keys() for name, c in coefficients.items() if c.state()}
     found = {name: state.keys() for name, state in saved.items()}
     if adaptive != found:
         raise CheckpointError(
             f"the checkpoint {place} holds the state of the coefficients {sorted(found) or 'none'} and this run adapts "
-            f"{sorted(adaptive) or 'none'}: it was written by an earlier version or under other anchors. Resume with the "
-            "anchors the run was started with, or start a new run"
+            f"{sorted(adaptive) or 'none'}: it was written by an earlier version or under other {section}. Resume with the "
+            f"{section} the run was started with, or start a new run"
         )
     return {name: c.restored(saved.get(name, {})) for name, c in coefficients.items()}
 

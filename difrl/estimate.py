@@ -60,8 +60,10 @@ class Estimate(Parts):
 
     @property
     def run_seconds(self) -> tuple[float, float]:
-        """The same of the whole run, evaluations included."""
-        steps, once = self.evaluations.steps, self._seconds(*(self.evaluations.evaluation * self.forward,) * 2)
+        """The same of the whole run, evaluations and reference samples included."""
+        counts = self.evaluations
+        steps = counts.steps
+        once = self._seconds(counts.evaluation * self.forward, (counts.evaluation + counts.compared) * self.forward)
         return steps * self.step_seconds[0] + once[0], steps * self.step_seconds[1] + once[1]
 
     def _seconds(self, least: float, most: float) -> tuple[float, float]:
@@ -100,10 +102,11 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
     }
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
         for index, reward in enumerate(rewards):
-            try:
-                build_reward(reward)
-            except Exception as error:  # a reward is anybody's code
-                problems.append(f"{section}.{index} ({reward.label}): {error}")
+            for member in reward.members:
+                try:
+                    build_reward(member)
+                except Exception as error:  # a reward is anybody's code
+                    problems.append(f"{section}.{index} ({member.label}): {error}")
     try:
         Diversity.build(config.eval.diversity)
     except ConfigError as error:

@@ -45,7 +45,7 @@ def image_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
         frozen=sum(p.numel() for p in _parameters(family) if not p.requires_grad),
         trained=sum(p.numel() for p in trained),
         memory=memory,
-        evaluations=plan.evaluations(len(inputs.evaluation)),
+        evaluations=plan.evaluations(len(inputs.evaluation), len(inputs.train)),
         forward=cost.forward,
         training=cost.training,
         words=WORDS,

@@ -47,7 +47,7 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
         name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()
     }
     plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
-    base = BASE in (config.rollout.snapshot, *compared_with(config)) or shows_base(config)
+    base = BASE in (*config.drawn_by, *compared_with(config)) or shows_base(config)
     memory = kept(config, [network], trained, base)
     memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
     frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)

@@ -133,7 +133,8 @@ def falls(rows: Sequence[Row], config: GuardConfig) -> tuple[Fall, ...]:
 
 
 def _measures(row: Row, config: GuardConfig) -> list[str]:
-    rewards = [key for key in row if key.startswith(WATCHED) and not key.endswith(STDERR)]
+    # Names with a slash are standard errors, and members of an ensemble, which is watched as a whole.
+    rewards = [key for key in row if key.startswith(WATCHED) and "/" not in key.removeprefix(WATCHED)]
     if config.rewards is not None:
         rewards = [key for key in rewards if key.removeprefix(WATCHED) in config.rewards]
     diversity = [key for key in row if key.startswith(DIVERSITY) and not key.endswith(STDERR)]

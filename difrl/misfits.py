@@ -13,6 +13,7 @@ from difrl.levels import levels_of
 from difrl.misfit import Misfit
 from difrl.objective_misfits import ignores_old, objective_misfits
 from difrl.rehearsal_misfits import rehearsal_misfits
+from difrl.reward_misfits import reward_misfits
 from difrl.text_misfits import text_misfits
 
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ def _groups_can_be_compared(config: RunConfig) -> Iterator[Misfit]:
         return
     advantage = config.advantage
     plain = advantage.baseline == "none" and advantage.std in ("global", "none")
-    silent = config.data.rows == "prompts" and not any(reward.weight for reward in config.rewards)
+    silent = config.data.rows == "prompts" and all(reward.silent for reward in config.rewards)
     charged = any(anchor.place == "reward" for anchor in config.anchors)
     if config.objective.kind in ("centred", "preference", "anchored_preference"):
         reason = f"{config.objective.kind} compares the samples of a prompt"
@@ -376,7 +377,7 @@ def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[Misfit]:
     by = config.collect.by
     if by is None:
         return
-    known = [reward.label for reward in config.rewards if reward.weight]
+    known = [reward.label for reward in config.rewards if not reward.silent]
     if by not in known:
         problem = f"{by!r} is no reward with a weight (found {', '.join(known) or 'none'})"
         yield Misfit(("collect", "by"), f"{problem}; name one, or remove by: groups then differ in the weighted sum")
@@ -386,7 +387,7 @@ def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[Misfit]:
 
 def _something_is_learnt(config: RunConfig) -> Iterator[Misfit]:
     """Rewards of weight 0 are reported, and a run may learn from anchors alone: from those to weights θ does not begin with."""
-    if config.data.rows != "prompts" or any(reward.weight for reward in config.rewards):
+    if config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards):
         return
     begins_elsewhere = config.model.train == "lora" and config.model.lora.warm_start is not None
     if not (begins_elsewhere and config.anchors) and not any(a.to in config.teachers for a in config.anchors):
@@ -402,7 +403,7 @@ def _rewards_have_own_names(config: RunConfig) -> Iterator[Misfit]:
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
         for index, reward in enumerate(rewards):
             if reward.label in seen:
-                problem = f"a second reward called {reward.label!r}; metrics could not tell them apart"
+                problem = f"a second reward called {reward.label!r}; metrics could not tell them apart; set label"
                 yield Misfit((section, index), problem)
             seen.add(reward.label)
 
@@ -449,6 +450,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
     rehearsal_misfits,
     _groups_can_be_compared,
     _draws_differ_by_a_reward,
+    reward_misfits,
     _something_is_learnt,
     _rewards_have_own_names,
     _guard_has_something_to_guard,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from difrl.summary import STDERR
-
 WATCHED = "watch/"
 Series = Sequence[float | None]
 
@@ -18,8 +16,8 @@ def peak(values: Series) -> int | None:
 
 
 def watched(series: Mapping[str, Series]) -> dict[str, Series]:
-    """The watched rewards of a sweep that were measured, by name."""
-    names = [key for key in series if key.startswith(WATCHED) and not key.endswith(STDERR)]
+    """The watched rewards of a sweep that were measured, by name; ensembles without their members."""
+    names = [key for key in series if key.startswith(WATCHED) and "/" not in key.removeprefix(WATCHED)]
     return {key.removeprefix(WATCHED): series[key] for key in names if peak(series[key]) is not None}
 
 

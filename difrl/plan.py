@@ -40,6 +40,8 @@ class Evaluations:
     draws: int
     """Draws of a step at most (collect.max_draws)."""
     steps: int
+    compared: int = 0
+    """Of the run at most: reference samples with which rewards are compared; the run's `nfe` leaves them out."""
 
     @property
     def step(self) -> int:
@@ -105,7 +107,8 @@ class Plan:
         """Evaluations whose activations are alive at once."""
         return math.prod(self.micro_batch) * _twice(self.guidance)
 
-    def evaluations(self, prompts: int) -> Evaluations:
+    def evaluations(self, prompts: int, training: int = 0) -> Evaluations:
+        """Of a run that is evaluated on so many prompts, and trained on so many."""
         config, likelihood = self.config, self.config.likelihood
         sizes = [likelihood.decisions] if likelihood.kind == "forward" else [w.size for w in self.windows]
         one = round(self.samples * sum(sizes) / len(sizes))
@@ -120,6 +123,9 @@ class Plan:
             evaluation=samples_evaluated(config, prompts) * self.calls[1] * _twice(self.training.guidance),
             draws=config.collect.max_draws,
             steps=config.train.steps,
+            compared=samples_compared(config, training, self.processes)
+            * self.calls[0]
+            * _twice(self.training.guidance),
         )
 
     @property
@@ -156,6 +162,14 @@ def samples_evaluated(config: RunConfig, prompts: int) -> int:
     # The distance to the base is measured at every weight, for which w = 1 needs the base beside the tuned model.
     sweep = sum(1 if weight == 0 else 2 for weight in settings.rlg) * settings.images
     return 2 * final + during * settings.images + sheets + sweep
+
+
+def samples_compared(config: RunConfig, prompts: int, processes: int) -> int:
+    """Reference samples, at most: of each prompt once in every process that meets it."""
+    if config.references is None:
+        return 0
+    met = config.train.steps * config.collect.max_draws * config.data.prompts_per_step
+    return config.references.count * min(met, prompts * processes)
 
 
 def _twice(guidance: float) -> int:

@@ -14,7 +14,7 @@ import torch
 from difrl.config import RunConfig
 from difrl.microbatches import extent, self_contained
 from difrl.objectives import objective_of, references_read
-from difrl.plan import Evaluations, samples_evaluated
+from difrl.plan import Evaluations, samples_compared, samples_evaluated
 from difrl.policies.comparison import in_reward, references_of
 
 
@@ -80,6 +80,7 @@ class TextPlan:
             evaluation=round(samples_evaluated(config, len(self.evaluation)) * (mean + self.written)),
             draws=config.collect.max_draws,
             steps=config.train.steps,
+            compared=samples_compared(config, len(self.train), self.processes) * self.length,
         )
 
     @property

@@ -156,7 +156,7 @@ def _row(scored: Scored, chosen: Mapping[str, int], medium: Medium, folder: Path
 
 def _settings(config: RunConfig, keep: Keep) -> dict[str, Any]:
     """What decides which rows are made."""
-    kept = {"seed", "model", "data", "rewards", "rollout", "generation"}
+    kept = {"seed", "model", "data", "rewards", "references", "rollout", "generation"}
     return config.model_dump(mode="json", include=kept, exclude={"rollout": {"batch"}}) | {"keep": repr(keep)}
 
 

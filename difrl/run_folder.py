@@ -67,6 +67,7 @@ def stretched(before: RunConfig, now: RunConfig) -> list[str]:
     schedules: dict[str, object] = {
         "train.lr": now.train.lr,
         **{f"anchors.{i}.coefficient": anchor.coefficient for i, anchor in enumerate(now.anchors)},
+        **{f"rewards.{i}.weight": reward.weight for i, reward in enumerate(now.rewards)},
         **{f"snapshots.{name}": snapshot for name, snapshot in now.snapshots.items()},
         "rollout.window": now.rollout.window,
     }

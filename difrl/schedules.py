@@ -1,4 +1,4 @@
-"""From what a recipe writes to the coefficient the core understands: of anchors, learning rates and snapshots."""
+"""From what a recipe writes to the coefficient the core understands: of anchors, rewards, learning rates and snapshots."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from difrl.config import (
     LinearSchedule,
     ResetSnapshot,
     RewardAdaptiveCoefficient,
+    RewardWeight,
     SnapshotConfig,
     SoupSnapshot,
     TargetKLCoefficient,
+    ThresholdWeight,
     TrainConfig,
 )
-from difrl.core import Coefficient, Constant, Cosine, InUpdates, Linear, Reset, RewardAdaptive, Soup, TargetKL
+from difrl.core import (
+    Coefficient,
+    Constant,
+    Cosine,
+    InUpdates,
+    Linear,
+    Multiplier,
+    Reset,
+    RewardAdaptive,
+    Soup,
+    TargetKL,
+)
 
 
-def coefficient(schedule: AnchorCoefficient, total: int) -> Coefficient:
+def coefficient(schedule: AnchorCoefficient | RewardWeight, total: int) -> Coefficient:
     """The coefficient of a schedule; where it names no length it spans the run, `total` of what it counts."""
     match schedule:
         case ConstantSchedule(value=value, warmup=warmup):
@@ -29,6 +42,8 @@ def coefficient(schedule: AnchorCoefficient, total: int) -> Coefficient:
             return Cosine(start, end, steps or total, warmup, hold)
         case TargetKLCoefficient(start=start, target=target, gain=gain, bound=bound):
             return TargetKL(start, target, gain, bound)
+        case ThresholdWeight(threshold=threshold, at_least=at_least, start=start, rate=rate, highest=highest):
+            return Multiplier(start, threshold, at_least is not None, rate, highest)
         case RewardAdaptiveCoefficient(value=value, floor=floor, limit=limit):
             return RewardAdaptive(coefficient(value, total), floor, limit)
         case _:

@@ -1,4 +1,4 @@
-"""From a rollout to its rewards: every reward of the recipe is called once, checked, and summed by weight."""
+"""From a rollout to its rewards: every reward of the recipe is called once, checked, shaped, and summed by weight."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 import rewards
-from difrl.config import RewardConfig
+from difrl.config import MemberConfig, RewardConfig
 from difrl.located import ConfigError
 from difrl.paths import PACKAGE
 from difrl.rollout import Rollout, Scored
-from rewards import Failsafe, Reward
+from difrl.terms import Term, term_of
+from rewards import Failsafe, Reward, Scores
+from rewards.combination import stacked, weighted_sum
 
 # What a shipped reward needs besides what the recipe says: the judge's weights come with difrl, not with rewards/.
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
 
 
-def build_reward(config: RewardConfig) -> Reward:
+def build_reward(config: MemberConfig) -> Reward:
     """The reward a recipe names, with its rule for failures."""
     name = config.import_ or config.name or ""
     try:
@@ -31,40 +33,89 @@ def build_reward(config: RewardConfig) -> Reward:
 
 @dataclass(frozen=True)
 class Scorer:
-    """The rewards that are optimised, with their weights, and those that are only watched."""
+    """The rewards that are optimised, each with the weight that evaluations take, and those that are only watched."""
 
-    optimised: Mapping[str, tuple[Reward, float]]
-    watched: Mapping[str, Reward]
+    optimised: Mapping[str, tuple[Term, float]]
+    watched: Mapping[str, Term]
 
     @classmethod
     def build(cls, optimised: Sequence[RewardConfig], watched: Sequence[RewardConfig], device: torch.device) -> Scorer:
-        return cls(
-            {r.label: (build_reward(r).to(device), r.weight) for r in optimised},
-            {r.label: build_reward(r).to(device) for r in watched},
-        )
+        def term(config: RewardConfig) -> Term:
+            return term_of(config, lambda member: build_reward(member).to(device))
+
+        return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
+
+    @classmethod
+    def of(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:
+        """Of rewards as they are."""
+        terms = {name: (Term.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
+        return cls(terms, {name: Term.of(name, reward) for name, reward in watched.items()})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Those of evaluations."""
+        return {name: weight for name, (_, weight) in self.optimised.items()}
+
+    @property
+    def compared(self) -> dict[str, Reward]:
+        """Member -> the reward, of those that score reference samples too."""
+        terms = [term for term, _ in self.optimised.values() if term.compares]
+        return {name: member.reward for term in terms for name, member in term.members.items()}
 
     def __call__(self, rollout: Rollout) -> Scored:
-        """Scores every sample. A row that one of the optimised rewards cannot score is not valid as a whole.
+        """Scores every sample, without any shape, and sums by the weights of evaluations."""
+        found, parts = self._found(rollout)
+        return self._sum(
+            rollout, {name: term.raw(found) for name, (term, _) in self.optimised.items()}, self.weights, parts
+        )
+
+    def trained(
+        self, rollout: Rollout, weights: Mapping[str, float], references: Mapping[str, Scores] | None = None
+    ) -> Scored:
+        """Scores every sample and sums what the shapes make of it, by the weights of a step: what is optimised.
+
+        weights: by name, where they are not those of evaluations. references: member -> [B, M], for those of `compared`.
+        """
+        found, parts = self._found(rollout)
+        summed: dict[str, Scores] = {}
+        for name, (term, _) in self.optimised.items():
+            made = term.summed(found, rollout.groups, references or {})
+            summed[name] = made[name]
+            if term.shaped:
+                parts |= {f"shaped/{key}": _shown(scores) for key, scores in made.items()}
+        return self._sum(rollout, summed, {**self.weights, **weights}, parts)
+
+    def _found(self, rollout: Rollout) -> tuple[dict[str, Scores], dict[str, Tensor]]:
+        """Member -> what it says of every sample, and the metrics of that; of ensembles too."""
+        found: dict[str, Scores] = {}
+        parts: dict[str, Tensor] = {}
+        optimised = {name: term for name, (term, _) in self.optimised.items()}
+        for prefix, terms in (("reward", optimised), ("watch", self.watched)):
+            for name, term in terms.items():
+                own = {key: score(member.reward, rollout) for key, member in term.members.items()}
+                found |= own
+                parts |= {f"{prefix}/{key}": _shown(scores) for key, scores in {name: term.raw(own), **own}.items()}
+                parts |= {f"invalid/{key}": (~scores.valid).float() for key, scores in own.items()}
+        return found, parts
+
+    def _sum(
+        self, rollout: Rollout, summed: Mapping[str, Scores], weights: Mapping[str, float], parts: Mapping[str, Tensor]
+    ) -> Scored:
+        """A row that one of the optimised rewards cannot score is not valid as a whole.
 
         A reward of weight 0 is only reported, so that what it cannot score is valid all the same.
         """
-        total = torch.zeros(len(rollout), device=rollout.groups.device)
-        valid = torch.ones(len(rollout), dtype=torch.bool, device=rollout.groups.device)
-        parts: dict[str, Tensor] = {}
-        for name, (reward, weight) in self.optimised.items():
-            scores = _score(reward, rollout)
-            parts[f"reward/{name}"] = torch.where(scores.valid, scores.values, torch.nan)
-            parts[f"invalid/{name}"] = (~scores.valid).float()
-            total = total + weight * scores.values
-            valid = valid & (scores.valid | (weight == 0))
-        for name, reward in self.watched.items():
-            scores = _score(reward, rollout)
-            parts[f"watch/{name}"] = torch.where(scores.valid, scores.values, torch.nan)
-            parts[f"invalid/{name}"] = (~scores.valid).float()
-        return Scored(rollout, torch.where(valid, total, 0.0), valid, parts)
+        total = weighted_sum(stacked(list(summed.values())), [weights[name] for name in summed])
+        return Scored(rollout, total.values, total.valid, parts)
 
 
-def _score(reward: Reward, rollout: Rollout) -> rewards.Scores:
+def score(reward: Reward, rollout: Rollout) -> Scores:
+    """What a reward says of every sample, [B], where the rollout is."""
     scores = rewards.score(reward, rollout.content, rollout.texts_of_prompts, rollout.metadata)
     device = rollout.groups.device
-    return rewards.Scores(scores.values.to(device), scores.valid.to(device))
+    return Scores(scores.values.to(device), scores.valid.to(device))
+
+
+def _shown(scores: Scores) -> Tensor:
+    """As a metric: NaN in rows that could not be scored."""
+    return torch.where(scores.valid, scores.values, torch.nan)

@@ -6,8 +6,9 @@ The trainer asks a source for groups by number and learns from what it gets; it 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,8 +20,10 @@ from difrl.examples import Example, Rows, load_examples
 from difrl.media import MEDIA, Content, Item, Medium
 from difrl.memory import enough_for
 from difrl.policies.base import Key, Policy
+from difrl.references import References
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
+from rewards import Scores
 from samplers import keyed_uniform
 
 Lap = Callable[[str], None]
@@ -30,8 +33,13 @@ Lap = Callable[[str], None]
 class Source(Protocol):
     """Groups of scored samples for each step."""
 
-    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
-        """These groups of a step, whole. Another attempt draws others of the same numbers."""
+    def draw(
+        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
+    ) -> Scored:
+        """These groups of a step, whole. Another attempt draws others of the same numbers.
+
+        weights: of the rewards in this step, by name, where they are not those that evaluations take.
+        """
 
 
 class Sampled:
@@ -42,36 +50,58 @@ class Sampled:
     ) -> None:
         self.config, self.policy, self.scorer, self.prompts, self.device = config, policy, scorer, prompts, device
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
+        self.references: References | None = None
+        if config.references is not None:
+            self.references = References(config.references, config.seed, policy, scorer.compared, prompts, device)
 
-    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+    def draw(
+        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
+    ) -> Scored:
+        parts = self._parts(groups)
+        asked = [self._asked(step, attempt, part) for part in parts]
+        references: list[Mapping[str, Scores] | None] = [None] * len(parts)
+        if self.references is not None:
+            references = [self.references(numbers) for numbers in asked]
+            lap("references")
+        rollouts = (self._rollout(step, attempt, *one) for one in zip(parts, asked, strict=True))
+        score = partial(self.scorer.trained, weights=weights or {})
         if not self.config.rollout.overlap:
-            rollout = self._rollout(step, attempt, groups)
+            (rollout,) = rollouts
             lap("rollout")
-            scored = self.scorer(rollout)
+            scored = score(rollout, references=references[0])
             lap("score")
             return scored
         # One thread: no reward is called twice at a time, and its calls keep their order.
         with ThreadPoolExecutor(1, "scoring") as thread:
-            pending = [thread.submit(self.scorer, self._rollout(step, attempt, part)) for part in self._parts(groups)]
+            pending = [
+                thread.submit(score, rollout, references=known)
+                for rollout, known in zip(rollouts, references, strict=True)
+            ]
             lap("rollout")
             scored = Scored.cat([part.result() for part in pending])
         lap("score")
         return scored
 
-    def _rollout(self, step: int, attempt: int, groups: Sequence[int]) -> Rollout:
+    def _parts(self, groups: Sequence[int]) -> list[Sequence[int]]:
+        """What is drawn at once: all, or whole prompts, as many as a batch of the rollout holds, one at least."""
+        config = self.config
+        if not config.rollout.overlap:
+            return [groups]
+        size = config.branches * max(1, config.rollout.batch // (config.branches * config.compared))
+        return [groups[i : i + size] for i in range(0, len(groups), size)]
+
+    def _asked(self, step: int, attempt: int, groups: Sequence[int]) -> list[int]:
+        """The number of each sample's prompt."""
         config = self.config
         chosen = self.order.step(step * config.collect.max_draws + attempt)
-        size = config.compared
-        prompts = [self.prompts[chosen[g // config.branches]] for g in groups for _ in range(size)]
-        ids, samples = numbered(groups, size, attempt * config.groups)
+        return [chosen[g // config.branches] for g in groups for _ in range(config.compared)]
+
+    def _rollout(self, step: int, attempt: int, groups: Sequence[int], asked: Sequence[int]) -> Rollout:
+        config = self.config
+        prompts = [self.prompts[number] for number in asked]
+        ids, samples = numbered(groups, config.compared, attempt * config.groups)
         with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
             return self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
-
-    def _parts(self, groups: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Whole prompts, as many as a batch of the rollout holds; one at least."""
-        config = self.config
-        size = config.branches * max(1, config.rollout.batch // (config.branches * config.compared))
-        return (groups[i : i + size] for i in range(0, len(groups), size))
 
 
 class Recorded:
@@ -95,7 +125,9 @@ class Recorded:
         first = examples[0]
         self._tape([first.prompt], first.items[:1], medium.read(first.items[:1]))
 
-    def draw(self, step: int, attempt: int, groups: Sequence[int], lap: Lap) -> Scored:
+    def draw(
+        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
+    ) -> Scored:
         chosen = self.order.step(step)
         size = self.data.group_size
         examples = [self.examples[chosen[g]] for g in groups]

@@ -95,7 +95,8 @@ def _zero() -> Tensor:
 
 
 class Trainer:
-    """Trains a policy; its only state is the policy's, the optimizer's, the coefficients' and the number of evaluations."""
+    """Trains a policy; its only state is the policy's, the optimizer's, what coefficients and weights have learnt, and the
+    number of evaluations."""
 
     def __init__(
         self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], processes: Processes
@@ -113,6 +114,8 @@ class Trainer:
         own = [anchor.label for anchor in config.anchors if anchor.place == "loss" and anchor.samples == "own"]
         self.held_on_own = tuple(own)
         """Anchors whose divergence is part of the loss of the step's samples."""
+        self.weights = {r.label: coefficient(r.weight, steps) for r in config.rewards}
+        """Reward -> the coefficient that is its weight."""
         self.estimate: Estimate = estimate_of(config.advantage, config.rewards)
         self.diversity = Diversity.build(config.eval.diversity)
         self.parameters = list(policy.parameters.values())
@@ -139,7 +142,8 @@ class Trainer:
         drawn.clear()
         # The updates have no use for images.
         scored, charges, observed_in_reward = self._charged(number, scored.without_images())
-        batch = Batch(scored, self._advantages(scored), charges)
+        weights = self._reward_weights(number)
+        batch = Batch(scored, self._advantages(scored, weights), charges)
         rate = self.learning_rate.value(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -156,6 +160,7 @@ class Trainer:
             held = self._summary(sums.rehearsed, len(norms))
             metrics |= held | {"loss": metrics["loss"] + held["loss"]}
         self._adapt(metrics)
+        metrics |= {f"weight/{r.label}": weights[r.label] for r in self.config.rewards if r.varies}
         metrics |= {"grad_norm": sum(norms) / len(norms), "lr": rate, "nfe": self.evaluations}
         metrics |= {"updates/skipped": self.config.train.updates_per_step - len(norms)}
         self.intact = True
@@ -181,7 +186,10 @@ class Trainer:
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
         mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
-        return self.source.draw(step, draw, mine, clock.lap)
+        return self.source.draw(step, draw, mine, clock.lap, self._reward_weights(step))
+
+    def _reward_weights(self, step: int) -> dict[str, float]:
+        return {name: weight.value(step) for name, weight in self.weights.items()}
 
     def _charged(self, step: int, scored: Scored) -> tuple[Scored, Tensor | None, Metrics]:
         """With anchors in the reward taken off it, what others take off each decision [B, J], and what all of them were."""
@@ -197,15 +205,19 @@ class Trainer:
         each = [levels[name] * found[name].charge for name in self.charges.decisions]
         return scored, sum(each[1:], each[0]) if each else None, metrics
 
-    def _advantages(self, scored: Scored) -> Tensor:
+    def _advantages(self, scored: Scored, weights: Mapping[str, float]) -> Tensor:
         gather = self.processes.gather
         columns = {name: gather(scored.parts[name]) for name in self.estimate.reads}
         rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
-        return self.processes.own(self.estimate(rewards, columns, groups, valid))
+        return self.processes.own(self.estimate(rewards, columns, weights, groups, valid))
 
     def _adapt(self, metrics: Metrics) -> None:
-        """Shows every coefficient the step's divergence, which is the same on all processes."""
+        """Shows every coefficient the step's divergence, and every weight its mean reward: the same on all processes."""
         self.coefficients = {name: c.observed(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
+        for reward in self.config.rewards:
+            mean = metrics.get(reward.column, math.nan)
+            if math.isfinite(mean):  # where it could score no sample of the step there is nothing to react to
+                self.weights[reward.label] = self.weights[reward.label].observed(mean)
 
     def _restart_if_due(self, step: int) -> None:
         every = self.config.train.restart_every

@@ -137,6 +137,10 @@ class LinearPolicy:
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         return self._draw(self.weight.detach(), prompts, groups, samples, key)
 
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+        with self.snapshots.use(snapshot):
+            return self._draw(self.weight.detach().clone(), prompts, samples, samples, key)
+
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         raise NotImplementedError("what this policy draws has no form outside of it")
 
@@ -244,6 +248,16 @@ class Ones:
 
 
 @dataclass
+class Told:
+    """A scorer of training that is a function of the rollout."""
+
+    score: Callable[[Rollout], Scored]
+
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> Scored:
+        return self.score(rollout)
+
+
+@dataclass
 class Listed:
     """Scores by sample number: what a test wants the rewards of a step to be; None is a row that is not valid."""
 
@@ -257,6 +271,9 @@ class Listed:
         rewards = torch.tensor([0.0 if v is None else v for v in found])
         return Scored(rollout, rewards, torch.tensor([v is not None for v in found]), {"reward/listed": rewards})
 
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> Scored:
+        return self(rollout)
+
 
 PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(10)]
 
@@ -269,7 +286,7 @@ def linear_trainer(
     return Trainer(
         recipe("nowhere", **{**FLOW_GRPO, **settings}),
         LinearPolicy() if policy is None else policy,
-        Scorer({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
+        Scorer.of({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
         PROMPTS,
         processes or Processes(),
     )

@@ -25,7 +25,7 @@ from difrl.schedules import decay
 from difrl.snapshots import Snapshots
 from difrl.trainer import Clock, Trainer
 from samplers import keyed
-from tests.fakes import Listed, in_threads, linear_trainer
+from tests.fakes import Listed, Told, in_threads, linear_trainer
 from tests.recipes import FLOW_GRPO, recipe
 
 DIMS = 2
@@ -113,7 +113,7 @@ def first_dimension(rollout: Rollout) -> Scored:
 def chain_trainer(**sections: Any) -> tuple[Trainer, Chain]:
     config = recipe("nowhere", **{**FLOW_GRPO, **sections})
     policy = Chain(config)
-    scorer: Any = first_dimension
+    scorer: Any = Told(first_dimension)
     return Trainer(config, policy, scorer, [Prompt(f"{i}", {}) for i in range(8)], Processes()), policy  # type: ignore[arg-type]
 
 
@@ -408,7 +408,7 @@ def test_rounding_of_published_decays() -> None:
 class TwoRewards:
     """Rewards as listed, of which the second is a hundred times as large."""
 
-    def __call__(self, rollout: Rollout) -> Scored:
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> Scored:
         one = torch.tensor([0.0, 1.0, 0.0, 1.0])[rollout.samples % 4]
         two = 100 * torch.tensor([0.0, 0.0, 0.0, 1.0])[rollout.samples % 4]
         return Scored(
@@ -428,9 +428,9 @@ def test_each_reward_is_normalised_over_all_processes(processes: int) -> None:
             data={"prompts_per_step": 2, "group_size": 2},
             advantage={"normalise": "each", "positive": 0.5},
         )
-        trainer.estimate = OfEach(trainer.config.advantage, {"reward/a": 1.0, "reward/b": 3.0})
+        trainer.estimate = OfEach(trainer.config.advantage, {"a": "reward/a", "b": "reward/b"})
         scored = trainer._draw(0, 0, None, Clock())
-        return trainer._advantages(scored).tolist()
+        return trainer._advantages(scored, {"a": 1.0, "b": 3.0}).tolist()
 
     found = [a for part in in_threads(processes, work) for a in part]
     expected = [x / 8.5**0.5 for x in (-1.0, 0.5, -4.0, 2.0)]
@@ -441,6 +441,8 @@ def test_a_recipe_names_its_estimate() -> None:
     rewards = [{"name": "jpeg_compressibility", "weight": 2.0}, {"import": "m:Other"}]
     config = recipe("nowhere", rewards=rewards, advantage={"normalise": "each"})
     found = estimate_of(config.advantage, config.rewards)
-    assert found == OfEach(config.advantage, {"reward/jpeg_compressibility": 2.0, "reward/Other": 1.0})
+    assert found == OfEach(
+        config.advantage, {"jpeg_compressibility": "reward/jpeg_compressibility", "Other": "reward/Other"}
+    )
     assert tuple(found.reads) == ("reward/jpeg_compressibility", "reward/Other")
     assert estimate_of(recipe("nowhere").advantage, config.rewards) == OfTotal(recipe("nowhere").advantage)

@@ -50,7 +50,7 @@ def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -
     trainer = Trainer(
         config,
         load_language_policy(config),
-        Scorer({"ones": (Ones(), 1.0)}, {}),
+        Scorer.of({"ones": (Ones(), 1.0)}, {}),
         load_prompts(config.data.train),
         Processes(),
     )
@@ -62,7 +62,7 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
     policy = load_language_policy(config)
     own = policy.engines.evaluation
     policy.engines = Engines(own, own, correction)
-    scorer, prompts = Scorer({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
+    scorer, prompts = Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
     trainer, sizes, hidden = Trainer(config, policy, scorer, prompts, Processes()), list[int](), Network.hidden
     with monkeypatch.context() as patch:
         patch.setattr(Network, "hidden", lambda self, t, a: (sizes.append(len(t)), hidden(self, t, a))[1])

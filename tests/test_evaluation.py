@@ -17,7 +17,7 @@ from difrl.scoring import Scorer
 from tests.fakes import Brightness, LinearPolicy, Listed, in_threads
 
 PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(3)]
-BRIGHTNESS = Scorer({"brightness": (Brightness(), 1.0)}, {"watched": Brightness(2.0)})
+BRIGHTNESS = Scorer.of({"brightness": (Brightness(), 1.0)}, {"watched": Brightness(2.0)})
 
 
 def evaluator(scorer: Any = BRIGHTNESS, policy: Any = None, processes: Processes | None = None) -> Evaluator:

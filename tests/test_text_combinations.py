@@ -88,7 +88,7 @@ def test_a_combination_is_read_or_refused(old: str, objective: str, decisions: s
 def trains(path: Path, old: str, objective: str, decisions: str) -> None:
     """Two steps of one update each, in micro-batches that split groups, leave finite numbers and move the weights."""
     config = text_recipe(path, **sections(old, objective, decisions), train={"micro_batch": 15, "lr": 1e-3})
-    trainer = Trainer(config, load_policy(config), Scorer({"graded": (Graded(), 1.0)}, {}), PROMPTS, Processes())
+    trainer = Trainer(config, load_policy(config), Scorer.of({"graded": (Graded(), 1.0)}, {}), PROMPTS, Processes())
     before = [p.detach().clone() for p in trainer.parameters]
     rows = [trainer.step(0), trainer.step(1)]
     assert all(math.isfinite(value) for row in rows for value in row.values())

@@ -56,7 +56,7 @@ def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
 def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
     config = config_of(model, path, **sections)
     return Trainer(
-        config, load_policy(config), Scorer({"ones": (Ones(), 1.0)}, {}), training_prompts(config), Processes()
+        config, load_policy(config), Scorer.of({"ones": (Ones(), 1.0)}, {}), training_prompts(config), Processes()
     )
 
 

@@ -21,7 +21,7 @@ from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
 from difrl.trainer import Trainer, TrainingError
 from rewards import RewardError
-from tests.fakes import PROMPTS, Brightness, LinearPolicy, Listed, in_threads, linear_trainer
+from tests.fakes import PROMPTS, Brightness, LinearPolicy, Listed, Told, in_threads, linear_trainer
 from tests.objectives import OBJECTIVES
 
 UNCLIPPED = 1e9
@@ -50,7 +50,7 @@ def trained(objective: Objective, processes: Processes | None = None, **sections
     """Weights and metrics after two steps of two updates, with some rows that could not be scored."""
     train = {"updates_per_step": 2, "lr": 0.01, **sections.pop("train", {})}
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) > 0.65)
-    scorer = Scorer({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
+    scorer = Scorer.of({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
     trainer = linear_trainer(scorer=scorer, processes=processes, train=train, **sections)
     trainer.objective = objective
     rows = steps(trainer)
@@ -108,7 +108,7 @@ def drawn_again(trainer: Trainer) -> Rollout:
 @pytest.mark.parametrize("decisions", ["each", "mean", "sum"])
 def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
     """∇ = Σ_valid (−A ∇ℓ + c ∇D) / count, with advantages and sums over a sample written out as loops."""
-    scorer = Scorer({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+    scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
     sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
     trainer = linear_trainer(scorer=scorer, **sections)
     trainer.objective = Clipped(None, None, decisions=decisions)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def test_prompts_and_sample_numbers_of_a_step() -> None:
         seen.append(rollout)
         return scorer(rollout)
 
-    trainer = linear_trainer(scorer=recording, data=SMALL)
+    trainer = linear_trainer(scorer=Told(recording), data=SMALL)
     steps(trainer, 3)
     order = PromptOrder(PROMPTS, 2, trainer.config.seed)
     for number, rollout in enumerate(seen):
@@ -397,12 +397,12 @@ def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
     """On one process or, of two, on the other: all stop, so none waits for ever."""
 
     def work(processes: Processes) -> tuple[bool, str]:
-        def scorer(rollout: Rollout) -> Scored:
+        def score(rollout: Rollout) -> Scored:
             if processes.rank == processes.count - 1:
                 raise RewardError("mine", "the server is gone")
             return Listed(dict.fromkeys(range(12), 1.0))(rollout)
 
-        trainer = linear_trainer(scorer=scorer, processes=processes)
+        trainer = linear_trainer(scorer=Told(score), processes=processes)
         with pytest.raises((RewardError, ProcessError)) as caught:
             trainer.step(0)
         return trainer.intact, str(caught.value)

@@ -7,7 +7,7 @@ difrl/reading.py, what must hold between parts in difrl/misfits.py.
 
 from __future__ import annotations
 
-from difrl.config.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig, RewardConfig
+from difrl.config.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
 from difrl.config.generation import GenerationConfig, TeacherConfig
 from difrl.config.likelihood import (
     ForwardLikelihood,
@@ -37,6 +37,17 @@ from difrl.config.objective import (
     RatioNormalisedObjective,
 )
 from difrl.config.regularisation import AnchorConfig, DecaySnapshot, ResetSnapshot, SnapshotConfig, SoupSnapshot
+from difrl.config.rewards import (
+    ClipShape,
+    LogSigmoidShape,
+    MemberConfig,
+    MinMaxShape,
+    NoiseShape,
+    ParShape,
+    ReferencesConfig,
+    RewardConfig,
+    ShapeConfig,
+)
 from difrl.config.rollout import (
     AllWindow,
     AnyWindow,
@@ -54,8 +65,10 @@ from difrl.config.schedules import (
     CosineSchedule,
     LinearSchedule,
     RewardAdaptiveCoefficient,
+    RewardWeight,
     Schedule,
     TargetKLCoefficient,
+    ThresholdWeight,
 )
 from difrl.config.section import Section
 from difrl.config.training import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
@@ -71,6 +84,7 @@ __all__ = [
     "CentredObjective",
     "CheckpointConfig",
     "ClipCovObjective",
+    "ClipShape",
     "ClippedObjective",
     "CollectConfig",
     "ConstantSchedule",
@@ -89,31 +103,40 @@ __all__ = [
     "KLCovObjective",
     "LikelihoodConfig",
     "LinearSchedule",
+    "LogSigmoidShape",
     "LogitNormalTimes",
     "LoraConfig",
+    "MemberConfig",
+    "MinMaxShape",
     "ModelConfig",
     "NegativeAwareObjective",
     "NoiseConfig",
+    "NoiseShape",
     "ObjectiveConfig",
     "OfDecisions",
+    "ParShape",
     "PreferenceObjective",
     "ProgressiveWindow",
     "RandomWindow",
     "RatioNormalisedObjective",
+    "ReferencesConfig",
     "RehearsalConfig",
     "ResetSnapshot",
     "ReverseLikelihood",
     "RewardAdaptiveCoefficient",
     "RewardConfig",
+    "RewardWeight",
     "RolloutConfig",
     "RunConfig",
     "Schedule",
     "Section",
+    "ShapeConfig",
     "SlidingWindow",
     "SnapshotConfig",
     "SoupSnapshot",
     "TargetKLCoefficient",
     "TeacherConfig",
+    "ThresholdWeight",
     "Times",
     "TokensLikelihood",
     "TrainConfig",

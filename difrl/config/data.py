@@ -1,10 +1,10 @@
-"""Prompts, rewards, and how rewards of a group become advantages."""
+"""Prompts, and how rewards of a group become advantages."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from difrl.config.section import Section
 
@@ -40,36 +40,6 @@ class RehearsalConfig(Section):
         return "samples"
 
 
-class RewardConfig(Section):
-    """A reward by name, or by import path."""
-
-    name: str | None = Field(None, description="a name that `difrl rewards` lists")
-    import_: str | None = Field(
-        None, alias="import", description="package.module.name of a function or a class, instead of a name"
-    )
-    weight: float = Field(
-        1.0, description="in the weighted sum; 0: only reported, as in distillation, which learns from anchors alone"
-    )
-    options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
-    on_error: Literal["raise", "retry", "drop"] = Field(
-        "raise",
-        description="stop the run; call again, then stop; or leave out the samples that break it, counted in invalid/NAME",
-    )
-    retries: int = Field(3, gt=0, description="of on_error: retry, after pauses of 1, 2, 4 … seconds")
-    timeout: float | None = Field(None, gt=0, description="seconds for a call, after which it has failed; null: none")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> RewardConfig:
-        if (self.name is None) == (self.import_ is None):
-            raise ValueError("give a reward either a name or an import, e.g. `- name: geneval`")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name used in metrics."""
-        return self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
-
-
 class AdvantageConfig(Section):
     """How rewards of a group become advantages."""
 
@@ -83,7 +53,12 @@ class AdvantageConfig(Section):
         "total", description="each: every reward by itself, before they are summed by weight (arXiv:2601.05242)"
     )
     positive: float = Field(1.0, ge=0, description="factor of positive advantages (arXiv:2506.01347)")
-    negative: float = Field(1.0, ge=0, description="factor of negative advantages; positive: 0 learns from these alone")
+    negative: float = Field(
+        1.0,
+        ge=0,
+        description="factor of negative advantages; positive: 0 learns from these alone, and with rewards of ±1, positive: ρ₁ "
+        "and negative: 1 − ρ₁ correct for false negatives at rate ρ₁ (arXiv:2510.00915)",
+    )
 
 
 class CollectConfig(Section):

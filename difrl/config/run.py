@@ -6,12 +6,13 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from difrl.config.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig, RewardConfig
+from difrl.config.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
 from difrl.config.generation import GenerationConfig, TeacherConfig
 from difrl.config.likelihood import LikelihoodConfig
 from difrl.config.model import ModelConfig
 from difrl.config.objective import ObjectiveConfig
 from difrl.config.regularisation import AnchorConfig, SnapshotConfig
+from difrl.config.rewards import ReferencesConfig, RewardConfig
 from difrl.config.rollout import RolloutConfig
 from difrl.config.section import Section
 from difrl.config.training import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
@@ -28,6 +29,7 @@ class RunConfig(Section):
     data: DataConfig = Field(description="prompts, e.g. data: {train: prompts.txt}")
     rewards: list[RewardConfig] = Field(min_length=1, description="what is optimised, e.g. [{name: geneval}]")
     watch: list[RewardConfig] = Field([], description="rewards that are scored and never optimised")
+    references: ReferencesConfig | None = Field(None, description="samples with which shapes of rewards compare")
     rollout: RolloutConfig = RolloutConfig()
     generation: GenerationConfig = GenerationConfig()
     teachers: dict[str, TeacherConfig] = Field({}, description="name → a language model that anchors hold θ to")
@@ -58,6 +60,11 @@ class RunConfig(Section):
     def compared(self) -> int:
         """Samples of a group: all of a prompt, or of one of its branches."""
         return self.data.group_size // self.branches
+
+    @property
+    def drawn_by(self) -> tuple[str, ...]:
+        """The snapshots whose samples training looks at."""
+        return (self.rollout.snapshot, *([] if self.references is None else [self.references.snapshot]))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:

@@ -50,7 +50,13 @@ class CosineSchedule(Section):
 def _schedule_kind(value: Any) -> str:
     """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
     if isinstance(
-        value, ConstantSchedule | LinearSchedule | CosineSchedule | TargetKLCoefficient | RewardAdaptiveCoefficient
+        value,
+        ConstantSchedule
+        | LinearSchedule
+        | CosineSchedule
+        | TargetKLCoefficient
+        | RewardAdaptiveCoefficient
+        | ThresholdWeight,
     ):
         return value.kind
     return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
@@ -105,5 +111,47 @@ AnchorCoefficient = Annotated[
     | Annotated[CosineSchedule, Tag("cosine")]
     | Annotated[TargetKLCoefficient, Tag("target_kl")]
     | Annotated[RewardAdaptiveCoefficient, Tag("reward_adaptive")],
+    Discriminator(_schedule_kind),
+]
+
+
+class ThresholdWeight(Section):
+    """A Lagrange multiplier λ, the weight +λ or −λ: holds the mean m of what it weighs to one side (arXiv:2310.04373).
+
+    at_least: λ ← λ + rate · (at_least − m);  at_most: λ ← λ + rate · (m − at_most);  kept in [0, highest].
+    """
+
+    kind: Literal["threshold"]
+    at_least: float | None = Field(None, description="the mean is kept at this or above, with weight λ")
+    at_most: float | None = Field(None, description="the mean is kept at this or below, with weight −λ")
+    start: float = Field(1.0, ge=0, description="λ of the first step")
+    rate: float = Field(0.1, gt=0, description="how fast λ follows, for each unit of the reward")
+    highest: float = Field(10.0, gt=0, description="largest λ")
+
+    @model_validator(mode="after")
+    def _one_side(self) -> ThresholdWeight:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give either at_least or at_most")
+        if self.start > self.highest:
+            raise ValueError(f"found start: {self.start:g} and highest: {self.highest:g}; start is at most highest")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        threshold = self.at_most if self.at_least is None else self.at_least
+        assert threshold is not None
+        return threshold
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start if self.at_least is not None else -self.start,)
+
+
+RewardWeight = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[ThresholdWeight, Tag("threshold")],
     Discriminator(_schedule_kind),
 ]

@@ -71,6 +71,8 @@ def _evaluations(estimate: Estimate) -> Table:
     if counts.draws > 1:
         extra = (counts.draws - 1) * counts.rollout
         table.add_row("further draws (collect), up to", formats.count(extra), formats.count(extra * counts.steps))
+    if counts.compared:
+        table.add_row("reference samples, up to", "", formats.count(counts.compared))
     if counts.evaluation:
         table.add_row("evaluation", "", formats.count(counts.evaluation))
     return table

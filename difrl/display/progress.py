@@ -87,7 +87,8 @@ class Progress:
 
     def standings(self) -> list[Standing]:
         """The reward on evaluation prompts, then every watched one; the direction is the change since the first."""
-        watched = [key for key in self.evaluations if key.startswith("eval/watch/") and not key.endswith(STDERR)]
+        names = [key for key in self.evaluations if key.startswith("eval/watch/")]
+        watched = [key for key in names if key.count("/") == 2]  # no standard errors, no members of an ensemble
         found = []
         for key in ["eval/reward/mean", *watched]:
             values = self.evaluations.get(key, [])

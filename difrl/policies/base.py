@@ -89,6 +89,9 @@ class Policy(Protocol):
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
         """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
 
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+        """One sample for each prompt as `rollout` draws it, by the weights of a snapshot; nothing is shared, and no tape kept."""
+
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
 

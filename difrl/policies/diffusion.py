@@ -138,6 +138,13 @@ class DiffusionPolicy:
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+        sampling = replace(self.sampling, snapshot=snapshot, branching=replace(self.sampling.branching, size=1))
+        with self.snapshots.use(snapshot):
+            tape = self._draw(self.denoiser(snapshot, sampling.guidance), prompts, samples, key, sampling)
+        images = self._decode(tape["latents"], sampling.batch)
+        return Rollout(tuple(prompts), samples, samples, {}, images)
+
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """The latents of images; refuses images of another size than the model is sampled at."""
         assert isinstance(content, Tensor)

@@ -113,6 +113,12 @@ class LanguagePolicy:
         here = self.replay(rollout, self.decisions(rollout, key), together=self.speech.batch)
         return corrected(rollout, here, most)
 
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+        with self.snapshots.use(snapshot):
+            drawn = self.engines.rollout(self.texts.prompts(prompts), samples, key, self.speech.temperature)
+        self.evaluations += int(drawn.mask.sum())
+        return Rollout(tuple(prompts), samples, samples, {}, texts=self.texts.read(drawn.tokens, drawn.mask))
+
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """The tokens of completions, which `refuse_items` has let pass."""
         assert not isinstance(content, Tensor)

@@ -48,7 +48,7 @@ def load_language_policy(
     for name, teacher in teachers.items():
         _same_vocabulary(name, network, teacher)
     decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
-    keep = keep_base or BASE in (config.rollout.snapshot, *compared_with(config))
+    keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
     temperature = generation.temperature
     speech = Speech(
         temperature,

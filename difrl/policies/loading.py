@@ -247,7 +247,7 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 def needs_base(config: RunConfig) -> bool:
     """Whether training evaluates the pretrained weights, or draws from them."""
-    return BASE in (config.rollout.snapshot, *inverted_by(config), *compared_with(config))
+    return BASE in (*config.drawn_by, *inverted_by(config), *compared_with(config))
 
 
 def inverted_by(config: RunConfig) -> list[str]:

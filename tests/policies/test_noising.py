@@ -83,7 +83,9 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
         train={"updates_per_step": updates},
     )
     policy = load_policy(config)
-    trainer = Trainer(config, policy, Scorer({"b": (Brightness(), 1.0)}, {}), load_prompts("shapes:train"), Processes())
+    trainer = Trainer(
+        config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), load_prompts("shapes:train"), Processes()
+    )
     spent = trainer.step(0)["nfe"]
     assert spent == 12 * 6 + 12 * 5 + 12 * 3 * 2  # rollout, inversion, decisions under θ and old
     assert plan_of(config, policy.family, 1).evaluations(0).step == spent
