@@ -93,7 +93,7 @@ def test_the_label_of_a_known_reward_is_that_reward() -> None:
     [
         ("{name: ocr, optoins: {}}", "reward:1: optoins: unknown key; did you mean options"),
         ("{name: ocr", "reward:1: not valid YAML"),
-        ("{}", "give a reward either a name or an import"),
+        ("{}", "give a reward either a name, an import or an ensemble"),
     ],
 )
 def test_arguments_that_are_no_reward(text: str, message: str) -> None:

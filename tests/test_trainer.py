@@ -284,20 +284,18 @@ def test_idle_groups_are_drawn_again_with_other_prompts_and_noise() -> None:
 
 def test_groups_may_have_to_differ_in_one_of_the_rewards() -> None:
     """Both groups differ by length, and the answers of group 0 are right alike: it is drawn again."""
-    right, length = (
-        Listed({0: 1.0, 1: 1.0, 2: 0.0, 3: 1.0, 4: 1.0, 5: 0.0}),
-        {0: 0.0, 1: -0.5, 2: 0.0, 3: -0.5, 4: 0.0, 5: -0.5},
-    )
+    right = Listed({0: 1.0, 1: 1.0, 2: 0.0, 3: 1.0, 4: 1.0, 5: 0.0})
+    length = {0: 0.0, 1: -0.5, 2: 0.0, 3: -0.5, 4: 0.0, 5: -0.5}
 
-    def score(rollout: Rollout) -> Scored:
-        scored = right(rollout)
-        long = torch.tensor([length[n] for n in rollout.samples.tolist()])
-        return replace(
-            scored, rewards=scored.rewards + long, parts={"reward/Right": scored.rewards, "reward/Long": long}
-        )
+    class Both(Listed):
+        def __call__(self, rollout: Rollout) -> Scored:
+            scored = right(rollout)
+            long = torch.tensor([length[n] for n in rollout.samples.tolist()])
+            parts = {"reward/Right": scored.rewards, "reward/Long": long}
+            return replace(scored, rewards=scored.rewards + long, parts=parts)
 
     rewards = [{"import": "nowhere:Right"}, {"import": "nowhere:Long"}]
-    trainer = linear_trainer(scorer=score, data=SMALL, rewards=rewards, collect={"max_draws": 2, "by": "Right"})
+    trainer = linear_trainer(scorer=Both({}), data=SMALL, rewards=rewards, collect={"max_draws": 2, "by": "Right"})
     row = trainer.step(0)
     assert right.asked == [[0, 1, 2, 3], [4, 5]]
     assert row["groups/zero_std"] == 0.0  # of the sums
