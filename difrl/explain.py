@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -181,7 +182,10 @@ def _models(annotation: Any) -> list[Model]:
 
 
 def _is_container(annotation: Any) -> bool:
-    return get_origin(annotation) in (list, dict, tuple)
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return any(map(_is_container, get_args(annotation)))
+    return origin in (list, dict, tuple)
 
 
 def _sections(model: Model, path: KeyPath, data: Any) -> list[Model]:

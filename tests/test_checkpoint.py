@@ -45,7 +45,7 @@ def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
     snapshots = Snapshots(parameters, {"ema": Constant(0.9), "old": Constant(0.0)}, nullcontext)
     policy = SimpleNamespace(parameters=parameters, snapshots=snapshots)
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
-    return SimpleNamespace(policy=policy, optimizer=optimizer, evaluations=0, coefficients={})
+    return SimpleNamespace(policy=policy, optimizer=optimizer, evaluations=0, coefficients={}, weights={})
 
 
 def advance(trained: Any, start: int, stop: int) -> None:

@@ -77,6 +77,19 @@ def parts_of(policy: DiffusionPolicy) -> list[nn.Module]:
 # The recipe has 4 prompts x 3 samples = 12 samples, 4 steps, 3 decisions a sample, micro-batches of 7.
 
 
+def test_reference_samples_are_counted_for_the_run(skeleton: Family) -> None:
+    """2 of each prompt, 4 calls each: 3 steps of 4 prompts meet 12 of 100, and 10 of 10, or on two processes 12 again."""
+    shaped = {"rewards": [{"name": "jpeg_compressibility", "shape": {"kind": "par"}}], "references": {"count": 2}}
+    config = recipe("tiny-sd3", **shaped)
+    found = [
+        plan_of(config, skeleton, n).evaluations(0, prompts).compared for n, prompts in ((1, 100), (1, 10), (2, 10))
+    ]
+    assert found == [12 * 2 * 4, 10 * 2 * 4, 12 * 2 * 4]
+    counts = plan_of(config, skeleton, 1).evaluations(0, 10)
+    assert counts.step == evaluations(skeleton).step
+    assert plan_of(recipe("tiny-sd3"), skeleton, 1).evaluations(0, 10).compared == 0
+
+
 def test_awm_by_hand(skeleton: Family) -> None:
     counts = evaluations(skeleton)
     assert counts.rollout == 12 * 4

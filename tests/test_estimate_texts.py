@@ -45,6 +45,13 @@ def test_tokens_by_hand(lm: Path, tmp_path: Path) -> None:
     assert (few.together, few.evaluations().evaluation) == (2, 0)
 
 
+def test_reference_texts_are_counted_for_the_run(lm: Path, tmp_path: Path) -> None:
+    """3 of each of 6 prompts at most, of 4 + 5 tokens; 2 steps of 2 prompts meet 4."""
+    shaped = {"rewards": [{"import": "tests.texts:Ones", "shape": {"kind": "par"}}], "references": {"count": 3}}
+    config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), **shaped)
+    assert TextPlan(config, [4] * 6, [], 1).evaluations().compared == 4 * 3 * 9
+
+
 def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -> None:
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path))
     trainer = Trainer(

@@ -95,6 +95,13 @@ def test_what_is_guarded_can_be_chosen() -> None:
     assert judge(hacked, GuardConfig(margin=100.0)).falls == ()
 
 
+def test_an_ensemble_is_watched_as_a_whole() -> None:
+    """One member falls and the other rises, so that nothing falls where the ensemble stays."""
+    members = [{"eval/watch/judge/a": a, "eval/watch/judge/b": 1 - a} for a in (0.9, 0.1)]
+    found = [{**row, **more} for row, more in zip(rows((0.5, 0.5), (0.7, 0.5)), members, strict=True)]
+    assert not judge(found, DEFAULTS).falls
+
+
 def test_a_single_sample_has_no_error_and_counts_as_exact() -> None:
     bare = [{k: v for k, v in row.items() if not k.endswith("stderr")} for row in rows((0.5, 0.7), (0.51, 0.69))]
     assert len(judge(bare, DEFAULTS).falls) == 1

@@ -108,7 +108,7 @@ def test_expand_and_load_mapping(folder: Path) -> None:
         ("watch:\n- name: 5\n", "recipe.yaml:8: watch.0.name: expected text, found 5; put it in quotes"),
         (
             "watch:\n\n- weight: 1\n",
-            "recipe.yaml:9: watch.0: give a reward either a name or an import, e.g. `- name: geneval`",
+            "recipe.yaml:9: watch.0: give a reward either a name, an import or an ensemble, e.g. `- name: geneval`",
         ),
         (
             "rollout: {kernel: flowsde}\n",

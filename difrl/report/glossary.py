@@ -17,8 +17,16 @@ DEFINITIONS: dict[str, str] = {
         "Denoiser evaluations that training has cost so far, for rollouts and updates, counted per sample "
         "(guidance counts two); for language models, tokens generated so far."
     ),
-    "reward/mean": ("Weighted sum of the trained rewards, averaged over the valid samples of the step's rollout."),
-    "reward/*": "One trained reward, averaged over the samples of the step's rollout that it could score.",
+    "reward/mean": (
+        "What is optimised: the sum of the trained rewards, shaped where the recipe says so, by the weights of the step, "
+        "averaged over the valid samples of the step's rollout."
+    ),
+    "reward/*": (
+        "One trained reward as it was scored, without any shape, averaged over the samples of the step's rollout that it "
+        "could score; of an ensemble as combined, or of a member."
+    ),
+    "shaped/*": "What a shape makes of a trained reward: what its weight multiplies, or its ensemble combines.",
+    "weight/*": "Weight of a trained reward in the step: by a schedule, or a Lagrange multiplier (arXiv:2310.04373).",
     "watch/*": "A watched reward, averaged over the step's rollout; it is scored and never optimised.",
     "diversity/*": (
         "Mean distance between two samples of one prompt, over all pairs, then over the step's prompts (pixels: "
@@ -100,10 +108,11 @@ DEFINITIONS: dict[str, str] = {
     "time/rollout": "Seconds of the step spent drawing samples, decoding included.",
     "time/score": "Seconds of the step spent in the rewards, trained and watched.",
     "time/update": "Seconds of the step spent in likelihoods, gradients and optimizer.",
+    "time/references": "Seconds of the step spent drawing and scoring the reference samples of prompts it met first.",
     "time/*": "Seconds of the step spent in this stage.",
     "eval/reward/mean": (
-        "Weighted sum of the trained rewards, averaged over samples of the evaluation prompts, "
-        "which are never trained on."
+        "Sum of the trained rewards as they were scored, without any shape, by weights that do not change (where a schedule "
+        "ends, a multiplier starts), averaged over samples of the evaluation prompts, which are never trained on."
     ),
     "eval/reward/*": "One trained reward, averaged over samples of the evaluation prompts.",
     "eval/invalid/*": "Share of the evaluated samples that this reward did not score; means are of the others.",
