@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from difrl.config import RewardConfig
 from difrl.core import Informative
 from difrl.policies.base import Key
 from difrl.rollout import Rollout, Scored
@@ -137,3 +138,22 @@ def test_dropped_samples_are_outside_their_groups_baseline_and_counted(rollout: 
     assert 0 < rows[0]["invalid/b"] == rows[0]["samples/invalid"] < 1
     assert rows[0] == rows[1]
     assert torch.equal(*weights)
+
+
+def test_references_are_drawn_before_and_compared_with_in_the_thread() -> None:
+    """Their rewards, and the number of evaluations, are those of drawing and scoring one after the other."""
+    rewards = [{"import": "tests.fakes:Brightness", "label": "brightness", "shape": {"kind": "par"}}]
+    rows, evaluations = [], []
+    for rollout in (PLAIN, OVERLAP):
+        config = {"rewards": rewards, "references": {"count": 3}}
+        trainer = linear_trainer(data=DATA, rollout=rollout, scorer=shaped(rewards), **config)
+        rows.append({k: v for k, v in trainer.step(0).items() if not k.startswith("time/")})
+        evaluations.append(trainer.evaluations)
+    assert rows[0] == rows[1]
+    assert 0 < rows[0]["shaped/brightness"] < 1
+    assert evaluations[0] == evaluations[1]
+
+
+def shaped(rewards: Sequence[Mapping[str, Any]]) -> Scorer:
+    """What a recipe's rewards make."""
+    return Scorer.build([RewardConfig.model_validate(one) for one in rewards], [], torch.device("cpu"))

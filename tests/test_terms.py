@@ -11,7 +11,7 @@ import torch
 
 from difrl.config import RewardConfig
 from difrl.data import Prompt
-from difrl.rollout import Rollout
+from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
 from difrl.terms import Term, shape_of, term_of
 from rewards import RewardError, Scores
@@ -154,26 +154,36 @@ def scorer(*optimised: dict[str, Any], watched: tuple[dict[str, Any], ...] = ())
     return Scorer.build(*found, torch.device("cpu"))
 
 
+def said(scored: Scored) -> dict[str, list[float]]:
+    """What rewards and shapes said of every sample."""
+    return {name: part.tolist() for name, part in scored.parts.items() if not name.startswith("invalid/")}
+
+
 def test_training_sums_shaped_rewards_by_the_weights_of_the_step_and_evaluation_raw_ones() -> None:
     clipped = brightness("clipped", 1.0, shape={"kind": "clip", "high": 0.5}, weight=2.0)
     falling = brightness("falling", 4.0, weight={"kind": "linear", "start": 1.0, "end": 0.5})
     found = scorer(clipped, falling)
     trained = found.trained(ROLLOUT, {"falling": 1.0})
     assert trained.rewards.tolist() == [2 * 0.25 + 1.0, 2 * 0.5 + 2.0, 2 * 0.5 + 3.0]
-    assert {name: part.tolist() for name, part in trained.parts.items()} == {
+    assert said(trained) == {
         "reward/clipped": [0.25, 0.5, 0.75],
         "reward/falling": [1.0, 2.0, 3.0],
         "shaped/clipped": [0.25, 0.5, 0.5],
     }
     evaluated = found(ROLLOUT)
     assert evaluated.rewards.tolist() == [2 * 0.25 + 0.5, 2 * 0.5 + 1.0, 2 * 0.75 + 1.5]
-    assert list(evaluated.parts) == ["reward/clipped", "reward/falling"]
+    assert list(said(evaluated)) == ["reward/clipped", "reward/falling"]
 
 
 def test_members_are_reported_beside_their_ensemble() -> None:
     members = {"ensemble": [brightness("a", 1.0), brightness("b", 3.0)], "combine": "worst"}
     found = scorer(brightness("c", 1.0), watched=({**members, "label": "jury"},)).trained(ROLLOUT, {})
-    assert {name: part.tolist() for name, part in found.parts.items()} == {
+    assert [name for name in found.parts if name.startswith("invalid/")] == [
+        "invalid/c",
+        "invalid/jury/a",
+        "invalid/jury/b",
+    ]
+    assert said(found) == {
         "reward/c": [0.25, 0.5, 0.75],
         "watch/jury": [0.25, 0.5, 0.75],
         "watch/jury/a": [0.25, 0.5, 0.75],

@@ -115,6 +115,10 @@ class MemberConfig(Section):
         return self.label_ or self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
 
 
+_CALLED = ("options", "on_error", "retries", "timeout")
+"""Keys that say how a reward is made and called."""
+
+
 class RewardConfig(MemberConfig):
     """A reward by name, by import path, or an ensemble of such."""
 
@@ -147,9 +151,10 @@ class RewardConfig(MemberConfig):
             raise ValueError("reward/mean is the weighted sum of all; set another label")
         if self.ensemble is None and (self.combine != "mean" or self.penalty is not None):
             raise ValueError("combine and penalty are of an ensemble; remove them")
-        own = {"options", "on_error", "retries", "timeout"} & self.model_fields_set
+        fields = MemberConfig.model_fields
+        own = [name for name in _CALLED if getattr(self, name) != fields[name].default]
         if self.ensemble is not None and own:
-            raise ValueError(f"an ensemble has no {', '.join(sorted(own))}; give them to its members")
+            raise ValueError(f"an ensemble has no {', '.join(own)}; give them to its members")
         if (self.combine == "uncertainty") != (self.penalty is not None):
             raise ValueError("combine: uncertainty takes off penalty times the variance; give both, or neither")
         labels = [member.label for member in self.ensemble or []]
