@@ -1,6 +1,6 @@
 """What difrl costs beside the bare calls of a language model: tokens a second and peak memory, one CPU thread.
 
-    python benchmarks/text.py                              three minutes on a quiet core; writes docs/benchmarks/text.md
+    python benchmarks/text.py                              ten minutes on a quiet core; writes docs/benchmarks/text.md
 
 Generation (with either cache), scoring and update of completions, each in a process of its own (text_cases.py), on the shipped
 model and on one of a hundred million random weights that is built here and not kept.
@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -63,6 +63,11 @@ def build_large(folder: Path, vocabulary: int = 32_000) -> Path:
     return folder
 
 
+def pooled(rounds: Sequence[Measured]) -> Measured:
+    """Of several processes of the same case."""
+    return Measured(tuple(s for one in rounds for s in one.seconds), median(one.mib for one in rounds))
+
+
 def measured(folder: Path, part: str, who: str, shape: Shape, repeats: int) -> Measured:
     """One case, in a fresh process of one thread."""
     numbers = map(str, (shape.prompts, shape.length, shape.new, repeats))
@@ -94,11 +99,11 @@ def page(tables: Mapping[str, list[list[str]]], note: str) -> str:
 float32, {versions}. {note}
 
 Tokens of completions a second of processor time (one thread's, so that other work on the machine counts little): the median of
-the repeats, in brackets the fastest. Ours / bare is the ratio of times, above 1 where ours is slower. Ours draws with noise keyed
-by sample and token and records every token's ℓ; bare `generate` (do_sample, whole distribution) does neither. Scoring is ℓ of
-given completions, bare a forward pass and the cross-entropy. An update is likelihoods, the clipped objective and a backward pass
-through all weights, bare the cross-entropy of the completions and its backward pass; both without optimizer. Peak memory is the
-process's, libraries and model included.
+the repeats, in brackets the fastest, from processes of ours and of the bare calls in turns. Ours / bare is the ratio of times,
+above 1 where ours is slower. Ours draws with noise keyed by sample and token and records every token's ℓ; bare `generate`
+(do_sample, whole distribution) does neither. Scoring is ℓ of given completions, bare a forward pass and the cross-entropy. An
+update is likelihoods, the clipped objective and a backward pass through all weights, bare the cross-entropy of the completions
+and its backward pass; both without optimizer. Peak memory is the process's, libraries and model included.
 """
     for title, rows in tables.items():
         text += f"\n## {title}\n\n{markdown(HEADER, rows)}\n"
@@ -108,13 +113,17 @@ process's, libraries and model included.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", default="tiny-lm", help="folder or shipped name of the small model")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of a case in its process; ten times as many of the small model"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each case, ours and bare in turns")
     parser.add_argument("--note", default="", help="a sentence about the circumstances, such as a shared machine")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/text.md"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folders = {args.small: Path(resolve(args.small)), LARGE: build_large(Path(scratch))}
         shapes = {args.small: Shape(64, 8, 16), LARGE: Shape(8, 16, 32)}
+        again = {args.small: 10, LARGE: 1}
         tables: dict[str, list[list[str]]] = {}
         for name, folder in folders.items():
             shape = shapes[name]
@@ -124,8 +133,12 @@ def main() -> None:
             )
             tables[title] = []
             for part in PARTS:
-                ours, bare = (measured(folder, part, who, shape, args.repeats) for who in ("ours", "bare"))
-                tables[title].append(row(part, ours, bare))
+                # In turns, so that what slows the machine for a while slows both.
+                rounds = [
+                    [measured(folder, part, who, shape, args.repeats * again[name]) for who in ("ours", "bare")]
+                    for _ in range(args.rounds)
+                ]
+                tables[title].append(row(part, *map(pooled, zip(*rounds, strict=True))))
                 print(title, *tables[title][-1], sep=" | ", flush=True)
     args.out.write_text(page(tables, args.note))
 

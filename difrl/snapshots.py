@@ -19,7 +19,7 @@ from difrl.core import Coefficient
 CURRENT = "current"
 BASE = "base"
 SUMMED = 2**20
-"""Weights summed at once: on a CPU torch makes float64 copies of what it sums in float64."""
+"""Weights summed at once: on a CPU torch would make float64 copies of what it sums in float64, which tear holes into the heap."""
 
 
 class Copy:
@@ -117,7 +117,8 @@ class Snapshots:
         """The sum of the weights under a snapshot, float64 [1], adapters of LoRA included also where `base` leaves them out."""
         with self.use(name), torch.no_grad():
             pieces = [piece for p in self.parameters.values() for piece in p.flatten().split(SUMMED)]
-            return torch.stack([piece.sum(dtype=torch.float64) for piece in pieces]).sum()[None]
+            scratch = torch.empty(SUMMED, dtype=torch.float64, device=pieces[0].device)
+            return torch.stack([scratch[: len(piece)].copy_(piece).sum() for piece in pieces]).sum()[None]
 
     def state(self) -> dict[str, Tensor]:
         """Every copy, flat, as `snapshot/parameter`."""
