@@ -66,7 +66,8 @@ def trainer_of(name: str, task: Task, *more: str) -> Trainer:
     size = (f"data.prompts_per_step={shipped.train.updates_per_step * 2}", "train.steps=2")
     read = [key for key in ("teachers", "rehearsal") if getattr(shipped, key)]
     given = [override for key in ("each", shipped.data.rows, *read) for override in task[key]]
-    config = read_config(recipes()[name], [*given, reward, *size, "generation.max_new_tokens=5", *more])
+    judged = ["collect.by=Graded"] if shipped.collect.by else []
+    config = read_config(recipes()[name], [*given, reward, *judged, *size, "generation.max_new_tokens=5", *more])
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
     return Trainer(config, load_policy(config), scorer, training_prompts(config), Processes())
 
