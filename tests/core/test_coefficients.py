@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difrl.core import Coefficient, Constant, Cosine, Linear, Multiplier, RewardAdaptive, Schedule, TargetKL
@@ -88,6 +88,7 @@ def test_multiplier_by_hand() -> None:
     assert levels(at_most, [1.0, 0.8, 0.6, -9.0, 9.0]) == pytest.approx([-1.1, -1.1, -1.0, 0.0, -2.0])
 
 
+@settings(deadline=None)
 @given(st.floats(-2, 2), st.floats(0, 5), st.booleans())
 def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float, start: float, at_least: bool) -> None:
     """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""
@@ -103,9 +104,9 @@ def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> Non
     assert Multiplier(1.0, threshold=0.5).restored(before.state()) == before
     with pytest.raises(ValueError, match="the mean reward is nan"):
         before.observed(float("nan"))
-    for settings in ({"level": -1.0}, {"level": 11.0}, {"level": 1.0, "rate": 0.0}):
+    for wrong in ({"level": -1.0}, {"level": 11.0}, {"level": 1.0, "rate": 0.0}):
         with pytest.raises(ValueError, match="expected a rate above 0 and a level"):
-            Multiplier(threshold=0.0, **settings)
+            Multiplier(threshold=0.0, **wrong)
 
 
 def test_reward_adaptive_by_hand() -> None:
