@@ -120,7 +120,7 @@ def prompts(count: int, weights: list[float] | None = None) -> list[Prompt]:
     return [Prompt(str(i), {}, None, weights[i] if weights else 1.0) for i in range(count)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(1, 40), per_step=st.integers(1, 40), seed=st.integers(0, 2**40))
 def test_epochs_are_whole_and_steps_without_repeats(count: int, per_step: int, seed: int) -> None:
     order = PromptOrder(prompts(count), per_step, seed)

@@ -77,7 +77,7 @@ def test_ngrams_by_hand() -> None:
     torch.testing.assert_close(found["diversity/ngrams"], expected)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_distance_of_texts_is_the_root_of_one_minus_the_cosine_of_their_ngrams(first: str, second: str) -> None:
     def grams(text: str) -> dict[str, int]:

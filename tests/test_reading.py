@@ -295,7 +295,7 @@ class Anything(BaseModel):
     items: dict[str, list[str | int | float | bool | None]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from difrl.core import (
@@ -111,7 +111,6 @@ batches = st.integers(1, 12).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(batches, st.sampled_from(["mean", "leave_one_out", "none"]), st.sampled_from(["group", "global", "none"]))
 def test_the_order_of_rows_and_the_names_of_groups_do_not_matter(batch: Any, baseline: Baseline, std: Std) -> None:
     groups, rewards, valid, order = (torch.tensor(x) for x in batch)
@@ -122,7 +121,6 @@ def test_the_order_of_rows_and_the_names_of_groups_do_not_matter(batch: Any, bas
     assert torch.isfinite(found).all()
 
 
-@settings(deadline=None)
 @given(batches)
 def test_leave_one_out_is_the_definition_and_the_rescaled_mean(batch: Any) -> None:
     groups, rewards, valid, _ = (torch.tensor(x) for x in batch)
@@ -138,7 +136,6 @@ def test_leave_one_out_is_the_definition_and_the_rescaled_mean(batch: Any) -> No
         assert found[i].item() == pytest.approx(centred[i].item() * n / (n - 1), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(batches)
 def test_centred_advantages_sum_to_zero_in_every_group(batch: Any) -> None:
     groups, rewards, valid, _ = (torch.tensor(x) for x in batch)

@@ -89,7 +89,7 @@ def test_the_loss_is_zero_where_the_policy_is_tilted() -> None:
 ROWS = st.lists(st.tuples(st.floats(-2, 2), st.floats(-4, 4), st.integers(0, 2)), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     ROWS,
     st.tuples(*[st.floats(-3, 3)] * 3),

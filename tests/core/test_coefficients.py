@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from difrl.core import Coefficient, Constant, Cosine, Linear, Multiplier, RewardAdaptive, Schedule, TargetKL
@@ -88,7 +88,6 @@ def test_multiplier_by_hand() -> None:
     assert levels(at_most, [1.0, 0.8, 0.6, -9.0, 9.0]) == pytest.approx([-1.1, -1.1, -1.0, 0.0, -2.0])
 
 
-@settings(deadline=None)
 @given(st.floats(-2, 2), st.floats(0, 5), st.booleans())
 def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float, start: float, at_least: bool) -> None:
     """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""

@@ -79,7 +79,7 @@ def test_scipy_agrees() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 4.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_full_is_the_sum_over_elements_and_so_is_its_gradient(name: str, seed: int, spread: float) -> None:
     logits, ref = distributions(seed, spread=spread)
     found, expected = f_divergence(name).full(logits.log_softmax(0), ref), brute(name, logits, ref)
@@ -91,7 +91,7 @@ def test_full_is_the_sum_over_elements_and_so_is_its_gradient(name: str, seed: i
 
 @pytest.mark.parametrize("name", NAMES)
 @given(st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_estimators_and_their_gradients_have_the_means_they_claim(name: str, seed: int) -> None:
     """By enumeration: the mean over elements of theta, or of the reference, with the sampling held fixed."""
     logits, ref = distributions(seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -135,7 +135,6 @@ def test_rows_without_a_partner_never_spoil_a_gradient(far: float, divergence: A
 TWO = st.tuples(st.floats(-3, 3), st.floats(-3, 3))
 
 
-@settings(deadline=None)
 @given(TWO, st.floats(0.05, 3), st.floats(0, 0.4), st.sampled_from(["logistic", "squared"]))
 def test_exchanging_winner_and_loser_exchanges_their_gradients(
     delta: tuple[float, float], beta: float, flip: float, loss: Any
@@ -149,7 +148,6 @@ def test_exchanging_winner_and_loser_exchanges_their_gradients(
     torch.testing.assert_close(grad.sum(), torch.tensor(0.0, dtype=torch.float64), **EXACT)
 
 
-@settings(deadline=None)
 @given(TWO, st.floats(0.1, 2))
 def test_robust_loss_is_the_clean_one_in_the_mean(delta: tuple[float, float], beta: float) -> None:
     """(1 - e) L(right label) + e L(flipped label) = DPO's loss: unbiased under flips (2403.00409)."""
@@ -195,7 +193,6 @@ def test_anchored_by_hand() -> None:
     assert metrics["preference/kl"] == pytest.approx(float(expected.detach()))
 
 
-@settings(deadline=None)
 @given(TWO, st.floats(0.1, 2), st.floats(-3, 3))
 def test_anchored_pair_is_dpo_with_soft_labels(delta: tuple[float, float], temperature: float, gap: float) -> None:
     """Its gradient is that of -s log sigmoid(h) - (1 - s) log sigmoid(-h), h = difference / temperature, s = sigmoid(gap)."""

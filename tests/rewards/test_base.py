@@ -66,10 +66,20 @@ def test_a_list_of_the_wrong_length_or_with_a_nan_names_the_reward() -> None:
         score(Fake(lambda _: [1.0, None, float("nan")]), PROMPTS, PROMPTS, METADATA)
 
 
-@pytest.mark.parametrize("answer", [None, torch.zeros(3), ["one", 2.0, 3.0], 1.0])
+@pytest.mark.parametrize("answer", [None, ["one", 2.0, 3.0], 1.0])
 def test_an_answer_that_is_no_scores_is_an_error(answer: Any) -> None:
-    with pytest.raises(RewardError, match=r"expected rewards\.Scores"):
+    with pytest.raises(RewardError, match=r"expected a list of numbers .* or rewards\.Scores"):
         score(Fake(lambda _: answer), PROMPTS, PROMPTS, METADATA)
+
+
+def test_a_tensor_is_a_value_for_each_sample() -> None:
+    found = score(Fake(lambda _: torch.tensor([1, 2, 3])), PROMPTS, PROMPTS, METADATA)
+    assert found.values.tolist() == [1.0, 2.0, 3.0]
+    assert found.valid.all()
+    with pytest.raises(RewardError, match=r"at row 1 .*not finite"):
+        score(Fake(lambda _: torch.tensor([1.0, torch.nan, 0.0])), PROMPTS, PROMPTS, METADATA)
+    with pytest.raises(RewardError, match="for 3 samples"):
+        score(Fake(lambda _: torch.zeros(2)), PROMPTS, PROMPTS, METADATA)
 
 
 def test_missing_metadata_is_an_error() -> None:

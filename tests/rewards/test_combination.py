@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Scores
@@ -66,7 +66,6 @@ tables = st.integers(1, 5).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(tables, st.floats(0, 3))
 def test_conservative_ones_are_below_the_mean_and_equal_where_members_agree(table: Any, penalty: float) -> None:
     m = members(table)
@@ -80,7 +79,6 @@ def test_conservative_ones_are_below_the_mean_and_equal_where_members_agree(tabl
     np.testing.assert_allclose(careful, expected, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(tables, st.floats(0, 3))
 def test_a_shared_shift_passes_through(table: Any, penalty: float) -> None:
     m = members(table)

@@ -33,7 +33,7 @@ def test_every_shape_in_every_colour_and_size(draw: Draw, label: str, color: str
     assert found.box == pytest.approx((9.4, 7.7, 9.4 + width, 7.7 + width), abs=1.6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     label=st.sampled_from(CLASSES),
     color=st.sampled_from(list(PALETTE)),

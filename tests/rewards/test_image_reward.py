@@ -231,7 +231,7 @@ def test_blips_own_tokens_are_read_as_such(folder: Path) -> None:
     assert found.item() == pytest.approx(written.score(pixels, ids), abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 40), seed=st.integers(0, 2**16))
 def test_pixels_are_those_of_torchvision(width: int, height: int, size: int, seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -96,7 +96,6 @@ def test_agrees_with_scipy() -> None:
 rewards = st.lists(st.floats(-20, 20), min_size=2, max_size=8)
 
 
-@settings(deadline=None)
 @given(rewards, st.lists(st.floats(-10, 10), min_size=1, max_size=4))
 def test_par_is_a_probability_that_grows_with_the_reward(r: list[float], references: list[float]) -> None:
     found = par(scores(sorted(r)), scores([references] * len(r))).values
@@ -104,7 +103,6 @@ def test_par_is_a_probability_that_grows_with_the_reward(r: list[float], referen
     assert (found.diff() >= 0).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=6))
 def test_sum_of_log_sigmoids_is_the_probability_that_all_are_good(pairs: list[tuple[float, float]]) -> None:
     parts = [log_sigmoid(scores([r]), scores([[c]])).values for r, c in pairs]
@@ -113,7 +111,6 @@ def test_sum_of_log_sigmoids_is_the_probability_that_all_are_good(pairs: list[tu
     assert float(sum(parts)) <= min(float(part) for part in parts)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 0.49), st.floats(0, 0.49), st.lists(st.integers(0, 1), min_size=1, max_size=5))
 def test_denoised_is_unbiased_over_all_errors(rho_0: float, rho_1: float, truth: list[int]) -> None:
     """The expectation over every pattern of errors, each with its probability, is the truth."""
@@ -140,7 +137,6 @@ def test_affine_shapes_leave_nothing_after_a_standard_deviation() -> None:
         torch.testing.assert_close(standardised(found.values), standardised(r.values))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=3, max_size=3), st.integers(0, 2), st.sampled_from(sorted(SHAPES)))
 def test_invalid_rows_stay_invalid_and_change_no_other(r: list[float], hole: int, shape: str) -> None:
     found = SHAPES[shape](scores(r, invalid=[hole]))

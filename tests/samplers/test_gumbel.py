@@ -35,7 +35,7 @@ def test_splitmix64_by_its_published_numbers():
     assert [word & WORD for word in _mix(states).tolist()] == published
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(key=st.integers(-(2**63), 2**63 - 1), position=st.integers(0, 2**20), token=st.integers(0, 300))
 def test_noise_is_a_function_of_its_key(key, position, token):
     """Against integers without wrap-around and a float64 logarithm; float32 has 1.2e-7 of relative rounding a step."""

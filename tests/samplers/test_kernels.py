@@ -56,7 +56,7 @@ def test_flow_sde_at_time_one_uses_the_second_time_of_the_grid():
     assert stds[1].item() == pytest.approx(0.7 * math.sqrt(0.9 / 0.1) * math.sqrt(0.1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(t=st.floats(0.02, 1), fraction=st.floats(0, 0.99), eta=st.floats(0, 1))
 def test_identities_between_kernels(t, fraction, eta):
     t, s = torch.tensor([t], dtype=torch.float64), torch.tensor([t * fraction], dtype=torch.float64)

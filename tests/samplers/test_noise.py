@@ -16,7 +16,7 @@ def test_the_hash_is_stable():
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=5))
 def test_the_hash_fits_a_generator(key):
     assert 0 <= stable_seed(*key) < 2**63
@@ -27,7 +27,7 @@ def test_the_parts_of_a_key_stay_apart():
     assert len({stable_seed(*key) for key in keys}) == len(keys)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(samples=st.lists(st.integers(0, 2**40), min_size=1, max_size=6, unique=True), data=st.data())
 def test_noise_does_not_depend_on_the_batch(samples, data):
     key = {"seed": 1, "step": 2, "use": "sde", "index": 3}

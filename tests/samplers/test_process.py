@@ -73,7 +73,7 @@ def test_the_angle_interpolates_the_log_snr_to_second_order():
 
 
 @each_process
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(t=st.lists(inside, min_size=3, max_size=3), seed=st.integers(0, 2**31))
 def test_round_trips(process, t, seed):
     t = double(*t)
@@ -90,7 +90,7 @@ def test_round_trips(process, t, seed):
 
 
 @each_process
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(t=inside)
 def test_log_snr_rate_is_the_derivative(process, t):
     # Off the table's points, where the slope of the interpolation jumps.

@@ -24,7 +24,7 @@ def test_pass_at_k_by_hand() -> None:
         pass_at_k(correct, 5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(row: list[bool], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(row)))
