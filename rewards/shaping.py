@@ -55,7 +55,8 @@ def par(scores: Scores, references: Scores) -> Scores:
       references: [B, M]; those that are not valid are left out.
     """
     margins = scores.values[:, None] - _filled(scores, references)
-    return _kept(margins.sigmoid().nanmean(dim=1), _checked(scores) & references.valid.any(dim=1))
+    shaped = margins.sigmoid().nanmean(dim=1).to(scores.values.dtype)
+    return _kept(shaped, _checked(scores) & references.valid.any(dim=1))
 
 
 def log_sigmoid(scores: Scores, references: Scores, *, quantile: float | None = 0.85) -> Scores:
@@ -72,7 +73,7 @@ def log_sigmoid(scores: Scores, references: Scores, *, quantile: float | None = 
         raise ValueError(f"quantile is {quantile:g}, expected a number from 0 to 1, or None for the mean")
     filled = _filled(scores, references)
     centre = filled.nanmean(dim=1) if quantile is None else filled.nanquantile(quantile, dim=1)
-    shaped = torch.nn.functional.logsigmoid(scores.values - centre)
+    shaped = torch.nn.functional.logsigmoid(scores.values - centre).to(scores.values.dtype)
     return _kept(shaped, _checked(scores) & references.valid.any(dim=1))
 
 
@@ -112,13 +113,17 @@ def _checked(scores: Scores) -> Tensor:
 
 
 def _filled(scores: Scores, references: Scores) -> Tensor:
-    """The references' values [B, M], NaN where they are not valid."""
+    """The references' values [B, M], NaN where they are not valid.
+
+    In float64, in which what is made of them should be reckoned: in the rewards' own precision, samples of one reward could
+    come out an ulp apart, and their group would seem to differ.
+    """
     valid, found = _checked(references), list(references.values.shape)
     if references.values.ndim != 2 or found[0] != len(scores.values) or found[1] == 0:
         raise ValueError(
             f"references are {found}, expected at least one for each of {len(scores.values)} samples: [B, M]"
         )
-    return torch.where(valid, references.values, torch.nan).to(scores.values)
+    return torch.where(valid, references.values, torch.nan).to(scores.values.device, torch.float64)
 
 
 def _kept(values: Tensor, valid: Tensor) -> Scores:

@@ -93,14 +93,27 @@ def test_agrees_with_scipy() -> None:
     np.testing.assert_allclose(log_sigmoid(scores(r), scores(references)).values, expected, rtol=1e-12)
 
 
+def single(values: object) -> Scores:
+    """In float32, as rewards give them."""
+    return Scores(torch.tensor(values, dtype=torch.float32), torch.ones_like(torch.tensor(values), dtype=torch.bool))
+
+
 rewards = st.lists(st.floats(-20, 20), min_size=2, max_size=8)
 
 
 @given(rewards, st.lists(st.floats(-10, 10), min_size=1, max_size=4))
 def test_par_is_a_probability_that_grows_with_the_reward(r: list[float], references: list[float]) -> None:
-    found = par(scores(sorted(r)), scores([references] * len(r))).values
-    assert ((found > 0) & (found < 1)).all()
+    found = par(single(sorted(r)), single([references] * len(r))).values
+    assert ((found > 0) & (found <= 1)).all()
     assert (found.diff() >= 0).all()
+
+
+@given(st.floats(-20, 20), st.lists(st.floats(-10, 10), min_size=1, max_size=4), st.integers(2, 40))
+def test_equal_rewards_stay_equal_to_the_last_bit(r: float, references: list[float], count: int) -> None:
+    """Else a group without any difference in reward would seem to have one."""
+    for shape in (par, log_sigmoid):
+        found = shape(single([r] * count), single([references] * count)).values
+        assert len(found.unique()) == 1
 
 
 @given(st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=6))
