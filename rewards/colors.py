@@ -25,6 +25,7 @@ from rewards.clip import TransformersClip
 from rewards.detectors import Detection
 from rewards.pictures import pictures
 
+COLOR_MODEL = "openai/clip-vit-large-patch14"
 COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 
@@ -50,7 +51,7 @@ class ClipColors:
 
     def __init__(
         self,
-        path: str = "openai/clip-vit-large-patch14",
+        path: str = COLOR_MODEL,
         *,
         crop: bool = True,
         background: str | None = "#999",

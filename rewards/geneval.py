@@ -38,7 +38,7 @@ from torch import Tensor
 from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.boxes import in_relation, suppress
 from rewards.classes import ANY
-from rewards.colors import ClipColors, Colors
+from rewards.colors import COLOR_MODEL, ClipColors, Colors
 from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
 from rewards.registry import register
@@ -232,14 +232,14 @@ def _counts(item: Detection, clause: Clause) -> bool:
 def geneval(
     detector: str = "shapes",
     *,
-    color_model: str = "openai/clip-vit-large-patch14",
-    partial: bool | Literal["flow_grpo"] = False,
-    exact: bool = False,
-    threshold: float = 0.3,
-    counting_threshold: float = 0.9,
-    max_objects: int = 16,
-    max_overlap: float = 1.0,
-    position_threshold: float = 0.1,
+    color_model: str = COLOR_MODEL,
+    partial: bool | Literal["flow_grpo"] = GenEval.partial,
+    exact: bool = GenEval.exact,
+    threshold: float = GenEval.threshold,
+    counting_threshold: float = GenEval.counting_threshold,
+    max_objects: int = GenEval.max_objects,
+    max_overlap: float = GenEval.max_overlap,
+    position_threshold: float = GenEval.position_threshold,
     batch_size: int = 8,
 ) -> GenEval:
     """Objects, counts, colours and positions of the prompt (GenEval): 1 or 0, or a share with partial=true.

@@ -17,6 +17,7 @@ from rewards.protocol import is_token
 
 REPEATED = frozenset({429, 502, 503, 504})
 """Statuses that time may cure: too many requests, and a gateway or a server that is overloaded or starts."""
+TIMEOUT, RETRIES = 60.0, 4  # where nothing else is asked for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 _PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 _SHOWN = 500  # characters of an answer in an error
@@ -53,8 +54,8 @@ class Connection:
         url: str,
         *,
         token: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 4,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], object] = time.sleep,
         uniform: Callable[[float, float], float] = random.uniform,

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
+from rewards.pictures import pictures
 from rewards.registry import register
 
 
@@ -38,8 +39,8 @@ class JpegSize:
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1]."""
-        pixels = (check_images(samples, self.name) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        kilobytes = [_encoded_bytes(Image.fromarray(picture), self.quality) / 1000 for picture in pixels]
+        shown = pictures(check_images(samples, self.name))
+        kilobytes = [_encoded_bytes(picture, self.quality) / 1000 for picture in shown]
         return all_valid(self.sign * torch.tensor(kilobytes, device=samples.device))
 
 
@@ -50,12 +51,12 @@ def _encoded_bytes(picture: Image.Image, quality: int) -> int:
 
 
 @register("jpeg_compressibility", needs=("images",))
-def jpeg_compressibility(*, quality: int = 95) -> JpegSize:
+def jpeg_compressibility(*, quality: int = JpegSize.quality) -> JpegSize:
     """Minus the kilobytes of the picture as a JPEG: rewards plain pictures."""
     return JpegSize("jpeg_compressibility", -1, quality)
 
 
 @register("jpeg_incompressibility", needs=("images",))
-def jpeg_incompressibility(*, quality: int = 95) -> JpegSize:
+def jpeg_incompressibility(*, quality: int = JpegSize.quality) -> JpegSize:
     """The kilobytes of the picture as a JPEG: rewards busy pictures."""
     return JpegSize("jpeg_incompressibility", 1, quality)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Samples, Scores, check_images, check_texts
 from rewards.encoding import checked_format, encoded
-from rewards.http import Connection, HttpError, concurrently, secret
+from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, concurrently, secret
 from rewards.protocol import PROTOCOL
 from rewards.registry import register
 
@@ -126,8 +126,8 @@ def remote(
     batch_size: int = 16,
     in_flight: int = 4,
     format: str = "png",
-    timeout: float = 60.0,
-    retries: int = 4,
+    timeout: float = TIMEOUT,
+    retries: int = RETRIES,
 ) -> Remote:
     """A reward of a server that `difrl serve` started, by its URL and the reward's name there.
 

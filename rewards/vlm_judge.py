@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.encoding import checked_format, encoded
-from rewards.http import Connection, HttpError, concurrently, secret
+from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, concurrently, secret
 from rewards.math_answers import compiled
 from rewards.registry import register
 
@@ -186,8 +186,8 @@ def vlm_judge(
     request: Mapping[str, Any] | None = None,
     max_concurrency: int = 8,
     format: str = "png",
-    timeout: float = 60.0,
-    retries: int = 4,
+    timeout: float = TIMEOUT,
+    retries: int = RETRIES,
 ) -> VlmJudge:
     """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, brought to [0,1].
 
