@@ -43,8 +43,12 @@ class AestheticHead(nn.Module):
         return ratings
 
 
+@register("aesthetic")
 class Aesthetic(ClipReward):
-    """Predicted rating. ``model`` is CLIP by hub id or folder; ``head`` a file, a folder with ``filename``, or a hub id."""
+    """Rating of the picture from 1 to 10 by LAION's aesthetic predictor (version 2).
+
+    model: CLIP by hub id or folder. head: a file, a folder with `filename`, or a hub id.
+    """
 
     name = "aesthetic"
     needs: tuple[str, ...] = ("images",)
@@ -75,16 +79,3 @@ class Aesthetic(ClipReward):
         head = AestheticHead(width).eval()
         fill(head, read_tensors(path), path)
         return head
-
-
-@register("aesthetic", needs=Aesthetic.needs)
-def aesthetic(
-    model: str = MODEL,
-    head: str = HEAD,
-    filename: str = FILE,
-    *,
-    dtype: str = "float32",
-    batch_size: int = 16,
-) -> Aesthetic:
-    """Rating of the picture from 1 to 10 by LAION's aesthetic predictor (version 2)."""
-    return Aesthetic(model, head, filename, dtype=dtype, batch_size=batch_size)

@@ -26,8 +26,12 @@ BACKENDS = ("transformers", "open_clip")
 VALUES = ("cosine", "logit", "clipscore")
 
 
+@register("clip_score")
 class ClipScore(ClipReward):
-    """Cosine of picture and prompt, or a multiple of it."""
+    """Similarity of the picture and its prompt by CLIP (transformers or open_clip).
+
+    value: cosine, or a multiple of it: logit (times the model's logit scale), clipscore (2.5 · max(cosine, 0)).
+    """
 
     name = "clip_score"
 
@@ -61,17 +65,3 @@ class ClipScore(ClipReward):
         if self.value == "logit":
             return cosines * self.encoder.logit_scale
         return 2.5 * cosines.clamp(min=0) if self.value == "clipscore" else cosines
-
-
-@register("clip_score", needs=ClipScore.needs)
-def clip_score(
-    model: str = "openai/clip-vit-large-patch14",
-    *,
-    backend: str = "transformers",
-    pretrained: str | None = None,
-    value: str = "cosine",
-    dtype: str = "float32",
-    batch_size: int = 16,
-) -> ClipScore:
-    """Similarity of the picture and its prompt by CLIP (transformers or open_clip)."""
-    return ClipScore(model, backend=backend, pretrained=pretrained, value=value, dtype=dtype, batch_size=batch_size)

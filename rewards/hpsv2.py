@@ -20,17 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.clip import ClipReward, OpenClip, check_dtype
+from rewards.pictures import CLIP_MEAN, CLIP_STD
 from rewards.registry import register
 from rewards.weights import find_file
 
 WEIGHTS = "xswu/HPSv2"
 FILE = "HPS_v2.1_compressed.pt"
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI's CLIP was trained on
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@register("hpsv2")
 class HPSv2(ClipReward):
-    """Cosine of picture and prompt. ``weights`` is a checkpoint, a folder that holds ``filename``, or a hub id."""
+    """HPSv2.1: how much people prefer the picture among others of its prompt.
+
+    Cosine of picture and prompt. weights: a checkpoint, a folder that holds `filename`, or a hub id.
+    """
 
     name = "hpsv2"
 
@@ -54,20 +57,6 @@ class HPSv2(ClipReward):
         return OpenClip(self.architecture, checkpoint, dtype=self.dtype, pixels=pixels)
 
 
-@register("hpsv2", needs=HPSv2.needs)
-def hpsv2(
-    weights: str = WEIGHTS,
-    filename: str = FILE,
-    *,
-    architecture: str = "ViT-H-14",
-    antialias: bool = True,
-    dtype: str = "float32",
-    batch_size: int = 16,
-) -> HPSv2:
-    """HPSv2.1: how much people prefer the picture among others of its prompt."""
-    return HPSv2(weights, filename, architecture=architecture, antialias=antialias, dtype=dtype, batch_size=batch_size)
-
-
 def letterbox(images: Tensor, size: int, antialias: bool = True) -> Tensor:
     """Images [B,3,H,W] in [0,1], rounded to 8 bits, whole and centred on black, normalised: [B,3,size,size]."""
     images = (images * 255).round() / 255
@@ -77,5 +66,5 @@ def letterbox(images: Tensor, size: int, antialias: bool = True) -> Tensor:
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
     above, left = (size - height) // 2, (size - width) // 2
     images = F.pad(images, (left, size - width - left, above, size - height - above))
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (images - mean) / std

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from rewards.base import Metadata, Scores, all_valid, check_images
 from rewards.compat import ensure_torchvision
-from rewards.pictures import pictures
+from rewards.pictures import CLIP_MEAN, CLIP_STD, pictures
 from rewards.registry import register
 from rewards.weights import find_file, read_tensors
 
@@ -36,8 +36,6 @@ FILE = "ImageReward.pt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 TOKENS = 35
 HEAD_WIDTH = 64
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 """What the checkpoint also holds: BLIP's contrastive projections, and a counter from 0."""
@@ -89,16 +87,21 @@ class ImageRewardNetwork(nn.Module):
         return scores
 
 
+@register("image_reward")
 class ImageReward:
-    """ImageReward-v1.0's score, which has no bounds; the published examples lie between −2 and 1."""
+    """How well people would like the image for its prompt, by ImageReward-v1.0: about −2 to 2.
+
+    The score has no bounds; the published examples lie between −2 and 1. weights: hub id, folder or file of ImageReward.pt.
+    tokenizer: hub id or folder of bert-base-uncased. revision: of weights.
+    """
 
     name = "image_reward"
     needs: tuple[str, ...] = ("images", "prompts")
 
     def __init__(
         self,
-        weights: str = "zai-org/ImageReward",
         *,
+        weights: str = "zai-org/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased",
         batch_size: int = 16,
         revision: str | None = None,
@@ -149,21 +152,6 @@ class ImageReward:
         return self._loaded
 
 
-@register("image_reward", needs=ImageReward.needs)
-def image_reward(
-    *,
-    weights: str = "zai-org/ImageReward",
-    tokenizer: str = "google-bert/bert-base-uncased",
-    batch_size: int = 16,
-    revision: str | None = None,
-) -> ImageReward:
-    """How well people would like the image for its prompt, by ImageReward-v1.0: about −2 to 2.
-
-    weights: hub id, folder or file of ImageReward.pt. tokenizer: hub id or folder of bert-base-uncased. revision: of weights.
-    """
-    return ImageReward(weights, tokenizer=tokenizer, batch_size=batch_size, revision=revision)
-
-
 def published_name(name: str) -> str:
     """The name in the published checkpoint of one of an `ImageRewardNetwork`'s tensors."""
     for ours, published in _NAMES:
@@ -190,7 +178,7 @@ def normalised(picture: Image.Image, size: int) -> Tensor:
     left, top = (round((length - size) / 2) for length in to)
     square = picture.resize((to[0], to[1]), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
-    return (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
+    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
 
 def _network(path: Path) -> ImageRewardNetwork:

@@ -31,8 +31,14 @@ REMEMBERED = 65536
 """Texts whose reading, and pairs whose comparison, are kept: the samples of a prompt are often the same."""
 
 
+@register("math")
 class MathAnswer:
-    """1 where a text's answer equals that of its metadata, else 0."""
+    """1 if the text's answer equals the metadata's by math-verify, else 0; a row without an answer is invalid.
+
+    key: where the metadata hold the answer. extract: a regular expression whose last match (its first group, if it has
+    one) holds the text's answer; without it math-verify looks for the last expression. seconds: limit for reading a text,
+    and for a comparison, in the main thread; elsewhere the reward's timeout is the limit.
+    """
 
     name = "math"
     needs: tuple[str, ...] = ("texts", "metadata")
@@ -59,17 +65,6 @@ class MathAnswer:
     def stated(self, text: str) -> str:
         """The part of a text in which the answer is looked for; empty where `extract` does not match."""
         return text if self.pattern is None else last_match(self.pattern, text) or ""
-
-
-@register("math", needs=MathAnswer.needs)
-def math(*, key: str = "answer", extract: str | None = None, seconds: int = 5) -> MathAnswer:
-    """1 if the text's answer equals the metadata's by math-verify, else 0; a row without an answer is invalid.
-
-    key: where the metadata hold the answer. extract: a regular expression whose last match (its first group, if it has
-    one) holds the text's answer; without it math-verify looks for the last expression. seconds: limit for reading a text,
-    and for a comparison, in the main thread; elsewhere the reward's timeout is the limit.
-    """
-    return MathAnswer(key=key, extract=extract, seconds=seconds)
 
 
 def compiled(pattern: str, what: str) -> re.Pattern[str]:

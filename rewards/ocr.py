@@ -30,19 +30,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, check_images
+from rewards.pictures import pictures
 from rewards.registry import register
 
 _QUOTED = (re.compile(r'"([^"]*)"'), re.compile(r"“([^”]*)”"))
 
 
+@register("ocr")
 class Ocr:
-    """1 where the quoted text can be read, falling to 0 with the share of characters that are wrong."""
+    """Share of the prompt's quoted text that can be read in the picture (RapidOCR).
+
+    1 where all of it can be read, falling to 0 with the share of characters that are wrong. threads: of onnxruntime; −1
+    leaves the choice to it.
+    """
 
     name = "ocr"
     needs: tuple[str, ...] = ("images", "prompts")
 
     def __init__(self, *, threads: int = -1) -> None:
-        self.threads = threads  # of onnxruntime; −1 leaves the choice to it
+        self.threads = threads
         self._reader: Any = None
         self._lock = threading.Lock()  # RapidOCR keeps the picture's size on itself while it reads
 
@@ -52,10 +58,11 @@ class Ocr:
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1]; only rows with a quoted text are read."""
-        pixels = (check_images(samples, self.name) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        shown = pictures(check_images(samples, self.name))
         wanted = [normalise(quoted(prompt)) for prompt in prompts]
         values = [
-            similarity(self.read(image), text) if text else 0.0 for image, text in zip(pixels, wanted, strict=True)
+            similarity(self.read(np.asarray(picture)), text) if text else 0.0
+            for picture, text in zip(shown, wanted, strict=True)
         ]
         valid = torch.tensor([bool(text) for text in wanted], dtype=torch.bool)
         return Scores(torch.tensor(values, dtype=torch.float32).to(samples.device), valid.to(samples.device))
@@ -68,12 +75,6 @@ class Ocr:
             # RapidOCR takes OpenCV's channel order. Its classifier of upside-down lines stays off, as published.
             lines, _ = self._reader(np.ascontiguousarray(image[:, :, ::-1]), use_cls=False)
         return "".join(str(text) for _, text, _ in lines or ())
-
-
-@register("ocr", needs=Ocr.needs)
-def ocr(*, threads: int = -1) -> Ocr:
-    """Share of the prompt's quoted text that can be read in the picture (RapidOCR)."""
-    return Ocr(threads=threads)
 
 
 def quoted(prompt: str) -> str:

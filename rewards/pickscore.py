@@ -21,8 +21,12 @@ MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
+@register("pickscore")
 class PickScore(ClipReward):
-    """Logit scale × cosine, divided by ``divisor``. ``model`` and ``processor`` are hub ids or local folders."""
+    """PickScore v1: how likely people are to pick the picture for its prompt.
+
+    Logit scale × cosine, divided by `divisor`. model, processor: hub ids or folders.
+    """
 
     name = "pickscore"
 
@@ -44,16 +48,3 @@ class PickScore(ClipReward):
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Values [B] of one batch."""
         return super().values(images, prompts) * self.encoder.logit_scale / self.divisor
-
-
-@register("pickscore", needs=PickScore.needs)
-def pickscore(
-    model: str = MODEL,
-    processor: str = PROCESSOR,
-    *,
-    divisor: float = 1.0,
-    dtype: str = "float32",
-    batch_size: int = 16,
-) -> PickScore:
-    """PickScore v1: how likely people are to pick the picture for its prompt."""
-    return PickScore(model, processor, divisor=divisor, dtype=dtype, batch_size=batch_size)

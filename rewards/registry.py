@@ -8,13 +8,14 @@ import inspect
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rewards.base import Reward
 from rewards.functions import Function
 
 GROUP = "difrl.rewards"
 Factory = Callable[..., Reward]
+F = TypeVar("F", bound=Factory)
 _ARGUMENTS = ("samples", "prompts", "metadata")
 
 
@@ -36,18 +37,23 @@ class _Registered(NamedTuple):
 _REGISTRY: dict[str, _Registered] = {}
 
 
-def register(name: str, needs: tuple[str, ...]) -> Callable[[Factory], Factory]:
-    """Decorator: make a function that returns a reward known by ``name``.
+def register(name: str, needs: tuple[str, ...] | None = None) -> Callable[[F], F]:
+    """Decorator: make a class of rewards, or a function that returns a reward, known by ``name``.
 
-    Its docstring's first line is the description and its keyword arguments are the options; ``needs`` is what
-    the reward reads, repeated here so that `available` need not build it.
+    Its docstring's first line is the description, a sentence, and its arguments are the options. ``needs`` is what the
+    reward reads: a class says so itself; for a function it is given here, so that `available` need not build the reward.
     """
 
-    def add(factory: Factory) -> Factory:
+    def add(factory: F) -> F:
         known = _REGISTRY.get(name)
         if known is not None and known.factory is not factory:
             raise ValueError(f"two rewards are called '{name}': {known.factory!r} and {factory!r}; rename one")
-        _REGISTRY[name] = _Registered(factory, needs)
+        read = getattr(factory, "needs", None) if needs is None else needs
+        if read is None:
+            raise ValueError(
+                f"what does the reward '{name}' read? {factory!r} has no needs: register it with needs=(…)"
+            )
+        _REGISTRY[name] = _Registered(factory, read)
         return factory
 
     return add

@@ -14,7 +14,7 @@ knows none is given one row at a time. A text beyond what the model can read is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ from rewards.base import Metadata, Samples, Scores, check_texts
 from rewards.compat import ensure_torchvision
 from rewards.registry import register
 
-Form = Literal["auto", "chat", "pair", "joined", "text"]
-Output = Literal["logit", "probability"]
-Cut = Literal["start", "end"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+FORMS = ("auto", "chat", "pair", "joined", "text")
+OUTPUTS = ("logit", "probability")
+CUTS = (None, "start", "end")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 Row = Mapping[str, list[int]]
 
 UNBOUNDED = 10**6
@@ -36,33 +36,41 @@ UNBOUNDED = 10**6
 class _Loaded(NamedTuple):
     model: Any
     tokenizer: Any
-    form: Form  # not auto
+    form: str  # not auto
     label: int
     limit: int | None  # tokens that the model can read
 
 
+@register("reward_model")
 class RewardModel:
-    """What a sequence classifier says of texts, or of answers to their prompts."""
+    """What a trained reward model or classifier (transformers, by hub id or folder) says of the text.
+
+    form: what it reads: chat (prompt and text through the chat template of its tokenizer), pair, joined (the text right
+    behind the prompt), text (no prompt); auto is chat where there is a template, else joined. label: number or name of the
+    class, needed where there are several. output: logit, or probability of the class. longest: tokens, where it should be
+    less than the model can read. cut: which end of longer ones is left out; without it they are invalid. dtype: auto is
+    that of the weights.
+    """
 
     name = "reward_model"
     needs: tuple[str, ...] = ("texts", "prompts")
 
     def __init__(
         self,
-        model: str,
         *,
-        form: Form = "auto",
+        model: str,
+        form: Literal["auto", "chat", "pair", "joined", "text"] = "auto",
         label: int | str | None = None,
-        output: Output = "logit",
+        output: Literal["logit", "probability"] = "logit",
         batch_size: int = 16,
         longest: int | None = None,
-        cut: Cut | None = None,
-        dtype: Precision = "auto",
+        cut: Literal["start", "end"] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         revision: str | None = None,
     ) -> None:
-        for option, value, known in (("form", form, Form), ("output", output, Output), ("dtype", dtype, Precision)):
-            _check_choice(option, value, get_args(known))
-        _check_choice("cut", cut, (None, *get_args(Cut)))
+        choices = (("form", form, FORMS), ("output", output, OUTPUTS), ("cut", cut, CUTS), ("dtype", dtype, DTYPES))
+        for option, value, known in choices:
+            _check_choice(option, value, known)
         for option, number in (("batch_size", batch_size), ("longest", longest)):
             if number is not None and number < 1:
                 raise ValueError(f"reward 'reward_model': {option} is {number}, expected at least 1")
@@ -138,7 +146,7 @@ class RewardModel:
                 f"{self.model} is no trained classifier: its weights lack {', '.join(sorted(report['missing_keys'])[:4])}, "
                 "which would be random; give a model that was trained to classify or to score"
             )
-        form = self.form
+        form: str = self.form
         if form == "auto":
             form = "chat" if tokenizer.chat_template else "joined"
         if form == "chat" and not tokenizer.chat_template:
@@ -148,40 +156,6 @@ class RewardModel:
         model.eval().requires_grad_(False)
         label = chosen_label(self.label, model.config.id2label, model.config.num_labels)
         return _Loaded(model, tokenizer, form, label, _limit(self.longest, tokenizer, model.config))
-
-
-@register("reward_model", needs=RewardModel.needs)
-def reward_model(
-    *,
-    model: str,
-    form: Literal["auto", "chat", "pair", "joined", "text"] = "auto",
-    label: int | str | None = None,
-    output: Literal["logit", "probability"] = "logit",
-    batch_size: int = 16,
-    longest: int | None = None,
-    cut: Literal["start", "end"] | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    revision: str | None = None,
-) -> RewardModel:
-    """What a trained reward model or classifier (transformers, by hub id or folder) says of the text.
-
-    form: what it reads: chat (prompt and text through the chat template of its tokenizer), pair, joined (the text right
-    behind the prompt), text (no prompt); auto is chat where there is a template, else joined. label: number or name of the
-    class, needed where there are several. output: logit, or probability of the class. longest: tokens, where it should be
-    less than the model can read. cut: which end of longer ones is left out; without it they are invalid. dtype: auto is
-    that of the weights.
-    """
-    return RewardModel(
-        model,
-        form=form,
-        label=label,
-        output=output,
-        batch_size=batch_size,
-        longest=longest,
-        cut=cut,
-        dtype=dtype,
-        revision=revision,
-    )
 
 
 def turns(prompt: str, text: str) -> list[dict[str, str]]:

@@ -13,13 +13,14 @@ from rewards.math_answers import compiled
 from rewards.registry import register
 
 
+@register("format")
 class Format:
-    """1 where the whole text matches a regular expression, else 0."""
+    """1 if the regular expression `pattern` matches the whole text, else 0."""
 
     name = "format"
     needs: tuple[str, ...] = ("texts",)
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, *, pattern: str) -> None:
         self.pattern = compiled(pattern, "reward 'format': pattern")
 
     def to(self, device: torch.device | str) -> Format:
@@ -32,13 +33,17 @@ class Format:
         return all_valid(torch.tensor(matches))
 
 
+@register("length")
 class Length:
-    """DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13): −clip((|y| − (longest − margin)) / margin, 0, 1)."""
+    """0 up to `longest` − `margin` characters (or tokens of `tokenizer`), falling to −1 at `longest`: DAPO's punishment.
+
+    DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13) is −clip((|y| − (longest − margin)) / margin, 0, 1).
+    """
 
     name = "length"
     needs: tuple[str, ...] = ("texts",)
 
-    def __init__(self, longest: int, margin: int, *, tokenizer: str | None = None) -> None:
+    def __init__(self, *, longest: int, margin: int, tokenizer: str | None = None) -> None:
         if not 0 < margin <= longest:
             raise ValueError(f"reward 'length': margin is {margin}, expected 1 to longest, which is {longest}")
         self.longest, self.margin, self.tokenizer = longest, margin, tokenizer
@@ -61,15 +66,3 @@ class Length:
 
         tokenizer: Any = AutoTokenizer.from_pretrained(self.tokenizer)
         return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-@register("format", needs=Format.needs)
-def format(*, pattern: str) -> Format:
-    """1 if the regular expression `pattern` matches the whole text, else 0."""
-    return Format(pattern)
-
-
-@register("length", needs=Length.needs)
-def length(*, longest: int, margin: int, tokenizer: str | None = None) -> Length:
-    """0 up to `longest` − `margin` characters (or tokens of `tokenizer`), falling to −1 at `longest`: DAPO's punishment."""
-    return Length(longest, margin, tokenizer=tokenizer)

@@ -49,8 +49,14 @@ NORMAL_FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+@register("exact_match")
 class ExactMatch:
-    """1 where a text's answer is, in a normal form, one of those of its metadata, else 0."""
+    """1 if the text is the metadata's answer (or one of a list), letter by letter after `normalise`, else 0.
+
+    key: where the metadata hold the answer. normalise: none; spaces (one between words, none around); case (and without
+    regard to case); words (and without punctuation and articles, as SQuAD compares). extract: a regular expression whose
+    last match (its first group, if it has one) is the text's answer.
+    """
 
     name = "exact_match"
     needs: tuple[str, ...] = ("texts", "metadata")
@@ -83,8 +89,13 @@ class ExactMatch:
         return text if self.pattern is None else last_match(self.pattern, text)
 
 
+@register("regex_match")
 class RegexMatch:
-    """1 where the pattern of a text's metadata is found in it, else 0."""
+    """1 if the regular expression in the metadata is found in the text, else 0; `format` has one for all texts.
+
+    key: where the metadata hold it. whole: whether it must match the whole text. A dot matches line breaks too; (?i) at
+    its start leaves case out.
+    """
 
     name = "regex_match"
     needs: tuple[str, ...] = ("texts", "metadata")
@@ -117,27 +128,6 @@ class RegexMatch:
             return _compiled(pattern, f"metadata {self.key!r}")
         except ValueError as error:
             raise RewardError(self.name, str(error), row, prompt) from error
-
-
-@register("exact_match", needs=ExactMatch.needs)
-def exact_match(*, key: str = "answer", normalise: str = "none", extract: str | None = None) -> ExactMatch:
-    """1 if the text is the metadata's answer (or one of a list), letter by letter after `normalise`, else 0.
-
-    key: where the metadata hold the answer. normalise: none; spaces (one between words, none around); case (and without
-    regard to case); words (and without punctuation and articles, as SQuAD compares). extract: a regular expression whose
-    last match (its first group, if it has one) is the text's answer.
-    """
-    return ExactMatch(key=key, normalise=normalise, extract=extract)
-
-
-@register("regex_match", needs=RegexMatch.needs)
-def regex_match(*, key: str = "pattern", whole: bool = False) -> RegexMatch:
-    """1 if the regular expression in the metadata is found in the text, else 0; `format` has one for all texts.
-
-    key: where the metadata hold it. whole: whether it must match the whole text. A dot matches line breaks too; (?i) at
-    its start leaves case out.
-    """
-    return RegexMatch(key=key, whole=whole)
 
 
 def answers(truth: object) -> list[str]:

@@ -13,10 +13,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from rewards import HPSv2, RewardError, make, score
-from rewards.hpsv2 import MEAN, STD, letterbox
+from rewards.hpsv2 import letterbox
 from rewards.pictures import pictures
 from tests.tiny_clip import ARCHITECTURE, SIZE, random_images, tiny_open_clip
 
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROMPTS = ["a red cat", "a blue dog", "a cat and " * 50]
 
 

@@ -13,7 +13,10 @@ from rewards.base import all_valid
 
 
 class Length:
-    """Characters of the text."""
+    """Characters of the text.
+
+    scale: of a character.
+    """
 
     name = "length"
     needs: tuple[str, ...] = ("texts",)
@@ -70,10 +73,36 @@ def test_an_unknown_option_gets_the_known_ones() -> None:
 
 def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", {})
-    register("length", needs=("texts",))(Length)
-    register("length", needs=("texts",))(Length)
+    register("length")(Length)
+    register("length")(Length)
     with pytest.raises(ValueError, match="two rewards are called 'length'"):
         register("length", needs=("texts",))(lambda: Length())
+
+
+def test_a_class_says_its_options_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+    assert register("length")(Length) is Length
+    entry = registry.find("length")
+    assert entry == (
+        "length",
+        "Characters of the text.",
+        "scale: of a character.",
+        {"scale": "float = 1.0"},
+        ("texts",),
+    )
+    assert make("length", scale=2.0)(["abc"], [""], [{}]).values.tolist() == [6.0]
+    with pytest.raises(ValueError, match=r"'length'.*'scal'.*it takes: scale$"):
+        make("length", scal=2.0)
+
+
+def test_what_a_function_is_given_to_read_is_what_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+    register("long", needs=("texts", "prompts"))(lambda: Length())
+    assert registry.find("long").needs == ("texts", "prompts")
+    with pytest.raises(ValueError, match=r"what does the reward 'short' read\?.*register it with needs="):
+        register("short")(lambda: Length())
+    with pytest.raises(ValueError, match="no reward 'short'"):
+        registry.find("short")
 
 
 @pytest.mark.parametrize("path", ["my_rewards:Length", "my_rewards.Length"])
