@@ -10,9 +10,8 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor
 from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
 
 OnError = Literal["raise", "retry", "drop"]
-HOPELESS = 16
-"""Calls in a row that fail, after which what is left is not tried."""
+PROBES = 16
+"""Single samples, spread over a batch that failed, of which one must be scored for the rest to be tried."""
 log = logging.getLogger(__name__)
 
 
@@ -31,11 +30,12 @@ class Failsafe:
     """A reward with a rule for its failures; an answer that `rewards.score` refuses is one too, so is a NaN.
 
     raise: the error, as it is. retry: the call is repeated, `retries` times at most, after `pause`, 2 `pause`, 4 `pause` …
-    seconds; then the error. drop: the rows to blame are found by halving the batch and marked invalid; after a time limit all
-    rows of the call are.
+    seconds; then the error. drop: the rows to blame are found by halving the batch, all of them, and marked invalid; where no
+    sample of sixteen can be scored alone, and after a time limit, all rows of the call are.
 
-    With a `timeout` in seconds each call runs in a thread of its own. Python cannot end a thread: a call that is late is left
-    to itself, and what it returns is thrown away.
+    With a `timeout` in seconds each call runs in a thread of its own, and the first loads the reward's model. Python cannot
+    end a thread: a call that is late is left to itself, what it returns is thrown away, and the next waits for it to end, at
+    most as long again, since no reward is called twice at a time.
     """
 
     reward: Reward
@@ -44,6 +44,7 @@ class Failsafe:
     retries: int = 3
     pause: float = 1.0
     sleep: Callable[[float], None] = time.sleep
+    _busy: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ class Failsafe:
         def call() -> Scores:
             return score(self.reward, samples, prompts, metadata)
 
-        return call() if self.timeout is None else within(self.timeout, call, self.name)
+        return call() if self.timeout is None else within(self.timeout, call, self.name, self._busy)
 
     def _repeated(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         for attempt in range(self.retries):
@@ -85,23 +86,28 @@ class Failsafe:
         return self._once(samples, prompts, metadata)
 
     def _halved(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """The whole, its halves that failed, theirs …, until single rows fail or nothing works any more."""
+        """Depth first, so that whole rows are scored in few calls and none that can be is left out."""
         values, valid = torch.zeros(len(samples)), torch.zeros(len(samples), dtype=torch.bool)
-        parts, vain, last = deque([range(len(samples))]), 0, None
-        while parts and vain < HOPELESS:
-            rows = parts.popleft()
+
+        def failure(rows: range) -> RewardError | None:
+            """Scores these rows; the error where they cannot be."""
             part = slice(rows.start, rows.stop)
             try:
                 found = self._once(samples[part], prompts[part], metadata[part])
             except RewardError as error:
-                vain, last = vain + 1, error
-                if len(rows) > 1 and not isinstance(error, Late):
-                    parts.extend(_halves(rows))
-            else:
-                vain = 0
-                values[part], valid[part] = found.values.cpu(), found.valid.cpu()
-        if last is not None:
-            log.warning("reward '%s' scored %d of %d samples: %s", self.name, int(valid.sum()), len(valid), last)
+                return error
+            values[part], valid[part] = found.values.cpu(), found.valid.cpu()
+            return None
+
+        first = failure(range(len(samples)))
+        if first is not None:
+            parts = [range(len(samples))] if any(failure(row) is None for row in _probes(len(samples), first)) else []
+            while parts:
+                for rows in _halves(parts.pop()):
+                    error = failure(rows)
+                    if error is not None and not isinstance(error, Late) and len(rows) > 1:
+                        parts.append(rows)
+            log.warning("reward '%s' scored %d of %d samples: %s", self.name, int(valid.sum()), len(valid), first)
         device = samples.device if isinstance(samples, Tensor) else "cpu"
         return Scores(values.to(device), valid.to(device))
 
@@ -110,8 +116,10 @@ class Late(RewardError):
     """A reward took too long."""
 
 
-def within(seconds: float, call: Callable[[], Scores], name: str) -> Scores:
-    """What the call returns, from a thread that is given up after this time."""
+def within(seconds: float, call: Callable[[], Scores], name: str, busy: threading.Lock) -> Scores:
+    """What the call returns, from a thread that is given up after this time; `busy` is held for as long as it runs."""
+    if not busy.acquire(timeout=seconds):
+        raise Late(name, f"an earlier call, that was late, has not ended after {seconds:g} s more; mend what hangs")
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run() -> None:
@@ -119,6 +127,8 @@ def within(seconds: float, call: Callable[[], Scores], name: str) -> Scores:
             answers.put((call(), None))
         except BaseException as error:  # whatever it is belongs to the thread that asked
             answers.put((None, error))
+        finally:
+            busy.release()
 
     threading.Thread(target=run, name=f"reward {name}", daemon=True).start()
     try:
@@ -129,6 +139,14 @@ def within(seconds: float, call: Callable[[], Scores], name: str) -> Scores:
     if error is not None:
         raise error
     return scores
+
+
+def _probes(count: int, first: RewardError) -> list[range]:
+    """Single rows in an order of no pattern; none where another call would be no use."""
+    if count < 2 or isinstance(first, Late):
+        return []
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBES]
+    return [range(row, row + 1) for row in order.tolist()]
 
 
 def _halves(rows: range) -> tuple[range, range]:

@@ -3,7 +3,8 @@
     1 where the text's answer equals the metadata's, 0 where it differs or where the text has none
 
 A row whose metadata hold no answer, or one that cannot be read as mathematics, is invalid: nobody can say whether the text
-is right. A text that cannot be read is wrong, since the problem could have been answered.
+is right. So is one where that takes longer than `seconds`. A text that cannot be read is wrong, since the problem could
+have been answered.
 
 math-verify reads the last expression of a text, or what is in \\boxed{} or behind words such as "the answer is", and it
 calculates: to it 47+38 is as good an answer as 85. Where the truth is an integer the answer must be a number already, else
@@ -17,6 +18,8 @@ from outside: the `timeout` that a reward is given. It ends the waiting, not the
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 import re
 import threading
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ import torch
 from rewards.base import Metadata, Samples, Scores, check_texts
 from rewards.registry import register
 
+log = logging.getLogger(__name__)
 REMEMBERED = 65536
 """Texts whose reading, and pairs whose comparison, are kept: the samples of a prompt are often the same."""
 
@@ -57,10 +61,18 @@ class MathAnswer:
         """Score B texts; prompts are not read."""
         answers = [row.get(self.key) for row in metadata]
         truths = ["" if answer is None else str(answer) for answer in answers]
-        valid = [bool(_truth(truth, self.seconds)) for truth in truths]
-        rows = zip(check_texts(samples, self.name), truths, valid, strict=True)
-        values = [float(known and _equal(truth, self.stated(text), self.seconds)) for text, truth, known in rows]
-        return Scores(torch.tensor(values), torch.tensor(valid, dtype=torch.bool))
+        texts = map(self.stated, check_texts(samples, self.name))
+        judged = [self._judged(truth, text) for truth, text in zip(truths, texts, strict=True)]
+        values = torch.tensor([value or 0.0 for value in judged])
+        return Scores(values, torch.tensor([value is not None for value in judged], dtype=torch.bool))
+
+    def _judged(self, truth: str, text: str) -> float | None:
+        """1 or 0; None where there is no truth, or no time to find out."""
+        try:
+            return float(_equal(truth, text, self.seconds)) if _truth(truth, self.seconds) else None
+        except TimeoutError as error:
+            log.warning("reward 'math' could not judge a text: %s", error)
+            return None
 
     def stated(self, text: str) -> str:
         """The part of a text in which the answer is looked for; empty where `extract` does not match."""
@@ -90,8 +102,14 @@ def _limit(seconds: int) -> int | None:
 def _read(text: str, seconds: int) -> tuple[Any, ...]:
     """The expressions that math-verify finds in a text, the one it takes for the answer; none if there are none."""
     from math_verify import parse  # some seconds: sympy and a grammar of LaTeX
+    from math_verify.errors import TimeoutException  # no Exception, so that no handler swallows it
 
-    return tuple(parse(text, fallback_mode="no_fallback", parsing_timeout=_limit(seconds)))
+    try:
+        return tuple(parse(text, fallback_mode="no_fallback", parsing_timeout=_limit(seconds), raise_on_error=True))
+    except TimeoutException:
+        raise TimeoutError(f"reading {text[:80]!r} took over {seconds} s") from None
+    except Exception:  # it cannot be read as mathematics
+        return ()
 
 
 def _truth(answer: str, seconds: int) -> tuple[Any, ...]:
@@ -101,10 +119,22 @@ def _truth(answer: str, seconds: int) -> tuple[Any, ...]:
 
 @functools.lru_cache(REMEMBERED)
 def _equal(truth: str, answer: str, seconds: int) -> bool:
-    from math_verify import verify
     from sympy import Add, Integer, Mul, Pow
 
     gold, found = _truth(truth, seconds), _read(answer, seconds)
     if all(isinstance(value, Integer) for value in gold) and any(value.has(Add, Mul, Pow) for value in found):
         return False
-    return bool(verify(list(gold), list(found), timeout_seconds=_limit(seconds)))
+    return any(_same(one, other, seconds) for one, other in itertools.product(gold, found))
+
+
+def _same(gold: Any, found: Any, seconds: int) -> bool:
+    """Whether two expressions are equal; not where sympy fails to compare them."""
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    try:
+        return bool(verify(gold, found, timeout_seconds=_limit(seconds), raise_on_error=True))
+    except TimeoutException:
+        raise TimeoutError(f"a comparison took over {seconds} s") from None
+    except Exception:
+        return False

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Failsafe, Late, RewardError, Scores, score
-from rewards.failures import OnError
+from rewards.failures import PROBES, OnError
 
 
 @dataclass
@@ -81,21 +81,35 @@ def test_drop_leaves_out_the_rows_to_blame_and_says_so(caplog: pytest.LogCapture
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "bad"]), min_size=1, max_size=40))
-def test_drop_loses_no_row_that_can_be_scored_beside_one_that_cannot(texts: list[str]) -> None:
-    """Where one row is to blame, every other is scored; where several are, none gets a value that is not its own."""
+def test_drop_loses_no_row_that_can_be_scored(texts: list[str]) -> None:
+    """Of up to sixteen rows. Of more, all or none: none where sixteen of no pattern are bad."""
     found = scored(Failsafe(Fragile(frozenset({"bad"})), "drop"), texts)
+    good = [text != "bad" for text in texts]
+    if len(texts) <= PROBES or found.valid.any():
+        assert found.valid.tolist() == good
     assert all(found.values[i] == len(texts[i]) for i in found.valid.nonzero().flatten().tolist())
-    assert not any(found.valid[i] for i, text in enumerate(texts) if text == "bad")
-    if texts.count("bad") == 1:
-        assert int(found.valid.sum()) == len(texts) - 1
+
+
+@pytest.mark.parametrize(("count", "every"), [(64, 8), (256, 16), (64, 2), (1024, 16)])
+def test_drop_finds_rows_that_are_scattered(count: int, every: int) -> None:
+    texts = ["bad" if i % every == 0 else "good" for i in range(count)]
+    found = scored(Failsafe(Fragile(frozenset({"bad"})), "drop"), texts)
+    assert found.valid.tolist() == [text == "good" for text in texts]
+
+
+def test_drop_finds_one_row_in_few_calls() -> None:
+    """The whole, one that works alone, and two halves at each of six levels."""
+    reward = Fragile(frozenset({"bad"}))
+    scored(Failsafe(reward, "drop"), ["good"] * 41 + ["bad"] + ["good"] * 22)
+    assert len(reward.calls) == 1 + 1 + 2 * 6
 
 
 def test_drop_gives_up_where_nothing_works() -> None:
-    """Sixteen calls and not 127."""
+    """Seventeen calls and not 127."""
     reward = Fragile(fails_first=10**6)
     found = scored(Failsafe(reward, "drop"), ["a"] * 64)
     assert not found.valid.any()
-    assert [len(call) for call in reward.calls] == [64, 32, 32, *[16] * 4, *[8] * 8, 4]
+    assert [len(call) for call in reward.calls] == [64] + [1] * PROBES
 
 
 def test_images_are_halved_too() -> None:
@@ -136,6 +150,27 @@ def test_after_a_time_limit_the_whole_call_is_dropped(hanging: Fragile) -> None:
     found = scored(Failsafe(hanging, "drop", timeout=0.05), ["a", "b", "c"])
     assert found.valid.tolist() == [False, False, False]
     assert len(hanging.calls) == 1
+
+
+def test_no_call_begins_while_a_late_one_goes_on(hanging: Fragile) -> None:
+    """Each attempt waits as long as a call may take, and says what it waited for."""
+    reward = Failsafe(hanging, "retry", timeout=0.05, retries=2, sleep=lambda seconds: None)
+    with pytest.raises(Late, match="an earlier call, that was late, has not ended"):
+        scored(reward, ["a"])
+    assert len(hanging.calls) == 1
+
+
+def test_a_late_call_that_ends_makes_way() -> None:
+    class Slow(Fragile):
+        def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Any:
+            if not self.calls:
+                threading.Event().wait(0.3)
+            return super().__call__(samples, prompts, metadata)
+
+    reward = Slow()
+    found = scored(Failsafe(reward, "retry", timeout=0.2, retries=4, sleep=lambda seconds: None), ["a"])
+    assert found.values.tolist() == [1.0]
+    assert len(reward.calls) == 2
 
 
 @pytest.mark.parametrize("rule", ["raise", "retry", "drop"])

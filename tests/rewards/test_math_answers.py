@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import math_verify
 import pytest
 import torch
+from math_verify.errors import TimeoutException
 
 from rewards import Scores, make, score
 from rewards.math_answers import _equal, _read
@@ -118,13 +121,6 @@ def test_outside_the_main_thread_as_within() -> None:
     assert all(torch.equal(found.values, within.values) and torch.equal(found.valid, within.valid) for found in outside)
 
 
-def test_a_text_that_never_ends_to_be_read_is_wrong_after_the_limit() -> None:
-    make("math")(["1"], [""], [{"answer": "1"}])  # what is imported is not timed
-    started = time.monotonic()
-    assert verdict("0.5", "$9^{9^{9^{9}}}$", seconds=1) == 0
-    assert time.monotonic() - started < 30
-
-
 def test_hundreds_of_rows_take_a_moment() -> None:
     reward = make("math")
     texts = [f"{i % 19};{i % 20};={i}" for i in range(512)]
@@ -138,3 +134,32 @@ def test_hundreds_of_rows_take_a_moment() -> None:
 def test_images_are_refused() -> None:
     with pytest.raises(Exception, match="'math' expects a sequence of texts, found Tensor"):
         score(make("math"), torch.zeros(1, 3, 4, 4), [""], [{"answer": "1"}])
+
+
+@pytest.mark.parametrize("function", ["parse", "verify"])
+def test_what_takes_too_long_is_invalid_and_tried_again(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can say whether such a text is right; the next time the machine may be less busy."""
+    own = getattr(math_verify, function)
+    _read.cache_clear()
+    _equal.cache_clear()
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if "31415" in str(arguments[-1]):
+            raise TimeoutException("Operation timed out!")
+        return own(*arguments, **options)
+
+    reward, texts, metadata = make("math"), ["31415", "27182"], [{"answer": "31415"}, {"answer": "27182"}]
+    with monkeypatch.context() as patched:
+        patched.setattr(math_verify, function, late)
+        found = score(reward, texts, ["", ""], metadata)
+        assert found.valid.tolist() == [False, True]
+    assert score(reward, texts, ["", ""], metadata).values.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("text", ["$9^{9^{9^{9}}}$", r"$\int_0^1 \sin(x^x)e^{x^x}dx$"])
+def test_a_text_that_never_ends_to_be_read_or_compared_is_invalid_after_the_limit(text: str) -> None:
+    make("math")(["1"], [""], [{"answer": "1"}])  # what is imported is not timed
+    started = time.monotonic()
+    found = score(make("math", seconds=1), [text], [""], [{"answer": "0.5"}])
+    assert not found.valid.any()
+    assert time.monotonic() - started < 60
