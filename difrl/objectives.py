@@ -57,7 +57,7 @@ def _ratio_normalised(config: RunConfig, section: RatioNormalisedObjective) -> O
 
 
 def _negative_aware(config: RunConfig, section: NegativeAwareObjective) -> Objective:
-    assert config.likelihood.kind == "forward"  # misfits.py refuses the others
+    assert config.likelihood.kind == "forward"  # difrl/misfits/ refuses the others
     assert config.likelihood.mix is not None
     return NegativeAware(config.likelihood.mix, section.bound)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from difrl import config, paths
 from difrl.config import RunConfig
 from difrl.located import parse
-from difrl.misfits import _HIGHEST_NOISE
+from difrl.misfits.sampling import _HIGHEST_NOISE
 from difrl.presets import PRESETS
 from difrl.reading import ConfigError, expand, load_mapping, read_config, read_model, recipe_summary, to_yaml
 from samplers.kernels import KERNELS

@@ -8,7 +8,7 @@ import pytest
 
 from difrl.config import RunConfig
 from difrl.core import F_DIVERGENCES
-from difrl.misfits import _OF_DISTRIBUTIONS
+from difrl.misfits.anchors import _OF_DISTRIBUTIONS
 from tests.recipes import TEACHER, recipe, text_recipe
 
 PAIRS = {"data": {"train": "pairs.jsonl", "rows": "pairs", "prompts_per_step": 4, "group_size": 2}}

@@ -2,7 +2,7 @@
 
 A recipe is one YAML file. `algorithm: awm` fills likelihood, objective, anchors, advantage and what belongs
 to them from a preset (difrl/presets/); whatever the recipe says itself wins. Reading a file is in
-difrl/reading.py, what must hold between parts in difrl/misfits.py.
+difrl/reading.py, what must hold between parts in difrl/misfits/.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from difrl.misfit import Misfit
+from difrl.misfits.misfit import Misfit
 
 if TYPE_CHECKING:
     from difrl.config import (

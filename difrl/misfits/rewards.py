@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.misfit import Misfit
+from difrl.misfits.misfit import Misfit
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig

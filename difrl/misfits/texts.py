@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from difrl.misfit import Misfit
-from difrl.objective_misfits import decisions_of
+from difrl.misfits.misfit import Misfit
+from difrl.misfits.objectives import decisions_of
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig
