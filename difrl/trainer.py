@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -382,8 +383,13 @@ def _collect(config: CollectConfig) -> Collect[Scored]:
         return once
     if config.by is None:
         return Informative[Scored](config.max_draws)
-    name = f"reward/{config.by}"
-    return Informative[Scored](config.max_draws, lambda scored: scored.parts[name])
+    return Informative[Scored](config.max_draws, partial(_known, f"reward/{config.by}"))
+
+
+def _known(name: str, scored: Scored) -> tuple[Tensor, Tensor]:
+    """A column, and which rows have it: where its weight is 0 in the step, a reward need not have scored a valid row."""
+    column = scored.parts[name]
+    return column, scored.valid & ~column.isnan()
 
 
 METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}

@@ -254,6 +254,39 @@ def test_rewards_are_normalised_one_by_one_as_shaped() -> None:
     assert (found - decoupled(raw, weights, scored.groups, scored.valid)).abs().max() > 0.1
 
 
+class Partly(Brightness):
+    """Cannot score what is darker than the mean of its batch."""
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Any) -> Scores:
+        values = super().__call__(samples, prompts, metadata).values
+        return Scores(values, values > values.mean())
+
+
+RISING = {"kind": "linear", "start": 0.0, "end": 1.0}
+
+
+def partly(weight: Any) -> dict[str, Any]:
+    return {**bright("partly", weight=weight), "import": "tests.test_shaped_training:Partly"}
+
+
+@pytest.mark.parametrize("weight", [0.0, RISING])
+def test_rewards_normalised_one_by_one_do_without_one_of_weight_0(weight: Any) -> None:
+    """What it cannot score is learnt from all the same, as if it were not there; from then on it is not."""
+    each = {"advantage": {"normalise": "each"}}
+    found = run(trainer_of([bright(), partly(weight)], **each), 2)
+    plain = run(trainer_of([bright()], **each), 2)
+    assert [row["invalid/partly"] > 0 for row in found] == [True, True]
+    assert [row["samples/invalid"] > 0 for row in found] == [False, weight == RISING]
+    assert {name: found[0][name] for name in plain[0]} == plain[0]
+
+
+def test_groups_may_be_drawn_until_a_reward_differs_whose_weight_is_still_0() -> None:
+    collect = {"collect": {"max_draws": 3, "by": "partly"}, "train": {"steps": 4}}
+    rows = run(trainer_of([bright(), partly(RISING)], **collect), 2)
+    assert [row["weight/partly"] for row in rows] == [0.0, 0.25]
+    assert [row["samples/invalid"] > 0 for row in rows] == [False, True]
+
+
 def test_evaluations_report_rewards_as_they_are() -> None:
     """No shape and no references; the weighted sum by the weights that schedules end with, and multipliers start from."""
     configs = [RewardConfig.model_validate(reward) for reward in EVERYTHING]

@@ -92,7 +92,8 @@ def decoupled(
         A_i = scale * clip((S_i - mean S) / (std S + eps), -clip, clip)
 
     so that a reward pulls by its weight and not by its spread. The mean of S is 0 but for rounding, since the A_ik
-    of a group sum to 0; where no reward of a group differs, A_i is exactly 0.
+    of a group sum to 0; where no reward of a group differs, A_i is exactly 0. A reward of weight 0 has no part: its column
+    may be NaN in valid rows, which it need not have scored, and a group that differs in it alone gets exactly 0.
 
     Args:
       columns: reward name -> [B]; what stands where valid is False has no effect.
@@ -102,8 +103,12 @@ def decoupled(
     names = list(columns)
     if not names or names != list(weights):
         raise ValueError(f"columns are {names} and weights {list(weights)}, expected the same names, at least one")
-    filled = {name: torch.where(valid, column, 0.0) for name, column in columns.items()}
-    parts = [w * advantages(filled[name], groups, valid, baseline=baseline, eps=eps) for name, w in weights.items()]
+    filled = {name: torch.where(valid, column, 0.0) for name, column in columns.items() if weights[name] != 0}
+    if not filled:
+        return torch.zeros_like(columns[names[0]])
+    parts = [
+        weights[name] * advantages(column, groups, valid, baseline=baseline, eps=eps) for name, column in filled.items()
+    ]
     total = torch.stack(parts).sum(0)
     batch = torch.zeros_like(groups)
     kept = torch.stack([informative(column, groups, valid) for column in filled.values()]).any(0)

@@ -49,17 +49,18 @@ def once(draw: Draw[S]) -> S:
     return draw(0, None)
 
 
-def total(record: Scored) -> Tensor:
-    """The rewards that are learnt from."""
-    return record.rewards
+def total(record: Scored) -> tuple[Tensor, Tensor]:
+    """The rewards that are learnt from, and where they are valid."""
+    return record.rewards, record.valid
 
 
 @dataclass(frozen=True)
 class Informative(Generic[S]):
     """Draws a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
 
-    Which rewards is told by `values`, [B] of a record: what is learnt from, or one of its parts (in DAPO a group
-    counts by how many answers are right, though a punishment for length is learnt from besides).
+    Which rewards is told by `values`, of a record numbers [B] and which of them count, bool [B]: what is learnt from, or one
+    of its parts (in DAPO a group counts by how many answers are right, though a punishment for length is learnt from
+    besides). A part may be missing in rows that are valid, so that it says itself where it counts.
 
     Each group is drawn for itself, at most `max_draws` times, and the last draw stands (where what is learnt
     from does not differ either, its advantages are 0). So the shape of a step does not depend on luck, nothing informative
@@ -68,7 +69,7 @@ class Informative(Generic[S]):
     """
 
     max_draws: int
-    values: Callable[[S], Tensor] = total
+    values: Callable[[S], tuple[Tensor, Tensor]] = total
 
     def __post_init__(self) -> None:
         if self.max_draws < 1:
@@ -77,7 +78,8 @@ class Informative(Generic[S]):
     def __call__(self, draw: Draw[S]) -> S:
         record = draw(0, None)
         for k in range(1, self.max_draws):
-            good = informative(self.values(record), record.groups, record.valid)
+            values, counts = self.values(record)
+            good = informative(values, record.groups, counts)
             if good.all():
                 break
             wanted = _ids(record.groups[~good])

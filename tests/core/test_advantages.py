@@ -237,6 +237,16 @@ def test_each_reward_by_itself_does_not_see_units_or_unscored_rows(seed: int) ->
     assert (found[idle] == 0).all()
 
 
+def test_a_reward_of_weight_0_has_no_part() -> None:
+    """It need not have scored what is valid, and a group that differs in it alone teaches exactly nothing."""
+    one, zero = torch.tensor([0.0, 1.0, 0.0, 1.0, 2.0, 2.0]), torch.tensor([torch.nan, 1.0, 0.0, 1.0, 0.0, 1.0])
+    groups, valid = torch.tensor([0, 0, 1, 1, 2, 2]), ALL[:1].expand(6)
+    found = decoupled({"one": one, "zero": zero}, {"one": 2.0, "zero": 0.0}, groups, valid)
+    assert torch.equal(found, decoupled({"one": one}, {"one": 2.0}, groups, valid))
+    assert found[4:].tolist() == [0.0, 0.0]
+    assert decoupled({"zero": zero}, {"zero": 0.0}, groups, valid).tolist() == [0.0] * 6
+
+
 def test_each_reward_needs_its_weight() -> None:
     with pytest.raises(ValueError, match=r"columns are \['a'\] and weights \['b'\]"):
         decoupled({"a": REWARDS}, {"b": 1.0}, GROUPS, ALL)

@@ -79,9 +79,26 @@ def test_groups_may_be_asked_to_differ_in_something_else() -> None:
     """Group 1 differs in what is learnt from and not in the values that are asked for, group 2 the other way round."""
     values = {"01": [0.0, 0.0], "11": [0.0, 1.0]}
     draw, asked = source("01 01 11", "11 11 --")
-    found = Informative(2, lambda record: torch.tensor([v for w in record.payload[::2] for v in values[w]]))(draw)
+
+    def said(record: Record) -> tuple[Tensor, Tensor]:
+        return torch.tensor([v for w in record.payload[::2] for v in values[w]]), record.valid
+
+    found = Informative(2, said)(draw)
     assert words(found) == {0: "11", 1: "11", 2: "11"}
     assert asked == [None, [0, 1]]
+
+
+def test_what_groups_should_differ_in_may_be_missing_in_valid_rows() -> None:
+    """Group 0 differs in the values of its valid rows, group 1 has one value left, group 2 none."""
+    values = {0: [0.0, 1.0], 1: [0.0, torch.nan], 2: [torch.nan, torch.nan]}
+    draw, asked = source("11 11 11", "-- 11 11")
+
+    def said(record: Record) -> tuple[Tensor, Tensor]:
+        found = torch.tensor([v for group in record.groups.tolist()[::2] for v in values[group]])
+        return found, ~found.isnan()
+
+    assert Informative(2, said)(draw).valid.all()
+    assert asked == [None, [1, 2]]
 
 
 def test_groups_find_the_same_alone_and_together() -> None:
