@@ -2,10 +2,16 @@
 
 Their noise is keyed by the run's seed and the prompt's number, and each prompt's are drawn and scored by themselves, so
 that their bits depend neither on the step nor on the process that asks first, and a resumed run finds the same.
+
+What a reward could not score may be what it can never score, or a failure that was dropped and has passed. It cannot be told
+apart here, so it is tried again, ever more rarely: when the prompt is met for the 2nd, 4th, 8th … time. A prompt is so never
+lost to a failure that passes, and what can never be scored costs little. Meetings are counted from the start of the process:
+a resumed run may try earlier than one that went on, and so find scores sooner; where nothing failed both are the same.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +39,7 @@ class References:
         self.config, self.policy, self.rewards, self.prompts = config, policy, rewards, prompts
         self.key, self.device = Key(seed, 0, "references"), device
         self._known: dict[int, Mapping[str, Scores]] = {}
+        self._met: Counter[int] = Counter()
 
     def __call__(self, asked: Sequence[int]) -> dict[str, Scores]:
         """Reward -> its scores [B, M] of the reference samples of B prompts, by their numbers.
@@ -42,8 +49,10 @@ class References:
         """
         spent = self.policy.evaluations
         for number in dict.fromkeys(asked):
-            if number not in self._known:
-                self._known[number] = self._scored(number)
+            self._met[number] += 1
+            missing = self._missing(number)
+            if missing and self._met[number].bit_count() == 1:  # 1, 2, 4, 8 …
+                self._known[number] = {**self._known.get(number, {}), **self._scored(number, missing)}
         self.policy.evaluations = spent
         rows = [self._known[number] for number in asked]
         return {
@@ -51,9 +60,21 @@ class References:
             for name in self.rewards
         }
 
-    def _scored(self, number: int) -> Mapping[str, Scores]:
+    def _missing(self, number: int) -> list[str]:
+        """The rewards that have not scored all samples of a prompt."""
+        known = self._known.get(number, {})
+        return [name for name in self.rewards if name not in known or not known[name].valid.all()]
+
+    def _scored(self, number: int, names: Sequence[str]) -> dict[str, Scores]:
+        """What these rewards say of a prompt's samples, or said before of those that they cannot score now."""
         count = self.config.count
         prompts, samples = [self.prompts[number]] * count, number * count + torch.arange(count)
         with enough_for("reference samples", f"lower references.count (now {count}) or rollout.batch"):
             drawn = self.policy.reference(prompts, samples, self.key, self.config.snapshot).to(self.device)
-        return {name: score(reward, drawn) for name, reward in self.rewards.items()}
+        known = self._known.get(number, {})
+        found = {name: score(self.rewards[name], drawn) for name in names}
+        return {name: _joined(known[name], new) if name in known else new for name, new in found.items()}
+
+
+def _joined(known: Scores, new: Scores) -> Scores:
+    return Scores(torch.where(new.valid, new.values, known.values), known.valid | new.valid)

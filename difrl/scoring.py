@@ -77,6 +77,8 @@ class Scorer:
         weights: by name, where they are not those of evaluations. references: member -> [B, M], for those of `compared`.
         """
         found, parts = self._found(rollout)
+        for name, known in (references or {}).items():
+            parts[f"references/invalid/{name}"] = (~known.valid.any(dim=1)).float()
         summed: dict[str, Scores] = {}
         for name, (term, _) in self.optimised.items():
             made = term.summed(found, rollout.groups, references or {})

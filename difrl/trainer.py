@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -151,6 +151,11 @@ class Trainer:
         rehearsed = None if self.rehearsal is None else self.rehearsal.draw(number)
         sums = Sums()
         norms = self._updates(number, batch, rehearsed, sums)
+        if not norms:
+            raise TrainingError(
+                f"step {number}: no sample could be scored{_blamed(metrics, self.weights)}, so there is nothing to learn "
+                "from; see `difrl rewards`"
+            )
         self.policy.snapshots.update(number)
         self._restart_if_due(number)
         clock.lap("update")
@@ -178,10 +183,6 @@ class Trainer:
             for update in range(train.updates_per_step):
                 norm = self._update(step, update, batch, rehearsed, sums, first=not norms)
                 norms += [] if norm is None else [norm]
-        if not norms:
-            raise TrainingError(
-                f"step {step}: no sample could be scored, so there is nothing to learn from; see `difrl rewards`"
-            )
         return norms
 
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
@@ -392,6 +393,14 @@ def _known(name: str, scored: Scored) -> tuple[Tensor, Tensor]:
     return column, scored.valid & ~column.isnan()
 
 
+def _blamed(metrics: Mapping[str, float], rewards: Collection[str]) -> str:
+    """Which of these rewards left samples, or all references of samples, without a score, in brackets."""
+    missing = {key: key.partition("invalid/")[2].split("/")[0] for key in metrics if key.startswith(MISSING)}
+    found = [f"{key} {metrics[key]:.2f}" for key, name in missing.items() if name in rewards and metrics[key] > 0]
+    return f" ({', '.join(found)})" if found else ""
+
+
+MISSING = ("invalid/", "references/invalid/")
 METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}
 """An objective's own word for a metric -> the name in metrics.jsonl."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from difrl.processes import ProcessError, Processes
 from difrl.references import References
 from difrl.scoring import Scorer
 from difrl.sources import Sampled
-from difrl.trainer import Clock, Trainer
-from rewards import RewardError, Scores
+from difrl.trainer import Clock, Trainer, TrainingError
+from rewards import Failsafe, RewardError, Scores
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, in_threads, linear_trainer
 from tests.recipes import FLOW_GRPO, recipe, text_recipe
 from tests.test_anchors import Chain
@@ -134,6 +135,102 @@ def test_a_reference_that_cannot_be_scored_is_left_out() -> None:
     row = trainer.step(0)
     assert row["samples/invalid"] == 0.5
     assert math.isfinite(row["shaped/bright"])
+
+
+class Down(Brightness):
+    """Breaks while `down` says so of the samples that it is asked for."""
+
+    down: Callable[[Tensor], bool] = staticmethod(lambda samples: False)
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Any) -> Scores:
+        if self.down(samples):
+            raise ConnectionError("no answer")
+        return super().__call__(samples, prompts, metadata)
+
+
+class Counting(LinearPolicy):
+    drawn = 0
+
+    def reference(self, prompts: Any, samples: Tensor, key: Key, snapshot: str) -> Any:
+        self.drawn += 1
+        return super().reference(prompts, samples, key, snapshot)
+
+
+def dropping(count: int, policy: LinearPolicy) -> tuple[Down, References]:
+    config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": count}).references
+    assert config is not None
+    broken = Down()
+    rewards = {"down": Failsafe(broken, "drop"), "up": Brightness(2.0)}
+    return broken, References(config, 7, policy, rewards, PROMPTS, torch.device("cpu"))
+
+
+def test_references_that_a_failure_cost_are_scored_when_next_met() -> None:
+    """To the same bits, and then kept; the other reward is not asked again."""
+    policy = Counting()
+    broken, references = dropping(3, policy)
+    expected = references([2])
+    broken, references = dropping(3, policy)
+    broken.down = lambda samples: True
+    first = references([2, 2])
+    assert not first["down"].valid.any()
+    assert torch.equal(first["up"].values[:1], expected["up"].values)
+    broken.down = lambda samples: False
+    references.rewards["up"] = None  # type: ignore[index]
+    again = references([2])
+    for name, scores in expected.items():
+        assert torch.equal(again[name].values, scores.values)
+        assert again[name].valid.all()
+    drawn = policy.drawn
+    for _ in range(6):
+        references([2])
+    assert policy.drawn == drawn
+
+
+def test_what_was_known_of_references_is_not_lost_again() -> None:
+    """The darkest of three breaks the reward at first, the two others later."""
+    broken, references = dropping(3, LinearPolicy())
+    one = references([2])["down"].values[0].tolist()
+    broken, references = dropping(3, LinearPolicy())
+    middle = sorted(one)[1]
+    broken.down = lambda samples: bool((samples.mean((1, 2, 3)) < middle).any())
+    assert references([2])["down"].valid.sum() == 2
+    broken.down = lambda samples: bool((samples.mean((1, 2, 3)) >= middle).any())
+    assert references([2])["down"].values[0].tolist() == one
+
+
+def test_references_that_can_never_be_scored_are_tried_ever_more_rarely() -> None:
+    policy = Counting()
+    broken, references = dropping(2, policy)
+    broken.down = lambda samples: True
+    tried = []
+    for _ in range(20):
+        before = policy.drawn
+        references([5])
+        tried.append(policy.drawn - before)
+    assert [time for time, drawn in enumerate(tried, 1) if drawn] == [1, 2, 4, 8, 16]
+
+
+def test_samples_without_references_are_counted_and_told() -> None:
+    """The reward is down for the references of the first prompt of two, then for those of both."""
+    sections = {"references": {"count": 3}, "data": {"prompts_per_step": 2, "group_size": 2}}
+
+    def trainer_where(down: Callable[[Tensor], bool]) -> Trainer:
+        broken = Down()
+        broken.down = down
+        scorer = Scorer.build([RewardConfig.model_validate(bright(**PAR))], [], torch.device("cpu"))
+        term, weight = scorer.optimised["bright"]
+        member = replace(term.members["bright"], reward=Failsafe(broken, "drop"))
+        return linear_trainer(
+            rewards=[bright(**PAR)],
+            scorer=Scorer({"bright": (replace(term, members={"bright": member}), weight)}, {}),
+            **sections,
+        )
+
+    calls = iter(range(1000))
+    row = trainer_where(lambda samples: next(calls) < 5).step(0)  # three, one and two, one and one
+    assert (row["references/invalid/bright"], row["samples/invalid"], row["invalid/bright"]) == (0.5, 0.5, 0.0)
+    with pytest.raises(TrainingError, match=r"scored \(references/invalid/bright 1\.00\), so there is nothing"):
+        trainer_where(lambda samples: len(samples) < 4).step(0)
 
 
 EVERYTHING = [

@@ -211,7 +211,7 @@ def _ordered(shape: S, low: float | None, high: float | None) -> S:
 
 
 class ReferencesConfig(Section):
-    """Samples of each prompt with which shapes compare; drawn and scored once, when the prompt is first trained on."""
+    """Samples of each prompt with which shapes compare; drawn and scored when the prompt is first trained on."""
 
     count: int = Field(5, gt=0, description="samples of each prompt")
     snapshot: str = Field("base", description="whose samples: base, or a snapshot that stays what it is (decay: 1)")

@@ -92,7 +92,13 @@ DEFINITIONS: dict[str, str] = {
     ),
     "preference/kl": "KL(target‖θ) of the two softmaxes over a group, averaged over groups (arXiv:2510.18913).",
     "invalid/*": "Share of the step's samples that this reward did not score: it could not, or its failure was dropped.",
-    "samples/invalid": "Share of the step's samples that a trained reward could not score; they teach nothing.",
+    "references/invalid/*": (
+        "Share of the step's samples whose prompt has no reference sample that this reward could score, so that there is "
+        "nothing to compare with."
+    ),
+    "samples/invalid": (
+        "Share of the step's samples that a trained reward, or its shape, could not give a number; they teach nothing."
+    ),
     "groups/zero_std": ("Share of the step's prompts whose samples all had the same reward, so taught nothing."),
     "updates/skipped": "Updates of the step that were left out because none of their samples could be scored.",
     "guard/fallen": (
@@ -108,7 +114,9 @@ DEFINITIONS: dict[str, str] = {
     "time/rollout": "Seconds of the step spent drawing samples, decoding included.",
     "time/score": "Seconds of the step spent in the rewards, trained and watched.",
     "time/update": "Seconds of the step spent in likelihoods, gradients and optimizer.",
-    "time/references": "Seconds of the step spent drawing and scoring the reference samples of prompts it met first.",
+    "time/references": (
+        "Seconds of the step spent drawing and scoring the reference samples of prompts it met first, or that lacked some."
+    ),
     "time/*": "Seconds of the step spent in this stage.",
     "eval/reward/mean": (
         "Sum of the trained rewards as they were scored, without any shape, by weights that do not change (where a schedule "
