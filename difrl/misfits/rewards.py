@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from difrl.config import RunConfig
 
 Path = tuple[str | int, ...]
+COMPARING = ("par", "log_sigmoid")
 
 
 def reward_misfits(config: RunConfig) -> Iterator[Misfit]:
     """All that does not go with the rewards."""
     yield from _references_are_compared_with(config)
     yield from _references_stay(config)
+    yield from _compared_are_on_one_scale(config)
     yield from _recorded_rewards_stay(config)
     yield from _watched_are_as_they_are(config)
     yield from _verifiers_are_single(config)
@@ -26,7 +28,7 @@ def reward_misfits(config: RunConfig) -> Iterator[Misfit]:
 
 
 def _references_are_compared_with(config: RunConfig) -> Iterator[Misfit]:
-    compared = [(path, kind) for path, kind in _shapes(config) if kind in ("par", "log_sigmoid")]
+    compared = [(path, kind) for path, kind in _shapes(config) if kind in COMPARING]
     if config.references is None:
         for path, kind in compared:
             problem = f"{kind} compares with reference samples of each prompt; set references: {{count: 5}}"
@@ -48,6 +50,19 @@ def _references_stay(config: RunConfig) -> Iterator[Misfit]:
             f"{name!r} is no snapshot that stays what it is; expected {known}, or snapshots: {{{name}: {{decay: 1.0}}}}"
         )
         yield Misfit(("references", "snapshot"), problem)
+
+
+def _compared_are_on_one_scale(config: RunConfig) -> Iterator[Misfit]:
+    for index, reward in enumerate(config.rewards):
+        if reward.shape is None or reward.shape.kind not in COMPARING:
+            continue
+        for place, member in enumerate(reward.ensemble or []):
+            if member.shape is not None and member.shape.kind == "min_max" and member.shape.low is None:
+                problem = (
+                    "without bounds the samples of a group are put on a range of their own, and its reference samples on "
+                    f"another, which {reward.shape.kind} then cannot compare; give min_max low and high"
+                )
+                yield Misfit(("rewards", index, "ensemble", place, "shape"), problem)
 
 
 def _recorded_rewards_stay(config: RunConfig) -> Iterator[Misfit]:
