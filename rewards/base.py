@@ -68,8 +68,11 @@ def all_valid(values: Tensor) -> Scores:
     return Scores(values, torch.ones(values.shape, dtype=torch.bool, device=values.device))
 
 
-def check_images(images: Tensor, name: str) -> Tensor:
+def check_images(images: Samples, name: str) -> Tensor:
     """Return ``images`` clamped to [0,1] if they are [B,3,H,W] floats, else raise."""
+    if not isinstance(images, Tensor):
+        found = "texts" if all(isinstance(one, str) for one in images) else type(images).__name__
+        raise ValueError(f"reward '{name}' expects float images [B,3,H,W] in [0,1], found {found}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"reward '{name}' expects float images [B,3,H,W] in [0,1], found {images.dtype} {tuple(images.shape)}"

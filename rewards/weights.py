@@ -40,8 +40,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # Without the error's own words: torch's advise to run the code.
         raise ValueError(
-            f"cannot read {path} as tensors alone: {error}. It is damaged, or it holds code, which is never run"
+            f"cannot read {path} as tensors alone: it is damaged, or it holds code, which is never run"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

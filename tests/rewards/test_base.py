@@ -112,3 +112,9 @@ def test_images_are_checked_and_clamped() -> None:
     for wrong in (torch.zeros(3, 2, 2), torch.zeros(1, 2, 2, 3), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)):
         with pytest.raises(ValueError, match=r"'fake' expects float images \[B,3,H,W\]"):
             check_images(wrong, "fake")
+
+
+def test_texts_and_other_things_are_no_images() -> None:
+    for wrong, found in ((["a", "b"], "texts"), (torch.zeros(1, 3, 2, 2).numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=rf"'fake' expects float images \[B,3,H,W\] in \[0,1\], found {found}$"):
+            check_images(wrong, "fake")  # type: ignore[arg-type]

@@ -52,6 +52,16 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x02junk", b"PK\x03\x04"])
+def test_a_damaged_file_is_said_without_advice_to_run_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "head.pt").write_bytes(content)
+    torch.save({"weight": _Code(tmp_path / "made")}, tmp_path / "evil.pt")
+    for name in ("head.pt", "evil.pt"):
+        with pytest.raises(ValueError, match=r"cannot read .* as tensors alone: it is damaged, or") as caught:
+            read_tensors(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
+
+
 def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds list, expected tensors by name"):
