@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 ANY = "*"  # in an exclude clause: objects of every class together
 
@@ -35,16 +35,26 @@ def key(name: str) -> str:
     return _FIRST.get(bare, bare)
 
 
-def check_known(wanted: Collection[str], known: Collection[str], detector: str) -> None:
-    """Raise if metadata name a class that a detector with the classes ``known`` can never report."""
+class UnknownClass(ValueError):
+    """An image's metadata name a class that the detector can never report; ``image`` is its index."""
+
+    def __init__(self, image: int, problem: str) -> None:
+        super().__init__(problem)
+        self.image = image
+
+
+def check_known(wanted: Sequence[Collection[str]], known: Collection[str], detector: str) -> None:
+    """Raise if an image's metadata name a class that a detector with the classes ``known`` can never report."""
     keys = {key(name) for name in known}
-    for name in sorted(set(wanted) - {ANY}):
+    named = [(image, name) for image, names in enumerate(wanted) for name in sorted(set(names) - {ANY})]
+    for image, name in named:
         if key(name) not in keys:
             near = difflib.get_close_matches(name, known, 3)
             hint = f"; its nearest: {', '.join(map(repr, near))}" if near else ""
-            raise ValueError(
+            raise UnknownClass(
+                image,
                 f"the metadata name the class {name!r}, which is none of the {len(known)} classes of {detector}{hint}. "
-                "Choose a detector that knows it (a zero-shot one takes any name), or leave these prompts out"
+                "Choose a detector that knows it (a zero-shot one takes any name), or leave these prompts out",
             )
 
 

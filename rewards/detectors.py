@@ -49,7 +49,7 @@ class Detector(Protocol):
     """Finds objects in images [B,3,H,W] in [0,1]; one list of detections an image, in any order.
 
     ``wanted`` are the classes that may be asked for ("*": any). A detector may look for these alone, must
-    report them under these names, and raises a ValueError for one that it can never find: without it a class
+    report them under these names, and raises an UnknownClass for one that it can never find: without it a class
     that nobody looks for would be a 0 for every image.
     """
 
@@ -93,7 +93,7 @@ class ShapesDetector:
 
     def __call__(self, images: Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
         """Detect objects in images [B,3,H,W] in [0,1]."""
-        check_known(set().union(*wanted or ()), (*SHAPES, UNKNOWN), "the detector of the shapes world")
+        check_known(wanted or (), (*SHAPES, UNKNOWN), "the detector of the shapes world")
         pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1).numpy()
         found: list[list[Detection]] = [[] for _ in range(len(pixels))]
         if pixels.size == 0:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.boxes import in_relation, suppress
-from rewards.classes import ANY
+from rewards.classes import ANY, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
 from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
@@ -79,15 +79,18 @@ class GenEval:
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W]; a row whose metadata asks for nothing is invalid."""
         images = check_images(samples, self.name)
-        keys = ("include",) if self.partial == "flow_grpo" else ("include", "exclude")
-        valid = torch.tensor([any(row.get(key) for key in keys) for row in metadata], dtype=torch.bool)
+        valid = torch.tensor([any(row.get(key) for key in self._keys) for row in metadata], dtype=torch.bool)
         wanted: list[list[str]] = [[] for _ in metadata]
         rows = valid.nonzero().flatten().tolist()
         for row in rows:
             with _blaming(self.name, row, prompts[row]):
-                wanted[row] = [clause["class"] for key in keys for clause in _clauses(metadata[row], key)]
+                wanted[row] = [clause["class"] for clause in self._judged(metadata[row])]
                 wanted[row] += [ANY] if self.exact else []
-        detections = self._colored(images, self.detector(images, wanted), metadata, rows)
+        try:
+            found = self.detector(images, wanted)
+        except UnknownClass as error:
+            raise RewardError(self.name, str(error), error.image, prompts[error.image]) from error
+        detections = self._colored(images, found, metadata, rows)
         values = torch.zeros(len(metadata))
         for row in rows:
             with _blaming(self.name, row, prompts[row]):
@@ -123,6 +126,14 @@ class GenEval:
             shares.append((" ".join(wanted.split()), float(found < clause["count"])))
         return shares
 
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """Of the metadata, those whose clauses are judged."""
+        return ("include",) if self.partial == "flow_grpo" else ("include", "exclude")
+
+    def _judged(self, metadata: Mapping[str, Any]) -> list[Clause]:
+        return [clause for key in self._keys for clause in _clauses(metadata, key)]
+
     def _kept(self, detections: Sequence[Detection], tag: str | None) -> dict[str, Group]:
         """Confident objects by class, the most confident first."""
         threshold = self.counting_threshold if tag == "counting" else self.threshold
@@ -142,8 +153,7 @@ class GenEval:
         asked: list[tuple[int, int]] = []
         for row in rows:
             found, meta = detections[row], metadata[row]
-            clauses = [*(meta.get("include") or ()), *(meta.get("exclude") or ())]
-            classes = {clause["class"] for clause in clauses if "color" in clause}
+            classes = {clause["class"] for clause in self._judged(meta) if "color" in clause}
             kept = {id(item) for group in self._kept(found, meta.get("tag")).values() for item in group}
             for place, item in enumerate(found):
                 if id(item) in kept and item.color is None and (item.label in classes or ANY in classes):
@@ -194,14 +204,21 @@ def _blaming(name: str, row: int, prompt: str) -> Iterator[None]:
 
 
 def _clauses(metadata: Mapping[str, Any], key: str) -> list[Clause]:
-    clauses = list(metadata.get(key) or [])
+    clauses = metadata.get(key) or []
+    if not isinstance(clauses, list | tuple):
+        raise ValueError(f"'{key}' of GenEval metadata is a list of clauses, found {clauses!r}")
     for clause in clauses:
         count = clause.get("count") if isinstance(clause, Mapping) else None
-        if not isinstance(count, int) or count < 1 or "class" not in clause:
+        if not isinstance(count, int) or count < 1 or not isinstance(clause.get("class"), str):
             raise ValueError(
                 f"'{key}' of GenEval metadata needs clauses with a class and a count >= 1, found {clause!r}"
             )
-    return clauses
+        match clause.get("position", ("", 0)):
+            case [str(), int()]:
+                pass
+            case other:
+                raise ValueError(f'a position is ["left of", k], k the index of a clause, found {other!r}')
+    return list(clauses)
 
 
 def _assign(include: Sequence[Clause], objects: Mapping[str, Group]) -> list[Group]:

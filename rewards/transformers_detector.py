@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rewards.classes import ANY, check_known, key
+from rewards.classes import ANY, UnknownClass, check_known, key
 from rewards.compat import ensure_torchvision
 from rewards.detectors import Detection, Mask, Wanted
 from rewards.pictures import pictures
@@ -91,7 +91,7 @@ class _Finder:
 
     def check(self, names: Sequence[Names] | None, path: str) -> None:
         """Raise if the metadata name a class that this model cannot know."""
-        check_known(set().union(*names or ()), self.labels.values(), path)
+        check_known(names or (), self.labels.values(), path)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -155,11 +155,13 @@ class _ZeroShot(_Finder):
     def check(self, names: Sequence[Names] | None, path: str) -> None:
         if names is None:
             raise ValueError(f"{path} is a zero-shot detector: it must be told the classes to look for (wanted)")
-        if any(ANY in asked for asked in names):
-            raise ValueError(
+        image = next((image for image, asked in enumerate(names) if ANY in asked), None)
+        if image is not None:
+            raise UnknownClass(
+                image,
                 f"{path} is a zero-shot detector and finds only what it is asked for, so it cannot judge an exclude clause "
                 f"of class {ANY!r} nor exact=true; choose one with a fixed set of classes, such as "
-                "facebook/mask2former-swin-small-coco-instance"
+                "facebook/mask2former-swin-small-coco-instance",
             )
 
 

@@ -231,6 +231,10 @@ def test_rows_without_requirements_are_invalid() -> None:
         ({"class": "circle"}, "count"),
         ({"count": 1}, "class"),
         ({"class": "circle", "count": 0}, "count >= 1"),
+        ({"class": 3, "count": 1}, "needs clauses with a class"),
+        ("circle", "needs clauses with a class"),
+        ({"class": "circle", "count": 1, "position": 3}, "k the index of a clause, found 3"),
+        ({"class": "circle", "count": 1, "position": ["left of"]}, "k the index of a clause"),
         ({"class": "circle", "count": 1, "position": ["left of", 3]}, "points at clause 3"),
         ({"class": "circle", "count": 1, "position": ["beside", 0]}, "'beside'"),
         ({"class": "circle", "count": 1, "color": "red"}, "reports no colours"),
@@ -245,6 +249,28 @@ def test_an_error_names_the_row_and_the_prompt() -> None:
     rows = [{"include": [CIRCLE]}, {"include": [{"class": "circle"}]}]
     with pytest.raises(RewardError, match=r"'geneval' failed at row 1 \(prompt 'b'\).*count >= 1"):
         score(GenEval(Fixed(thing("circle"))), torch.zeros(2, 3, 8, 8), ["a", "b"], rows)
+
+
+@pytest.mark.parametrize("key", ["include", "exclude"])
+@pytest.mark.parametrize("clauses", [3, "circle", CIRCLE])
+def test_what_is_no_list_of_clauses_is_blamed_on_its_row(key: str, clauses: Any) -> None:
+    rows = [{"include": [CIRCLE]}, {key: clauses}]
+    with pytest.raises(
+        RewardError, match=rf"row 1 \(prompt 'b'\): '{key}' of GenEval .*list of clauses, found"
+    ) as caught:
+        score(GenEval(Fixed(thing("circle"))), torch.zeros(2, 3, 8, 8), ["a", "b"], rows)
+    assert caught.value.row == 1
+
+
+def test_an_unknown_class_is_blamed_on_its_row() -> None:
+    rows: list[dict[str, Any]] = [
+        {},
+        {"include": [CIRCLE]},
+        {"include": [CIRCLE], "exclude": [{"class": "dog", "count": 1}]},
+    ]
+    with pytest.raises(RewardError, match=r"at row 2 \(prompt 'c'\): .*'dog', which is none of") as caught:
+        score(make("geneval"), torch.ones(3, 3, 32, 32), ["a", "b", "c"], rows)
+    assert (caught.value.row, caught.value.prompt) == (2, "c")
 
 
 def test_two_colours_of_one_class_need_a_detector_of_colours() -> None:
