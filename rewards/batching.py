@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -25,7 +25,7 @@ class Busy(RuntimeError):
     """Too much is waiting already, or nothing more is taken."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """The rows of one request: images [B,3,H,W] of 8 bits, or texts."""
 
@@ -39,6 +39,11 @@ class Job:
         return len(self.prompts)
 
     @property
+    def size(self) -> int:
+        """Bytes of the images, three a pixel, or characters of the texts."""
+        return self.samples.nbytes if isinstance(self.samples, Tensor) else sum(map(len, self.samples))
+
+    @property
     def kind(self) -> tuple[int, ...] | None:
         """What jobs of one call share: the size of their images."""
         return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
@@ -47,18 +52,32 @@ class Job:
 class Batcher:
     """A thread that scores jobs with one reward.
 
-    A call takes the first job and those of its kind that fit into `max_batch` rows; the first waits at most `wait` seconds
-    for others, and not at all if it waited so long behind another call. A job is never divided: one above `max_batch` has
-    a call of its own, within which the reward makes its batches. If a call of several jobs fails, each is scored by
-    itself, so that the failure reaches only the job that causes it.
+    A call takes the first job and those of its kind that fit into `max_batch` rows and `max_size` bytes; the first waits at
+    most `wait` seconds for others, and not at all if it waited so long behind another call. A job is never divided: one
+    above a limit has a call of its own, within which the reward makes its batches. If a call of several jobs fails, each is
+    scored by itself, so that the failure reaches only the job that causes it.
+
+    At most `most_waiting` rows and `most_size` bytes wait, or one job however large. Bytes are those of `Job.size`; in a
+    call an image takes four times as many, as floats.
     """
 
-    def __init__(self, reward: Reward, *, max_batch: int = 64, wait: float = 0.005, most_waiting: int = 1024) -> None:
-        if max_batch < 1 or wait < 0 or most_waiting < 1:
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        max_batch: int = 64,
+        max_size: int = 192_000_000,
+        wait: float = 0.005,
+        most_waiting: int = 1024,
+        most_size: int = 1_000_000_000,
+    ) -> None:
+        if min(max_batch, max_size, most_waiting, most_size) < 1 or wait < 0:
             raise ValueError(
-                f"max_batch is {max_batch}, wait {wait} and most_waiting {most_waiting}; expected above 0, wait may be 0"
+                f"max_batch is {max_batch}, max_size {max_size}, wait {wait}, most_waiting {most_waiting} and "
+                f"most_size {most_size}; expected above 0, wait may be 0"
             )
-        self.reward, self.max_batch, self.wait, self.most_waiting = reward, max_batch, wait, most_waiting
+        self.reward, self.max_batch, self.max_size, self.wait = reward, max_batch, max_size, wait
+        self.most_waiting, self.most_size = most_waiting, most_size
         self.answered = 0  # rows that have been scored
         self._jobs: deque[Job] = deque()
         self._closed = False
@@ -81,15 +100,17 @@ class Batcher:
         """Put rows into the queue; `Busy` where it is full."""
         job = Job(samples, prompts, metadata)
         with self._changed:
-            waiting = sum(map(len, self._jobs))
+            rows, size = _total(self._jobs)
             if self._closed:
                 raise Busy(f"reward '{self.reward.name}' is being shut down")
-            if self._jobs and waiting + len(job) > self.most_waiting:
+            if self._jobs and (rows + len(job) > self.most_waiting or size + job.size > self.most_size):
                 raise Busy(
-                    f"{waiting} rows wait for reward '{self.reward.name}' already, with at most {self.most_waiting}"
+                    f"{rows} rows ({size / 1e6:.1f} MB) wait for reward '{self.reward.name}' already; {len(job)} more "
+                    f"({job.size / 1e6:.1f} MB) would be above {self.most_waiting} rows or {self.most_size / 1e6:g} MB"
                 )
             self._jobs.append(job)
             self._changed.notify_all()
+        job.answer.add_done_callback(lambda answer: self._forget(job) if answer.cancelled() else None)
         return job.answer
 
     def close(self, seconds: float = 5.0) -> None:
@@ -108,29 +129,36 @@ class Batcher:
     def _next(self) -> list[Job]:
         """The jobs of the next call; none when all is done and the batcher is closed."""
         with self._changed:
-            while not self._jobs:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            deadline = self._jobs[0].arrived + self.wait
-            while self._rows() < self.max_batch and not self._closed and (left := deadline - time.monotonic()) > 0:
+            while not self._closed and (left := self._left()) != 0:
                 self._changed.wait(left)
             return self._take()
 
-    def _rows(self) -> int:
-        """Rows that could share a call with the first job."""
-        return sum(len(job) for job in self._jobs if job.kind == self._jobs[0].kind)
+    def _left(self) -> float | None:
+        """Seconds until the first job waits no longer, which may be cancelled meanwhile; None where there is none."""
+        if not self._jobs:
+            return None
+        rows, size = _total(job for job in self._jobs if job.kind == self._jobs[0].kind)
+        full = rows >= self.max_batch or size >= self.max_size
+        return 0.0 if full else max(0.0, self._jobs[0].arrived + self.wait - time.monotonic())
 
     def _take(self) -> list[Job]:
-        batch, others, rows = list[Job](), deque[Job](), 0
+        batch, others = list[Job](), deque[Job]()
+        rows = size = 0
         for job in self._jobs:
-            if not batch or (job.kind == batch[0].kind and rows + len(job) <= self.max_batch):
+            fits = rows + len(job) <= self.max_batch and size + job.size <= self.max_size
+            if not batch or (job.kind == batch[0].kind and fits):
                 batch.append(job)
-                rows += len(job)
+                rows, size = rows + len(job), size + job.size
             else:
                 others.append(job)
         self._jobs = others
         return batch
+
+    def _forget(self, gone: Job) -> None:
+        """A cancelled job waits no more, nor do its samples take memory."""
+        with self._changed:
+            self._jobs = deque(job for job in self._jobs if job is not gone)
+            self._changed.notify_all()
 
     def _answer(self, batch: Sequence[Job]) -> None:
         try:
@@ -156,7 +184,13 @@ class Batcher:
         return Scores(scores.values.cpu(), scores.valid.cpu())
 
 
+def _total(jobs: Iterable[Job]) -> tuple[int, int]:
+    """Rows and bytes."""
+    counted = [(len(job), job.size) for job in jobs]
+    return sum(rows for rows, _ in counted), sum(size for _, size in counted)
+
+
 def _joined(samples: Sequence[Samples]) -> Samples:
     """Images in [0,1], or texts, of several jobs."""
     images = [one for one in samples if isinstance(one, Tensor)]
-    return torch.cat(images).float() / 255 if images else [text for texts in samples for text in texts]
+    return torch.cat(images).float().div_(255) if images else [text for texts in samples for text in texts]

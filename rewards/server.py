@@ -38,6 +38,8 @@ from rewards.encoding import BadImage, TooManyPixels, decoded
 from rewards.protocol import PROTOCOL, is_token
 
 log = logging.getLogger(__name__)
+WAITING = 4
+"""Requests of the largest size that may wait for one reward."""
 GRACE = 30
 """Seconds that requests in progress have to end when the server is stopped."""
 
@@ -50,6 +52,11 @@ class Limits:
     megabytes: int = 64  # of the body
     megapixels: int = 64  # of all its images, decoded; three bytes each, then twelve
     waiting: int = 1024  # rows of all requests for one reward
+
+    @property
+    def size(self) -> int:
+        """Bytes of the largest request's images, decoded to three a pixel, or texts; no call holds more of several."""
+        return max(3 * self.megapixels, self.megabytes) * 10**6
 
 
 class Ask(BaseModel):
@@ -84,7 +91,14 @@ def create_app(
         raise ValueError("a token is one or more visible ASCII characters, without spaces; found another")
     limits = limits or Limits()
     batchers = {
-        name: Batcher(reward, max_batch=max_batch, wait=wait, most_waiting=limits.waiting)
+        name: Batcher(
+            reward,
+            max_batch=max_batch,
+            max_size=limits.size,
+            wait=wait,
+            most_waiting=limits.waiting,
+            most_size=WAITING * limits.size,
+        )
         for name, reward in rewards.items()
     }
 

@@ -46,7 +46,7 @@ def gate() -> Gate:
 @pytest.fixture
 def batcher(gate: Gate) -> Iterator[Batcher]:
     """Busy with a first job, so that others gather behind it until the gate opens."""
-    made = Batcher(gate, max_batch=4, wait=0.0, most_waiting=8)
+    made = Batcher(gate, max_batch=4, max_size=50, wait=0.0, most_waiting=8, most_size=100)
     made.submit(["0"], ["first"], [{}])
     assert gate.entered.acquire(timeout=10)
     yield made
@@ -56,6 +56,11 @@ def batcher(gate: Gate) -> Iterator[Batcher]:
 
 def texts(batcher: Batcher, *numbers: int, prompt: str = "p") -> Future[Scores]:
     return batcher.submit([str(n) for n in numbers], [f"{prompt}{n}" for n in numbers], [{} for _ in numbers])
+
+
+def images(batcher: Batcher, size: int, *pixels: int) -> Future[Scores]:
+    made = torch.tensor(pixels, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, size, size)
+    return batcher.submit(made, [f"{size}" for _ in pixels], [{} for _ in pixels])
 
 
 def values(job: Future[Scores]) -> list[float]:
@@ -79,14 +84,45 @@ def test_a_job_above_the_limit_is_one_call(gate: Gate, batcher: Batcher) -> None
 
 
 def test_images_of_one_size_share_a_call(gate: Gate, batcher: Batcher) -> None:
-    def images(size: int, *pixels: int) -> Future[Scores]:
-        made = torch.tensor(pixels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, size, size)
-        return batcher.submit(made, [f"{size}" for _ in pixels], [{} for _ in pixels])
-
-    jobs = [images(2, 0, 51), images(3, 102), images(2, 255), texts(batcher, 7)]
+    jobs = [images(batcher, 2, 0, 51), images(batcher, 3, 102), images(batcher, 2, 255), texts(batcher, 7)]
     gate.opened.set()
     assert [values(job) for job in jobs] == [pytest.approx([0, 0.2]), pytest.approx([0.4]), [1.0], [7.0]]
     assert gate.calls[1:] == [["2", "2", "2"], ["3"], ["p7"]]
+
+
+def test_a_call_of_several_jobs_holds_a_limited_number_of_bytes(gate: Gate, batcher: Batcher) -> None:
+    """Of 12 bytes an image of 2 × 2 pixels, with at most 50 a call; one of 4 × 4 has 48, two are more than a call."""
+    jobs = [images(batcher, 4, 51), images(batcher, 4, 102)]
+    gate.opened.set()
+    assert [values(job) for job in jobs] == [[pytest.approx(0.2)], [pytest.approx(0.4)]]
+    assert gate.calls[1:] == [["4"], ["4"]]
+
+
+def test_a_limit_of_bytes_keeps_the_order(gate: Gate, batcher: Batcher) -> None:
+    """The first job is in the next call whatever it weighs."""
+    sizes = {"a": 60, "b": 2, "c": 30, "d": 4, "e": 3}
+    jobs = [batcher.submit(["1".zfill(size)], [name], [{}]) for name, size in sizes.items()]
+    gate.opened.set()
+    assert [values(job) for job in jobs] == [[1.0]] * 5
+    assert gate.calls[1:] == [["a"], ["b", "c", "d", "e"]]
+
+
+def test_what_does_not_fit_is_next(gate: Gate, batcher: Batcher) -> None:
+    sizes = {"a": 30, "b": 25, "c": 20, "d": 20}
+    jobs = [batcher.submit(["1".zfill(size)], [name], [{}]) for name, size in sizes.items()]
+    gate.opened.set()
+    assert [values(job) for job in jobs] == [[1.0]] * 4
+    assert gate.calls[1:] == [["a", "c"], ["b", "d"]]
+
+
+def test_bytes_that_wait_are_limited(gate: Gate, batcher: Batcher) -> None:
+    jobs = [images(batcher, 4, 0), images(batcher, 4, 0)]
+    with pytest.raises(Busy, match=r"2 rows \(0\.0 MB\) wait for reward 'gate' already; 1 more .* or 0\.0001 MB"):
+        images(batcher, 2, 0)
+    assert jobs[0].cancel()
+    jobs.append(images(batcher, 2, 255))
+    gate.opened.set()
+    assert values(jobs[2]) == [1.0]
 
 
 def test_only_the_job_that_fails_fails(gate: Gate, batcher: Batcher) -> None:
@@ -117,6 +153,7 @@ def test_invalid_rows_stay_invalid(gate: Gate, batcher: Batcher) -> None:
 def test_a_cancelled_job_is_not_scored(gate: Gate, batcher: Batcher) -> None:
     gone, other = texts(batcher, 1), texts(batcher, 2)
     assert gone.cancel()
+    assert batcher.waiting == 1
     gate.opened.set()
     assert values(other) == [2]
     assert gate.calls == [["first"], ["p2"]]
@@ -125,7 +162,7 @@ def test_a_cancelled_job_is_not_scored(gate: Gate, batcher: Batcher) -> None:
 def test_a_full_queue_is_busy(gate: Gate, batcher: Batcher) -> None:
     job = texts(batcher, *range(8))
     assert batcher.waiting == 8
-    with pytest.raises(Busy, match="8 rows wait for reward 'gate' already, with at most 8"):
+    with pytest.raises(Busy, match=r"8 rows .* wait for reward 'gate' already; 1 more .* would be above 8 rows"):
         texts(batcher, 9)
     gate.opened.set()
     assert len(values(job)) == 8
@@ -153,6 +190,6 @@ def test_the_first_job_waits_for_others(gate: Gate) -> None:
 
 
 def test_limits_out_of_range(gate: Gate) -> None:
-    for wrong in ({"max_batch": 0}, {"wait": -1.0}, {"most_waiting": 0}):
+    for wrong in ({"max_batch": 0}, {"max_size": 0}, {"wait": -1.0}, {"most_waiting": 0}, {"most_size": 0}):
         with pytest.raises(ValueError, match="max_batch is"):
-            Batcher(gate, **wrong)  # type: ignore[arg-type]
+            Batcher(gate, **wrong)

@@ -320,6 +320,44 @@ def test_a_full_queue_is_503() -> None:
         assert waiting.result().status_code == 200
 
 
+def test_pixels_of_requests_that_share_a_call_are_those_of_one_request() -> None:
+    """Three images of 0.36 megapixels, with one megapixel a request: two share a call."""
+    mean = Mean()
+    mean.opened.clear()
+    service = app(mean)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(post, service, {"prompts": ["a"]}, grey(0))
+        assert mean.entered.wait(10)
+        others = [pool.submit(post, service, {"prompts": ["a"]}, grey(51 * n, size=600)) for n in (1, 2, 3)]
+        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 3:
+            pass
+        mean.opened.set()
+        assert [one.result().json()["values"] for one in (first, *others)] == [
+            pytest.approx([0.2 * n], abs=1e-5) for n in range(4)
+        ]
+    assert mean.calls == [1, 2, 1]
+
+
+def test_pixels_that_wait_are_limited() -> None:
+    """Of at most one megapixel a request, four wait."""
+    mean = Mean()
+    mean.opened.clear()
+    service = app(mean)
+    with ThreadPoolExecutor(6) as pool:
+        pool.submit(post, service, {"prompts": ["a"]}, grey(0))
+        assert mean.entered.wait(10)
+        waiting = [pool.submit(post, service, {"prompts": ["a"]}, grey(1, size=1000)) for _ in range(4)]
+        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 4:
+            pass
+        answer = post(service, {"prompts": ["a"]}, grey(1))
+        mean.opened.set()
+        assert (answer.status_code, answer.json()["error"]) == (
+            503,
+            "4 rows (12.0 MB) wait for reward 'mean' already; 1 more (0.0 MB) would be above 8 rows or 12 MB",
+        )
+        assert [one.result().status_code for one in waiting] == [200] * 4
+
+
 def test_there_is_nothing_else() -> None:
     for path in ("/", "/docs", "/openapi.json", "/score", "/score/mean/"):
         assert request(app(), "GET", path).status_code in (404, 405, 307)
