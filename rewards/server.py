@@ -6,9 +6,10 @@
     GET  /health         whether requests are taken, and what each reward is doing; needs no token
     GET  /version        versions of the program and of this protocol, the rewards, the limits of a request
 
-What is wrong with a request is said in {"error": …}: 401 without the token, 404 for an unknown reward, 413 for one that is
-too large, 422 for one that cannot be understood, with the `index` of a bad image; 500 with the `row` where the reward
-failed; 503 where too much waits already. Nothing is ever unpickled: images are files of two formats, the rest is JSON.
+What is wrong with a request is said in {"error": …}: 401 without the token, 404 for an unknown reward or address, 405 for
+another method, 413 for one that is too large, 422 for one that cannot be understood, with the `index` of a bad image; 500
+with the `row` where the reward failed; 503 where too much waits already. Nothing is ever unpickled: images are files of two
+formats, the rest is JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
@@ -38,6 +40,7 @@ from rewards.encoding import BadImage, TooManyPixels, decoded
 from rewards.protocol import PROTOCOL, is_token
 
 log = logging.getLogger(__name__)
+ADDRESSES = "expected POST /score/REWARD, GET /health or GET /version"
 WAITING = 4
 """Requests of the largest size that may wait for one reward."""
 GRACE = 30
@@ -109,12 +112,15 @@ def create_app(
             batcher.close()
 
     app = FastAPI(
-        title="difrl rewards", version=version, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        title="difrl rewards",
+        version=version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        exception_handlers={Refusal: _refused, HTTPException: _nowhere},
     )
-
-    @app.exception_handler(Refusal)
-    async def refuse(_: Request, refusal: Refusal) -> JSONResponse:
-        return JSONResponse(refusal.content, refusal.status, refusal.headers)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -203,7 +209,9 @@ def parsed(text: str, limits: Limits) -> Ask:
         ask = Ask.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise Refusal(422, f"request: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise Refusal(
+            422, ": ".join(filter(None, ("request", ".".join(map(str, first["loc"])), first["msg"])))
+        ) from error
     rows = len(ask.prompts)
     if rows > limits.rows:
         raise Refusal(413, f"{rows} rows, expected at most {limits.rows}; send fewer at once")
@@ -264,6 +272,16 @@ def url_of(listener: socket.socket) -> str:
     """Where a socket listens."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _refused(_: Request, refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.content, refusal.status, refusal.headers)
+
+
+async def _nowhere(request: Request, error: HTTPException) -> JSONResponse:
+    """Of an address or a method that there is not."""
+    problem = f"{error.detail}: {request.method} {request.url.path}; {ADDRESSES}"
+    return JSONResponse({"error": problem}, error.status_code, error.headers)
 
 
 async def _counted(request: Request, most: int) -> AsyncGenerator[bytes, None]:

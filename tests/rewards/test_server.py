@@ -174,7 +174,7 @@ def test_an_unknown_reward_gets_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("ask", "images", "message"),
     [
-        ([1], [], "request: "),
+        ([1], [], "request: Input should be an object"),
         ({}, [], "request: prompts: Field required"),
         ({"prompts": "a"}, [], "request: prompts: "),
         ({"prompts": [1]}, [], "request: prompts.0: "),
@@ -207,6 +207,7 @@ def test_texts_for_an_image_reward_and_the_other_way_round() -> None:
         ({"content": b"x"}, "Content-Type is none"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, "multipart"),
+        ({"files": [("request", (None, b"{"))]}, "request: Invalid JSON"),
         ({"files": [("images", ("0.png", b"x"))]}, "expected one field 'request'"),
         ({"files": [("request", ("r.json", b"{}"))]}, "expected one field 'request'"),
         ({"files": [*form({"prompts": []}), ("weights", ("w.pt", b"x"))]}, "found the parts: request, weights"),
@@ -360,4 +361,12 @@ def test_pixels_that_wait_are_limited() -> None:
 
 def test_there_is_nothing_else() -> None:
     for path in ("/", "/docs", "/openapi.json", "/score", "/score/mean/"):
-        assert request(app(), "GET", path).status_code in (404, 405, 307)
+        answer = request(app(), "GET", path)
+        where = "expected POST /score/REWARD, GET /health or GET /version"
+        assert (answer.status_code, answer.json()) == (404, {"error": f"Not Found: GET {path}; {where}"})
+
+
+def test_the_wrong_method_is_said() -> None:
+    answer = request(app(), "GET", "/score/mean")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert answer.json()["error"].startswith("Method Not Allowed: GET /score/mean; expected POST /score/REWARD")
