@@ -194,7 +194,12 @@ class Run:
             f"seed {config.seed}",
         )
         samples = config.data.prompts_per_step * config.data.group_size
-        return RunFacts(self.folder.name, config.train.steps, samples, details, str(self.folder), self.step)
+        # Where no reward is learnt from, their sum is 0. Recorded samples bring a reward of their own.
+        summed = config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards)
+        reward = "mean" if summed else config.rewards[0].label
+        return RunFacts(
+            self.folder.name, config.train.steps, samples, details, str(self.folder), self.step, f"reward/{reward}"
+        )
 
     def _write(self, metrics_file: MetricsFile | None, metrics: Mapping[str, float]) -> None:
         if metrics_file is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -197,6 +198,22 @@ def test_plain_lines_are_aligned_and_hold_no_control_characters():
     assert len({line.index("samples/s") for line in steps}) == 1
     assert "eval 10/40   evaluation 0.700 ± 0.015   judge 0.710 ± 0.010" in text
     assert "report   runs/a/report.html" in text
+
+
+def test_another_metric_may_stand_for_the_reward():
+    """In both displays, of rollouts and of evaluations; the sum of 0 is not shown."""
+    stream = io.StringIO()
+    live, _ = on_screen()
+    for display in (PlainDisplay(stream), live):
+        display.start(dataclasses.replace(FACTS, reward="reward/math"))
+        display.evaluation({"step": 0, "eval/reward/mean": 0.0, "eval/reward/math": 0.25})
+        display.step({"step": 1, "reward/mean": 0.0, "reward/math": 0.5})
+    text = "\n".join(panel(live))
+    live.close()
+    assert "evaluation 0.250" in stream.getvalue()
+    assert "reward math   0.500" in stream.getvalue()
+    assert "0.000" not in stream.getvalue() + text
+    assert "reward math 0.500" in " ".join(text.split())
 
 
 def test_plain_lines_survive_a_stream_that_is_not_unicode():

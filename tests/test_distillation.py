@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from difrl import formats, running
 from difrl.data import Prompt
+from difrl.display import PlainDisplay
+from difrl.metrics import read_metrics
 from difrl.policies.base import Key
 from difrl.policies.language import LanguagePolicy
 from difrl.policies.registry import load_policy
@@ -19,6 +23,7 @@ from difrl.scoring import Scorer
 from difrl.trainer import Trainer
 from tests.fakes import Ones
 from tests.recipes import text_recipe
+from tests.texts import prompt_file
 from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt(text, {}) for text in ("1+", "2+5", "7=", "4+4=", "5+")]
@@ -98,3 +103,22 @@ def test_distillation_comes_close_to_its_teacher(models: dict[str, Path]) -> Non
     rows = [trainer.step(number)["kl/teacher"] for number in range(60)]
     assert all(row > 0 for row in rows)
     assert sum(rows[-5:]) < 0.5 * sum(rows[:5])
+
+
+def test_displays_show_what_is_reported_where_nothing_is_summed(models: dict[str, Path], tmp_path: Path) -> None:
+    prompts, out = str(prompt_file(tmp_path)), io.StringIO()
+    config = text_recipe(
+        models["base"],
+        tmp_path / "run",
+        data={"train": prompts, "evaluation": prompts},
+        rewards=[{"import": "tests.fakes:Ones", "label": "ones", "weight": 0.0}],
+        teachers={"teacher": {"path": str(models["teacher"])}},
+        anchors=[{"to": "teacher", "divergence": "k1", "place": "decision"}],
+        train={"steps": 1},
+        eval={"every": 1, "images": 64, "show": 0},
+    )
+    running.train(config, display=PlainDisplay(out))
+    row = read_metrics(config.output_dir)[-1]
+    assert row["reward/mean"] == row["eval/reward/mean"] == 0 < row["reward/ones"]
+    assert f"reward ones {formats.number(row['reward/ones']):>7} " in out.getvalue()
+    assert f"evaluation {formats.number(row['eval/reward/ones'])} ± " in out.getvalue()

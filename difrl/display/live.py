@@ -98,8 +98,8 @@ class LiveDisplay:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, width=SPARK, style="cyan")
         table.add_column(no_wrap=True, ratio=1, justify="right", style="dim")
-        rewards = progress.history.get("reward/mean", [])
-        shown = [Standing("reward", "training prompts", rewards, formats.trend(rewards))]
+        name, rewards = progress.rewards()
+        shown = [Standing(name, "training prompts", rewards, formats.trend(rewards))]
         shown += progress.standings()[: 1 + MOST_ROWS]
         for one in shown:
             arrow = Text(formats.ARROWS[one.direction] if one.values else " ", style=COLOURS[one.direction])

@@ -33,10 +33,10 @@ class PlainDisplay:
     def step(self, metrics: Mapping[str, float]) -> None:
         progress = started(self.progress)
         progress.record(metrics)
-        arrow = formats.ARROWS[formats.trend(progress.history.get("reward/mean", []))]
+        name, rewards = progress.rewards()
         fields = [
             self._place("step", progress.step),
-            f"reward {formats.number(progress.latest('reward/mean')):>7} {arrow}",
+            f"{name} {formats.number(progress.latest(progress.facts.reward)):>7} {formats.ARROWS[formats.trend(rewards)]}",
             *(f"{key.replace('/', ' ')} {formats.number(progress.latest(key)):>7}" for key in progress.anchors()),
             f"{progress.samples_per_second():6.1f} samples/s",
             f"{formats.duration(progress.seconds_left()):>8} left",

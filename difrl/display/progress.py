@@ -19,7 +19,7 @@ class RunFacts:
     """What is known before the first step. steps counts from the run's beginning, also when it is resumed.
 
     details: short facts for the heading, such as ("awm", "tiny-sd3", "LoRA r16"). first_step: steps already
-    done, for a resumed run.
+    done, for a resumed run. reward: the metric that stands for all rewards.
     """
 
     name: str
@@ -28,6 +28,7 @@ class RunFacts:
     details: tuple[str, ...] = ()
     output_dir: str = ""
     first_step: int = 0
+    reward: str = "reward/mean"
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class Progress:
         """The reward on evaluation prompts, then every watched one; the direction is the change since the first."""
         names = [key for key in self.evaluations if key.startswith("eval/watch/")]
         watched = [key for key in names if key.count("/") == 2]  # no standard errors, no members of an ensemble
-        found = []
-        for key in ["eval/reward/mean", *watched]:
+        found, trained = [], f"eval/{self.facts.reward}"
+        for key in [trained, *watched]:
             values = self.evaluations.get(key, [])
             if not values:
                 continue
             errors = self.evaluations.get(key + STDERR, [math.nan])
             change = Change(key, "", values[0], values[-1], errors[0], errors[-1])
-            evaluated = key == "eval/reward/mean"
+            evaluated = key == trained
             note = formats.signed(change.difference) if values[1:] else ""
             if not evaluated:
                 note = f"watched, {note}" if note else "watched"
@@ -105,6 +106,11 @@ class Progress:
             name = "evaluation" if evaluated else key.removeprefix("eval/watch/")
             found.append(Standing(name, note, values, change.direction if values[1:] else 0, errors[-1]))
         return found
+
+    def rewards(self) -> tuple[str, list[float]]:
+        """What the reward is called, and what it was in each step."""
+        name = self.facts.reward.removesuffix("/mean").replace("/", " ")
+        return name, self.history.get(self.facts.reward, [])
 
     def anchors(self) -> list[str]:
         return [key for key in self.history if key.startswith("kl/")]
