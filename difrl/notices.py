@@ -1,27 +1,25 @@
-"""What libraries of this repository log while a run trains, shown where the run is shown."""
+"""What libraries of this repository log, shown where what they do is shown."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from difrl.display import Display
 
 
 class _Shown(logging.Handler):
-    def __init__(self, display: Display) -> None:
+    def __init__(self, show: Callable[[str], object]) -> None:
         super().__init__(logging.WARNING)
-        self.display = display
+        self.show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.display.message(record.getMessage())
+        self.show(record.getMessage())
 
 
 @contextmanager
-def notices(display: Display) -> Iterator[None]:
-    """Warnings of rewards go to the display, and not to standard error as well."""
-    logger, shown = logging.getLogger("rewards"), _Shown(display)
+def notices(show: Callable[[str], object]) -> Iterator[None]:
+    """Warnings of rewards are shown by this, and not on standard error as well."""
+    logger, shown = logging.getLogger("rewards"), _Shown(show)
     propagated = logger.propagate
     logger.addHandler(shown)
     logger.propagate = False

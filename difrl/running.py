@@ -156,7 +156,7 @@ class Run:
         metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
         if self.processes.is_main and not self.guard.ends:
             checkpoint.mark_result(self.folder, None)  # what an earlier guard decided, where the run now goes on
-        with stop_requested(self.display) as stop, notices(self.display):
+        with stop_requested(self.display) as stop, notices(self.display.message):
             if self.step == 0 and self.evaluator is not None:
                 found = self._evaluate(config.eval.final_images or config.eval.images)
                 self.before = self.after
