@@ -239,7 +239,9 @@ def rewards(
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(help="Images, or texts in UTF-8.")],
-    reward: Annotated[list[str], typer.Option(help="Rewards: names, import paths, or {name: …, options: …}.")],
+    reward: Annotated[
+        list[str], typer.Option(help="Rewards: names, import paths, or {name: …, label: …, options: …}.")
+    ],
     prompt: Annotated[list[str] | None, typer.Option(help="What was asked for: once, or once for each file.")] = None,
     metadata: Annotated[str, typer.Option(help="The prompt's metadata, in YAML, e.g. {answer: 85}.")] = "{}",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a file instead of a table.")] = False,
@@ -253,14 +255,14 @@ def score(
     if not isinstance(facts, dict):
         raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
     samples = read_samples(files, prompt or [""])
-    found = score_files([reward_of(text) for text in reward], samples, facts)
+    found = score_files([reward_of(text) for text in reward], samples, facts, _warn)
     if not as_json:
         out.print(scores_table(samples, found))
-        if any(value is None for column in found.values() for value in column):
+        if any(column.unexplained for column in found.values()):
             out.print("not scored: the reward had nothing to judge by; it may want --metadata, or another --prompt")
         return
     for row, sample in enumerate(samples):
-        values = {name: column[row] for name, column in found.items()}
+        values = {name: column.values[row] for name, column in found.items()}
         sys.stdout.write(json.dumps({"file": str(sample.file), "prompt": sample.prompt, **values}) + "\n")
 
 
@@ -318,6 +320,10 @@ def pretrain(
     from difrl.worlds.pretrain import pretrain as run
 
     run(config, overrides or [])
+
+
+def _warn(text: str) -> None:
+    err.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
 
 def spread_numbers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
+from difrl.alone import build_alone, check_alone
 from difrl.config import RewardConfig
 from difrl.formats import number
 from difrl.located import ConfigError
 from difrl.media import read_images
-from difrl.scoring import build_reward
+from difrl.notices import notices
 from rewards import Reward, score
 
 
@@ -57,12 +58,45 @@ def _content(file: Path) -> torch.Tensor | str:
         raise ConfigError(f"{file}: neither an image nor UTF-8 text") from error
 
 
+@dataclass(frozen=True)
+class Column:
+    """What a reward says of samples."""
+
+    values: Sequence[float | None]
+    """Of each sample; None where it could not score it."""
+    warned: bool = False
+    """Whether it warned of something, such as failures after which samples were left out."""
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether it scored less than all, and did not say why."""
+        return None in self.values and not self.warned
+
+
 def score_files(
-    rewards: Sequence[RewardConfig], samples: Sequence[Sample], metadata: Mapping[str, Any]
-) -> dict[str, list[float | None]]:
-    """Reward -> its value of each sample, None where it could not score it."""
+    rewards: Sequence[RewardConfig],
+    samples: Sequence[Sample],
+    metadata: Mapping[str, Any],
+    warn: Callable[[str], object],
+) -> dict[str, Column]:
+    """Reward -> what it says of the samples; `warn` is told what it warns of meanwhile."""
+    check_alone(rewards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {config.label: _scored(build_reward(config).to(device), samples, metadata) for config in rewards}
+    return {config.label: _column(build_alone(config, device), samples, metadata, warn) for config in rewards}
+
+
+def _column(
+    reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any], warn: Callable[[str], object]
+) -> Column:
+    warnings: list[str] = []
+
+    def hear(text: str) -> None:
+        warnings.append(text)
+        warn(text)
+
+    with notices(hear):
+        values = _scored(reward, samples, metadata)
+    return Column(values, bool(warnings))
 
 
 def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
@@ -79,14 +113,14 @@ def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, An
     return values
 
 
-def scores_table(samples: Sequence[Sample], found: Mapping[str, Sequence[float | None]]) -> Table:
+def scores_table(samples: Sequence[Sample], found: Mapping[str, Column]) -> Table:
     """A row a file, a column a reward; the mean below, of the files that could be scored."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_footer=len(samples) > 1)
     table.add_column("file", overflow="fold", footer="mean")
-    for name, values in found.items():
-        table.add_column(name, justify="right", footer=_shown(_mean(values)))
+    for name, column in found.items():
+        table.add_column(name, justify="right", footer=_shown(_mean(column.values)))
     for row, sample in enumerate(samples):
-        table.add_row(str(sample.file), *(_shown(values[row]) for values in found.values()))
+        table.add_row(str(sample.file), *(_shown(column.values[row]) for column in found.values()))
     return table
 
 

@@ -12,14 +12,15 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
+from difrl.alone import build_alone, check_alone
 from difrl.config import RewardConfig
 from difrl.config.section import Section
 from difrl.located import ConfigError, parse_overrides
 from difrl.reading import read_model
 from difrl.reward_arguments import reward_of
-from difrl.scoring import build_reward
 from rewards import Reward
 from rewards.http import is_loopback
+from rewards.protocol import is_token
 from rewards.server import Limits, create_app, listening, run, url_of
 
 
@@ -27,7 +28,7 @@ class ServedConfig(Section):
     """A file for `difrl serve`."""
 
     rewards: list[RewardConfig] = Field(
-        min_length=1, description="as in a recipe, e.g. [{name: geneval}]; their weights mean nothing here"
+        min_length=1, description="as in a recipe, e.g. [{name: geneval}], without shape and weight"
     )
 
 
@@ -37,10 +38,8 @@ def served(words: Sequence[str]) -> list[RewardConfig]:
     names = [word for word in words if word not in setting]
     options = parse_overrides(setting).plain
     configs = [config for name in names for config in _named(name)]
+    check_alone(configs)
     labels = [config.label for config in configs]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two rewards are called '{twice}'; start a server for each")
     for label, own in options.items():
         if label not in labels or not isinstance(own, Mapping):
             near = difflib.get_close_matches(label, labels, 1)
@@ -64,7 +63,9 @@ def serve(
     console: Console,
 ) -> None:
     """Serve rewards until the process is told to stop."""
-    rewards = {config.label: build_reward(config).to(device) for config in configs}
+    if token is not None and not is_token(token):
+        raise ConfigError("--token: expected one or more visible ASCII characters without spaces; found another")
+    rewards = {config.label: build_alone(config, device) for config in configs}
     try:
         listener = listening(host, port)
     except OSError as error:
@@ -104,6 +105,10 @@ def _named(word: str) -> list[RewardConfig]:
 
 
 def _with_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:
+    if options and config.ensemble is not None:
+        raise ConfigError(
+            f"option '{config.label}.{next(iter(options))}': an ensemble has none; give it to its members"
+        )
     return config.model_copy(update={"options": {**config.options, **options}})
 
 

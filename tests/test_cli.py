@@ -441,6 +441,16 @@ def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
     assert difrl(*asked, "--metadata", "85").status == 2
 
 
+def test_a_reward_that_breaks_is_told_where_its_samples_are_left_out(difrl: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("8", encoding="utf-8")
+    breaking = "{import: tests.test_scoring_files:Picky, on_error: drop}"
+    shown = difrl("score", "--reward", breaking, tmp_path / "a.txt")
+    assert shown.status == 0
+    assert shown.out.count("not scored") == 1  # in the table, without a guess at the reason
+    assert "warning: reward 'picky' scored 0 of 1 samples: " in shown.err
+    assert "KeyError: 'a digit'" in shown.err
+
+
 def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: Any, **named: Any) -> None:
         raise Interrupted("stopped after step 2, which is saved")

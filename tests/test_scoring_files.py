@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from PIL import Image
 from difrl.config import RewardConfig
 from difrl.reading import ConfigError
 from difrl.reward_arguments import reward_of
-from difrl.scoring_files import Sample, read_samples, score_files
+from difrl.scoring_files import Column, Sample, read_samples, score_files
 from rewards import RewardError, make
+
+
+def values(
+    rewards: Sequence[RewardConfig], samples: Sequence[Sample], metadata: Mapping[str, Any] | None = None
+) -> dict[str, Sequence[float | None]]:
+    """What rewards say that warn of nothing."""
+    found = score_files(rewards, samples, metadata or {}, lambda text: pytest.fail(text))
+    return {name: column.values for name, column in found.items()}
 
 
 def picture(folder: Path, name: str, size: int, level: int) -> Path:
@@ -52,7 +61,7 @@ def test_images_of_several_sizes_keep_their_order(tmp_path: Path) -> None:
     """Each is what the reward says of it alone."""
     files = [picture(tmp_path, f"{n}.png", size, 40 * n) for n, size in enumerate((8, 32, 8, 16))]
     samples = read_samples(files, ["x"])
-    found = score_files([RewardConfig(name="jpeg_compressibility")], samples, {})
+    found = values([RewardConfig(name="jpeg_compressibility")], samples)
     alone = [float(make("jpeg_compressibility")(s.content, ["x"], [{}]).values) for s in samples]  # type: ignore[union-attr]
     assert found == {"jpeg_compressibility": alone}
     assert len(set(alone)) > 1
@@ -61,13 +70,80 @@ def test_images_of_several_sizes_keep_their_order(tmp_path: Path) -> None:
 def test_what_cannot_be_scored_is_none(tmp_path: Path) -> None:
     samples = [Sample(tmp_path, "", text) for text in ("it is 85", "no")]
     math = [reward_of("math"), reward_of("{name: format, options: {pattern: '\\w+'}}")]
-    assert score_files(math, samples, {}) == {"math": [None, None], "format": [0.0, 1.0]}
-    assert score_files(math[:1], samples, {"answer": 85}) == {"math": [1.0, 0.0]}
+    assert values(math, samples) == {"math": [None, None], "format": [0.0, 1.0]}
+    assert values(math[:1], samples, {"answer": 85}) == {"math": [1.0, 0.0]}
+
+
+class Picky:
+    """A letter is its place in the alphabet; a digit breaks it, and of a blank there is nothing to say."""
+
+    name = "picky"
+    needs: tuple[str, ...] = ("texts",)
+
+    def to(self, device: object) -> Picky:
+        return self
+
+    def __call__(self, samples: Sequence[str], prompts: object, metadata: object) -> list[float | None]:
+        if any(text.isdigit() for text in samples):
+            raise KeyError("a digit")
+        return [None if text.isspace() else ord(text) - ord("a") + 1 for text in samples]
+
+
+PICKY = {"import": f"{__name__}:Picky"}
+
+
+def of_letters(*letters: str) -> list[Sample]:
+    return [Sample(Path(letter), "", letter) for letter in letters]
+
+
+def test_an_ensemble_is_one_column() -> None:
+    """Of 1 and 0, and of 3 and 0: the mean less twice the variance, 0.5 - 2 · 0.25 and 1.5 - 2 · 2.25."""
+    members = [PICKY, {"name": "format", "options": {"pattern": "[^a-z]"}}]
+    whole = {"ensemble": members, "label": "both", "combine": "uncertainty", "penalty": 2}
+    found = values([RewardConfig.model_validate(whole)], of_letters("a", "c", " "))
+    assert found == {"both": [0.0, -3.0, None]}
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({"shape": {"kind": "clip", "low": 0}}, "'Picky': shape change.* leave it out"),
+        ({"weight": 2}, "'Picky': weight change.* leave it out"),
+        (
+            {"weight": {"kind": "linear", "start": 1, "end": 0}, "shape": {"kind": "par"}},
+            "shape and weight .* leave them out",
+        ),
+    ],
+)
+def test_what_is_of_training_is_refused(reward: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        values([RewardConfig.model_validate({**PICKY, **reward})], of_letters("a"))
+
+
+def test_two_rewards_of_one_name_are_refused() -> None:
+    twice = [RewardConfig.model_validate(PICKY)] * 2
+    with pytest.raises(ConfigError, match="two rewards are called 'Picky'; give one another label"):
+        values(twice, of_letters("a"))
+    other = RewardConfig.model_validate({**PICKY, "label": "other"})
+    assert values([twice[0], other], of_letters("b")) == {"Picky": [2.0], "other": [2.0]}
+
+
+def test_failures_after_which_samples_are_left_out_are_told() -> None:
+    dropping, told = RewardConfig.model_validate({**PICKY, "on_error": "drop"}), list[str]()
+    found = score_files([dropping], of_letters("a", "3", "c"), {}, told.append)
+    assert found == {"Picky": Column([1.0, None, 3.0], warned=True)}
+    assert not found["Picky"].unexplained
+    assert len(told) == 1
+    assert "scored 2 of 3 samples: " in told[0]
+    assert "KeyError: 'a digit'" in told[0]
+    found = score_files([dropping], of_letters("a", " "), {}, told.append)
+    assert found["Picky"].unexplained
+    assert len(told) == 1
 
 
 def test_a_reward_of_texts_refuses_images(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="reward 'math' expects a sequence of texts"):
-        score_files([RewardConfig(name="math")], read_samples([picture(tmp_path, "a.png", 4, 0)], [""]), {})
+        score_files([RewardConfig(name="math")], read_samples([picture(tmp_path, "a.png", 4, 0)], [""]), {}, print)
 
 
 @pytest.mark.parametrize(

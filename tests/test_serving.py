@@ -15,18 +15,21 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from fastapi import FastAPI
 from rich.console import Console
 
 from difrl import cli, running, serving
 from difrl.display import SilentDisplay
 from difrl.located import ConfigError
 from difrl.serving import served, started
-from rewards import make
+from rewards import make, score
 from rewards.server import Limits, create_app
 from tests.loopback import serving as on_loopback
 from tests.recipes import recipe
 
 WIDTH = 80
+MEMBERS = "[{name: jpeg_compressibility}, {name: jpeg_incompressibility}]"
 
 
 def test_names_import_paths_and_options() -> None:
@@ -57,7 +60,9 @@ def test_a_reward_as_in_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["geneval", "geneval"], "two rewards are called 'geneval'; start a server for each"),
+        (["geneval", "geneval"], "two rewards are called 'geneval'; give one another label"),
+        (["{name: ocr, weight: 2}"], "reward 'ocr': weight change"),
+        ([f"{{ensemble: {MEMBERS}, label: both}}", "both.threads=2"], "option 'both.threads': an ensemble has none"),
         (["geneval", "genevall.exact=true"], "option 'genevall': .* did you mean geneval"),
         (["geneval", "geneval=true"], "expected REWARD.option=value"),
         (["missing.yaml"], "no config file 'missing.yaml'"),
@@ -124,6 +129,31 @@ def test_the_command_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen["configs"] == served(["geneval", "geneval.exact=true"])
     assert (seen["host"], seen["port"], seen["token"], seen["device"]) == ("127.0.0.1", 0, "s3cret", "cpu")
     assert (seen["max_batch"], seen["wait"], seen["limits"]) == (3, 0.02, Limits(5, 6, 7))
+
+
+def test_a_token_that_a_header_cannot_carry_is_one_clear_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["difrl", "serve", "jpeg_compressibility", "--token", "a b"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert "difrl: --token: expected one or more visible ASCII characters without spaces" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_served_as_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image's size and its negative; the mean is 0 of any."""
+    apps: list[FastAPI] = []
+    monkeypatch.setattr(serving, "run", lambda app, _: apps.append(app))
+    configs = served([f"{{ensemble: {MEMBERS}, label: both}}"])
+    console, limits = Console(quiet=True), Limits()
+    common: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "token": None, "max_batch": 4, "wait": 0.0}
+    serving.serve(configs, limits=limits, device="cpu", console=console, **common)
+    with on_loopback(apps[0]) as url:
+        assert httpx.get(f"{url}/version", trust_env=False).json()["rewards"] == {"both": {"needs": ["images"]}}
+        far = make("remote", url=url, reward="both")
+        found = score(far, torch.rand(2, 3, 8, 8), ["a", "b"], [{}, {}])
+    assert (found.values.tolist(), found.valid.tolist()) == ([0.0, 0.0], [True, True])
 
 
 def test_an_address_that_is_taken_is_one_clear_message(
