@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from rewards.base import Metadata, Scores, check_images
 from rewards.registry import register
 
 PADDING = 0  # word ids start at 1
+Output = Literal["probability", "logit"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class JudgeNetwork(nn.Module):
 
 
 class Judge:
-    """Probability, by a trained `JudgeNetwork`, that the image shows the prompt.
+    """Probability, by a trained `JudgeNetwork`, that the image shows the prompt; or its logit, which is not bounded.
 
     A prompt with a word outside the network's vocabulary is an invalid row: the network cannot have an
     opinion on it.
@@ -129,10 +131,14 @@ class Judge:
     name = "judge"
     needs: tuple[str, ...] = ("images", "prompts")
 
-    def __init__(self, path: str | Path | None = None, *, network: JudgeNetwork | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None = None, *, network: JudgeNetwork | None = None, output: Output = "probability"
+    ) -> None:
         if (path is None) == (network is None):
             raise ValueError("a judge needs either path=FOLDER, as written by JudgeNetwork.save, or network=")
-        self.path, self._network, self._device = path, network, torch.device("cpu")
+        if output not in get_args(Output):
+            raise ValueError(f"output of a judge is {output!r}, expected {' or '.join(get_args(Output))}")
+        self.path, self.output, self._network, self._device = path, output, network, torch.device("cpu")
 
     @property
     def network(self) -> JudgeNetwork:
@@ -155,14 +161,15 @@ class Judge:
         values = torch.zeros(len(prompts))
         if valid.any():
             known = [prompt for prompt in prompts if network.knows(prompt)]
-            values[valid] = network(images[valid.to(self._device)], network.encode(known)).sigmoid().float().cpu()
+            logits = network(images[valid.to(self._device)], network.encode(known))
+            values[valid] = (logits.sigmoid() if self.output == "probability" else logits).float().cpu()
         return Scores(values.to(samples.device), valid.to(samples.device))
 
 
 @register("judge", needs=Judge.needs)
-def judge(path: str | None = None) -> Judge:
+def judge(path: str | None = None, output: Output = "probability") -> Judge:
     """Probability that a drawing shows its prompt, by a small learned network of the shapes world."""
-    return Judge(path)
+    return Judge(path, output=output)
 
 
 def words_of(prompt: str) -> list[str]:

@@ -33,6 +33,15 @@ def test_comes_back_from_disk_as_it_was(network: JudgeNetwork, tmp_path: Path) -
     torch.testing.assert_close(values, expected, rtol=0, atol=0)
 
 
+def test_the_logit_is_what_the_probability_is_made_of(network: JudgeNetwork, tmp_path: Path) -> None:
+    network.save(tmp_path)
+    images, prompts = torch.rand(3, 3, 32, 32), ["a red circle", "a circle", "a blue square and a circle"]
+    probability = score(make("judge", path=str(tmp_path)), images, prompts, [{}] * 3).values
+    logit = score(make("judge", path=str(tmp_path), output="logit"), images, prompts, [{}] * 3).values
+    torch.testing.assert_close((probability / (1 - probability)).log(), logit, rtol=1e-4, atol=1e-5)
+    assert score(make("judge", path=str(tmp_path), output="logit"), images, ["mauve"] * 3, [{}] * 3).valid.sum() == 0
+
+
 def test_a_prompt_with_an_unknown_word_is_invalid(network: JudgeNetwork) -> None:
     prompts = ["a red circle", "a purple circle", "", "A red circle."]
     result = score(Judge(network=network), torch.rand(1, 3, 32, 32).expand(4, -1, -1, -1), prompts, [{}] * 4)
@@ -75,5 +84,7 @@ def test_learns_what_needs_colour_order_and_place(draw: Draw) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path=FOLDER"):
         make("judge")
+    with pytest.raises(ValueError, match="output of a judge is 'odds', expected probability or logit"):
+        make("judge", path=str(tmp_path), output="odds")
     with pytest.raises(FileNotFoundError, match=r"config.json and model.safetensors not found"):
         JudgeNetwork.load(tmp_path)
