@@ -94,10 +94,19 @@ class Bench(Generic[M]):
     records: Path
     kind: type[M] = Curve
 
+    def record(self, job: Job) -> Path:
+        """Where what a run measured is kept."""
+        return self.records / f"{job.name}.json"
+
+    def known(self, job: Job) -> bool:
+        """Whether there is a record that was made with the job's settings."""
+        record = self.record(job)
+        return record.exists() and json.loads(record.read_text())["settings"] == job.settings
+
     def curve(self, job: Job) -> M:
         """Of one run: of its record, or trained to its end and recorded."""
-        record = self.records / f"{job.name}.json"
-        if record.exists() and json.loads(record.read_text())["settings"] == job.settings:
+        record = self.record(job)
+        if self.known(job):
             return read_record(record, self.kind)
         place = self.runs / job.name
         command = [sys.executable, "-m", "difrl", "train", str(recipes()[job.recipe]), "--resume"]

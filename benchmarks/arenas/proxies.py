@@ -1,0 +1,158 @@
+"""Learned reward models of the shapes world, small and fitted to noisy labels: proxies of a gold reward that is held out.
+
+The gold reward says of drawings by a pretrained model whether they are right; a share of its answers is turned over, and each
+member of an ensemble is fitted to all of them, from a start and in an order of its own. What the members do not know they make
+up, each in its own way, and that is what optimisation finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rewards
+from difrl.data import Prompt
+from difrl.rollout import Rollout
+from difrl.worlds import shapes
+from rewards.judge import JudgeConfig, JudgeNetwork, words_of
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """How an ensemble of proxies is made."""
+
+    flipped: float
+    """Share of the gold labels that are turned over."""
+    members: int = 4
+    channels: int = 8
+    """Of a network's first convolution; the judge that comes with difrl has 24 of them."""
+    steps: int = 600
+    batch: int = 64
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Drawings, what they were asked to show, and whether they do."""
+
+    images: Tensor
+    """[N, 3, 32, 32] in [0, 1]."""
+    prompts: Sequence[str]
+    gold: Tensor
+    """[N], 1 or 0."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: Tensor) -> Labelled:
+        """The drawings of these numbers [M]."""
+        return Labelled(self.images[rows], [self.prompts[i] for i in rows.tolist()], self.gold[rows])
+
+
+class Sampler(Protocol):
+    """What draws, such as `difrl.open_run` gives."""
+
+    def sample(self, prompts: Sequence[Prompt], *, seed: int) -> Rollout:
+        """One drawing of each prompt."""
+
+
+def drawn(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: int, chunk: int = 480) -> Labelled:
+    """`per_prompt` drawings of every prompt, prompt after prompt in turn, with their gold labels."""
+    gold = rewards.make("geneval", exact=True)
+    asked = [p for _ in range(per_prompt) for p in prompts]
+    images, labels = [], []
+    for start in range(0, len(asked), chunk):
+        rollout = sampler.sample(asked[start : start + chunk], seed=seed + start)
+        labels.append(rewards.score(gold, rollout.content, rollout.texts_of_prompts, rollout.metadata).values)
+        images.append(rollout.content)
+    return Labelled(torch.cat(images), [p.text for p in asked], torch.cat(labels))
+
+
+def flip(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Labels [N] of 0 and 1, each turned over with probability `share`."""
+    return torch.where(torch.rand(labels.shape, generator=generator) < share, 1 - labels, labels)
+
+
+def auc(scores: Tensor, truth: Tensor, groups: Sequence[object] | None = None) -> float:
+    """The share of pairs of a right and a wrong sample in which the right one has the higher score; ties count half.
+
+    scores [N], truth [N] of 0 and 1; with groups [N] only pairs of one group count, as in training, where the samples of a
+    prompt are compared with each other.
+    """
+    apart = scores[:, None] - scores[None]
+    pairs = truth.bool()[:, None] & ~truth.bool()[None]
+    if groups is not None:
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        of = torch.tensor([numbers[group] for group in groups])
+        pairs &= of[:, None] == of[None]
+    return ((apart > 0).float() + (apart == 0).float() / 2)[pairs].mean().item()
+
+
+def standardise(network: JudgeNetwork, data: Labelled) -> None:
+    """Scales and shifts the last layer, so that the scores of these drawings have mean 0 and standard deviation 1."""
+    scores = scores_of(network, data)
+    last = network.head[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight /= scores.std()
+        last.bias.copy_((last.bias - scores.mean()) / scores.std())
+
+
+@torch.no_grad()
+def scores_of(network: JudgeNetwork, data: Labelled) -> Tensor:
+    """Logits [N]."""
+    ids = network.encode(data.prompts)
+    return torch.cat([network(data.images[rows], ids[rows]) for rows in torch.arange(len(data)).split(512)])
+
+
+def fit(data: Labelled, config: ProxyConfig, seed: int) -> JudgeNetwork:
+    """One member: fitted to the labels as they are given, then standardised."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    words = sorted({word for prompt in shapes.ALL_PROMPTS for word in words_of(prompt.text)})
+    network = JudgeNetwork(JudgeConfig(tuple(words), channels=config.channels))
+    ids = network.encode(data.prompts)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.steps)
+    for _ in range(config.steps):
+        rows = torch.randint(len(data), (config.batch,), generator=generator)
+        loss = F.binary_cross_entropy_with_logits(network(data.images[rows], ids[rows]), data.gold[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    standardise(network.eval(), data)
+    return network
+
+
+def quality(scores: Tensor, data: Labelled) -> Mapping[str, float]:
+    """How well scores [N] tell right drawings from wrong ones, and how many fall on the right side of their median."""
+    above = (scores > scores.median()).float()
+    return {
+        "auc": auc(scores, data.gold),
+        "auc_of_a_prompt": auc(scores, data.gold, data.prompts),
+        "accuracy": (above == data.gold).float().mean().item(),
+    }
+
+
+def ensemble(
+    folder: Path, learnt: Labelled, held_out: Labelled, config: ProxyConfig, seed: int
+) -> list[Mapping[str, float]]:
+    """Fits and saves the members as `folder`/0, `folder`/1, …; the quality of each, and last that of their mean.
+
+    Which labels are turned over is the same for all members.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noisy = Labelled(learnt.images, learnt.prompts, flip(learnt.gold, config.flipped, generator))
+    scores = []
+    for member in range(config.members):
+        network = fit(noisy, config, 1000 * seed + member)
+        network.save(folder / str(member))
+        scores.append(scores_of(network, held_out))
+    return [quality(one, held_out) for one in (*scores, torch.stack(scores).mean(0))]

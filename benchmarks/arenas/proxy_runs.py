@@ -1,0 +1,188 @@
+"""The runs of benchmarks/overoptimisation.py: the proxies of a seed, the ways of training against them, what a run has shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from benchmarks.arenas.proxies import Labelled, ProxyConfig, drawn, ensemble
+from benchmarks.common import Job
+from difrl.data import load_prompts
+from difrl.inference import open_run
+from difrl.metrics import read_metrics
+
+RECIPE = "nft"
+PROXIES = ProxyConfig(flipped=0.25)
+LEARNT, HELD_OUT = 7, 3
+"""Drawings of each training prompt whose labels the proxies learn from, and on which they are examined."""
+STEPS, EVALUATIONS = 24, 6
+REFERENCES = 3
+"""Samples of each prompt by the pretrained model that PAR compares with; published: 5 and less."""
+SETTINGS = (
+    f"train.steps={STEPS}",
+    f"eval.every={STEPS // EVALUATIONS}",
+    "likelihood.decisions=2",
+    "data.evaluation=shapes:train",
+    "eval.images=256",
+    "eval.final_images=256",
+    "eval.rlg=[]",
+    "eval.show=0",
+    "checkpoint.every=6",
+)
+"""Of every run. Evaluated on the prompts of training, which are what the proxy was fitted to: on others it might fail for
+another reason."""
+ALL = "all"
+Section = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training against proxies."""
+
+    name: str
+    title: str
+    reward: Section
+    """What is said of the reward beside its members."""
+    of: Literal["first", "all", "gold"] = "first"
+    """What is optimised: the first member, all of them, or the gold reward itself."""
+    anchor: float = 0.0
+    """Coefficient of the divergence from the pretrained model."""
+
+    def overrides(self, members: Sequence[Section]) -> tuple[str, ...]:
+        """Of the recipe."""
+        every = {"ensemble": list(members)}
+        gold = {"name": "geneval", "label": "gold", "options": {"exact": True}}
+        trained = {"first": members[0], "all": every, "gold": gold}[self.of]
+        said: dict[str, Any] = {
+            "rewards": [{**trained, **self.reward, "label": "proxy"}],
+            "watch": [gold, {"name": "judge"}, {**every, "combine": "uncertainty", "penalty": 1.0, "label": ALL}],
+            "anchors": [{"to": "base", "divergence": "velocity", "coefficient": self.anchor}],
+        }
+        if "shape" in self.reward:
+            said["references"] = {"count": REFERENCES}
+        return tuple(f"{key}={json.dumps(value)}" for key, value in said.items())
+
+    def proxy(self, course: Course) -> np.ndarray:
+        """What of the members' scores is optimised (of gold: what they all say of it), unshaped and without pessimism."""
+        return course.members[:, 0] if self.of == "first" else course.members.mean(1)
+
+
+VARIANTS = (
+    Variant("plain", "one proxy, plain", {}),
+    Variant("mean", "ensemble, mean", {"combine": "mean"}, of="all"),
+    Variant("worst", "ensemble, worst (WCO)", {"combine": "worst"}, of="all"),
+    Variant("uncertainty", "ensemble, uncertainty (UWO)", {"combine": "uncertainty", "penalty": 1.0}, of="all"),
+    Variant("par", "one proxy, shaped (PAR)", {"shape": {"kind": "par"}}),
+    Variant("anchored", "one proxy, anchored (KL)", {}, anchor=1.0),
+    Variant("gold", "gold itself", {}, of="gold"),
+)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Evaluations of one run; every array [evaluations], members [evaluations, K]."""
+
+    nfe: np.ndarray
+    gold: np.ndarray
+    stderr: np.ndarray
+    judge: np.ndarray
+    members: np.ndarray
+    """Mean score by each proxy."""
+    disagreement: np.ndarray
+    """Variance over the proxies of a drawing's score, mean over drawings."""
+    divergence: np.ndarray
+    """Of the model from the pretrained one, on the samples of the step before the evaluation."""
+    minutes: float
+    """Of training."""
+
+    @classmethod
+    def of_run(cls, run: Path) -> Self:
+        rows = read_metrics(run)
+        seconds = sum(v for row in rows for k, v in row.items() if k.startswith("time/"))
+        found = [row for row in rows if "eval/watch/gold" in row]
+
+        def column(name: str) -> np.ndarray:
+            return np.array([row.get(name, 0.0) for row in found])
+
+        names = [f"eval/watch/{ALL}/{member_label(k)}" for k in range(PROXIES.members)]
+        members = np.stack([column(name) for name in names], axis=1)
+        return cls(
+            nfe=column("nfe"),
+            gold=column("eval/watch/gold"),
+            stderr=column("eval/watch/gold/stderr"),
+            judge=column("eval/watch/judge"),
+            members=members,
+            disagreement=members.mean(1) - column(f"eval/watch/{ALL}"),
+            divergence=column("kl/base"),
+            minutes=seconds / 60,
+        )
+
+
+def member_label(number: int) -> str:
+    """A proxy's name in metrics."""
+    return f"m{number}"
+
+
+def member(folder: Path, number: int) -> Section:
+    """A proxy as a recipe names it."""
+    options = {"path": (folder / str(number)).as_posix(), "output": "logit"}
+    return {"name": "judge", "label": member_label(number), "options": options}
+
+
+def job(variant: Variant, proxies: Path, seed: int) -> Job:
+    """One run."""
+    members = [member(proxies, number) for number in range(PROXIES.members)]
+    return Job(RECIPE, f"{variant.name}-{seed}", (f"seed={seed}", *SETTINGS, *variant.overrides(members)))
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """The ensemble of a seed: where its networks are, and where what is known of them is kept."""
+
+    runs: Path
+    record: Path
+    seed: int
+
+    @property
+    def made_with(self) -> Section:
+        """All that decides what they are."""
+        return {**asdict(PROXIES), "learnt": LEARNT, "held_out": HELD_OUT, "seed": self.seed}
+
+    @property
+    def folder(self) -> Path:
+        """Of the networks: its name tells ensembles that were made in another way apart, and with it the runs against them."""
+        fingerprint = hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:8]
+        return self.runs / f"proxies-{self.seed}-{fingerprint}"
+
+    def quality(self, needed: bool) -> Sequence[Mapping[str, float]]:
+        """Of each member, and last of their mean; networks that are not there are fitted where they are needed, or unknown."""
+        known = json.loads(self.record.read_text()) if self.record.exists() else {}
+        there = (self.folder / str(PROXIES.members - 1)).exists()
+        if known.get("made_with") == self.made_with and (there or not needed):
+            return known["quality"]
+        torch.set_num_threads(1)
+        found = ensemble(self.folder, *labelled(self.runs), PROXIES, self.seed)
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        self.record.write_text(json.dumps({"made_with": self.made_with, "quality": found}, indent=1) + "\n")
+        return found
+
+
+def labelled(folder: Path) -> tuple[Labelled, Labelled]:
+    """What proxies learn from and are examined on: drawings of training prompts by the pretrained model, made once."""
+    file = folder / f"drawings-{LEARNT}-{HELD_OUT}.pt"
+    prompts = load_prompts("shapes:train")
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        drawings = drawn(open_run("tiny-sd3", device="cpu", steps=10), prompts, LEARNT + HELD_OUT, seed=0)
+        torch.save((drawings.images, drawings.gold), file)
+    images, gold = torch.load(file, weights_only=True)
+    every = Labelled(images, [p.text for p in prompts] * (LEARNT + HELD_OUT), gold)
+    rows = torch.arange(len(every))
+    return every.select(rows[: LEARNT * len(prompts)]), every.select(rows[LEARNT * len(prompts) :])

@@ -1,0 +1,166 @@
+"""The benchmark of over-optimisation without its runs: its recipes are valid, and it reads, counts and writes what runs leave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import overoptimisation as benchmark
+from benchmarks.arenas import proxy_runs
+from benchmarks.arenas.proxy_runs import ALL, PROXIES, RECIPE, VARIANTS, Course, Proxies
+from difrl.config import RunConfig
+from difrl.paths import recipes
+from difrl.reading import read_config
+
+FOLDER = Path("runs/proxies")
+
+
+def config(name: str) -> RunConfig:
+    variant = next(v for v in VARIANTS if v.name == name)
+    return read_config(recipes()[RECIPE], proxy_runs.job(variant, FOLDER, seed=3).overrides)
+
+
+def course(gold: list[float], first: list[float], others: list[float]) -> Course:
+    """Of two members."""
+    zeros = np.zeros(len(gold))
+    return Course(
+        nfe=np.arange(len(gold)) * 1e3,
+        gold=np.array(gold),
+        stderr=zeros + 0.01,
+        judge=zeros + 0.5,
+        members=np.array([first, others]).T,
+        disagreement=zeros + 0.25,
+        divergence=zeros + 0.04,
+        minutes=2.0,
+    )
+
+
+def test_variants_differ_in_what_they_are_about_alone() -> None:
+    plain = config("plain")
+    for variant in VARIANTS:
+        found = config(variant.name)
+        assert found.seed == 3
+        same = {"rewards": plain.rewards, "anchors": plain.anchors, "references": plain.references}
+        assert found.model_copy(update=same) == plain
+        assert [anchor.coefficient for anchor in found.anchors] == [variant.anchor]
+        if variant.of == "gold":
+            continue
+        assert [member.options["path"] for member in found.rewards[0].members] == [
+            f"runs/proxies/{number}" for number in range(PROXIES.members if variant.of == "all" else 1)
+        ]
+
+
+def test_gold_is_optimised_where_that_is_said_alone() -> None:
+    for variant in VARIANTS:
+        found = config(variant.name)
+        assert (found.rewards[0].name == "geneval") == (variant.of == "gold")
+        assert [reward.label for reward in found.rewards] == ["proxy"]
+        gold, judge, every = found.watch
+        assert (gold.name, gold.options, judge.options) == ("geneval", {"exact": True}, {})
+        assert [member.label for member in every.members] == [f"m{number}" for number in range(PROXIES.members)]
+
+
+def test_kinds_of_variants() -> None:
+    assert {v.name: config(v.name).rewards[0].combine for v in VARIANTS if v.of == "all"} == {
+        "mean": "mean",
+        "worst": "worst",
+        "uncertainty": "uncertainty",
+    }
+    assert {v.name for v in VARIANTS if config(v.name).rewards[0].shape is not None} == {"par"}
+    assert {v.name for v in VARIANTS if config(v.name).references is not None} == {"par"}
+    assert {v.name for v in VARIANTS if v.anchor > 0} == {"anchored"}
+
+
+def test_other_proxies_are_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a record of runs against the former is not taken for one of runs against the latter."""
+    folders = {Proxies(FOLDER, FOLDER / "x.json", seed).folder for seed in (0, 1)}
+    monkeypatch.setattr(proxy_runs, "PROXIES", replace(PROXIES, flipped=0.1))
+    folders.add(Proxies(FOLDER, FOLDER / "x.json", 0).folder)
+    assert len(folders) == 3
+    assert all(folder.parent == FOLDER for folder in folders)
+
+
+def test_known_proxies_are_not_fitted_where_no_run_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxies = Proxies(tmp_path / "runs", tmp_path / "records" / "proxies-0.json", 0)
+    fitted = [{"auc": 0.7}]
+    monkeypatch.setattr(proxy_runs, "labelled", lambda folder: (None, None))
+    monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: fitted)
+    assert proxies.quality(needed=False) == fitted
+    monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: [{"auc": 0.0}])
+    assert proxies.quality(needed=False) == fitted
+    assert proxies.quality(needed=True) == [{"auc": 0.0}]
+
+
+def test_a_run_is_read(tmp_path: Path) -> None:
+    """Two evaluations, a step between them that was not evaluated; member k scores k + 1 at the end, their variance is 0.5."""
+    names = [f"eval/watch/{ALL}/m{number}" for number in range(PROXIES.members)]
+    mean = np.mean([number + 1 for number in range(PROXIES.members)])
+    rows: list[dict[str, float]] = [
+        {"step": 0, "nfe": 0, "eval/watch/gold": 0.4, "eval/watch/gold/stderr": 0.03, "eval/watch/judge": 0.5}
+        | {f"eval/watch/{ALL}": -0.1}
+        | dict.fromkeys(names, 0.0),
+        {"step": 1, "nfe": 100, "kl/base": 7.0, "time/rollout": 60.0, "time/update": 30.0},
+        {"step": 2, "nfe": 200, "kl/base": 0.3, "time/rollout": 30.0, "eval/watch/gold": 0.6}
+        | {"eval/watch/gold/stderr": 0.02, "eval/watch/judge": 0.7, f"eval/watch/{ALL}": float(mean) - 0.5}
+        | {name: number + 1.0 for number, name in enumerate(names)},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Course.of_run(tmp_path)
+    assert found.nfe.tolist() == [0, 200]
+    assert found.gold.tolist() == [0.4, 0.6]
+    assert found.stderr.tolist() == [0.03, 0.02]
+    assert found.judge.tolist() == [0.5, 0.7]
+    assert found.divergence.tolist() == [0, 0.3]
+    assert found.disagreement.tolist() == pytest.approx([0.1, 0.5])
+    assert found.members[1].tolist() == [number + 1 for number in range(PROXIES.members)]
+    assert found.minutes == 2
+
+
+def test_the_peak_is_that_of_the_mean_over_seeds() -> None:
+    """Not the mean of each seed's own peak, which noise alone would lift above the start."""
+    courses = [course([0.4, 0.5, 0.7, 0.4], [0] * 4, [0] * 4), course([0.4, 0.8, 0.5, 0.4], [0] * 4, [0] * 4)]
+    assert benchmark.peak(courses) == 1
+
+
+def test_a_change_is_one_beyond_its_error() -> None:
+    """Each evaluation errs by 0.01, so a change of one seed by 0.014; the second half of four evaluations is the last two."""
+    for end, said in ((0.42, "no clear change (+0.020"), (0.44, "rises (+0.040"), (0.34, "falls (-0.060")):
+        found = course([0.4, 0.9, end - 0.01, end + 0.01], [0] * 4, [0] * 4)
+        assert benchmark.late(found) == pytest.approx(end)
+        assert benchmark.verdict([found]) == f"{said} ± 0.014)"
+    # Over four seeds the error is half of that.
+    assert benchmark.verdict([course([0.4, 0.9, 0.41, 0.43], [0] * 4, [0] * 4)] * 4) == "rises (+0.020 ± 0.007)"
+
+
+def test_what_a_variant_optimises() -> None:
+    found = course([0.4, 0.5], [0.0, 1.0], [0.0, 3.0])
+    proxy = {variant.name: variant.proxy(found).tolist() for variant in VARIANTS}
+    assert proxy["plain"] == proxy["par"] == proxy["anchored"] == [0, 1]
+    assert proxy["mean"] == proxy["worst"] == proxy["uncertainty"] == proxy["gold"] == [0, 2]
+
+
+def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
+    runs = {variant.name: [course([0.4, 0.6, 0.5], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0])] for variant in VARIANTS}
+    quality = [[{"auc": 0.7, "auc_of_a_prompt": 0.65, "accuracy": 0.6}] * (PROXIES.members + 1)]
+    page = benchmark.text(runs, quality, [0])
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in page.splitlines() if "|" in line}
+    assert rows["one proxy, plain"] == [
+        "+2.00",
+        "0.400",
+        "0.600",
+        "1 of 2",
+        "0.500",
+        "0.100",
+        "0.500",
+        "0.25",
+        "0.04",
+        "falls |",
+    ]
+    assert rows["ensemble, mean"][0] == "+1.00"
+    assert rows["one proxy"] == ["0.700", "0.650", "0.600 |"]
+    benchmark.plot(runs, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
