@@ -248,8 +248,8 @@ def score(
 ) -> None:
     """Score files: what each reward says of each image or text."""
     from difrl.located import parse
-    from difrl.reward_arguments import reward_of
-    from difrl.scoring_files import read_samples, score_files, scores_table
+    from difrl.scoring.arguments import reward_of
+    from difrl.scoring.files import read_samples, score_files, scores_table
 
     facts = parse(metadata, "--metadata").plain
     if not isinstance(facts, dict):
@@ -293,7 +293,7 @@ def serve(
     """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
     import torch
 
-    from difrl import serving
+    from difrl.scoring import serving
     from rewards.server import Limits
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")

@@ -18,9 +18,9 @@ from difrl.policies.base import Key
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.searching import Decoding, decoded
-from difrl.reward_arguments import reward_of
 from difrl.rollout import Rollout
 from difrl.scoring import Scorer
+from difrl.scoring.arguments import reward_of
 from difrl.sheets import Sheet, sheet_of
 from rewards import RewardError
 from samplers import best_of

@@ -20,9 +20,9 @@ from difrl.examples import Example, Rows, load_examples
 from difrl.media import MEDIA, Content, Item, Medium
 from difrl.memory import enough_for
 from difrl.policies.base import Key, Policy
-from difrl.references import References
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
+from difrl.scoring.references import References
 from rewards import Scores
 from samplers import keyed_uniform
 

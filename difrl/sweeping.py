@@ -23,9 +23,9 @@ from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
 from difrl.reading import ConfigError
 from difrl.report import write_report
-from difrl.reward_arguments import reward_of
 from difrl.run_folder import RunFolderError
 from difrl.scoring import Scorer
+from difrl.scoring.arguments import reward_of
 from difrl.showing import sweep
 from difrl.summary import STDERR
 

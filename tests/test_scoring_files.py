@@ -12,8 +12,8 @@ from PIL import Image
 
 from difrl.config import RewardConfig
 from difrl.reading import ConfigError
-from difrl.reward_arguments import reward_of
-from difrl.scoring_files import Column, Sample, read_samples, score_files
+from difrl.scoring.arguments import reward_of
+from difrl.scoring.files import Column, Sample, read_samples, score_files
 from rewards import RewardError, make
 
 

@@ -19,10 +19,11 @@ import torch
 from fastapi import FastAPI
 from rich.console import Console
 
-from difrl import cli, running, serving
+from difrl import cli, running
 from difrl.display import SilentDisplay
 from difrl.located import ConfigError
-from difrl.serving import served, started
+from difrl.scoring import serving
+from difrl.scoring.serving import served, started
 from rewards import make, score
 from rewards.server import Limits, create_app
 from tests.loopback import serving as on_loopback

@@ -21,8 +21,8 @@ from difrl.evaluation import Evaluator
 from difrl.policies.base import Key
 from difrl.policies.registry import load_policy
 from difrl.processes import ProcessError, Processes
-from difrl.references import References
 from difrl.scoring import Scorer
+from difrl.scoring.references import References
 from difrl.sources import Sampled
 from difrl.trainer import Clock, Trainer, TrainingError
 from rewards import Failsafe, RewardError, Scores

@@ -13,7 +13,7 @@ from difrl.config import RewardConfig
 from difrl.data import Prompt
 from difrl.rollout import Rollout, Scored
 from difrl.scoring import Scorer
-from difrl.terms import Term, shape_of, term_of
+from difrl.scoring.terms import Term, shape_of, term_of
 from rewards import RewardError, Scores
 from tests.fakes import Brightness
 

@@ -13,7 +13,7 @@ from difrl.config import MemberConfig, RewardConfig
 from difrl.located import ConfigError
 from difrl.paths import PACKAGE
 from difrl.rollout import Rollout, Scored
-from difrl.terms import Term, term_of
+from difrl.scoring.terms import Term, term_of
 from rewards import Failsafe, Reward, Scores
 from rewards.combination import stacked, weighted_sum
 

@@ -20,7 +20,7 @@ from difrl.config import ReferencesConfig
 from difrl.data import Prompt
 from difrl.memory import enough_for
 from difrl.policies.base import Key, Policy
-from difrl.scoring import score
+from difrl.scoring.scorer import score
 from rewards import Reward, Scores
 
 

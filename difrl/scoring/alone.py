@@ -10,8 +10,8 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.located import ConfigError
-from difrl.scoring import build_reward
-from difrl.terms import Term, term_of
+from difrl.scoring.scorer import build_reward
+from difrl.scoring.terms import Term, term_of
 from rewards import Reward, Scores, score
 from rewards.base import Metadata, Samples
 

@@ -12,12 +12,12 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from difrl.alone import build_alone, check_alone
 from difrl.config import RewardConfig
 from difrl.config.section import Section
 from difrl.located import ConfigError, parse_overrides
 from difrl.reading import read_model
-from difrl.reward_arguments import reward_of
+from difrl.scoring.alone import build_alone, check_alone
+from difrl.scoring.arguments import reward_of
 from rewards import Reward
 from rewards.http import is_loopback
 from rewards.protocol import is_token

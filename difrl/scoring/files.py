@@ -12,12 +12,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
-from difrl.alone import build_alone, check_alone
 from difrl.config import RewardConfig
 from difrl.formats import number
 from difrl.located import ConfigError
 from difrl.media import read_images
 from difrl.notices import notices
+from difrl.scoring.alone import build_alone, check_alone
 from rewards import Reward, score
 
 
