@@ -107,11 +107,11 @@ def test_an_ensemble_is_one_column() -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ({"shape": {"kind": "clip", "low": 0}}, "'Picky': shape change.* leave it out"),
-        ({"weight": 2}, "'Picky': weight change.* leave it out"),
+        ({"shape": {"kind": "clip", "low": 0}}, "'Picky' has a shape, .* leave it out"),
+        ({"weight": 2}, "'Picky' has a weight, .* leave it out"),
         (
             {"weight": {"kind": "linear", "start": 1, "end": 0}, "shape": {"kind": "par"}},
-            "shape and weight .* leave them out",
+            "a shape and a weight, .* leave them out",
         ),
     ],
 )

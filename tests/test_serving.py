@@ -62,7 +62,7 @@ def test_a_reward_as_in_a_recipe() -> None:
     ("words", "message"),
     [
         (["geneval", "geneval"], "two rewards are called 'geneval'; give one another label"),
-        (["{name: ocr, weight: 2}"], "reward 'ocr': weight change"),
+        (["{name: ocr, weight: 2}"], "reward 'ocr' has a weight"),
         ([f"{{ensemble: {MEMBERS}, label: both}}", "both.threads=2"], "option 'both.threads': an ensemble has none"),
         (["geneval", "genevall.exact=true"], "option 'genevall': .* did you mean geneval"),
         (["geneval", "geneval=true"], "expected REWARD.option=value"),

@@ -28,7 +28,7 @@ def check_alone(configs: Sequence[RewardConfig]) -> None:
         keys = [*(["shape"] if config.shapes else []), *(["weight"] if config.weight != 1 else [])]
         if keys:
             raise ConfigError(
-                f"reward '{config.label}': {' and '.join(keys)} change what is trained on, and here is the reward itself: "
+                f"reward '{config.label}' has a {' and a '.join(keys)}, which is for training; here it is scored as it is: "
                 f"leave {'it' if len(keys) == 1 else 'them'} out"
             )
 
