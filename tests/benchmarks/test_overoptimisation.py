@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import overoptimisation as benchmark
 from benchmarks.arenas import proxy_runs
+from benchmarks.arenas.proxies import Labelled
 from benchmarks.arenas.proxy_runs import ALL, PROXIES, RECIPE, VARIANTS, Course, Proxies
 from difrl.config import RunConfig
 from difrl.paths import recipes
@@ -87,12 +89,16 @@ def test_other_proxies_are_in_another_folder(monkeypatch: pytest.MonkeyPatch) ->
 def test_known_proxies_are_not_fitted_where_no_run_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proxies = Proxies(tmp_path / "runs", tmp_path / "records" / "proxies-0.json", 0)
     fitted = [{"auc": 0.7}]
-    monkeypatch.setattr(proxy_runs, "labelled", lambda folder: (None, None))
+    drawings = [
+        Labelled(torch.zeros(2, 3, 32, 32), ["a circle"] * 2, torch.tensor(gold)) for gold in ([1.0, 0.0], [0.0] * 2)
+    ]
+    monkeypatch.setattr(proxy_runs, "labelled", lambda folder: drawings)
     monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: fitted)
     assert proxies.quality(needed=False) == fitted
     monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: [{"auc": 0.0}])
     assert proxies.quality(needed=False) == fitted
     assert proxies.quality(needed=True) == [{"auc": 0.0}]
+    assert proxies.gold == 0.25
 
 
 def test_a_run_is_read(tmp_path: Path) -> None:
@@ -127,13 +133,13 @@ def test_the_peak_is_that_of_the_mean_over_seeds() -> None:
 
 
 def test_a_change_is_one_beyond_its_error() -> None:
-    """Each evaluation errs by 0.01, so a change of one seed by 0.014; the second half of four evaluations is the last two."""
-    for end, said in ((0.42, "no clear change (+0.020"), (0.44, "rises (+0.040"), (0.34, "falls (-0.060")):
-        found = course([0.4, 0.9, end - 0.01, end + 0.01], [0] * 4, [0] * 4)
+    """Each evaluation errs by 0.01; the second half of four evaluations is the last two, and the first has no part."""
+    for end, said in ((0.415, "no clear change (+0.015"), (0.44, "rises (+0.040"), (0.34, "falls (-0.060")):
+        found = course([0.7, 0.9, end - 0.01, end + 0.01], [0] * 4, [0] * 4)
         assert benchmark.late(found) == pytest.approx(end)
-        assert benchmark.verdict([found]) == f"{said} ± 0.014)"
+        assert benchmark.verdict([found], before=0.4) == f"{said} ± 0.010)"
     # Over four seeds the error is half of that.
-    assert benchmark.verdict([course([0.4, 0.9, 0.41, 0.43], [0] * 4, [0] * 4)] * 4) == "rises (+0.020 ± 0.007)"
+    assert benchmark.verdict([course([0.7, 0.9, 0.41, 0.42], [0] * 4, [0] * 4)] * 4, 0.4) == "rises (+0.015 ± 0.005)"
 
 
 def test_what_a_variant_optimises() -> None:
@@ -146,7 +152,7 @@ def test_what_a_variant_optimises() -> None:
 def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     runs = {variant.name: [course([0.4, 0.6, 0.5], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0])] for variant in VARIANTS}
     quality = [[{"auc": 0.7, "auc_of_a_prompt": 0.65, "accuracy": 0.6}] * (PROXIES.members + 1)]
-    page = benchmark.text(runs, quality, [0])
+    page = benchmark.text(runs, quality, 0.4, [0])
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in page.splitlines() if "|" in line}
     assert rows["one proxy, plain"] == [
         "+2.00",
@@ -158,9 +164,9 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
         "0.500",
         "0.25",
         "0.04",
-        "falls |",
+        "rises (+0.100 ± 0.010) |",
     ]
     assert rows["ensemble, mean"][0] == "+1.00"
-    assert rows["one proxy"] == ["0.700", "0.650", "0.600 |"]
-    benchmark.plot(runs, tmp_path / "plot.png")
+    assert rows["mean of the ensemble"] == ["0.700", "0.650", "0.600 |"]
+    benchmark.plot(runs, 0.4, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -92,7 +92,7 @@ def test_standardising_keeps_the_order(drawings: Labelled) -> None:
 
 
 def test_an_ensemble_learns_what_can_be_seen(drawings: Labelled, tmp_path: Path) -> None:
-    found = proxies.ensemble(tmp_path, drawings, drawings, ProxyConfig(0.0, members=2, steps=120, batch=32), seed=0)
+    found = proxies.ensemble(tmp_path, drawings, drawings, ProxyConfig(0.0, members=2, steps=60, batch=16), seed=0)
     assert len(found) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
     assert found[-1]["auc_of_a_prompt"] > 0.95
