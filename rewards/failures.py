@@ -31,7 +31,8 @@ class Failsafe:
 
     raise: the error, as it is. retry: the call is repeated, `retries` times at most, after `pause`, 2 `pause`, 4 `pause` …
     seconds; then the error. drop: the rows to blame are found by halving the batch, all of them, and marked invalid; where no
-    sample of sixteen can be scored alone, and after a time limit, all rows of the call are.
+    sample of sixteen can be scored alone, all are. A time limit that passes ends the search: what is not scored by then is
+    invalid.
 
     With a `timeout` in seconds each call runs in a thread of its own, and the first loads the reward's model. Python cannot
     end a thread: a call that is late is left to itself, what it returns is thrown away, and the next waits for it to end, at
@@ -87,27 +88,31 @@ class Failsafe:
 
     def _halved(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Depth first, so that whole rows are scored in few calls and none that can be is left out."""
-        values, valid = torch.zeros(len(samples)), torch.zeros(len(samples), dtype=torch.bool)
+        whole = range(len(samples))
+        values, valid = torch.zeros(len(whole)), torch.zeros(len(whole), dtype=torch.bool)
 
         def failure(rows: range) -> RewardError | None:
             """Scores these rows; the error where they cannot be."""
             part = slice(rows.start, rows.stop)
             try:
                 found = self._once(samples[part], prompts[part], metadata[part])
+            except Late:
+                raise
             except RewardError as error:
                 return error
             values[part], valid[part] = found.values.cpu(), found.valid.cpu()
             return None
 
-        first = failure(range(len(samples)))
-        if first is not None:
-            parts = [range(len(samples))] if any(failure(row) is None for row in _probes(len(samples), first)) else []
-            while parts:
-                for rows in _halves(parts.pop()):
-                    error = failure(rows)
-                    if error is not None and not isinstance(error, Late) and len(rows) > 1:
-                        parts.append(rows)
-            log.warning("reward '%s' scored %d of %d samples: %s", self.name, int(valid.sum()), len(valid), first)
+        try:
+            problem = failure(whole)
+            if problem is not None and any(failure(row) is None for row in _probes(len(whole))):
+                parts = [whole]
+                while parts:
+                    parts += [rows for rows in _halves(parts.pop()) if failure(rows) is not None and len(rows) > 1]
+        except Late as error:  # every further call may be as late
+            problem = error
+        if problem is not None:
+            log.warning("reward '%s' scored %d of %d samples: %s", self.name, int(valid.sum()), len(valid), problem)
         device = samples.device if isinstance(samples, Tensor) else "cpu"
         return Scores(values.to(device), valid.to(device))
 
@@ -141,12 +146,10 @@ def within(seconds: float, call: Callable[[], Scores], name: str, busy: threadin
     return scores
 
 
-def _probes(count: int, first: RewardError) -> list[range]:
-    """Single rows in an order of no pattern; none where another call would be no use."""
-    if count < 2 or isinstance(first, Late):
-        return []
+def _probes(count: int) -> list[range]:
+    """Single rows in an order of no pattern; of one row alone everything is known."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBES]
-    return [range(row, row + 1) for row in order.tolist()]
+    return [range(row, row + 1) for row in order.tolist()] if count > 1 else []
 
 
 def _halves(rows: range) -> tuple[range, range]:

@@ -152,6 +152,25 @@ def test_after_a_time_limit_the_whole_call_is_dropped(hanging: Fragile) -> None:
     assert len(hanging.calls) == 1
 
 
+def test_a_time_limit_in_the_search_ends_it() -> None:
+    """The good rows that come before are kept."""
+    over = threading.Event()
+
+    class Hanging(Fragile):
+        def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Any:
+            if list(samples) == ["hangs"]:
+                over.wait(30)
+            return super().__call__(samples, prompts, metadata)
+
+    reward = Hanging(frozenset({"bad", "hangs"}))
+    found = scored(
+        Failsafe(reward, "drop", timeout=0.3), ["good", "good", "good", "bad", "good", "hangs", "good", "good"]
+    )
+    over.set()
+    assert 0 < int(found.valid.sum()) < 6
+    assert not found.valid[[3, 5]].any()
+
+
 def test_no_call_begins_while_a_late_one_goes_on(hanging: Fragile) -> None:
     """Each attempt waits as long as a call may take, and says what it waited for."""
     reward = Failsafe(hanging, "retry", timeout=0.05, retries=2, sleep=lambda seconds: None)
