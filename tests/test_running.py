@@ -268,7 +268,7 @@ class Interrupting:
 def interrupting(
     monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1, number: signal.Signals = signal.SIGINT
 ) -> None:
-    monkeypatch.setattr("difrl.scoring.build_reward", lambda config: Interrupting(at, times, number))
+    monkeypatch.setattr("difrl.scoring.scorer.build_reward", lambda config: Interrupting(at, times, number))
 
 
 UNSEEN = {"eval": {"every": 0}}  # every call of the reward is a training step's
