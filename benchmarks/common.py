@@ -35,7 +35,7 @@ REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/di
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a recipe: `name` is that of its folder below `runs` and of its record."""
+    """A run of a recipe: `name` is that of its record, and with the settings that of its folder below `runs`."""
 
     recipe: str
     name: str
@@ -108,7 +108,7 @@ class Bench(Generic[M]):
         record = self.record(job)
         if self.known(job):
             return read_record(record, self.kind)
-        place = self.runs / job.name
+        place = self.runs / f"{job.name}-{job.settings}"
         command = [sys.executable, "-m", "difrl", "train", str(recipes()[job.recipe]), "--resume"]
         command += [f"output_dir={place}", "train.threads=1", *job.overrides]
         if not (place / "summary.json").exists():

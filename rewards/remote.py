@@ -23,25 +23,38 @@ from rewards.protocol import PROTOCOL
 from rewards.registry import register
 
 
+@register("remote")
 class Remote:
-    """The scores that a server's reward gives, in batches of which a few are on their way at a time.
+    """A reward of a server that `difrl serve` started, by its URL and the reward's name there.
 
-    An answer with another number of values than rows, or with one that is no finite number, is an error; null is a row that
-    the reward could not score.
+    token_env: the environment variable that holds the server's token. in_flight: batches on their way at a time. timeout:
+    seconds for an answer; retries: of requests that find the server unreachable or overloaded. An answer with another number
+    of values than rows, or with one that is no finite number, is an error; null is a row that the reward could not score.
     """
 
     name = "remote"
     needs: tuple[str, ...] = ("prompts", "metadata")  # and images or texts, as the server's reward does
 
     def __init__(
-        self, connection: Connection, reward: str, *, batch_size: int = 16, in_flight: int = 4, format: str = "png"
+        self,
+        *,
+        url: str,
+        reward: str,
+        token_env: str | None = None,
+        batch_size: int = 16,
+        in_flight: int = 4,
+        format: str = "png",
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
     ) -> None:
         if batch_size < 1 or in_flight < 1:
             raise ValueError(
                 f"reward 'remote': batch_size is {batch_size} and in_flight {in_flight}, expected 1 or more"
             )
-        self.connection, self.reward = connection, reward
-        self.batch_size, self.in_flight, self.format = batch_size, in_flight, checked_format(format, self.name)
+        self.reward, self.batch_size, self.in_flight = reward, batch_size, in_flight
+        self.format = checked_format(format, self.name)
+        token = secret(token_env, self.name, "token_env")
+        self.connection = Connection(self.name, url, token=token, timeout=timeout, retries=retries)
         self._agreed, self._asking = False, threading.Lock()
 
     def to(self, device: torch.device | str) -> Remote:
@@ -115,28 +128,6 @@ def checked_values(said: Any, count: int, address: str) -> Sequence[float | None
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value)):
             raise RewardError("remote", f"{address} answered the value {value!r}, expected a finite number or null")
     return values
-
-
-@register("remote", needs=Remote.needs)
-def remote(
-    *,
-    url: str,
-    reward: str,
-    token_env: str | None = None,
-    batch_size: int = 16,
-    in_flight: int = 4,
-    format: str = "png",
-    timeout: float = TIMEOUT,
-    retries: int = RETRIES,
-) -> Remote:
-    """A reward of a server that `difrl serve` started, by its URL and the reward's name there.
-
-    token_env: the environment variable that holds the server's token. in_flight: batches on their way at a time. timeout:
-    seconds for an answer; retries: of requests that find the server unreachable or overloaded.
-    """
-    token = secret(token_env, Remote.name, "token_env")
-    connection = Connection(Remote.name, url, token=token, timeout=timeout, retries=retries)
-    return Remote(connection, reward, batch_size=batch_size, in_flight=in_flight, format=format)
 
 
 def _finite(value: float) -> bool:

@@ -39,17 +39,25 @@ QUESTION = (
 TOLD = 20  # most likely tokens asked for: the most that OpenAI's endpoint and, by default, vLLM's give
 
 
+@register("vlm_judge")
 class VlmJudge:
-    """Ratings of a served model, brought to [0,1]."""
+    """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, brought to [0,1].
+
+    base_url: with its version, as in http://127.0.0.1:8000/v1. api_key_env: the environment variable that holds the key.
+    question: {prompt}, {lowest} and {highest} stand for themselves. score: text or expected. pattern: a regular expression
+    whose last match holds the rating in its first group, for a model that thinks aloud. request: further fields of the
+    request, as the endpoint knows them.
+    """
 
     name = "vlm_judge"
     needs: tuple[str, ...] = ("images", "prompts")
 
     def __init__(
         self,
-        connection: Connection,
-        model: str,
         *,
+        base_url: str,
+        model: str,
+        api_key_env: str | None = None,
         question: str = QUESTION,
         scale: Sequence[int] = (1, 10),
         score: str = "text",
@@ -58,13 +66,15 @@ class VlmJudge:
         request: Mapping[str, Any] | None = None,
         max_concurrency: int = 8,
         format: str = "png",
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
     ) -> None:
         self.lowest, self.highest = _checked_scale(scale, score)
         if max_concurrency < 1 or max_tokens < 1:
             raise ValueError(
                 f"reward 'vlm_judge': max_concurrency is {max_concurrency} and max_tokens {max_tokens}, expected 1 or more"
             )
-        self.connection, self.expected = connection, score == "expected"
+        self.expected = score == "expected"
         self.question = question.replace("{lowest}", str(self.lowest)).replace("{highest}", str(self.highest))
         self.chosen = pattern is not None
         self.pattern = compiled(
@@ -77,6 +87,8 @@ class VlmJudge:
         if self.expected:
             self.body |= {"logprobs": True, "top_logprobs": TOLD}
         self.body |= request or {}
+        key = secret(api_key_env, self.name, "api_key_env")
+        self.connection = Connection(self.name, base_url, token=key, timeout=timeout, retries=retries)
         self.unread = 0  # replies without a rating, of all calls
 
     def to(self, device: torch.device | str) -> VlmJudge:
@@ -170,45 +182,6 @@ def expected_rating(told: Sequence[tuple[str, float]], lowest: int, highest: int
     found = [(ratings[token.strip()], math.exp(logprob)) for token, logprob in told if token.strip() in ratings]
     mass = sum(probability for _, probability in found)
     return sum(rating * probability for rating, probability in found) / mass if mass > 0 else None
-
-
-@register("vlm_judge", needs=VlmJudge.needs)
-def vlm_judge(
-    *,
-    base_url: str,
-    model: str,
-    api_key_env: str | None = None,
-    question: str = QUESTION,
-    scale: Sequence[int] = (1, 10),
-    score: str = "text",
-    pattern: str | None = None,
-    max_tokens: int = 64,
-    request: Mapping[str, Any] | None = None,
-    max_concurrency: int = 8,
-    format: str = "png",
-    timeout: float = TIMEOUT,
-    retries: int = RETRIES,
-) -> VlmJudge:
-    """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, brought to [0,1].
-
-    base_url: with its version, as in http://127.0.0.1:8000/v1. api_key_env: the environment variable that holds the key.
-    question: {prompt}, {lowest} and {highest} stand for themselves. score: text or expected. pattern: a regular expression
-    whose last match holds the rating in its first group, for a model that thinks aloud. request: further fields of the
-    request, as the endpoint knows them.
-    """
-    key = secret(api_key_env, VlmJudge.name, "api_key_env")
-    return VlmJudge(
-        Connection(VlmJudge.name, base_url, token=key, timeout=timeout, retries=retries),
-        model,
-        question=question,
-        scale=scale,
-        score=score,
-        pattern=pattern,
-        max_tokens=max_tokens,
-        request=request,
-        max_concurrency=max_concurrency,
-        format=format,
-    )
 
 
 def _only_number(highest: int) -> str:

@@ -169,9 +169,17 @@ def test_metadata_that_json_cannot_hold(client: Callable[..., Remote]) -> None:
             score(client("picky"), ["x"], ["p"], [wrong])
 
 
-def fake(*answers: Any, reward: str = "far", **options: Any) -> tuple[Remote, list[httpx.Request], list[float]]:
+def client_of(handle: Callable[[httpx.Request], httpx.Response], **options: Any) -> tuple[Remote, list[float]]:
+    """A client of a server that answers as `handle` says, and its pauses."""
+    client, pauses = Remote(url="http://far", **{"reward": "far", **options}), list[float]()
+    transport = httpx.MockTransport(handle)
+    client.connection = Connection("remote", "http://far", retries=2, transport=transport, sleep=pauses.append)
+    return client, pauses
+
+
+def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], list[float]]:
     """A client of a server that gives these answers to /score, the last for ever."""
-    requests, pauses, left = list[httpx.Request](), list[float](), list(answers)
+    requests, left = list[httpx.Request](), list(answers)
 
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/version":
@@ -183,9 +191,10 @@ def fake(*answers: Any, reward: str = "far", **options: Any) -> tuple[Remote, li
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         return httpx.Response(200, content=content)
 
-    transport = httpx.MockTransport(handle)
-    connection = Connection("remote", "http://far", retries=2, transport=transport, sleep=pauses.append)
-    return Remote(connection, reward, **options), requests, pauses
+    client, pauses = client_of(handle, **options)
+    return client, requests, pauses
+
+
 
 
 @pytest.mark.parametrize(
@@ -258,7 +267,7 @@ def test_another_protocol_is_refused_before_anything_is_sent(said: Any) -> None:
         assert request.url.path == "/version"
         return httpx.Response(200, json=said)
 
-    far = Remote(Connection("remote", "http://far", transport=httpx.MockTransport(handle)), "far")
+    far, _ = client_of(handle)
     with pytest.raises(RewardError, match=rf"http://far speaks protocol .*, expected {PROTOCOL}; use the same version"):
         score(far, ["a"], [""], [{}])
 
@@ -271,7 +280,7 @@ def test_the_version_is_asked_for_once() -> None:
         known = {"protocol": PROTOCOL, "rewards": {"far": {}}}
         return httpx.Response(200, json=known if request.url.path == "/version" else {"values": [1.0]})
 
-    far = Remote(Connection("remote", "http://far", transport=httpx.MockTransport(handle)), "far", batch_size=1)
+    far, _ = client_of(handle, batch_size=1)
     for _ in range(2):
         score(far, ["a", "b"], ["", ""], [{}, {}])
     assert sorted(asked) == ["/score/far"] * 4 + ["/version"]

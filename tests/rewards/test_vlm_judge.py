@@ -141,8 +141,9 @@ def scripted(answer: Callable[[int], Any], **options: Any) -> tuple[VlmJudge, li
         return found if isinstance(found, httpx.Response) else httpx.Response(200, content=json.dumps(found).encode())
 
     transport = httpx.MockTransport(handle)
-    connection = Connection("vlm_judge", "http://far/v1", retries=2, transport=transport, sleep=pauses.append)
-    return VlmJudge(connection, "m", max_concurrency=1, **options), pauses
+    judge = VlmJudge(base_url="http://far/v1", model="m", max_concurrency=1, **options)
+    judge.connection = Connection("vlm_judge", "http://far/v1", retries=2, transport=transport, sleep=pauses.append)
+    return judge, pauses
 
 
 def said(content: Any, finish: str = "stop") -> dict[str, Any]:
