@@ -19,10 +19,10 @@ from difrl.inference import open_run
 from difrl.metrics import read_metrics
 
 RECIPE = "nft"
-PROXIES = ProxyConfig(flipped=0.25)
+PROXIES = ProxyConfig(flipped=0.1)
 LEARNT, HELD_OUT = 7, 3
 """Drawings of each training prompt whose labels the proxies learn from, and on which they are examined."""
-STEPS, EVALUATIONS = 24, 6
+STEPS, EVALUATIONS = 54, 9
 REFERENCES = 3
 """Samples of each prompt by the pretrained model that PAR compares with; published: 5 and less."""
 SETTINGS = (
@@ -76,11 +76,11 @@ class Variant:
 
 VARIANTS = (
     Variant("plain", "one proxy, plain", {}),
+    Variant("anchored", "one proxy, anchored (KL)", {}, anchor=0.3),
+    Variant("par", "one proxy, shaped (PAR)", {"shape": {"kind": "par"}}),
     Variant("mean", "ensemble, mean", {"combine": "mean"}, of="all"),
     Variant("worst", "ensemble, worst (WCO)", {"combine": "worst"}, of="all"),
     Variant("uncertainty", "ensemble, uncertainty (UWO)", {"combine": "uncertainty", "penalty": 1.0}, of="all"),
-    Variant("par", "one proxy, shaped (PAR)", {"shape": {"kind": "par"}}),
-    Variant("anchored", "one proxy, anchored (KL)", {}, anchor=1.0),
     Variant("gold", "gold itself", {}, of="gold"),
 )
 

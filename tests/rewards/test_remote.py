@@ -195,8 +195,6 @@ def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], li
     return client, requests, pauses
 
 
-
-
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
