@@ -29,6 +29,8 @@ from difrl.paths import recipes
 from difrl.presets import PRESETS
 from difrl.reading import load_mapping, read_config
 
+CLEAR = 2
+"""Standard errors of a change that counts as one."""
 COLORS = ("#1f6fb2", "#c8553d", "#3a8f5c", "#8a5fb0", "#d19a1c", "#5b6b7a", "#c45a9c", "#2aa5a5")
 REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/diversity/pixels"
 
@@ -73,6 +75,16 @@ class Curve:
                 points.append((row["nfe"], seconds, *(row[key] for key in keys)))
         sweep = json.loads((run / "rlg.json").read_text())
         return cls(*np.array(points).T, divergence=sweep["divergence/base"][sweep["weights"].index(1.0)])
+
+
+class Graded(Protocol):
+    """A curve of the reward that is trained, with its standard errors; every array [evaluations]."""
+
+    @property
+    def reward(self) -> np.ndarray: ...
+
+    @property
+    def stderr(self) -> np.ndarray: ...
 
 
 class Measured(Protocol):
@@ -120,6 +132,13 @@ class Bench(Generic[M]):
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(self.curve, jobs))
 
+    def by_recipe(self, jobs: Sequence[Job], at_once: int) -> dict[str, list[M]]:
+        """Of all jobs, those of a recipe together, in the order of the jobs."""
+        found: dict[str, list[M]] = {}
+        for job, curve in zip(jobs, self.curves(jobs, at_once), strict=True):
+            found.setdefault(job.recipe, []).append(curve)
+        return found
+
 
 def write_record(record: Path, job: Job, curve: M) -> M:
     """Writes what a run measured, and gives it back."""
@@ -154,6 +173,23 @@ def reach(curve: Curve, level: float, axis: np.ndarray) -> float:
         return float(axis[0])
     part = (level - curve.reward[i - 1]) / (curve.reward[i] - curve.reward[i - 1])
     return float(axis[i - 1] + part * (axis[i] - axis[i - 1]))
+
+
+def gain(curves: Sequence[Graded]) -> tuple[float, float]:
+    """Of the reward from the first evaluation to the last, mean over seeds, and its standard error.
+
+    Both sides share prompts and noise, so the error, taken as of independent samples, is on the wide side.
+    """
+    errors = [math.hypot(c.stderr[0], c.stderr[-1]) for c in curves]
+    return float(np.mean([c.reward[-1] - c.reward[0] for c in curves])), math.hypot(*errors) / len(errors)
+
+
+def verdict(curves: Sequence[Graded]) -> str:
+    """What the gain says."""
+    change, error = gain(curves)
+    if change > CLEAR * error:
+        return "improves"
+    return "gets worse" if change < -CLEAR * error else "not improving in the budget"
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:

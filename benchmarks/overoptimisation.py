@@ -28,11 +28,9 @@ from benchmarks.arenas.proxy_runs import (
     Proxies,
     job,
 )
-from benchmarks.common import COLORS, Bench, markdown, plt, save, spread
+from benchmarks.common import CLEAR, COLORS, Bench, markdown, plt, save, spread
 from difrl.data import load_prompts
 
-CLEAR = 2
-"""Standard errors of a change that counts as one."""
 Courses = Mapping[str, Sequence[Course]]
 """By the name of the variant, one a seed."""
 

@@ -61,8 +61,8 @@ def main() -> None:
         for method in METHODS
     ]
     bench = Bench(options.runs, options.out / "records" / "quickstart")
-    done = list(zip(jobs, bench.curves(jobs, options.jobs), strict=True))
-    curves = {name: [c for job, c in done if job.recipe == method] for method, name in METHODS.items()}
+    found = bench.by_recipe(jobs, options.jobs)
+    curves = {name: found[method] for method, name in METHODS.items()}
     text = table(curves, options.level)
     plot_curves(curves, options.out / "quickstart.png")
     (options.out / "quickstart.md").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""What every recipe gains: each one through `difrl train` for the same denoiser evaluations, one seed.
+"""What every recipe gains: each one through `difrl train` for the same denoiser evaluations.
 
     python benchmarks/recipes.py                          trains what is missing, then writes docs/recipes.md and its plot
 
@@ -11,11 +11,12 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from algorithms import BUDGET, job
-from common import COLORS, Bench, Curve, markdown, plt, save
+from common import CLEAR, COLORS, Bench, Curve, gain, markdown, plt, save, spread, verdict
 
 from difrl.config import RunConfig
 from difrl.paths import assets, recipes
@@ -24,9 +25,9 @@ from difrl.reading import load_mapping, read_config
 
 ELSEWHERE = {"quickstart"}
 """Recipes measured in docs/measurements.md."""
-CLEAR = 2
-"""Standard errors of a gain that counts as one."""
 PAIRS = 512
+Curves = Mapping[str, Sequence[Curve]]
+"""By the name of the recipe, one a seed."""
 
 
 def shipped() -> dict[str, RunConfig]:
@@ -46,23 +47,7 @@ def make_pairs(runs: Mapping[str, RunConfig]) -> None:
         subprocess.run([*command, "--out", str(file.parent), "--count", str(PAIRS)], check=True, stdout=sys.stderr)
 
 
-def gain(curve: Curve) -> tuple[float, float]:
-    """Of the reward from the first evaluation to the last, and its standard error.
-
-    Both sides share prompts and noise, so the error, taken as of independent samples, is on the wide side.
-    """
-    return float(curve.reward[-1] - curve.reward[0]), math.hypot(curve.stderr[0], curve.stderr[-1])
-
-
-def verdict(curve: Curve) -> str:
-    """What the gain says."""
-    change, error = gain(curve)
-    if change > CLEAR * error:
-        return "improves"
-    return "gets worse" if change < -CLEAR * error else "not improving in the budget"
-
-
-def table(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig]) -> str:
+def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
     """Markdown: a row a recipe, the largest gain first."""
     header = (
         "recipe",
@@ -77,34 +62,36 @@ def table(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig]) -> str:
     )
     rows = []
     for name in sorted(curves, key=lambda name: -gain(curves[name])[0]):
-        curve, run = curves[name], runs[name]
-        change, error = gain(curve)
+        found, run = curves[name], runs[name]
+        change, error = gain(found)
         rows.append(
             (
                 f"`{name}`",
                 f"{run.likelihood.kind} × {run.objective.kind.replace('_', ' ')}",
                 run.model.path,
                 PRESETS[str(run.algorithm)].source,
-                f"{curve.reward[0]:.3f} → {curve.reward[-1]:.3f}",
+                f"{spread([c.reward[0] for c in found])} → {spread([c.reward[-1] for c in found])}",
                 f"{change:+.3f} ± {error:.3f}",
-                f"{curve.watched[0]:.3f} → {curve.watched[-1]:.3f}",
-                f"{curve.seconds[-1] / 60:.1f}",
-                verdict(curve),
+                f"{spread([c.watched[0] for c in found])} → {spread([c.watched[-1] for c in found])}",
+                f"{np.mean([c.seconds[-1] for c in found]) / 60:.1f}",
+                verdict(found),
             )
         )
     return markdown(header, rows)
 
 
-def plot(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig], path: Path) -> None:
+def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
     """Small multiples: reward and judge of each recipe against evaluations."""
     columns = 4
     lines = math.ceil(len(curves) / columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(11, 2.3 * lines), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
-    for ax, (name, curve) in zip(axes.flat, curves.items(), strict=False):
-        ax.errorbar(curve.nfe / 1e3, curve.reward, curve.stderr, color=COLORS[0], label="reward", capsize=2)
-        ax.plot(curve.nfe / 1e3, curve.watched, color=COLORS[4], label="judge (watched)")
+    for ax, (name, found) in zip(axes.flat, curves.items(), strict=False):
+        for number, c in enumerate(found):
+            said = ("reward", "judge (watched)") if number == 0 else (None, None)
+            ax.errorbar(c.nfe / 1e3, c.reward, c.stderr, color=COLORS[0], label=said[0], capsize=2)
+            ax.plot(c.nfe / 1e3, c.watched, color=COLORS[4], label=said[1])
         ax.set_title(
             name if runs[name].model.path == "tiny-sd3" else f"{name} ({runs[name].model.path})", fontsize="medium"
         )
@@ -117,16 +104,17 @@ def plot(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig], path: Path)
     save(figure, path)
 
 
-def text(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig]) -> str:
+def text(curves: Curves, runs: Mapping[str, RunConfig], seeds: Sequence[int]) -> str:
     """docs/recipes.md."""
     lines = (
         "# Recipes, and what each gains",
-        f"`python benchmarks/recipes.py`, made anew by that command: seed 0, about {BUDGET / 1e3:.0f} thousand denoiser "
-        "evaluations a run (rollouts, updates and references; evaluation images not counted), one CPU thread. Reward: share of "
-        "512 drawings for prompts never trained on that show exactly what was asked, before and after; the gain with its "
-        f"standard error counts as one beyond {CLEAR} of them. Judge: a network that is never optimised. One seed says whether "
-        "a recipe learns; it does not rank recipes: for that see [algorithms.md](benchmarks/algorithms.md). `difrl recipes` "
-        "lists them with their whole place in the grid, the files in configs/ say what the authors used where.",
+        f"`python benchmarks/recipes.py --seeds {' '.join(map(str, seeds))}`, made anew by that command: about "
+        f"{BUDGET / 1e3:.0f} thousand denoiser evaluations a run (rollouts, updates and references; evaluation images not "
+        "counted), one CPU thread. Reward: share of 512 drawings a seed for prompts never trained on that show exactly what "
+        "was asked, before and after, mean over seeds (lowest to highest); the gain with its standard error counts as one "
+        f"beyond {CLEAR} of them. Judge: a network that is never optimised. One seed says whether a recipe learns and does not "
+        "rank recipes: for that see [algorithms.md](benchmarks/algorithms.md). `difrl recipes` lists them with their whole place "
+        "in the grid, the files in configs/ say what the authors used where.",
         table(curves, runs),
         "![Reward and judge of each recipe](recipes.png)",
     )
@@ -136,7 +124,7 @@ def text(curves: Mapping[str, Curve], runs: Mapping[str, RunConfig]) -> str:
 def main() -> None:
     """Trains, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-algorithms"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
@@ -144,9 +132,9 @@ def main() -> None:
     runs = shipped()
     make_pairs(runs)
     bench = Bench(options.runs, options.out / "benchmarks" / "records" / "recipes")
-    curves = dict(zip(runs, bench.curves([job(name, options.seed) for name in runs], options.jobs), strict=True))
+    curves = bench.by_recipe([job(name, seed) for seed in options.seeds for name in runs], options.jobs)
     plot(curves, runs, options.out / "recipes.png")
-    written = text(curves, runs)
+    written = text(curves, runs, options.seeds)
     (options.out / "recipes.md").write_text(written, encoding="utf-8")
     print(written)
 

@@ -1,4 +1,4 @@
-"""What every recipe of a language model gains: each one through `difrl train` for the same generated tokens, one seed.
+"""What every recipe of a language model gains: each one through `difrl train` for the same generated tokens.
 
     python benchmarks/text_recipes.py                     trains what is missing, then writes docs/text_recipes.md and its plot
 
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from common import COLORS, Bench, Job, markdown, plt, save
-from recipes import CLEAR, gain, verdict
+from common import CLEAR, COLORS, Bench, Job, gain, markdown, plt, save, spread, verdict
 
 from difrl.config import RunConfig
 from difrl.metrics import read_metrics
@@ -74,6 +73,10 @@ class TextCurve:
         return cls(*np.array(points).T)
 
 
+Curves = Mapping[str, Sequence[TextCurve]]
+"""By the name of the recipe, one a seed."""
+
+
 @dataclass(frozen=True)
 class Pace:
     """What a step of a recipe draws."""
@@ -111,14 +114,14 @@ def probe(name: str, seed: int, more: Sequence[str]) -> Job:
     return Job(name, f"{name}-pace", (f"seed={seed}", *few, *more))
 
 
-def job(name: str, run: RunConfig, pace: Pace, options: argparse.Namespace) -> Job:
+def job(name: str, run: RunConfig, pace: Pace, seed: int, budget: int, more: Sequence[str]) -> Job:
     """The run of a recipe that spends the budget."""
-    steps = run.train.steps if pace.tokens == 0 else max(1, round(options.budget / pace.tokens))
+    steps = run.train.steps if pace.tokens == 0 else max(1, round(budget / pace.tokens))
     length = (f"train.steps={steps}", f"eval.every={math.ceil(steps / EVALUATIONS)}")
-    return Job(name, f"{name}-{options.seed}", (f"seed={options.seed}", *length, *options.set))
+    return Job(name, f"{name}-{seed}", (f"seed={seed}", *length, *more))
 
 
-def table(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig]) -> str:
+def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
     """Markdown: a row a recipe, the largest gain first."""
     header = (
         "recipe",
@@ -134,20 +137,21 @@ def table(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig]) -> str
     )
     rows = []
     for name in sorted(curves, key=lambda name: -gain(curves[name])[0]):
-        curve, run = curves[name], runs[name]
-        change, error = gain(curve)
+        found, run = curves[name], runs[name]
+        change, error = gain(found)
+        tokens = np.mean([c.tokens[-1] for c in found])
         rows.append(
             (
                 f"`{name}`",
                 run.objective.kind.replace("_", " "),
                 ", ".join(f"{a.label} ({a.divergence.replace('_', ' ')})" for a in run.anchors) or "–",
                 PRESETS[str(run.algorithm)].source,
-                f"{curve.reward[0]:.3f} → {curve.reward[-1]:.3f}",
+                f"{np.mean([c.reward[0] for c in found]):.3f} → {spread([c.reward[-1] for c in found])}",
                 f"{change:+.3f} ± {error:.3f}",
-                f"{curve.tokens[-1] / 1e3:.0f} k" if curve.tokens[-1] else "– (pairs)",
-                f"{curve.seconds[-1] / 60:.1f}",
+                f"{tokens / 1e3:.0f} k" if tokens else "– (pairs)",
+                f"{np.mean([c.seconds[-1] for c in found]) / 60:.1f}",
                 str(TRIED.get(name, 1)),
-                verdict(curve),
+                verdict(found),
             )
         )
     return markdown(header, rows)
@@ -160,7 +164,7 @@ def learns_from(run: RunConfig) -> str:
     return "rewards of its own texts" if any(reward.weight for reward in run.rewards) else "a teacher"
 
 
-def plot(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], path: Path) -> None:
+def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
     """Small multiples: the share of right answers in the course of each run, the highest end first."""
     columns = 5
     lines = math.ceil(len(curves) / columns)
@@ -168,13 +172,14 @@ def plot(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], path: P
         lines, columns, figsize=(11, 1.9 * lines), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
     colors: dict[str, str] = {}
-    for ax, name in zip(axes.flat, sorted(curves, key=lambda name: -curves[name].reward[-1]), strict=False):
-        curve, signal = curves[name], learns_from(runs[name])
+    ends = {name: float(np.mean([c.reward[-1] for c in found])) for name, found in curves.items()}
+    for ax, name in zip(axes.flat, sorted(curves, key=lambda name: -ends[name]), strict=False):
+        signal = learns_from(runs[name])
         color = colors.setdefault(signal, COLORS[len(colors)])
-        x = 100 * curve.step / curve.step[-1]
-        ax.axhline(curve.reward[0], color="#999999", linewidth=0.8, linestyle="--")
-        ax.errorbar(x, curve.reward, curve.stderr, color=color, capsize=2)
-        ax.set_title(f"{name.removeprefix('text/')}  {curve.reward[-1]:.2f}", fontsize="medium")
+        ax.axhline(np.mean([c.reward[0] for c in curves[name]]), color="#999999", linewidth=0.8, linestyle="--")
+        for c in curves[name]:
+            ax.errorbar(100 * c.step / c.step[-1], c.reward, c.stderr, color=color, alpha=0.6, capsize=2)
+        ax.set_title(f"{name.removeprefix('text/')}  {ends[name]:.2f}", fontsize="medium")
         ax.set_xticks([0, 50, 100])
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
@@ -188,20 +193,25 @@ def plot(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], path: P
     save(figure, path)
 
 
-def text(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], budget: int) -> str:
+def text(curves: Curves, runs: Mapping[str, RunConfig], budget: int, seeds: Sequence[int]) -> str:
     """docs/text_recipes.md."""
     samples = min(run.eval.final_images or run.eval.images for run in runs.values())
     lines = (
         "# Recipes of language models, and what each gains",
-        f"`python benchmarks/text_recipes.py`, made anew by that command: seed 0, about {budget / 1e3:.0f} thousand tokens drawn "
-        "for training a run (with those that DAPO draws and drops; tokens of evaluations are not counted, nor is what references "
-        f"and updates read), one CPU thread. Right: share of {samples} completions, sampled as in training, of problems never "
-        "trained on whose answer is right, before and after; the gain with its standard error counts as one beyond "
-        f"{CLEAR} of them. One seed says whether a recipe learns; it does not rank recipes. Tried: how many settings were "
-        "measured, on the same problems, until a recipe had those it is shipped with, which flatters those of several a little. "
-        "Recipes that read pairs draw no tokens; `g_opd` and `vopd` learn from the teacher that their heads name, GRPO "
-        "after 60 steps. `difrl recipes` lists all with their whole place in the grid, the files in configs/text say what the "
-        "authors used where. Minutes are of training, and mean little on a machine that other jobs share.",
+        f"`python benchmarks/text_recipes.py --seeds {' '.join(map(str, seeds))}`, made anew by that command: about "
+        f"{budget / 1e3:.0f} thousand tokens drawn for training a run, one CPU thread. Mean over seeds, in brackets the lowest "
+        "and highest. `difrl recipes` lists all with their whole place in the grid, the files in configs/text say what the "
+        "authors used where.",
+        table(curves, runs),
+        f"- **right**: share of {samples} completions a seed, sampled as in training, of problems never trained on whose answer "
+        f"is right. The gain counts as one beyond {CLEAR} of its standard errors, which are those of the {samples} samples.\n"
+        "- **tokens**: drawn for training, with those that DAPO draws and drops, without those of evaluations and what "
+        "references and updates read. Recipes that read pairs draw none and train for their own number of steps.\n"
+        "- **tried**: how many settings were measured, with seed 0 and on the same problems, until a recipe had those it is "
+        "shipped with, which flatters those of several a little.\n"
+        "- **minutes**: of training; they mean little on a machine that other jobs share.\n"
+        "- Pairs and the teacher of `g_opd` and `vopd` (GRPO after 60 steps) are made once, by the commands in the heads of the "
+        "recipes, and are the same for all seeds.",
         table(curves, runs),
         "![Right answers in the course of each run](text_recipes.png)",
     )
@@ -211,7 +221,7 @@ def text(curves: Mapping[str, TextCurve], runs: Mapping[str, RunConfig], budget:
 def main() -> None:
     """Trains, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--budget", type=int, default=BUDGET, help="tokens a run")
     parser.add_argument("--only", nargs="*", default=None, help="names of recipes; default: all")
@@ -222,12 +232,16 @@ def main() -> None:
     runs = {name: run for name, run in shipped().items() if options.only is None or name in options.only}
     prepare(runs)
     records = options.out / "benchmarks" / "records"
-    probes = [probe(name, options.seed, options.set) for name in runs]
-    paces = Bench(options.runs, records, Pace).curves(probes, options.jobs)
-    jobs = [job(name, run, pace, options) for (name, run), pace in zip(runs.items(), paces, strict=True)]
-    curves = dict(zip(runs, Bench(options.runs, records, TextCurve).curves(jobs, options.jobs), strict=True))
+    probes = [probe(name, options.seeds[0], options.set) for name in runs]
+    paces = Bench(options.runs, records, Pace).by_recipe(probes, options.jobs)
+    jobs = [
+        job(name, run, *paces[name], seed, options.budget, options.set)
+        for seed in options.seeds
+        for name, run in runs.items()
+    ]
+    curves = Bench(options.runs, records, TextCurve).by_recipe(jobs, options.jobs)
     plot(curves, runs, options.out / "text_recipes.png")
-    written = text(curves, runs, options.budget)
+    written = text(curves, runs, options.budget, options.seeds)
     (options.out / "text_recipes.md").write_text(written, encoding="utf-8")
     print(written)
 
