@@ -106,7 +106,8 @@ def examined(quality: Sequence[Sequence[Mapping[str, float]]]) -> str:
 
 def plot(runs: Courses, before: float, path: Path) -> None:
     """Proxy and gold against evaluations, and gold against what was paid for it: the proxy's score, and divergence."""
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    axes = grid.ravel()
     for variant, color in zip(VARIANTS, COLORS, strict=False):
         found = runs[variant.name]
         gold = [c.gold for c in found]
@@ -133,7 +134,7 @@ def plot(runs: Courses, before: float, path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[1:]:
         ax.axhline(before, color="#999999", linewidth=0.8, linestyle="--")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     save(figure, path)
 
 
