@@ -13,7 +13,9 @@ class GridTimes(Section):
     """Times stratified over the sampler's own grid, without its first step."""
 
     kind: Literal["grid"] = "grid"
-    fraction: float = Field(1.0, gt=0, le=1, description="use this fraction of the grid, from the noisy end")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="use this fraction of the grid's steps, the first counted, from the noisy end"
+    )
 
 
 class UniformTimes(Section):

@@ -6,6 +6,7 @@ and their mean is an unbiased estimate of the mean over the density.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,9 +26,13 @@ def stratified(uniforms: Tensor) -> Tensor:
 
 
 def grid_quantile(config: GridTimes, u: Tensor, grid: Grid) -> Tensor:
-    """Times of the sampler's grid after its first, down to the given fraction, each as likely."""
-    inner = grid.times[1:-1].to(u.device)
-    candidates = inner[: max(1, round(config.fraction * len(inner)))]
+    """Times at which the sampler evaluates the model, but for the first, among that fraction of its N steps, each as likely.
+
+    Steps 1 .. floor(fraction N) - 1, as AWM counts them (arXiv:2509.25050): at 0.9 of 14 steps these are 11 times. At
+    least step 1.
+    """
+    end = math.floor(config.fraction * grid.steps + 1e-9)  # 0.29 * 100 is a little below 29
+    candidates = grid.times[1 : max(2, end)].to(u.device)
     return candidates[(u * len(candidates)).long().clamp(max=len(candidates) - 1)]
 
 
