@@ -145,6 +145,51 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
     assert row["grad_norm"] == pytest.approx(float(expected.norm()), rel=1e-5)
 
 
+class Whole(LinearPolicy):
+    """Evaluates a sample's decisions together, as a language model does."""
+
+    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+        return replace(super().decisions(rollout, key), whole=True)
+
+
+@pytest.mark.parametrize("per", ["decision", "sample", "length"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_aggregation_by_loops(per: str, count: int) -> None:
+    """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
+
+    def gradient(processes: Processes) -> tuple[Tensor | None, Rollout, Scored]:
+        scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+        sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
+        trainer = linear_trainer(scorer=scorer, processes=processes, policy=Whole(), **sections)
+        # A recipe of this policy would be one of images, for which the choice is not offered.
+        trainer.config = trainer.config.model_copy(
+            update={"train": trainer.config.train.model_copy(update={"aggregation": per})}
+        )
+        trainer.objective = Clipped(None, None)
+        rollout = drawn_again(trainer)
+        trainer.step(0)
+        return trainer.policy.parameters["weight"].grad, rollout, scorer(rollout)
+
+    (found, rollout, scored), *others = [gradient(Processes())] if count == 1 else in_threads(count, gradient)
+    policy = LinearPolicy()
+    lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+    valid = scored.valid.nonzero().flatten().tolist()
+    decisions = int(rollout.tape["mask"][valid].sum())
+    total = torch.zeros(())
+    for i in valid:
+        mates = [k for k in valid if rollout.groups[k] == rollout.groups[i]]
+        advantage = scored.rewards[i] - scored.rewards[mates].mean()
+        length = int(rollout.tape["mask"][i].sum())
+        divisor = {"decision": decisions, "sample": len(valid) * length, "length": len(valid) * 4}[per]
+        for j in range(length):
+            weight = 1.0 if lik.weight is None else float(lik.weight[i, j])
+            total = total + (-advantage * weight * lik.logp[i, j] + 0.3 * lik.divergence["base"][i, j]) / divisor
+    total.backward()
+    assert 0 < len(valid) < len(rollout)
+    for one in (found, *(other[0] for other in others)):
+        torch.testing.assert_close(one, policy.weight.grad, rtol=1e-5, atol=1e-8)  # rewards are float32
+
+
 class Table(LinearPolicy):
     """One decision a sample, whose ratio and divergence are as listed; dℓ/dW = 1."""
 
