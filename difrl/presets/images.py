@@ -69,7 +69,8 @@ IMAGES: Mapping[str, Preset] = {
         objective="clipped",
         anchor="base",
         advantage="group-std",
-        # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps.
+        # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are
+        # the paper's, divided by the group's standard deviation; the authors' recipes divide by that of all rewards.
         settings=_reverse(
             "flow_sde",
             0.7,
@@ -180,8 +181,9 @@ IMAGES: Mapping[str, Preset] = {
         objective="centred",
         anchor="base-cfg4.5",
         advantage="global-std",
-        # Groups of 24 and two updates a step are published. The decays of old and sampler are min(0.25 + 0.005 n,
-        # 0.999), and 0 until n = 75, then min(0.0075 (n - 75), 0.999).
+        # Groups of 24 and two updates a step are published. The decays of old and sampler, published for OCR, are
+        # min(0.25 + 0.005 n, 0.999), and 0 until n = 75, then min(0.0075 (n - 75), 0.999). The authors' code takes 20
+        # times a sample, each compared by itself; `decisions` is a recipe's to raise.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
             "likelihood": {
@@ -215,6 +217,7 @@ IMAGES: Mapping[str, Preset] = {
         anchor="base",
         advantage="global-std",
         # The authors' settings for SD3.5-M on GenEval. The decay of old, whose samples are drawn, is min(0.001 n, 0.5).
+        # They take nine of the sampler's ten times by lot, its first among them, which a grid here leaves out.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "old"},
             "likelihood": {
