@@ -26,7 +26,7 @@ from difrl.media import MEDIA
 from difrl.plan import Evaluations
 from difrl.policies.cost import matmul_speed
 from difrl.reading import ConfigError
-from difrl.scoring import build_reward
+from difrl.scoring import build_reward, unfit
 
 T = TypeVar("T")
 
@@ -104,9 +104,11 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
         for index, reward in enumerate(rewards):
             for member in reward.members:
                 try:
-                    build_reward(member)
+                    problem = unfit(build_reward(member), medium)
                 except Exception as error:  # a reward is anybody's code
-                    problems.append(f"{section}.{index} ({member.label}): {error}")
+                    problem = str(error)
+                if problem is not None:
+                    problems.append(f"{section}.{index} ({member.label}): {problem}")
     try:
         Diversity.build(config.eval.diversity)
     except ConfigError as error:

@@ -106,11 +106,12 @@ def make_pairs(
     if made.pairs >= count:
         return made
     scorer = Scorer.build(config.rewards, [], place)
+    medium, barren = MEDIA[config.likelihood.kind], 0
+    scorer.refuse_other_than(medium)
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)
     policy.refuse(prompts)
     source = Sampled(config, policy, scorer, prompts, place)
-    medium, barren = MEDIA[config.likelihood.kind], 0
     while made.pairs < count:
         scored = source.draw(made.steps, 0, range(config.groups), lambda part: None)
         fresh, made = _kept(scored, folder, replace(made, steps=made.steps + 1), keep, medium)

@@ -22,6 +22,7 @@ from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
 from difrl.examples import training_prompts
 from difrl.guard import Guard
+from difrl.media import MEDIA
 from difrl.memory import enough_for
 from difrl.metrics import MetricsFile, read_metrics
 from difrl.notices import notices
@@ -53,6 +54,7 @@ def train(
     # Before the model, which may take minutes to load: a misspelt prompt file or reward is told at once.
     prompts = Prompts.load(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
+    scorer.refuse_other_than(MEDIA[config.likelihood.kind])
     policy = load_policy(config, processes.device, keep_base=shows_base(config))
     policy.refuse([*prompts.train, *(prompts.evaluation or [])])
     run = Run(config, policy, scorer, prompts, processes, _display(display, processes))

@@ -14,6 +14,7 @@ from torch import Tensor
 from difrl.data import Prompt, load_prompts
 from difrl.formats import number
 from difrl.inference import Opened
+from difrl.media import MEDIA
 from difrl.policies.base import Key
 from difrl.policies.diffusion import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -161,7 +162,9 @@ def scorer_of(opened: Opened, name: str) -> Scorer:
     """The reward to search with: as the run's recipe has it, else the registered one of that name."""
     known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
     config = reward_of(name, known).model_copy(update={"weight": 1.0})
-    return Scorer.build([config], [], opened.policy.device)
+    scorer = Scorer.build([config], [], opened.policy.device)
+    scorer.refuse_other_than(MEDIA[opened.config.likelihood.kind])
+    return scorer
 
 
 def _values(scorer: Scorer, rollout: Rollout) -> Tensor:

@@ -18,6 +18,7 @@ from difrl.diversity import Diversity
 from difrl.evaluation import Evaluator
 from difrl.formats import CLEAR, number
 from difrl.inference import open_run
+from difrl.media import MEDIA
 from difrl.peaks import WATCHED, best, peak, watched
 from difrl.policies.base import TUNED, Steering
 from difrl.processes import Processes
@@ -66,6 +67,7 @@ def evaluate_run(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
     scorer = Scorer.build(config.rewards, watch, processes.device)
+    scorer.refuse_other_than(MEDIA[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = sweep(evaluator, config, run, processes, steering)

@@ -360,7 +360,7 @@ def test_every_broken_input_is_named_at_once(small: Path) -> None:
     config = recipe(
         small,
         data={"train": "nowhere.txt", "evaluation": "shapes:evil"},
-        rewards=[{"name": "geneval"}, {"name": "genevil"}],
+        rewards=[{"name": "geneval"}, {"name": "genevil"}, {"name": "math"}],
         watch=[{"import": "nowhere:reward"}],
     )
     with pytest.raises(ConfigError) as caught:
@@ -370,6 +370,7 @@ def test_every_broken_input_is_named_at_once(small: Path) -> None:
         "data.train",
         "data.evaluation",
         "rewards.1 (genevil)",
+        "rewards.2 (math)",
         "watch.0 (reward)",
         "data.prompts_per_step",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from difrl import media
 from difrl.config import RewardConfig
 from difrl.data import Prompt
+from difrl.located import ConfigError
 from difrl.rollout import Rollout
 from difrl.scoring import SHIPPED_OPTIONS, Scorer, build_reward
 from rewards import RewardError, Scores
@@ -126,6 +129,33 @@ def test_rewards_are_built_from_their_settings() -> None:
     torch.testing.assert_close(
         scored.parts["watch/jpeg_incompressibility"], -scored.parts["reward/jpeg_compressibility"]
     )
+
+
+SEES = {"name": "jpeg_compressibility"}
+READS = {"name": "format", "options": {"pattern": "1"}}
+DOES_NOT_SAY = {"import": "tests.test_scoring.numbers"}
+
+
+@pytest.mark.parametrize(
+    ("medium", "wrong", "message"),
+    [
+        (media.IMAGES, READS, "'{}': it reads texts, and what is sampled here are images; .* lists those of images"),
+        (media.TEXTS, SEES, "'{}': it reads images, and what is sampled here are texts; .* lists those of texts"),
+    ],
+)
+def test_rewards_of_another_medium_are_refused(medium: media.Medium, wrong: dict[str, Any], message: str) -> None:
+    """All of them, watched ones and members of an ensemble too; a function that does not say what it reads passes."""
+    right = READS if wrong is SEES else SEES
+    pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}
+    optimised = [RewardConfig.model_validate(one) for one in (DOES_NOT_SAY, right, pair)]
+    scorer = Scorer.build(optimised, [RewardConfig.model_validate({**wrong, "label": "seen"})], torch.device("cpu"))
+    with pytest.raises(ConfigError) as caught:
+        scorer.refuse_other_than(medium)
+    told = caught.value.problems
+    assert len(told) == 2
+    assert re.search(message.format("pair/other"), told[0])
+    assert re.search(message.format("seen"), told[1])
+    Scorer.build(optimised[:2], [], torch.device("cpu")).refuse_other_than(medium)
 
 
 def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 import rewards
 from difrl.config import MemberConfig, RewardConfig
 from difrl.located import ConfigError
+from difrl.media import Medium
 from difrl.paths import PACKAGE
 from difrl.rollout import Rollout, Scored
 from difrl.scoring.terms import Term, term_of
@@ -29,6 +30,15 @@ def build_reward(config: MemberConfig) -> Reward:
     except ValueError as error:  # a name, an import path or an option that does not exist
         raise ConfigError(str(error)) from error
     return Failsafe(reward, config.on_error, config.timeout, config.retries)
+
+
+def unfit(reward: Reward, medium: Medium) -> str | None:
+    """Why a reward cannot score samples of a medium; None where it can, or where it does not say which it reads."""
+    own = f"{medium.key}s"
+    others = [need for need in reward.needs if need in ("images", "texts")]
+    if not others or own in others:
+        return None
+    return f"it reads {' and '.join(others)}, and what is sampled here are {own}; `difrl rewards` lists those of {own}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,14 @@ class Scorer:
         """Of rewards as they are."""
         terms = {name: (Term.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
         return cls(terms, {name: Term.of(name, reward) for name, reward in watched.items()})
+
+    def refuse_other_than(self, medium: Medium) -> None:
+        """Raise if a reward is of another medium than the samples."""
+        terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
+        members = {name: member.reward for term in terms for name, member in term.members.items()}
+        found = {name: unfit(reward, medium) for name, reward in members.items()}
+        if problems := [f"reward '{name}': {problem}" for name, problem in found.items() if problem is not None]:
+            raise ConfigError(*problems)
 
     @property
     def weights(self) -> dict[str, float]:
