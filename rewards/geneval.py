@@ -261,10 +261,13 @@ def geneval(
 ) -> GenEval:
     """Objects, counts, colours and positions of the prompt (GenEval): 1 or 0, or a share with partial=true.
 
-    ``detector`` is "shapes" for the built-in world, or the hub id or folder of a transformers model:
-    instance segmentation ("facebook/mask2former-swin-small-coco-instance" is nearest to what was published),
-    object detection or zero-shot. ``color_model`` is the CLIP model that then names colours, loaded when a
-    prompt asks for one. ``batch_size`` images are detected at once.
+    detector: shapes for the built-in world, or the hub id or folder of a transformers model: instance segmentation
+    (facebook/mask2former-swin-small-coco-instance is nearest to what was published), object detection or zero-shot.
+    color_model: the CLIP model that then names colours, loaded when a prompt asks for one. partial: true for the share of
+    requirements that are met, flow_grpo for the training reward of Flow-GRPO. exact: nothing may be in the picture but what
+    is asked for. threshold: confidence above which an object counts; counting_threshold: the same where the metadata's tag
+    is counting. max_objects: of a class. max_overlap: boxes of a class that overlap more are one object; 1 keeps all.
+    position_threshold: share of two objects' sizes that is taken off their distance. batch_size: images detected at once.
     """
     shapes = detector == "shapes"
     lowest = min(threshold, counting_threshold)

@@ -168,7 +168,11 @@ class Judge:
 
 @register("judge", needs=Judge.needs)
 def judge(path: str | None = None, output: Output = "probability") -> Judge:
-    """Probability that a drawing shows its prompt, by a small learned network of the shapes world."""
+    """Probability that a drawing shows its prompt, by a small learned network of the shapes world.
+
+    path: folder of a network; in difrl's commands the shipped one is the default. output: probability, or logit, which is
+    not bounded.
+    """
     return Judge(path, output=output)
 
 

@@ -22,7 +22,9 @@ from difrl.misfits import MisfitError, misfits
 class RunConfig(Section):
     """One run."""
 
-    algorithm: str | None = Field(None, description="a preset; `difrl recipes` lists them")
+    algorithm: str | None = Field(
+        None, description="a preset such as awm: a method's settings, under those of the file"
+    )
     seed: int = 0
     output_dir: Path = Field(Path("runs/default"), strict=False, description="the run folder")
     model: ModelConfig = Field(description="which model is trained, e.g. model: {path: tiny-sd3}")
