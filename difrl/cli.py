@@ -35,6 +35,25 @@ AdaptiveGuidance = Annotated[
     typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
 ]
 
+# Module -> its error that is the user's to mend.
+MENDABLE = {
+    "difrl.checkpoint": "CheckpointError",
+    "difrl.checks": "FirstUpdateError",
+    "difrl.chosen": "ChosenError",
+    "difrl.data": "PromptFileError",
+    "difrl.located": "ConfigError",
+    "difrl.memory": "MemoryShortage",
+    "difrl.metrics": "MetricsError",
+    "difrl.policies.errors": "ModelError",
+    "difrl.preferences": "PairsError",
+    "difrl.processes": "ProcessError",
+    "difrl.run_folder": "RunFolderError",
+    "difrl.running": "Interrupted",
+    "difrl.trainer": "TrainingError",
+    "rewards.base": "RewardError",
+    "samplers.text": "DecodingError",
+}
+
 # Options that take several values after one flag, as in `--rlg 0 0.5 1`, of commands whose arguments come first.
 SPREAD = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
 
@@ -386,38 +405,9 @@ def main() -> NoReturn:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """Errors whose message says what to do. Anything else is a fault of difrl's and keeps its traceback."""
-    from difrl.checkpoint import CheckpointError
-    from difrl.checks import FirstUpdateError
-    from difrl.chosen import ChosenError
-    from difrl.data import PromptFileError
-    from difrl.memory import MemoryShortage
-    from difrl.metrics import MetricsError
-    from difrl.policies.loading import ModelError
-    from difrl.preferences import PairsError
-    from difrl.processes import ProcessError
-    from difrl.reading import ConfigError
-    from difrl.run_folder import RunFolderError
-    from difrl.running import Interrupted
-    from difrl.trainer import TrainingError
-    from rewards import RewardError
-    from samplers import DecodingError
+    """Errors whose message says what to do. Anything else is a fault of difrl's and keeps its traceback.
 
-    return (
-        CheckpointError,
-        ChosenError,
-        ConfigError,
-        DecodingError,
-        FileNotFoundError,
-        FirstUpdateError,
-        Interrupted,
-        MemoryShortage,
-        MetricsError,
-        ModelError,
-        PairsError,
-        ProcessError,
-        PromptFileError,
-        RewardError,
-        RunFolderError,
-        TrainingError,
-    )
+    The module of an error that was raised is loaded; loading the others would take seconds before a word is said.
+    """
+    loaded = [(sys.modules[module], name) for module, name in MENDABLE.items() if module in sys.modules]
+    return (FileNotFoundError, *(getattr(module, name) for module, name in loaded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -326,6 +327,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
             ["no reward 'jpeg_compresibility'", "did you mean 'jpeg_compressibility'?"],
         ),
         (["rewards=[{name: jpeg_compressibility, options: {qualty: 3}}]"], ["qualty", "it takes: quality"]),
+        (["rewards=[{name: math}]"], ["reward 'math': it reads texts, and what is sampled here are images"]),
         (["rewards=[{import: no_such_module:Mine}]"], ["cannot import the reward 'no_such_module:Mine'"]),
         (["rollout.kernel=flow_sd"], ["rollout.kernel", "did you mean flow_sde?"]),
         (["rollout.solver=NoSuchScheduler"], ["diffusers has no scheduler 'NoSuchScheduler'"]),
@@ -459,6 +461,21 @@ def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.Mon
     ended = difrl("train", "quickstart")
     assert ended.status == 130
     assert "stopped after step 2, which is saved" in ended.err
+
+
+@pytest.mark.parametrize(("module", "name"), cli.MENDABLE.items())
+def test_errors_that_are_the_users_to_mend(module: str, name: str) -> None:
+    found = getattr(importlib.import_module(module), name)
+    assert issubclass(found, Exception)
+    assert found.__module__ == module, "its own module, which is loaded wherever it is raised"
+
+
+def test_an_error_is_told_without_loading_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take seconds."""
+    monkeypatch.delitem(sys.modules, "difrl.trainer")
+    monkeypatch.delitem(sys.modules, "difrl.running")
+    assert_one_message(difrl("rewards", "genevall"), "did you mean 'geneval'")
+    assert "difrl.trainer" not in sys.modules
 
 
 def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
