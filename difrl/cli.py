@@ -243,7 +243,9 @@ def recipes() -> None:
 
 @app.command()
 def rewards(
-    names: Annotated[list[str] | None, typer.Argument(help="Show these with their options.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Show these, or yours by import path, with their options.")
+    ] = None,
 ) -> None:
     """List the rewards and what each measures; with names, what these take."""
     from difrl.listing import reward_details, rewards_table

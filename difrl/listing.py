@@ -82,7 +82,7 @@ def reward_details(name: str) -> Group:
     for name, kind in entry.options.items():
         table.add_row(name, escape(kind))
     needs = f"reads: {', '.join(entry.needs) or 'not said'}"
-    head = f"[bold]{escape(entry.name)}[/]: {escape(entry.summary)}"
+    head = f"[bold]{escape(entry.name)}[/]" + (f": {escape(entry.summary)}" if entry.summary else "")
     details = [" ".join(paragraph.split()) for paragraph in entry.details.split("\n\n")]
     shown = [f"{text}\n" for text in (head, *map(escape, details), f"[dim]{needs}[/]") if text]
     return Group(*shown, table, "") if entry.options else Group(*shown)

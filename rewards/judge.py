@@ -167,7 +167,7 @@ class Judge:
 
 
 @register("judge", needs=Judge.needs)
-def judge(path: str | None = None, output: Output = "probability") -> Judge:
+def judge(path: str | None = None, output: Literal["probability", "logit"] = "probability") -> Judge:
     """Probability that a drawing shows its prompt, by a small learned network of the shapes world.
 
     path: folder of a network; in difrl's commands the shipped one is the default. output: probability, or logit, which is

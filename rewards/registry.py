@@ -81,13 +81,26 @@ def available() -> list[Entry]:
 
 
 def find(name: str) -> Entry:
-    """The registered reward of that name, as `available` lists it; ValueError if there is none."""
+    """The reward of that name, as `available` lists it, or at that import path; ValueError if there is none."""
+    if "." in name or ":" in name:
+        return _found(name)
     _registered(name)
     return next(entry for entry in available() if entry.name == name)
 
 
-def _describe(name: str, factory: Factory, needs: tuple[str, ...]) -> Entry:
-    parameters = inspect.signature(factory).parameters.values()
+def _found(path: str) -> Entry:
+    """What an import path leads to; a function says by itself neither its needs nor which arguments are options."""
+    target = _target(path)
+    if isinstance(target, type):
+        return _describe(path, target, getattr(target, "needs", ()))
+    if isinstance(target, Reward):
+        return _describe(path, type(target), target.needs)._replace(options={})
+    return _describe(path, target, (), len(_ARGUMENTS))
+
+
+def _describe(name: str, factory: Callable[..., Any], needs: tuple[str, ...], arguments: int = 0) -> Entry:
+    """An entry; the first so many parameters are no options."""
+    parameters = list(inspect.signature(factory).parameters.values())[arguments:]
     summary, _, details = (inspect.getdoc(factory) or "").partition("\n")
     return Entry(name, summary, details.strip(), {p.name: _option(p) for p in parameters}, needs)
 
@@ -112,7 +125,8 @@ def _registered(name: str) -> Factory:
     raise ValueError(f"there is no reward '{name}'; {hint} Known rewards: {', '.join(known)}")
 
 
-def _imported(path: str, options: dict[str, Any]) -> Reward:
+def _target(path: str) -> Any:
+    """The class, the reward or the function that an import path leads to."""
     module, _, attribute = path.replace(":", ".").rpartition(".")
     try:
         target = getattr(import_module(module), attribute)
@@ -121,6 +135,15 @@ def _imported(path: str, options: dict[str, Any]) -> Reward:
             f"cannot import the reward '{path}' (package.module.name): {error}; start from the folder that holds the "
             "module, or install it"
         ) from error
+    if not callable(target):
+        raise ValueError(
+            f"the reward '{path}' is {type(target).__name__}, expected a function (samples, prompts, metadata) or a class"
+        )
+    return target
+
+
+def _imported(path: str, options: dict[str, Any]) -> Reward:
+    target = _target(path)
     if isinstance(target, type):
         _check_options(path, target, options)
         return target(**options)
@@ -128,12 +151,8 @@ def _imported(path: str, options: dict[str, Any]) -> Reward:
         if options:
             raise ValueError(f"the reward '{path}' is made already and takes no options, found {', '.join(options)}")
         return target
-    if not callable(target):
-        raise ValueError(
-            f"the reward '{path}' is {type(target).__name__}, expected a function (samples, prompts, metadata) or a class"
-        )
     _check_options(path, target, options, *_ARGUMENTS)
-    return Function(attribute, target, options)
+    return Function(path.replace(":", ".").rpartition(".")[2], target, options)
 
 
 def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any], *arguments: str) -> None:

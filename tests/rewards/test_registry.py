@@ -125,6 +125,18 @@ def test_a_reward_by_import_path_is_taken_as_it_is(plugin: None) -> None:
         make("my_rewards.made", scale=1.0)
 
 
+def test_what_an_import_path_leads_to_is_described(plugin: None) -> None:
+    """By its signature, less the arguments with which a function is called; what is made already has no options."""
+    described = registry.find("my_rewards:Length")
+    assert described.name == "my_rewards:Length"
+    assert (described.summary, described.details) == ("Characters of the text.", "scale: of a character.")
+    assert (described.options, described.needs) == ({"scale": "float = 1.0"}, ("texts",))
+    assert registry.find("my_rewards.made") == described._replace(name="my_rewards.made", options={})
+    assert registry.find("my_rewards.letters") == ("my_rewards.letters", "", "", {"letter": "str = 'a'"}, ())
+    with pytest.raises(ValueError, match="cannot import the reward 'my_rewards:Longth'"):
+        registry.find("my_rewards:Longth")
+
+
 def test_options_of_an_imported_reward_are_checked_at_once(plugin: None) -> None:
     with pytest.raises(
         ValueError, match=r"'my_rewards.letters'.*unexpected keyword argument 'lettre'.*it takes: letter"
