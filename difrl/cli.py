@@ -138,9 +138,9 @@ def sample(
         place.parent.mkdir(parents=True, exist_ok=True)
         place = sheet.save(place)
     number, shown = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
-    at = f" at w = {shown}" if opened.is_run else ""
+    trained = f" after {opened.step} steps of training at w = {shown}" if opened.is_run else ""
     to = "" if place is None else f": {escape(str(place))}"
-    out.print(f"{number} samples after {opened.step} steps of training{at}{to}", soft_wrap=True)
+    out.print(f"{number} samples{trained}{to}", soft_wrap=True)
     for note in notes:
         out.print(escape(note), soft_wrap=True)
 

@@ -154,7 +154,8 @@ class Trainer:
         if not norms:
             raise TrainingError(
                 f"step {number}: no sample could be scored{_blamed(metrics, self.weights)}, so there is nothing to learn "
-                "from; see `difrl rewards`"
+                "from. A reward may want something of the prompts: a quoted text, or metadata, of which a .txt file has none; "
+                "`difrl rewards NAME` says what it reads"
             )
         self.policy.snapshots.update(number)
         self._restart_if_due(number)

@@ -8,13 +8,17 @@ raises; `score` says where.
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+_NOT_THEIRS = (Path(__file__).parent, *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")))
 Samples = Tensor | Sequence[str]
 Metadata = Sequence[Mapping[str, Any]]
 
@@ -104,7 +108,7 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(reward.name, f"{type(error).__name__}: {error} ({_batch(prompts)})") from error
+        raise RewardError(reward.name, f"{type(error).__name__}: {error}{_place(error)} ({_batch(prompts)})") from error
     return _checked(reward.name, result, count, prompts)
 
 
@@ -140,6 +144,13 @@ def _listed(name: str, result: object) -> Scores:
         )
     values = torch.tensor([0.0 if one is None else float(one) for one in result])
     return Scores(values, torch.tensor([one is not None for one in result], dtype=torch.bool))
+
+
+def _place(error: Exception) -> str:
+    """Where a reward of the user's own raised it: the last of the lines passed that is neither here nor installed."""
+    passed = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(file, line) for file, line in passed if file.is_file() and not any(map(file.is_relative_to, _NOT_THEIRS))]
+    return f" in {own[-1][0].name}, line {own[-1][1]}" if own else ""
 
 
 def _batch(prompts: Sequence[str]) -> str:

@@ -106,10 +106,10 @@ def _describe(name: str, factory: Callable[..., Any], needs: tuple[str, ...], ar
 
 
 def _option(parameter: inspect.Parameter) -> str:
-    kind = parameter.annotation
+    kind, default = parameter.annotation, parameter.default
     words = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    required = parameter.default is inspect.Parameter.empty
-    return words if required else f"{words} = {parameter.default!r}"
+    said = [words] if kind is not inspect.Parameter.empty else []
+    return " ".join([*said, f"= {default!r}"] if default is not inspect.Parameter.empty else said)
 
 
 def _registered(name: str) -> Factory:

@@ -139,7 +139,9 @@ def test_sample_draws_every_weight_side_by_side(difrl: Command, run: Path, tmp_p
 
 def test_sample_of_a_plain_model_has_no_rlg(difrl: Command, sd3: Path, tmp_path: Path) -> None:
     command = ("sample", sd3, "--prompt", "a red circle", "--steps", "2", "--out", tmp_path / "x.png")
-    assert difrl(*command).status == 0
+    plain = difrl(*command)
+    assert plain.status == 0
+    assert plain.out.startswith("4 samples: ")
     assert_one_message(difrl(*command, "--rlg", "0", "1"), "plain model; give a run folder")
 
 
@@ -327,7 +329,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
             ["no reward 'jpeg_compresibility'", "did you mean 'jpeg_compressibility'?"],
         ),
         (["rewards=[{name: jpeg_compressibility, options: {qualty: 3}}]"], ["qualty", "it takes: quality"]),
-        (["rewards=[{name: math}]"], ["reward 'math': it reads texts, and what is sampled here are images"]),
+        (["rewards=[{name: math}]"], ["reward 'math': it reads texts, and here it would be given images"]),
         (["rewards=[{import: no_such_module:Mine}]"], ["cannot import the reward 'no_such_module:Mine'"]),
         (["rollout.kernel=flow_sd"], ["rollout.kernel", "did you mean flow_sde?"]),
         (["rollout.solver=NoSuchScheduler"], ["diffusers has no scheduler 'NoSuchScheduler'"]),

@@ -445,7 +445,10 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("raises", r"'mine' failed: KeyError: 'weights' \(in a batch of 4 samples of '.+', '.+'\)"),
+        (
+            "raises",
+            r"'mine' failed: KeyError: 'weights' in \w+\.py, line \d+ \(in a batch of 4 samples of '.+', '.+'\)",
+        ),
         ("nan", r"'mine' failed at row 1 \(prompt '.+'\): value nan is not finite"),
         ("short", r"'mine' failed: returned values \(3,\).* for 4 samples.*\(in a batch of 4 samples of '.+', '.+'\)"),
     ],

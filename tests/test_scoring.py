@@ -139,8 +139,8 @@ DOES_NOT_SAY = {"import": "tests.test_scoring.numbers"}
 @pytest.mark.parametrize(
     ("medium", "wrong", "message"),
     [
-        (media.IMAGES, READS, "'{}': it reads texts, and what is sampled here are images; .* lists those of images"),
-        (media.TEXTS, SEES, "'{}': it reads images, and what is sampled here are texts; .* lists those of texts"),
+        (media.IMAGES, READS, "'{}': it reads texts, and here it would be given images; .* lists those of images"),
+        (media.TEXTS, SEES, "'{}': it reads images, and here it would be given texts; .* lists those of texts"),
     ],
 )
 def test_rewards_of_another_medium_are_refused(medium: media.Medium, wrong: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from difrl.config import RewardConfig
 from difrl.reading import ConfigError
 from difrl.scoring.arguments import reward_of
 from difrl.scoring.files import Column, Sample, read_samples, score_files
-from rewards import RewardError, make
+from rewards import make
 
 
 def values(
@@ -142,7 +142,8 @@ def test_failures_after_which_samples_are_left_out_are_told() -> None:
 
 
 def test_a_reward_of_texts_refuses_images(tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match="reward 'math' expects a sequence of texts"):
+    message = r"a.png: not for the reward 'math': it reads texts, and here it would be given images"
+    with pytest.raises(ConfigError, match=message):
         score_files([RewardConfig(name="math")], read_samples([picture(tmp_path, "a.png", 4, 0)], [""]), {}, print)
 
 

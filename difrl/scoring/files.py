@@ -15,9 +15,10 @@ from rich.table import Table
 from difrl.config import RewardConfig
 from difrl.formats import number
 from difrl.located import ConfigError
-from difrl.media import read_images
+from difrl.media import IMAGES, TEXTS, Medium, read_images
 from difrl.notices import notices
 from difrl.scoring.alone import build_alone, check_alone
+from difrl.scoring.scorer import unfit
 from rewards import Reward, score
 
 
@@ -28,6 +29,11 @@ class Sample:
     file: Path
     prompt: str
     content: torch.Tensor | str
+
+    @property
+    def medium(self) -> Medium:
+        """Of the content."""
+        return IMAGES if isinstance(self.content, torch.Tensor) else TEXTS
 
     @property
     def alike(self) -> object:
@@ -100,6 +106,9 @@ def _column(
 
 
 def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
+    for sample in samples:
+        if problem := unfit(reward, sample.medium):
+            raise ConfigError(f"{sample.file}: not for the reward '{reward.name}': {problem}")
     values: list[float | None] = [None] * len(samples)
     kinds = dict.fromkeys(sample.alike for sample in samples)
     for kind in kinds:

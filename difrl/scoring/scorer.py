@@ -38,7 +38,7 @@ def unfit(reward: Reward, medium: Medium) -> str | None:
     others = [need for need in reward.needs if need in ("images", "texts")]
     if not others or own in others:
         return None
-    return f"it reads {' and '.join(others)}, and what is sampled here are {own}; `difrl rewards` lists those of {own}"
+    return f"it reads {' and '.join(others)}, and here it would be given {own}; `difrl rewards` lists those of {own}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rewards import RewardError, Scores, score
+from rewards import RewardError, Scores, make, score
 from rewards.base import all_valid, check_images
 
 PROMPTS = ["one", "two", "three"]
@@ -91,9 +91,25 @@ def test_an_exception_is_wrapped_and_kept_as_the_cause() -> None:
     def broken(samples: Sequence[str]) -> Scores:
         raise KeyError("weights")
 
-    with pytest.raises(RewardError, match=r"'fake' failed: KeyError: 'weights'") as caught:
+    line = broken.__code__.co_firstlineno + 1
+    with pytest.raises(
+        RewardError, match=rf"'fake' failed: KeyError: 'weights' in test_base.py, line {line} \(in"
+    ) as caught:
         score(Fake(broken), PROMPTS, PROMPTS, METADATA)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_the_line_of_an_exception_is_the_users_own() -> None:
+    """Not that of the library it called; and none where a reward of this package breaks."""
+
+    def broken(samples: Sequence[str]) -> Scores:
+        return all_valid(torch.stack([]))
+
+    line = broken.__code__.co_firstlineno + 1
+    with pytest.raises(RewardError, match=rf"non-empty TensorList in test_base.py, line {line} \("):
+        score(Fake(broken), PROMPTS, PROMPTS, METADATA)
+    with pytest.raises(RewardError, match=r"found texts \(in a batch"):
+        score(make("jpeg_compressibility"), PROMPTS, PROMPTS, METADATA)
 
 
 def test_a_reward_error_passes_as_it_is() -> None:

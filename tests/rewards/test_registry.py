@@ -137,6 +137,11 @@ def test_what_an_import_path_leads_to_is_described(plugin: None) -> None:
         registry.find("my_rewards:Longth")
 
 
+def test_types_that_nobody_wrote_are_left_out(plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["my_rewards"], "letters", lambda texts, prompts, metadata, letter, most=3: [])
+    assert registry.find("my_rewards.letters").options == {"letter": "", "most": "= 3"}
+
+
 def test_options_of_an_imported_reward_are_checked_at_once(plugin: None) -> None:
     with pytest.raises(
         ValueError, match=r"'my_rewards.letters'.*unexpected keyword argument 'lettre'.*it takes: letter"
