@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-_NOT_THEIRS = (Path(__file__).parent, *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")))
+_NOT_THEIRS = [str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))]
 Samples = Tensor | Sequence[str]
 Metadata = Sequence[Mapping[str, Any]]
 
@@ -149,8 +149,12 @@ def _listed(name: str, result: object) -> Scores:
 def _place(error: Exception) -> str:
     """Where a reward of the user's own raised it: the last of the lines passed that is neither here nor installed."""
     passed = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [(file, line) for file, line in passed if file.is_file() and not any(map(file.is_relative_to, _NOT_THEIRS))]
-    return f" in {own[-1][0].name}, line {own[-1][1]}" if own else ""
+    own = [f" in {file.name}, line {line}" for file, line in passed if file.is_file() and _is_theirs(file)]
+    return own[-1] if own else ""
+
+
+def _is_theirs(file: Path) -> bool:
+    return not any(file.is_relative_to(folder) for folder in _NOT_THEIRS)
 
 
 def _batch(prompts: Sequence[str]) -> str:
