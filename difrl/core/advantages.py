@@ -44,7 +44,8 @@ def advantages(
                "none":           no division (Dr.GRPO, 2503.20783), and eps plays no part
 
     Standard deviations divide by n. A group whose rewards all agree, or with one valid sample, says nothing:
-    exactly 0 (but for baseline and std "none", plain REINFORCE). clip = 5 with scale = 1/5 is AWM's setting
+    exactly 0. Plain REINFORCE, of baseline "none", compares no group: with std "none" every reward counts as it is,
+    with "global" it is the batch whose rewards must not all agree. clip = 5 with scale = 1/5 is AWM's setting
     (2509.25050).
 
     Args:
@@ -70,9 +71,7 @@ def advantages(
     scaled = centred / _divisor(r, groups, valid, group_std, std, eps)
     if clip is not None:
         scaled = scaled.clamp(-clip, clip)
-    plain = baseline == "none" and std in ("global", "none")
-    kept = valid if plain else valid & informative(rewards, groups, valid)
-    return torch.where(kept, scaled * scale, 0.0).to(rewards.dtype)
+    return torch.where(valid & _told(rewards, groups, valid, baseline, std), scaled * scale, 0.0).to(rewards.dtype)
 
 
 def decoupled(
@@ -131,6 +130,14 @@ def informative(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     """True on every row (valid or not) of a group with two different valid rewards. [B] each -> bool [B]."""
     _check(rewards, groups, valid)
     return group_spread(groups, rewards.detach(), valid) > 0
+
+
+def _told(rewards: Tensor, groups: Tensor, valid: Tensor, baseline: Baseline, std: Std) -> Tensor:
+    """True on the rows whose rewards differ among those that they are measured by."""
+    if baseline == "none" and std == "none":
+        return torch.ones_like(valid)
+    whole = baseline == "none" and std == "global"
+    return informative(rewards, torch.zeros_like(groups) if whole else groups, valid)
 
 
 def _divisor(r: Tensor, groups: Tensor, valid: Tensor, group_std: Tensor, std: Std, eps: float) -> Tensor:

@@ -50,6 +50,12 @@ def test_weights_are_masks_or_numbers_and_hide_what_they_drop() -> None:
     assert std.tolist() == [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
 
 
+def test_whole_numbers_have_means_and_a_group_without_any_value_no_spread() -> None:
+    assert group_mean(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 5])).tolist() == [1.5, 1.5, 5.0]
+    valid = torch.tensor([True, True, False])
+    assert group_spread(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 5.0]), valid).tolist() == [2.0, 2.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -70,6 +76,14 @@ def test_advantages_by_hand(options: dict[str, Any], expected: Any) -> None:
     assert not found.requires_grad
 
 
+def test_rewards_are_constants_of_whatever_size() -> None:
+    """Their mean, 2^24 + 1, is no float32."""
+    rewards = torch.tensor([2.0**24, 2.0**24 + 2], requires_grad=True)
+    found = advantages(rewards, torch.tensor([0, 0]), ALL[:2], std="none")
+    assert found.tolist() == [-1.0, 1.0]
+    assert not found.requires_grad
+
+
 def test_an_unscored_row_is_as_if_absent() -> None:
     rewards = torch.cat([REWARDS, torch.tensor([torch.nan, 1e9])])
     groups = torch.cat([GROUPS, torch.tensor([9, 2])])
@@ -82,8 +96,9 @@ def test_an_unscored_row_is_as_if_absent() -> None:
 
 
 def test_a_group_that_agrees_gives_exactly_zero() -> None:
-    """0.1 summed three times and divided by 3 is not 0.1 in floating point; nothing may be made of that."""
-    rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0])
+    """0.1 summed three times and divided by 3 is not 0.1 in float64; nothing may be made of that."""
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0], dtype=torch.float64)
+    assert group_mean(torch.zeros(3, dtype=torch.int64), rewards[:3])[0] != rewards[0]
     groups = torch.tensor([0, 0, 0, 1, 1])
     valid = torch.ones(5, dtype=torch.bool)
     for baseline in ("mean", "leave_one_out"):
@@ -202,6 +217,36 @@ def test_beta_normalised_where_it_says_nothing() -> None:
         advantages(REWARDS, GROUPS, ALL, std="beta")
 
 
+def test_beta_normalised_at_the_ends_of_its_parameters() -> None:
+    """Means 0, 1 and 1/4: their variance 0.271 is above m (1 - m) = 0.243, so c < 0, both parameters are 1 and f is 1."""
+    rewards = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
+    groups, valid = torch.arange(3).repeat_interleave(4), torch.ones(12, dtype=torch.bool)
+    found = advantages(rewards, groups, valid, std="beta")
+    assert found.tolist() == pytest.approx([0.0] * 8 + [0.75, -0.25, -0.25, -0.25], rel=1e-12)
+    # Forty groups of mean 1/2 and one of 1/64, at which the density is below 1e-6.
+    rewards = torch.tensor([0.0, 1.0] * 40 + [1.0] + [0.0] * 63, dtype=torch.float64)
+    groups = torch.cat([torch.arange(40).repeat_interleave(2), torch.full((64,), 40)])
+    found = advantages(rewards, groups, torch.ones(144, dtype=torch.bool), std="beta")[80:]
+    assert found.tolist() == pytest.approx([63 / 64 * 1e6] + [-1 / 64 * 1e6] * 63, rel=1e-9)
+
+
+def test_without_a_baseline_every_reward_counts() -> None:
+    """A group that agrees is compared with nothing: its rewards count as they are, over the batch's std or not."""
+    rewards, groups = torch.tensor([1.0, 1.0, 0.0, 2.0]), torch.tensor([0, 0, 1, 1])
+    for std, scale in (("none", 1.0), ("global", 2**0.5)):  # of 1, 1, 0, 2 the variance is 1/2
+        found = advantages(rewards, groups, ALL[:4], baseline="none", std=std, eps=0.0)
+        assert found.tolist() == pytest.approx([scale, scale, 0.0, 2 * scale])
+    found = advantages(rewards, groups, ALL[:4], baseline="none", std="group", eps=0.0)
+    assert found.tolist() == [0.0, 0.0, 0.0, 2.0]
+
+
+def test_a_batch_that_agrees_has_no_spread_to_be_measured_by() -> None:
+    """0.1 / (0 + eps) would be an advantage of a thousand."""
+    rewards, groups = torch.full((4,), 0.1), torch.tensor([0, 0, 1, 1])
+    assert advantages(rewards, groups, ALL[:4], baseline="none", std="global").tolist() == [0.0] * 4
+    assert advantages(rewards, groups, ALL[:4], baseline="none", std="none").tolist() == rewards.tolist()
+
+
 def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
     """The example of 2601.05242: two rewards, two samples: (0, 1) in all against (0, 2) in all give different advantages.
 
@@ -219,6 +264,15 @@ def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
     assert decoupled(columns, weights, groups, valid, eps=0.0, clip=1.0, scale=0.5).tolist() == pytest.approx(
         [-0.5 / 2.5**0.5, 0.5 / 2.5**0.5, -0.5, 0.5]
     )
+
+
+def test_each_reward_by_itself_may_leave_one_out() -> None:
+    """0, 1 about the other one: -1, 1 over 1/2. 0, 0, 3 about the others: -3/2, -3/2, 3 over sqrt(2). S^2 sums to 14.75."""
+    groups = torch.tensor([0, 0, 1, 1, 1])
+    columns = {"one": torch.tensor([0.0, 1.0, 0.0, 0.0, 3.0])}
+    found = decoupled(columns, {"one": 1.0}, groups, ALL[:5], baseline="leave_one_out", eps=0.0)
+    expected = [-2.0, 2.0, -1.5 / 2**0.5, -1.5 / 2**0.5, 3 / 2**0.5]
+    assert found.tolist() == pytest.approx([x / (14.75 / 5) ** 0.5 for x in expected])
 
 
 @given(st.integers(0, 10_000))
