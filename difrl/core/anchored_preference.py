@@ -12,6 +12,9 @@ from difrl.core.groups import group_logsumexp, group_sum
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.objective import GroupObjective, checked, resolved, weighted
 
+ROUNDING = 1e-5
+"""By how much n q must exceed 1 to be above average: in a group that agrees it is 1 but for the rounding of exp and log."""
+
 
 @dataclass(frozen=True)
 class AnchoredPreference(GroupObjective):
@@ -71,6 +74,6 @@ class AnchoredPreference(GroupObjective):
         value = found["size"] * q * (log_q - log_p)
         gradient = found["size"] * (p - q)
         loss = value + gradient * (scaled - scaled.detach())
-        good = q * found["size"] > 1.0
+        good = q * found["size"] > 1.0 + ROUNDING
         metrics = {"preference/kl": value, "preference/accuracy": torch.where(good, found["size"] * p, 0.0)}
         return weighted(loss, lik), metrics

@@ -180,17 +180,29 @@ def test_anchored_by_hand() -> None:
     a = torch.tensor([1.0, 0.0, -2.0, 0.5, 0.5, 2.0]).double()
     groups = torch.tensor([0, 1, 0, 1, 1, 0])
     leaf = delta.clone().requires_grad_()
-    terms = []
+    terms, mass = [], []
     for g in (0, 1):
         rows = groups == g
         log_p, log_q = (leaf[rows] / 0.5).log_softmax(0), (a[rows] / 2.0).log_softmax(0)
         terms.append((log_q.exp() * (log_q - log_p)).sum())
+        mass.append(float(log_p.exp()[log_q.exp() > 1 / 3].sum()))
     expected = sum(terms) / 2
     assert isinstance(expected, Tensor)
     total, grad, metrics = run(AnchoredPreference(0.5, 2.0), delta, a, groups)
     torch.testing.assert_close(total, expected.detach(), **EXACT)
     torch.testing.assert_close(grad[:, 0], torch.autograd.grad(expected, leaf)[0], **EXACT)
     assert metrics["preference/kl"] == pytest.approx(float(expected.detach()))
+    assert metrics["preference/accuracy"] == pytest.approx(sum(mass) / 2)
+    assert 0.1 < sum(mass) / 2 < 0.9
+
+
+@pytest.mark.parametrize("size", range(2, 17))
+def test_in_a_group_that_agrees_no_sample_is_above_average(size: int) -> None:
+    """exp(-log 7) * 7 is above 1 by rounding."""
+    delta = torch.linspace(-1, 1, size)
+    for a in (torch.zeros(size), torch.full((size,), 3.7)):
+        _, _, metrics = run(AnchoredPreference(), delta, a, torch.zeros(size, dtype=torch.int64))
+        assert metrics["preference/accuracy"] == 0.0
 
 
 @given(TWO, st.floats(0.1, 2), st.floats(-3, 3))
