@@ -178,7 +178,7 @@ class Window:
         loud = (stds[:-1] >= floor).tolist()
         start = loud.index(True) if True in loud else 0
         size = loud[start:].index(False) if False in loud[start:] else len(loud) - start
-        return cls(start, size if any(loud) else 0)
+        return cls(start, size)
 
     @property
     def indices(self) -> range:

@@ -47,7 +47,7 @@ def choose(values: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
     weights = ((values - values.amax(dim=1, keepdim=True)) / temperature).exp()
     cumulative = torch.where(weights.isnan(), 1.0, weights).cumsum(dim=1)  # a row of NaN has no preference
     below = cumulative <= uniforms.double()[:, None] * cumulative[:, -1:]
-    return below.sum(dim=1).clamp(max=values.shape[1] - 1)
+    return below.sum(dim=1)
 
 
 @torch.no_grad()

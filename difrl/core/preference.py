@@ -78,9 +78,9 @@ class Preference(GroupObjective):
     def statistics(
         self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
     ) -> dict[str, Tensor]:
+        # Of a group that agrees one row is both.
         best, worst = group_first_max(groups, advantages, mask), group_first_max(groups, -advantages, mask)
         sign = torch.where(best & worst, 0.0, best.to(torch.float64) - worst.to(torch.float64))
-        sign = sign * _apart(groups, advantages, sign)
         partner = sign.abs() * (group_sum(groups, rows["delta"] * sign.abs()) - rows["delta"])
         found = {"partner": partner, "sign": sign, "size": group_sum(groups, mask)}
         return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
@@ -115,8 +115,3 @@ class Preference(GroupObjective):
         loss = LOSSES[self.loss]
         flipped = self.flip * loss(-margin, self.beta)
         return ((1.0 - self.flip) * loss(margin, self.beta) - flipped) / (1.0 - 2.0 * self.flip)
-
-
-def _apart(groups: Tensor, advantages: Tensor, sign: Tensor) -> Tensor:
-    """1 where best and worst of the group differ in advantage, 0 where they agree. [B, J]."""
-    return (group_sum(groups, sign * advantages) > 0).to(torch.float64)
