@@ -67,11 +67,12 @@ def test_temperature_by_hand() -> None:
     """Raw rewards (log 3, 0) at T = 1: weights (3/4, 1/4) and (1/4, 3/4), so two means of each."""
     reward = float(torch.tensor(3.0, dtype=torch.float64).log())
     objective = CentredRewardDistillation(reward="raw", temperature=1.0)
-    loss, _, _ = run(objective, [0.8, 0.0], [reward, 0.0], [0, 0])
+    loss, _, metrics = run(objective, [0.8, 0.0], [reward, 0.0], [0, 0])
     up = [0.8 * 0.25 - reward * 0.25, -0.8 * 0.75 + reward * 0.75]
     down = [0.8 * 0.75 - reward * 0.75, -0.8 * 0.25 + reward * 0.25]
     expected = torch.tensor([0.5 * 0.5 * (u**2 + d**2) for u, d in zip(up, down, strict=True)], dtype=torch.float64)
     torch.testing.assert_close(loss, expected, **EXACT)
+    torch.testing.assert_close(metrics["centred/error"], expected / 0.5, **EXACT)
 
 
 def test_the_loss_is_zero_where_the_policy_is_tilted() -> None:
@@ -150,5 +151,7 @@ def test_refusals() -> None:
         CentredRewardDistillation(temperature=0.0)
     with pytest.raises(ValueError, match="form is 'cubed'"):
         CentredRewardDistillation(form="cubed")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bound is -1"):
+        NegativeAware(bound=-1.0)
     with pytest.raises(ValueError, match="mix is 0"):
         NegativeAware(mix=0.0)

@@ -32,12 +32,13 @@ def run(objective: Clipped, ratio: list[float], a: list[float], **fields: torch.
 
 def test_clipped_by_hand() -> None:
     """low 0.1, high 0.2. A > 0 stops above 1.2, A < 0 stops below 0.9; the other side is never clipped."""
-    loss, grad, metrics = run(Clipped(0.1, 0.2), [1.5, 0.5, 1.5, 0.5, 1.1], [2.0, 2.0, -2.0, -2.0, 2.0])
-    assert loss == pytest.approx([-2.4, -1.0, 3.0, 1.8, -2.2])
-    assert grad == pytest.approx([0.0, -1.0, 3.0, 0.0, -2.2])
-    assert metrics["ratio"] == pytest.approx([1.5, 0.5, 1.5, 0.5, 1.1])
-    assert metrics["clip_high"] == [1.0, 0.0, 0.0, 0.0, 0.0]
-    assert metrics["clip_low"] == [0.0, 0.0, 0.0, 1.0, 0.0]
+    ratios, a = [1.5, 0.5, 1.5, 0.5, 1.1, 1.5, 0.5], [2.0, 2.0, -2.0, -2.0, 2.0, 0.0, 0.0]
+    loss, grad, metrics = run(Clipped(0.1, 0.2), ratios, a)
+    assert loss == pytest.approx([-2.4, -1.0, 3.0, 1.8, -2.2, 0.0, 0.0])
+    assert grad == pytest.approx([0.0, -1.0, 3.0, 0.0, -2.2, 0.0, 0.0])
+    assert metrics["ratio"] == pytest.approx(ratios)
+    assert metrics["clip_high"] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert metrics["clip_low"] == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     assert metrics["approx_kl"][0] == pytest.approx(0.5 - math.log(1.5))
 
 
@@ -120,5 +121,7 @@ def test_aggregation_by_hand() -> None:
     for per, expected in (("decision", (2 + 4 + 9) / 3), ("sample", (3 + 9) / 2), ("length", (2 + 4 + 9) / 4)):
         weights, count = aggregation(mask, per)
         assert reduce(values, weights, count).item() == pytest.approx(expected)
+    # J is that of all minibatches, also in one whose samples are shorter.
+    assert aggregation(torch.tensor([[True, False, False], [True, True, False]]), "length")[1] == 6
     with pytest.raises(ValueError, match="expected 'decision', 'sample' or 'length'"):
         aggregation(mask, "prompt")

@@ -112,6 +112,21 @@ def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) ->
     torch.testing.assert_close(spoiled, grad)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_it_reads_what_it_needs_and_nothing_else(fake_policy: Any, objective: Objective) -> None:
+    """A policy evaluates no more than that."""
+    every = collapse(fake_policy.make(4, 3).likelihoods(), objective.decisions).tensors()
+    groups, rewards = torch.arange(4) % 2, torch.linspace(-1, 1, 4)
+    known = {name: every[name] for name in ("logp", "mask", *objective.needs)}
+    loss, _ = objective(Likelihoods.from_tensors(known), rewards, groups)
+    assert loss.isfinite().all()
+    for name in objective.needs:
+        field = name.partition("/")[0]  # of a pair of mixtures there is both or nothing
+        less = {other: tensor for other, tensor in known.items() if other.partition("/")[0] != field}
+        with pytest.raises(ValueError, match=f"needs .*{name}"):
+            objective(Likelihoods.from_tensors(less), rewards, groups)
+
+
 @pytest.mark.parametrize("objective", [Clipped(), CentredRewardDistillation(), NegativeAware(0.7)], ids=str)
 def test_three_objectives_share_one_gradient_at_the_old_policy(fake_policy: Any, objective: Objective) -> None:
     """Centred, unclipped advantages at theta = old: the gradient of each is -A grad l."""
@@ -270,6 +285,8 @@ def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
         Preference(decisions="sum")(lik, a, groups)
     with pytest.raises(ValueError, match=r"statistic 'delta' has shape \[2, 3\]"):
         CentredRewardDistillation()(lik, a, groups, {"delta": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"statistic 'delta' has shape \[4, 3\], requires_grad True"):
+        CentredRewardDistillation()(lik, a, groups, {"delta": torch.zeros(4, 3, requires_grad=True)})
     with pytest.raises(ValueError, match="carry a gradient"):
         Clipped()(lik, torch.ones(4, requires_grad=True), groups)
     with pytest.raises(ValueError, match=r"advantages have shape \[3\]"):

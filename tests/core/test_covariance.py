@@ -42,6 +42,13 @@ def test_their_mean_is_the_covariance_of_numpy() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_order_of_rows_does_not_show_in_float32() -> None:
+    g = torch.Generator().manual_seed(0)
+    logp, a = torch.randn(2, 400, 7, generator=g) * 100
+    mask, order = torch.rand(400, 7, generator=g) < 0.9, torch.randperm(400, generator=g)
+    assert torch.equal(covariances(logp, a, mask)[order], covariances(logp[order], a[order], mask[order]))
+
+
 def test_clip_cov_by_hand() -> None:
     """Between 0.5 and 5 are two of three; a third of all is one, so that either is left out half the time."""
     lik, a, groups = by_hand()

@@ -106,9 +106,11 @@ def test_estimators_and_their_gradients_have_the_means_they_claim(name: str, see
         torch.testing.assert_close(gradient(mean, logits), gradient(exact, logits), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_generator_perspective_slope_and_limits_are_of_one_function(name: str) -> None:
-    divergence = f_divergence(name, 0.3)
+@pytest.mark.parametrize(
+    ("name", "alpha"), [*((name, 0.3) for name in NAMES), ("alpha", -0.5), ("alpha", 1.5)], ids=str
+)
+def test_generator_perspective_slope_and_limits_are_of_one_function(name: str, alpha: float) -> None:
+    divergence = f_divergence(name, alpha)
     delta = torch.linspace(-4, 4, 40, dtype=torch.float64, requires_grad=True)  # without 0, where TV has no slope
     f, u = divergence.generator(delta), delta.exp()
     torch.testing.assert_close(divergence.perspective(delta), f / u, **EXACT)

@@ -100,6 +100,9 @@ def test_errors_name_the_field() -> None:
         Likelihoods(x, m, references={"old": x[:, :1]})
     with pytest.raises(ValueError, match="references/base carries a gradient"):
         Likelihoods(x, m, references={"base": x.clone().requires_grad_()})
+    for name in ("scale", "weight"):
+        with pytest.raises(ValueError, match=f"{name} carries a gradient"):
+            Likelihoods(x, m, **{name: x.clone().requires_grad_()})
     with pytest.raises(ValueError, match=r"mixed/minus has shape"):
         Likelihoods(x, m, mixed=(x, x[:1]))
     with pytest.raises(ValueError, match=r"needs \['references/old'\].*hold only \['logp', 'mask'\]"):

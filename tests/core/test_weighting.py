@@ -57,6 +57,22 @@ def test_half_precision_is_raised_before_subtracting() -> None:
     assert forward_logp(out, target, torch.tensor([1.0]), "uniform").item() == -0.25
 
 
+def test_both_sides_are_raised() -> None:
+    """256 - 0.5 is 256 in bfloat16, of 8 bits."""
+    large, small, one = torch.tensor([[256.0]]).bfloat16(), torch.tensor([[0.5]]).bfloat16(), torch.ones(1)
+    assert forward_logp(large, small, one, "uniform").item() == -(255.5**2)
+    found = forward_logp(
+        large, large, one / 2, "elbo", eps=small, eps_hat=large, log_snr_rate=2 * one, density=one
+    )  # fmt: skip
+    assert found.item() == -(255.5**2)
+
+
+def test_adaptive_weighs_no_error_by_more_than_a_hundred_thousand() -> None:
+    """Errors of 1e-6: 1e-12 over 1e-5, and not over their own size."""
+    found = forward_logp(torch.full((1, 4), 1e-6), torch.zeros(1, 4), torch.ones(1), "adaptive")
+    assert found.item() == pytest.approx(-1e-7, rel=1e-6)
+
+
 def flow(t: Tensor, x0: Tensor, eps: Tensor, mean: float, variance: float) -> tuple[Tensor, Tensor]:
     """Exact clean-sample and noise estimates at x_t = (1 - t) x0 + t eps, for data N(mean, variance)."""
     x = (1 - t) * x0 + t * eps
@@ -113,12 +129,12 @@ def test_elbo_differences_are_those_of_log_density() -> None:
 
 
 def test_below_the_cutoff_the_bound_has_no_weight() -> None:
-    """Nor a gradient, though the rate may be infinite there."""
+    """Nor a gradient, though the rate may be infinite there. At the cutoff itself it has."""
     x, t = torch.ones(2, 3), torch.tensor([0.0, 0.5])
     eps_hat = torch.zeros(2, 3, requires_grad=True)
     found = forward_logp(
         x, x, t, "elbo", eps=x, eps_hat=eps_hat, log_snr_rate=torch.tensor([torch.inf, 2.0]),
-        density=torch.ones(2), cutoff=0.05,
+        density=torch.ones(2), cutoff=0.5,
     )  # fmt: skip
     assert found.tolist() == [0.0, -3.0]
     found.sum().backward()
