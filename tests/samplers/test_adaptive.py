@@ -81,6 +81,23 @@ def test_the_limits_of_the_threshold(threshold, saved):
     assert agreement.saved.of(2).tolist() == [saved, saved]
 
 
+def test_outputs_that_are_the_same_agree_at_1():
+    agreement = Agreement(1.0)
+    run(adaptive_reinforcement_learning(fixed(1.0, 0.0), fixed(1.0, 0.0), 2.0, agreement), condition_of([1.0]))
+    assert agreement.saved.of(1).tolist() == [3.0]
+
+
+def test_rounding_does_not_decide():
+    """(3, 4) and (1, 0) in float32: cos = 0.6, whose nearest float32 is 2e-8 above."""
+
+    def single(*outputs):
+        return lambda x_t, t, condition: torch.tensor(outputs).expand(len(x_t), -1)
+
+    agreement = Agreement(0.6 + 1e-9)
+    run(adaptive_reinforcement_learning(single(1.0, 0.0), single(3.0, 4.0), 2.0, agreement), condition_of([1.0]))
+    assert agreement.saved.of(1).tolist() == [0.0]
+
+
 def test_a_new_run_starts_afresh():
     """A wrapper may be used again; also in the middle of another sample's run."""
     agreement = Agreement(0.8)
@@ -96,11 +113,17 @@ def test_a_new_run_starts_afresh():
 
 def test_rlg_goes_on_with_the_tuned_model():
     """Base (1, 0) and tuned (3, 4): cos = 0.6. At w = 2 the blend is (5, 8); the first step is paid for in any case."""
-    base, tuned = fixed(1.0, 0.0), fixed(3.0, 4.0)
+    base, tuned, passes = fixed(1.0, 0.0), fixed(3.0, 4.0), []
+
+    def followed(x_t, t, condition):
+        passes.append(len(x_t))
+        return base(x_t, t, condition)
+
     agreement = Agreement(0.6 - 1e-9)
-    guided = adaptive_reinforcement_learning(base, tuned, 2.0, agreement)
+    guided = adaptive_reinforcement_learning(followed, tuned, 2.0, agreement)
     assert run(guided, condition_of([1.0, 1.0]))[0].tolist() == [[5.0, 8.0], *[[3.0, 4.0]] * 3]
     assert (base.evaluations, tuned.evaluations) == (2, 8)
+    assert passes == [2]  # and no pass of nothing
     assert agreement.saved.of(2).tolist() == [3.0, 3.0]
     never = adaptive_reinforcement_learning(base, tuned, 2.0, Agreement(0.6 + 1e-9))
     assert run(never, condition_of([1.0]))[0].tolist() == [[5.0, 8.0]] * 4

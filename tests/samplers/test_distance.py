@@ -35,6 +35,14 @@ def test_rlg_moves_by_w_times_the_difference(weight, evaluations):
     assert (base.evaluations, tuned.evaluations, other.evaluations) == evaluations
 
 
+def test_half_precision_is_raised_before_subtracting():
+    """256 - 0.5 is 256 in bfloat16."""
+    base, tuned = (lambda x_t, t, condition, v=v: torch.full_like(x_t, v).bfloat16() for v in (0.5, 256.0))
+    measured = Distance(tuned, base, Remembering(base))
+    run(measured, (1.0,))
+    assert measured.of(2).tolist() == [255.5**2] * 2
+
+
 def test_rows_say_whose_state_it_is():
     base, tuned = constant(1.0), constant(3.0)
     measured = Distance(tuned, base, Remembering(base))

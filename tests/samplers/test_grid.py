@@ -54,6 +54,9 @@ def test_table_times_by_hand():
     assert Grid.from_scheduler(scheduler, process, 5).times[-1].item() == pytest.approx(0.1)  # index 0
     solver = DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     assert Grid.from_scheduler(solver, process, 5).times[0].item() == 1.0
+    for end, time in (("zero", 0.0), ("sigma_min", 0.1)):
+        solver = DPMSolverMultistepScheduler(10, final_sigmas_type=end)
+        assert Grid.from_scheduler(solver, process, 5).times[-1].item() == pytest.approx(time)
 
 
 def test_a_scheduler_for_other_outputs_is_refused():
@@ -109,6 +112,14 @@ def test_window_of_the_noisy_steps():
     assert Window.noisy(quiet) == Window(0, 8)
     assert Window.noisy(transition_std(make_kernel("flow_sde", 0.7, grid), FLOW, grid)) == Window.all(10)
     assert Window.noisy(transition_std(make_kernel("ode", 0.0, grid), FLOW, grid)) == Window(0, 0)
+
+
+def test_the_noisy_steps_are_the_first_run_of_them():
+    """From the floor on, up to the first silent one, and never the last step."""
+    stds = torch.tensor([0.0, 0.005, 0.01, 0.5, 0.0, 0.5, 0.5], dtype=torch.float64)
+    assert Window.noisy(stds) == Window(2, 2)
+    assert Window.noisy(stds[1:4]) == Window(1, 1)
+    assert Window.noisy(stds[3:4]) == Window(0, 0)
 
 
 def test_windows_count_from_zero():

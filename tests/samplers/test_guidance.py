@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from samplers import Condition, Grid, classifier_free, counting, reinforcement_learning
+from samplers.guidance import rows_of, with_negatives
 
 X = torch.arange(6.0).reshape(2, 3)
 T = torch.tensor([0.5, 0.5])
@@ -60,6 +61,9 @@ def test_rlg_first_steps_are_the_tuned_model():
     values = [guided(X, t.float().expand(2), CONDITION)[0, 0].item() for t in grid.times[:-1]]
     assert values == [5.0, 5.0, 9.0, 9.0]
     assert (base.evaluations, tuned.evaluations) == (4, 8)
+    # Nor one that a solver rounded to whole timesteps.
+    values = [guided(X, torch.full((2,), t), CONDITION)[0, 0].item() for t in (0.9996, 0.7504, 0.5004, 0.2496)]
+    assert values == [5.0, 5.0, 9.0, 9.0]
     mixed = guided(X, torch.tensor([1.0, 0.25]), CONDITION)
     assert mixed[:, 0].tolist() == [5.0, 9.0]
     assert reinforcement_learning(base, tuned, 0.0, first_steps=4, grid=grid) is tuned
@@ -115,5 +119,8 @@ def test_rows_keep_their_sample():
     counted = counting(shifted)
     classifier_free(counted, 3.0)(X[1:], T[1:], numbered.select([1]))
     assert counted.per_sample.of(3).tolist() == [0.0, 2.0, 0.0]
+    both = with_negatives(numbered, torch.tensor([1]))
+    assert both.tensors["shift"].flatten().tolist() == [20.0, 1.0, 2.0]
+    assert rows_of(both).tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match="one batch size"):
         Condition(CONDITION.tensors, rows=torch.arange(3))

@@ -92,6 +92,29 @@ def test_the_largest_noise_is_finely_resolved_and_none_is_infinite():
     assert len(noise.flatten().topk(1000).values.unique()) > 990
 
 
+def unmixed(word: int) -> int:
+    """The word that `mixed` makes this of."""
+
+    def unshifted(word: int, bits: int) -> int:
+        found = word
+        for _ in range(64 // bits):
+            found = word ^ (found >> bits)
+        return found
+
+    word = (unshifted(word, 31) * pow(0x94D049BB133111EB, -1, 1 << 64)) & WORD
+    word = (unshifted(word, 27) * pow(0xBF58476D1CE4E5B9, -1, 1 << 64)) & WORD
+    return unshifted(word, 30)
+
+
+@pytest.mark.parametrize(("word", "uniform"), [(0, 2.0**-64), (WORD, 1 - 2.0**-24), (WORD - (1 << 37), 1 - 2.0**-24)])
+def test_the_ends_of_the_uniform_are_finite(word, uniform):
+    """Keys whose first token hashes to all zeros, to all ones, and to what float32 rounds to 1."""
+    key = (unmixed((unmixed(word) - STRIDE) & WORD) - STRIDE) & WORD
+    assert mixed((mixed((key + STRIDE) & WORD) + STRIDE) & WORD) == word
+    found = gumbel(torch.tensor([key - (1 << 64) if key >> 63 else key]), 0, 1)
+    assert found.item() == pytest.approx(-math.log(-math.log1p(-uniform)), rel=1e-6)
+
+
 @pytest.mark.parametrize("raw", [False, True], ids=["hashed keys", "keys 0, 1, 2, ..."])
 def test_neighbours_are_independent(raw):
     """Of tokens, positions and samples; eight bins each way, so that more than a correlation would be seen."""

@@ -79,6 +79,10 @@ def test_each_step_is_one_evaluation_and_no_noise(world, nothing):
 
 
 def test_clean_predictions_hold_no_noise_to_begin_with(nothing):
-    process = VariancePreserving(SD.alphas_cumprod, "sample")
+    """On a grid that ends before clean data they do: of x0_hat = 0 the next state is x sigma_t / sigma_s."""
+    process, times = VariancePreserving(SD.alphas_cumprod, "sample"), torch.tensor([1.0, 0.5, 0.25]).double()
+    states = invert(lambda x, t, c: torch.zeros_like(x), process, Grid(times), torch.ones(1, 2).double(), nothing(1))
+    expected = process.sigma(times[:2]) / process.sigma(times[2])
+    assert states[0, :, 0].tolist() == pytest.approx(expected.tolist())
     with pytest.raises(ValueError, match="inversion begins with the noise"):
         invert(lambda x, t, c: x, process, Grid(torch.linspace(1, 0, 5)), torch.ones(1, 2), nothing(1))

@@ -178,6 +178,7 @@ def test_the_flow_ode_is_diffusers_euler(shift):
         ("ode", 0.5, r"ode \[0, 0\]"),
         ("ddim", 1.5, r"ddim \[0, 1\]"),
         ("cps", -0.1, "out of range"),
+        ("cps", 1.5, r"cps \[0, 1\]"),
         ("flow_sde", math.nan, "out of range"),
         ("dance_sde", math.inf, "out of range"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +63,17 @@ def test_variance_preserving_is_exact_on_its_table():
         assert torch.equal(process.timestep(t), index.double())
     clean = torch.zeros(())
     assert (process.alpha(clean).item(), process.sigma(clean).item()) == (1.0, 0.0)
+    assert process.timestep(clean).item() == 0.0  # no model knows a timestep of -1
+
+
+def test_the_angle_is_linear_between_points():
+    """Of alphas_cumprod 0.64 and 0.36 the angles are 0, arcsin 0.6 and arcsin 0.8 at t = 0, 1/2 and 1."""
+    process = VariancePreserving(torch.tensor([0.64, 0.36], dtype=torch.float64), "epsilon")
+    one, two = math.asin(0.6), math.asin(0.8)
+    for t, angle, slope in ((0.25, one / 2, 2 * one), (0.75, (one + two) / 2, 2 * (two - one))):
+        assert process.alpha(double(t)).item() == pytest.approx(math.cos(angle))
+        assert process.sigma(double(t)).item() == pytest.approx(math.sin(angle))
+        assert process.log_snr_rate(double(t)).item() == pytest.approx(2 * slope / (math.sin(angle) * math.cos(angle)))
 
 
 def test_the_angle_interpolates_the_log_snr_to_second_order():
@@ -136,7 +149,7 @@ def test_expand_takes_one_time_or_one_a_sample():
     assert expand(torch.tensor([0.5, 0.2]), x).flatten().tolist() == pytest.approx([0.5, 0.2])
 
 
-@pytest.mark.parametrize("table", [[0.5, 0.9], [1.0, 0.5], [0.5, -0.1], [], [[0.5]]])
+@pytest.mark.parametrize("table", [[0.5, 0.9], [0.5, 0.5], [1.0, 0.5], [0.5, -0.1], [], [[0.5]]])
 def test_a_bad_table_is_refused(table):
     with pytest.raises(ValueError, match="alphas_cumprod must be"):
         VariancePreserving(torch.tensor(table), "epsilon")

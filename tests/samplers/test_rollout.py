@@ -100,6 +100,19 @@ def test_a_half_precision_model_leaves_the_states_in_float32():
     assert trajectory.t.dtype == torch.float64
 
 
+def test_a_half_precision_beginning_is_raised():
+    x_init, condition = torch.ones(1, 2, 3).bfloat16(), Condition({"gain": torch.ones(1, 1)})
+
+    def single(x_t, t, condition):
+        assert x_t.dtype == torch.float32
+        return model(x_t, t, condition)
+
+    arguments = (single, FLOW, GRID, ode, x_init, condition)
+    assert rollout(*arguments, window=Window(0, 0), noise=lambda step: x_init).x0.dtype == torch.float32
+    assert advance(*arguments, steps=2).dtype == torch.float32
+    assert advance(*arguments, steps=0).dtype == torch.float32
+
+
 def test_every_step_is_shown():
     seen = []
     trajectory = run([0], Window.all(6), on_step=lambda step, x: seen.append((step, x)))

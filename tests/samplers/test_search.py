@@ -63,6 +63,17 @@ def test_choose_by_hand():
     assert choose(values, 0.0, uniforms).tolist() == [1] * 5
 
 
+def test_choose_is_about_differences():
+    """exp(1000) overflows; ln 2 more is still twice the weight."""
+    values = torch.tensor([[1000.0, 1000.0 + math.log(2), 1000.0]]).double().repeat(3, 1)
+    assert choose(values, 1.0, torch.tensor([0.24, 0.26, 0.76])).tolist() == [0, 1, 2]
+
+
+def test_choose_has_no_preference_where_nothing_could_be_scored():
+    values = torch.full((4, 4), NAN)
+    assert choose(values, 1.0, torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == [0, 1, 2, 3]
+
+
 def test_choose_passes_over_what_could_not_be_scored():
     values = torch.tensor([[NAN, 1.0, NAN, 0.0], [NAN, NAN, NAN, NAN]])
     assert choose(values, 0.0, torch.zeros(2))[0] == 1

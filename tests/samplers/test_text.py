@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from samplers import Completions, Decoding, Prompts, generate, gumbel, sample_keys
-from samplers.text import draw
+from samplers.text import _masked, draw
 from tests.samplers.causal import chosen, logits_after, next_logp, numbered, sequences, tiny_gpt2, tiny_qwen2
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1, 10, 2], [2], [2]]
@@ -218,6 +218,7 @@ def test_no_prompts_no_completions(model):
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ({"temperature": -1.0}, "temperature must be finite and 0"),
         ({"temperature": float("nan")}, "temperature must be finite and 0"),
+        ({"temperature": float("inf")}, "temperature must be finite and 0"),
         ({"cache": "offloaded"}, "cache must be one of .*'offloaded'"),
         ({"pad": -100}, "lend one of its end tokens"),
         ({"eos": (3, -1)}, "must be token ids of 0 or more"),
@@ -237,8 +238,30 @@ def test_prompts_that_cannot_be_continued(model):
         generate(model, [[1], []], DECODING, keys(2))
     with pytest.raises(ValueError, match=r"2 prompts need int64 keys of shape \(2,\), got torch\.int64 \(3,\)"):
         generate(model, [[1], [2]], DECODING, keys(3))
+    with pytest.raises(ValueError, match=r"need int64 keys of shape \(1,\), got torch\.float32 \(1,\)"):
+        generate(model, [[1]], DECODING, torch.zeros(1))
     with pytest.raises(ValueError, match="batch must be 1 or more"):
         generate(model, [[1]], DECODING, keys(1), batch=0)
+
+
+def test_decoding_stops_where_all_have_ended():
+    """At any of the end tokens, here the second: a pass more for each token would be for nothing."""
+    model, passes = tiny_qwen2(), []
+    model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(1), with_kwargs=True)
+
+    def end(prompts: Prompts):
+        return lambda tokens, scores: torch.where(torch.arange(scores.shape[1]) == 9, scores, -torch.inf)
+
+    found = generate(model, PROMPTS[:2], DECODING, keys(2), processors=(end,))
+    assert found.mask.sum(dim=1).tolist() == [1, 1]
+    assert len(passes) == 1
+
+
+def test_what_follows_the_end_may_be_anything():
+    tokens, logp = torch.tensor([[9, 5], [5, 9]]), torch.tensor([[-1.0, torch.nan], [-2.0, -3.0]])
+    found = _masked(tokens, logp, DECODING)
+    assert found.tokens.tolist() == [[9, 0], [5, 9]]
+    assert found.logp.tolist() == [[-1.0, 0.0], [-2.0, -3.0]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 
 import pytest
 import torch
 from scipy import stats
 
-from samplers import BaseDivergence, Decoding, TextGuidance, generate, sample_keys
+from samplers import BaseDivergence, Decoding, Prompts, TextGuidance, generate, sample_keys
 from samplers.text_guidance import blend
 from tests.samplers.causal import chosen, logits_after, next_logp, numbered, sequences, tiny_gpt2, tiny_qwen2
 
@@ -238,6 +239,15 @@ def test_divergence_is_that_of_whole_completions(weight):
     assert (measured.tokens(count) == 2).all()
     assert (exactly > 0.1) == (weight > 0)
     assert error < 0.05
+
+
+def test_tokens_that_never_come_count_nothing():
+    """(3/4, 1/4, 0) against (1/2, 1/2, 0), at a temperature that halves the logits: 3/4 log 3/2 - 1/4 log 2."""
+    prompts = Prompts(torch.tensor([[1]]), torch.tensor([[1]]), torch.tensor([0]), Decoding(1, temperature=2.0))
+    measured = BaseDivergence()
+    guided, base = (2 * torch.tensor([[*p, 0.0]]).log() for p in ((0.75, 0.25), (0.5, 0.5)))
+    measured.add(prompts, prompts.tokens, base, guided)
+    assert measured.sums(1).item() == pytest.approx(0.75 * math.log(1.5) - 0.25 * math.log(2), rel=1e-6)
 
 
 def test_greedy_measures_at_temperature_one(models):
