@@ -189,6 +189,28 @@ def test_the_first_job_waits_for_others(gate: Gate) -> None:
     made.close()
 
 
+def test_bytes_may_end_the_wait_too(gate: Gate) -> None:
+    gate.opened.set()
+    made = Batcher(gate, max_size=6, wait=60.0)
+    jobs = [made.submit(["001"], ["a"], [{}]), made.submit(["002"], ["b"], [{}])]
+    assert [values(job) for job in jobs] == [[1], [2]]
+    assert gate.calls == [["a", "b"]]
+    made.close()
+
+
+def test_what_cannot_share_its_call_does_not_end_the_wait(gate: Gate) -> None:
+    gate.opened.set()
+    made = Batcher(gate, max_batch=2, wait=60.0)
+    first, other = texts(made, 1), images(made, 2, 255)
+    with pytest.raises(TimeoutError):
+        first.result(timeout=0.2)
+    second = texts(made, 2)
+    assert [values(job) for job in (first, second)] == [[1], [2]]
+    assert gate.calls == [["p1", "p2"]]
+    made.close()
+    assert values(other) == [1.0]
+
+
 def test_limits_out_of_range(gate: Gate) -> None:
     for wrong in ({"max_batch": 0}, {"max_size": 0}, {"wait": -1.0}, {"most_waiting": 0}, {"most_size": 0}):
         with pytest.raises(ValueError, match="max_batch is"):

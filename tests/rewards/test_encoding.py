@@ -37,6 +37,13 @@ def test_jpeg_is_near_and_smaller() -> None:
     assert (decoded([small], MANY) / 255 - images).abs().max() < 0.03
 
 
+def test_jpeg_keeps_the_colour_of_every_pixel() -> None:
+    """Columns of red and blue: halved in resolution, their colours would be one, and 0.5 away."""
+    columns = torch.zeros(1, 3, 16, 16)
+    columns[:, 0, :, ::2], columns[:, 2, :, 1::2] = 1.0, 1.0
+    assert (decoded(encoded(columns, "jpeg"), MANY) / 255 - columns).abs().max() < 0.1
+
+
 def test_grey_is_colour_too() -> None:
     assert decoded([file("L", (2, 3), "png")], MANY).shape == (1, 3, 3, 2)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rewards import Detection, GenEval, RewardError, make, score
 from rewards.boxes import overlap, relations
 from rewards.detectors import Wanted
+from rewards.transformers_detector import TransformersDetector
 
 Draw = Callable[..., torch.Tensor]
 
@@ -154,6 +155,9 @@ def test_partial_credit_by_hand() -> None:
     left = {**SQUARE, "color": "red", "position": ["left of", 0]}
     # circle 1; square: count 1, colour 0, and so position 0
     assert judge([thing("circle"), thing("square", "blue", x=-30)], CIRCLE, left, partial=True) == pytest.approx(0.5)
+    # circle 0; square 1, and no position against what is not there
+    near = {**SQUARE, "position": ["left of", 0]}
+    assert judge([thing("square")], CIRCLE, near, partial=True) == pytest.approx(1 / 3)
     # count 1, exclusion 0
     assert judge(found, CIRCLE, exclude=[{"class": "circle", "count": 2}], partial=True) == pytest.approx(0.5)
 
@@ -316,6 +320,14 @@ def test_through_the_registry_on_drawings_that_are_hard(draw: Draw) -> None:
     images = torch.stack([draw(shapes) for shapes, _, _ in cases])
     result = score(make("geneval"), images, [""] * len(cases), [row for _, row, _ in cases])
     assert result.values.tolist() == [value for _, _, value in cases]
+
+
+def test_a_detector_of_photographs_keeps_what_either_threshold_lets_pass() -> None:
+    for one, other in ((0.2, 0.7), (0.7, 0.2)):
+        reward = make("geneval", detector="somewhere/a-model", threshold=one, counting_threshold=other)
+        assert isinstance(reward, GenEval)
+        assert isinstance(reward.detector, TransformersDetector)
+        assert reward.detector.threshold == 0.2
 
 
 def test_metadata_of_photographs_for_the_shapes_world_are_an_error() -> None:

@@ -180,6 +180,20 @@ def test_threads_share_one_reader_and_take_turns(monkeypatch: pytest.MonkeyPatch
     assert [reader.most for reader in readers] == [1]
 
 
+def test_the_reader_is_given_blue_first_and_no_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def read(image: np.ndarray, use_cls: bool) -> tuple[list[Any], None]:
+        assert not use_cls
+        seen.append(image)
+        return [], None
+
+    monkeypatch.setattr(ocr, "_load_reader", lambda threads: read)
+    image = torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 8, 8)
+    assert Ocr()(image[None], ['"A"'], [{}]).values.tolist() == [0.0]
+    assert seen[0][0, 0].tolist() == [0, 51, 255]
+
+
 def test_without_rapidocr_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     with pytest.raises(RewardError, match="pip install rapidocr-onnxruntime"):

@@ -141,6 +141,32 @@ def test_the_row_that_failed_is_named_in_the_whole_call(client: Callable[..., Re
 
 
 @pytest.mark.parametrize(
+    ("said", "row", "prompt"),
+    [
+        ({"row": 1}, 3, "d"),
+        ({"index": 0}, 2, "c"),
+        ({"row": 2}, None, None),
+        ({"row": -1}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_what_a_server_blames_is_counted_in_the_whole_call(said: Any, row: int | None, prompt: str | None) -> None:
+    """The second batch of two fails. An `index` is that of an image; what is not in the batch is nobody's."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"protocol": PROTOCOL, "rewards": {"far": {}}})
+        if b'"c"' in request.content:
+            return httpx.Response(422, json={"error": "no", **said})
+        return httpx.Response(200, json={"values": [1.0, 1.0]})
+
+    far, _ = client_of(handle, batch_size=2)
+    with pytest.raises(RewardError, match="answered 422") as caught:
+        score(far, ["1", "2", "3", "4"], ["a", "b", "c", "d"], [{}] * 4)
+    assert (caught.value.row, caught.value.prompt) == (row, prompt)
+
+
+@pytest.mark.parametrize(
     ("reward", "options", "rows", "message"),
     [
         ("pikcy", {}, 1, "has no reward 'pikcy'; did you mean 'picky'. It has: geneval, jpeg, picky"),

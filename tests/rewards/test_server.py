@@ -227,6 +227,10 @@ def test_a_bad_image_is_named_by_its_index() -> None:
     assert answer.json() == {"error": "image 1: neither a PNG nor a JPEG file", "index": 1}
 
 
+def test_the_largest_request_is_taken() -> None:
+    assert post(app(), {"prompts": ["a"] * 4}, grey(0, 0, 255, 255)).json() == {"values": [0.0, 0.0, 1.0, 1.0]}
+
+
 @pytest.mark.parametrize("rows", [5, 6])
 def test_too_many_rows(rows: int) -> None:
     for ask, images, name in (

@@ -173,6 +173,8 @@ def test_errors() -> None:
         clip(r)
     with pytest.raises(ValueError, match="low 2 and high 1; low must be below"):
         clip(r, low=2.0, high=1.0)
+    with pytest.raises(ValueError, match="low 1 and high 1; low must be below"):
+        clip(r, low=1.0, high=1.0)
     with pytest.raises(ValueError, match="low must be below high"):
         min_max(r, low=1.0, high=1.0)
     with pytest.raises(ValueError, match=r"references are \[3, 2\], expected at least one for each of 2"):
@@ -181,11 +183,17 @@ def test_errors() -> None:
         par(r, scores([[], []]))
     with pytest.raises(ValueError, match=r"the score at \[0, 1\] is inf"):
         par(r, scores([[0.0, np.inf], [0.0, 0.0]]))
-    with pytest.raises(ValueError, match="quantile is 85"):
-        log_sigmoid(r, scores([[0.0], [0.0]]), quantile=85.0)
+    for quantile in (85.0, -0.5):
+        with pytest.raises(ValueError, match=f"quantile is {quantile:g}"):
+            log_sigmoid(r, scores([[0.0], [0.0]]), quantile=quantile)
     with pytest.raises(ValueError, match="their sum below 1"):
         denoised(r, false_positive=0.5, false_negative=0.5)
+    for wrong in ({"false_positive": -0.1, "false_negative": 0.2}, {"false_positive": 0.2, "false_negative": -0.1}):
+        with pytest.raises(ValueError, match="expected both at least 0"):
+            denoised(r, **wrong)
     with pytest.raises(ValueError, match=r"a verifier says 0 or 1, found 0\.5"):
         denoised(scores([0.0, 0.5]), false_positive=0.1, false_negative=0.1)
     with pytest.raises(ValueError, match=r"expected one shape and torch\.bool"):
         clip(Scores(torch.zeros(2), torch.ones(3).bool()), low=0.0)
+    with pytest.raises(ValueError, match=r"expected one shape and torch\.bool"):
+        clip(Scores(torch.zeros(2), torch.ones(2)), low=0.0)

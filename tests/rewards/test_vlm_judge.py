@@ -105,6 +105,7 @@ def test_images_and_prompts_reach_the_model_and_ratings_their_rows(judge: Callab
         "Answer with the number alone."
     )
     assert len(set(asked)) == len(levels)
+    assert {body["temperature"] for body in endpoint.bodies} == {0.0}
     assert endpoint.keys == {f"Bearer {KEY}"}
 
 
@@ -304,6 +305,7 @@ def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> No
         ({"scale": [0.5, 1]}, "expected two whole numbers"),
         ({"score": "mean"}, "score is 'mean', expected text or expected"),
         ({"score": "expected"}, r"scale is \[1, 10\]; .* set a scale of digits"),
+        ({"score": "expected", "scale": [-1, 5]}, r"scale is \[-1, 5\]; .* set a scale of digits"),
         ({"pattern": "("}, "pattern is no regular expression"),
         ({"pattern": r"\d+"}, r"expected a group \(…\) around the rating"),
         ({"max_concurrency": 0}, "max_concurrency is 0"),
