@@ -65,6 +65,21 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
     assert found["base"].charge.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("branch", [None, {"count": 1}])
+def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: dict[str, int] | None) -> None:
+    """Those of a second policy that was never trained, under the rollout's guidance; no branch is shared."""
+    sampling = {**GUIDED, "steps": 5, "window": {"kind": "fixed", "start": 1, "size": 2}}
+    sections = {**FLOW_GRPO, "data": {"prompts_per_step": 2, "group_size": 4}}
+    policy = load_policy(recipe(sd3, **{**sections, "rollout": {**sampling, "branch": branch}}), keep_base=True)
+    pretrained = load_policy(recipe(sd3, **{**sections, "rollout": sampling}))
+    perturb(policy)
+    found = policy.reference(PROMPTS[:3], torch.arange(3), KEY, "base")
+    expected, own = drawn(pretrained).images, drawn(policy).images
+    torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
+    assert found.tape == {}
+    assert (expected - own).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("model", [{"train": "full"}, LORA])
 def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, Any]) -> None:
     """Through the trainer, until old, sampler and θ all differ: each is used for what it is for."""

@@ -120,6 +120,30 @@ def test_rollouts_do_not_depend_on_the_batch(lm: Path) -> None:
     assert len(set(whole.texts or ())) > 3
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_reference_samples_are_what_the_weights_of_then_write(lm: Path, model: str) -> None:
+    """At the temperature of sampling, by a second policy that was never trained; counted as any other tokens."""
+    anchors = [{"to": "base", "divergence": "k3"}]
+    policy, pretrained = moved(policy_of(lm, model=MODELS[model], anchors=anchors)), policy_of(lm)
+    expected, own = drawn(pretrained)[0], drawn(policy)[0]
+    before = policy.evaluations
+    found = policy.reference(PROMPTS, torch.arange(len(PROMPTS)), KEY, "base")
+    assert found.texts == expected.texts != own.texts
+    assert policy.evaluations - before == int(expected.tape["mask"].sum())
+
+
+def test_evaluations_have_a_temperature_of_their_own(lm: Path) -> None:
+    """At 0 the key does not matter; unset it is that of sampling, so that one key writes the same."""
+    numbers, other = torch.arange(len(PROMPTS)), Key(KEY.seed + 1, KEY.step)
+    greedy = policy_of(lm, eval={"temperature": 0.0})
+    texts = [greedy.evaluation(PROMPTS, numbers, key).texts for key in (KEY, other)]
+    drawn = [greedy.rollout(PROMPTS, numbers, numbers, key).texts for key in (KEY, other)]
+    assert texts[0] == texts[1]
+    assert drawn[0] != drawn[1]
+    same = policy_of(lm)
+    assert same.evaluation(PROMPTS, numbers, KEY).texts == same.rollout(PROMPTS, numbers, numbers, KEY).texts
+
+
 ALPHA = 0.3
 SUMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reverse_kl": lambda p, q: p * (p / q).log(),
