@@ -120,12 +120,12 @@ def test_an_ensemble_is_compared_with_what_it_says_of_the_references() -> None:
 
 
 def test_references_are_compared_among_themselves_where_shapes_follow_each_other() -> None:
-    """A member's references 0 and log 3 become, as preferences, (1/2 + 1/4) / 2 and (3/4 + 1/2) / 2."""
+    """A member's references 0 and log 3 become, as preferences, (1/2 + 1/4) / 2 and (3/4 + 1/2) / 2; one is not valid."""
     preferred = {"name": "a", "shape": {"kind": "par"}}
     last = {"kind": "log_sigmoid", "quantile": 1.0}
     one = term(ensemble=[preferred, preferred | {"label": "b"}], label="both", shape=last)
     found = {name: scores(LOG3, 0.0, 0.0) for name in ("both/a", "both/b")}
-    references = {name: table(*[[0.0, LOG3]] * 3) for name in found}
+    references = {name: table(*[[0.0, LOG3, None]] * 3) for name in found}
     low, high = 3 / 8, 5 / 8
     expected = [-math.log(1 + math.exp(high - own)) for own in (high, low, low)]
     made = summed(one, found, references)
@@ -136,6 +136,10 @@ def test_references_are_compared_among_themselves_where_shapes_follow_each_other
 def test_a_shape_that_finds_no_references_says_so() -> None:
     with pytest.raises(RewardError, match=r"reward 'a' failed: cannot be shaped: .*set references: \{count: 5\}"):
         summed(term(name="a", shape={"kind": "par"}), {"a": scores(1.0, 1.0, 1.0)})
+    one = term(ensemble=[{"name": "a"}, {"name": "b"}], label="both", shape={"kind": "par"})
+    found = {name: scores(1.0, 1.0, 1.0) for name in ("both/a", "both/b")}
+    with pytest.raises(RewardError, match="there are none"):  # of one member is not of the ensemble
+        summed(one, found, {"both/a": table([0.0], [0.0], [0.0])})
     assert shape_of(None) is None
 
 
@@ -198,6 +202,14 @@ def test_a_weight_that_has_come_to_0_leaves_rows_valid() -> None:
     found = Scorer({**found.optimised, "fading": (dark, 0.0)}, {})
     assert found.trained(ROLLOUT, {"fading": 1.0}).valid.tolist() == [False, True, True]
     assert found.trained(ROLLOUT, {"fading": 0.0}).valid.all()
+
+
+def test_a_row_has_no_references_where_none_of_them_could_be_scored() -> None:
+    references = {"a": table([0.25, None], [None, None], [0.75, 0.75])}
+    found = scorer(brightness("a", 1.0, shape={"kind": "par"})).trained(ROLLOUT, {}, references)
+    assert found.parts["references/invalid/a"].tolist() == [0.0, 1.0, 0.0]
+    assert found.valid.tolist() == [True, False, True]
+    assert found.rewards.tolist() == [0.5, 0.0, 0.5]
 
 
 def test_members_that_are_compared_are_those_of_terms_that_compare() -> None:

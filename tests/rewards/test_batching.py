@@ -169,6 +169,22 @@ def test_a_full_queue_is_busy(gate: Gate, batcher: Batcher) -> None:
     assert values(texts(batcher, *range(9))) == list(range(9))  # one job is taken however large
 
 
+def test_a_queue_may_be_filled_to_its_limits(gate: Gate, batcher: Batcher) -> None:
+    """Of eight rows, and of a hundred characters."""
+    rows = [texts(batcher, 1, 2, 3), texts(batcher, 4, 5, 6, 7, 8)]
+    assert batcher.waiting == 8
+    gate.opened.set()
+    assert [len(values(job)) for job in rows] == [3, 5]
+    gate.opened.clear()
+    while gate.entered.acquire(blocking=False):
+        pass
+    first = texts(batcher, 0)
+    assert gate.entered.acquire(timeout=10)
+    sizes = [batcher.submit(["1".zfill(size)], [f"{size}"], [{}]) for size in (60, 40)]
+    gate.opened.set()
+    assert [values(job) for job in (first, *sizes)] == [[0], [1], [1]]
+
+
 def test_closing_ends_what_waits_and_takes_nothing_more(gate: Gate, batcher: Batcher) -> None:
     job = texts(batcher, 1)
     gate.opened.set()

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import Failsafe, Late, RewardError, Scores, score
+from rewards import Failsafe, Late, RewardError, Scores, failures, score
 from rewards.failures import PROBES, OnError
 
 
@@ -104,6 +104,12 @@ def test_drop_finds_one_row_in_few_calls() -> None:
     assert len(reward.calls) == 1 + 1 + 2 * 6
 
 
+def test_a_single_row_that_fails_is_tried_once() -> None:
+    reward = Fragile(frozenset({"bad"}))
+    assert not scored(Failsafe(reward, "drop"), ["bad"]).valid.any()
+    assert reward.calls == [["bad"]]
+
+
 def test_drop_gives_up_where_nothing_works() -> None:
     """Seventeen calls and not 127."""
     reward = Fragile(fails_first=10**6)
@@ -150,6 +156,19 @@ def test_after_a_time_limit_the_whole_call_is_dropped(hanging: Fragile) -> None:
     found = scored(Failsafe(hanging, "drop", timeout=0.05), ["a", "b", "c"])
     assert found.valid.tolist() == [False, False, False]
     assert len(hanging.calls) == 1
+
+
+def test_after_a_time_limit_nothing_more_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each further call would wait as long again for the first to end."""
+    waited: list[float] = []
+
+    def late(seconds: float, call: Any, name: str, busy: Any) -> Scores:
+        waited.append(seconds)
+        raise Late(name, "no answer")
+
+    monkeypatch.setattr(failures, "within", late)
+    assert not scored(Failsafe(Fragile(), "drop", timeout=7.0), ["a", "b", "c"]).valid.any()
+    assert waited == [7.0]
 
 
 def test_a_time_limit_in_the_search_ends_it() -> None:

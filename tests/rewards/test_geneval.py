@@ -191,6 +191,20 @@ def test_exact_allows_nothing_else() -> None:
     assert judge([thing("circle"), thing("square")], CIRCLE, exclude=[{"class": "*", "count": 2}]) == 0
 
 
+def test_exact_asks_the_detector_for_every_class() -> None:
+    """A detector that is told what to look for must know that it cannot."""
+    asked: list[Wanted | None] = []
+
+    class Asked(Fixed):
+        def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
+            asked.append(wanted)
+            return super().__call__(images, wanted)
+
+    for exact in (False, True):
+        score(GenEval(Asked(thing("circle")), exact=exact), torch.zeros(1, 3, 8, 8), [""], [{"include": [CIRCLE]}])
+    assert asked == [[["circle"]], [["circle", "*"]]]
+
+
 def test_an_excluded_colour() -> None:
     found = [thing("circle", "red"), thing("circle", "blue", x=20)]
     assert judge(found, CIRCLE, exclude=[{"class": "circle", "color": "green", "count": 1}]) == 1

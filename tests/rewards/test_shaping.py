@@ -78,6 +78,20 @@ def test_log_sigmoid_by_hand() -> None:
     assert listed(log_sigmoid(scores([2.0]), half, quantile=None)) == pytest.approx([-np.log(2)])
 
 
+def test_log_sigmoid_without_anything_to_compare_with_is_not_valid() -> None:
+    references = scores([[0.0, 0.0], [1.0, 1.0]], invalid=[(0, 0), (0, 1)])
+    for quantile in (0.5, None):
+        found = log_sigmoid(scores([1.0, 1.0]), references, quantile=quantile)
+        assert listed(found) == [None, pytest.approx(-np.log(2))]
+        assert found.values[0] == 0.0
+
+
+def test_references_are_reckoned_in_float64() -> None:
+    """The mean of 2^24 and 2^24 + 2 is no float32."""
+    found = log_sigmoid(single([2.0**24 + 2]), single([[2.0**24, 2.0**24 + 2]]), quantile=None)
+    assert listed(found) == pytest.approx([-np.log1p(np.exp(-1))])
+
+
 def test_denoised_by_hand() -> None:
     """rho_0 = 0.1 and rho_1 = 0.2: 0 becomes -1/7 and 1 becomes 9/7."""
     found = denoised(scores([0.0, 1.0, 0.0], invalid=[2]), false_positive=0.1, false_negative=0.2)
