@@ -208,7 +208,7 @@ class LanguagePolicy:
         return [
             name
             for name, r in self.comparison.wanted(self.comparison.needs).items()
-            if r.snapshot not in self.teachers and self.snapshots.is_current(r.snapshot)
+            if self.snapshots.is_current(r.snapshot)
         ]
 
     def weights_drawn_with(self) -> Tensor:

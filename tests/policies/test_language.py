@@ -98,6 +98,8 @@ def test_log_probs_are_those_of_transformers_own_loss(lm: Path) -> None:
 def test_what_was_recorded_is_what_is_evaluated(lm: Path, model: str) -> None:
     policy = moved(policy_of(lm, model=MODELS[model]))
     rollout, decisions = drawn(policy)
+    assert policy.evaluations == decisions.mask.sum() < decisions.mask.numel()
+    assert decisions.whole  # a sample's tokens are never cut apart
     found, every = (
         policy.likelihoods(rollout, decisions).logp.detach(),
         next_tokens(policy.network.model, policy, rollout),
@@ -197,6 +199,26 @@ def test_sampled_divergences_are_of_the_tokens_drawn(lm: Path) -> None:
         slope = torch.autograd.grad(f.sum(), u)[0] * (-u).exp()
         torch.testing.assert_close(found.detach(), f.detach() * (-u).exp().detach(), rtol=1e-3, atol=1e-5)
         same_gradient(gradients(policy, found.sum()), gradients(policy, (slope.detach() * log_p).sum()))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bias_is_the_kl_from_old_to_new_distributions(lm: Path, model: str) -> None:
+    """Σ_v old(v) (log old(v) − log θ(v)) of every token, with gradient in θ: the other way round it would be another number."""
+    policy = policy_of(
+        lm,
+        model=MODELS[model],
+        likelihood={"kind": "tokens", "old": "recompute"},
+        objective={"kind": "ratio_normalised"},
+        snapshots={"old": {"decay": 0.0}},
+    )
+    rollout, decisions = drawn(policy)
+    lik = moved(policy).likelihoods(rollout, decisions)
+    log_q = flat(next_tokens(pretrained(lm), policy, rollout)).detach()
+    log_p = flat(next_tokens(policy.network.model, policy, rollout))
+    expected = (log_q.exp() * (log_q - log_p)).sum(dim=1)
+    torch.testing.assert_close(lik["bias"][decisions.mask], expected, rtol=1e-4, atol=2e-6)
+    same_gradient(gradients(policy, lik["bias"].sum()), gradients(policy, expected.sum()))
+    assert torch.equal(lik["scale"], decisions.mask.float())
 
 
 def _tangent(name: str) -> float:
@@ -300,12 +322,12 @@ def test_passes_under_other_weights_leave_the_gradient_alone(
     same_gradient(found, expected)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, centred: bool) -> None:
-    """k1 of the tokens, less KL(drew ‖ anchor) over the vocabulary: sums written out."""
-    k1 = {"divergence": "k1", "place": "decision", "centred": centred}
-    sections = {"teachers": {"t": {"path": str(teacher)}}, "anchors": [{"to": "t", **k1}, {"to": "base", **k1}]}
-    policy = moved(policy_of(lm, **sections))
+@pytest.mark.parametrize("centred", [(), ("t",), ("t", "base")], ids=str)
+def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, centred: tuple[str, ...]) -> None:
+    """k1 of the tokens, less KL(drew ‖ anchor) over the vocabulary: sums written out. Each anchor may or may not be."""
+    k1 = {"divergence": "k1", "place": "decision"}
+    anchors = [{"to": name, **k1, "centred": name in centred} for name in ("t", "base")]
+    policy = moved(policy_of(lm, teachers={"t": {"path": str(teacher)}}, anchors=anchors))
     rollout, decisions = drawn(policy)
     found = policy.penalties(rollout, decisions)
     log_p = flat(next_tokens(policy.network.model, policy, rollout)).detach()
@@ -314,7 +336,7 @@ def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, ce
         log_q = flat(next_tokens(pretrained(path), policy, rollout)).detach()
         k = (log_p - log_q).gather(1, tokens)[:, 0]
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-        charge, divergence = (k - kl, kl) if centred else (k, k)
+        charge, divergence = (k - kl, kl) if name in centred else (k, k)
         torch.testing.assert_close(found[name].charge[decisions.mask], charge, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[name].divergence[decisions.mask], divergence, rtol=1e-4, atol=1e-5)
         assert (found[name].charge[~decisions.mask] == 0).all()
