@@ -281,7 +281,6 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
             family,
             config.data.negative,
             config.model.max_sequence_length,
-            config.rollout.batch,
             DTYPES[config.model.dtype],
             config.model.embeddings_mb * 2**20,
         ),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from difrl.data import Prompt
-from difrl.policies.base import batches
 from difrl.policies.families import Family
 from samplers import Condition
 
@@ -22,8 +21,6 @@ class PromptEncoder:
     negative: str
     """Negative prompt of guidance, where a prompt has none of its own."""
     max_sequence_length: int | None
-    batch: int
-    """Texts encoded at once."""
     dtype: torch.dtype
     """Of the embeddings given to the denoiser."""
     room: int = 2**30
@@ -41,14 +38,16 @@ class PromptEncoder:
 
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """The embeddings of these texts, encoded where they are not at hand; then makes room."""
+        """The embeddings of these texts, encoded where they are not at hand; then makes room.
+
+        Each is encoded alone, so that its bits do not depend on which others were at hand: a resumed run has none at first.
+        """
         new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         found = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts) if text in self._embeddings}
-        for chunk in batches(len(new), self.batch):
-            encoded = self.family.encode_prompts(new[chunk], self.max_sequence_length)
-            for row, text in enumerate(new[chunk]):
-                # A copy: a row that is a view would keep the whole batch alive.
-                found[text] = {name: value[row].cpu().clone() for name, value in encoded.items()}
+        for text in new:
+            encoded = self.family.encode_prompts([text], self.max_sequence_length)
+            # A copy: a view may keep alive more than the row.
+            found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
         self._embeddings |= found
         self._size += sum(_bytes(found[text]) for text in new)
         while self._size > self.room:

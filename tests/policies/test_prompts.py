@@ -26,7 +26,7 @@ class Letters:
 
 def encoder(room: int) -> tuple[PromptEncoder, Letters]:
     family: Any = Letters()
-    return PromptEncoder(family, "", None, 2, torch.float32, room), family
+    return PromptEncoder(family, "", None, torch.float32, room), family
 
 
 def encode(prompts: PromptEncoder, *texts: str) -> list[float]:
@@ -58,3 +58,16 @@ def test_without_room_every_text_is_encoded_anew() -> None:
     assert encode(prompts, "a") == [1]
     assert family.asked == ["a", "bb", "a"]
     assert prompts._size == 0
+
+
+def test_what_a_text_becomes_does_not_depend_on_its_neighbours() -> None:
+    """To the bit: a family of batches, in which every row says how many there were."""
+
+    class Crowded(Letters):
+        def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:
+            return {"embeds": super().encode_prompts(texts, length)["embeds"] + len(texts) / 8}
+
+    prompts, _ = encoder(room=10_000)
+    prompts.family = Crowded()  # type: ignore[assignment]
+    assert encode(prompts, "a", "bb", "ccc") == [1.125, 2.125, 3.125]
+    assert encode(prompts, "a", "dddd") == [1.125, 4.125]
