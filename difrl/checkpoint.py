@@ -129,7 +129,8 @@ def load(trainer: Trainer, place: Path, processes: Processes) -> int:
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
-        set_random_state({name: value[processes.rank] for name, value in generators.items()})
+        # Copies: torch misreads a state that is a view into a larger tensor, or dies of it.
+        set_random_state({name: value[processes.rank].clone() for name, value in generators.items()})
     return int(state["step"])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,6 +24,7 @@ from difrl.checkpoint import CheckpointError
 from difrl.core import Constant
 from difrl.processes import Processes
 from difrl.snapshots import Snapshots
+from tests.fakes import Meeting, ThreadProcesses, in_threads
 
 FILES = ["optimizer.safetensors", "random.safetensors", "snapshots.safetensors", "trained.safetensors"]
 
@@ -111,6 +113,18 @@ def test_global_random_states_come_back(tmp_path: Path, processes: Processes) ->
     drawn()
     checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
     assert drawn() == expected
+
+
+def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
+    """Also the second, whose state follows the first one's in the file; threads share theirs, so they load in turn."""
+    torch.manual_seed(5)
+    in_threads(2, lambda processes: checkpoint.save(trainer(), tmp_path, 1, 1, processes))
+    expected = torch.rand(3).tolist()
+    for rank in range(2):
+        torch.manual_seed(6)
+        processes = ThreadProcesses(Accelerator(), rank, Meeting(2))
+        checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
+        assert torch.rand(3).tolist() == expected
 
 
 def test_only_the_newest_are_kept(tmp_path: Path, processes: Processes) -> None:
