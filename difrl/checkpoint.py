@@ -1,10 +1,12 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON.
 
-    step-000050/  trained.safetensors  optimizer.safetensors  snapshots.safetensors  random.safetensors  state.json
+    step-000050/  trained.safetensors  optimizer.safetensors  snapshots.safetensors  source.safetensors  random.safetensors
+                  state.json
 
 A checkpoint is written beside its place and renamed into it, so a folder of that name is whole. state.json
 lists the size of every file, so one that was damaged later is noticed. Rollouts draw from keyed noise and prompts are
-ordered by step, so the position in the data is the step; the global random states are kept for rewards that use them.
+ordered by step, so the position in the data is the step; the global random states are kept for rewards that use them, and
+what rewards said of reference samples because they might not say it again (source.safetensors, by process).
 """
 
 from __future__ import annotations
@@ -80,6 +82,11 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
     generators = {
         name: processes.gather(value[None].to(processes.device)).cpu() for name, value in random_state().items()
     }
+    known = {
+        f"{rank}/{name}": part
+        for name, rows in trainer.source.state().items()
+        for rank, part in enumerate(processes.parts(rows.to(processes.device)))
+    }
     if not processes.is_main:
         return
     place = folder_of(run, step)
@@ -92,6 +99,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
         _write(aside / "trained.safetensors", {n: p.data for n, p in trainer.policy.parameters.items()})
         _write(aside / "optimizer.safetensors", optimizer)
         _write(aside / "snapshots.safetensors", trainer.policy.snapshots.state())
+        _write(aside / "source.safetensors", known)
         _write(aside / "random.safetensors", generators)
         state = {
             "step": step,
@@ -126,6 +134,7 @@ def load(trainer: Trainer, place: Path, processes: Processes) -> int:
     _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
     trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place, "anchors")
     trainer.weights = _coefficients(trainer.weights, state.get("weights", {}), place, "rewards")
+    _load_source(trainer, place, state, processes)
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
@@ -203,6 +212,31 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
     for name, p in trainer.policy.parameters.items():
         moments = {key: tensors[f"{name}/{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
         trainer.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
+
+
+def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], processes: Processes) -> None:
+    """Tells each process what it knew; where there were more or fewer of them, every process what any of them knew.
+
+    A checkpoint of an earlier version has no such file. What it would say is then found anew.
+    """
+    if "source.safetensors" not in state["files"]:
+        return
+    saved, count = _read(place, "source"), state["processes"]
+    expected = _layout(trainer.source.state())
+    for rank in [processes.rank] if count == processes.count else range(count):
+        known = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
+        if _layout(known) != expected:
+            raise CheckpointError(
+                f"the checkpoint {place} holds of each prompt {', '.join(_layout(known)) or 'nothing'} and this run needs "
+                f"{', '.join(expected) or 'nothing'}: it was written under other references or rewards. Resume with those the "
+                "run was started with, or start a new run"
+            )
+        trainer.source.load(known)
+
+
+def _layout(known: Mapping[str, Tensor]) -> list[str]:
+    """The name of each tensor with the shape of a row."""
+    return sorted(f"{name} {list(rows.shape[1:])}" for name, rows in known.items())
 
 
 def _coefficients(

@@ -50,6 +50,13 @@ class Processes:
         gathered: Tensor = self.accelerator.gather(tensor.contiguous())
         return gathered
 
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """The rows of every process, in the order of their ranks; how many there are may differ, and be none."""
+        counts = self.gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+        padding = tensor.new_zeros(max(1, *counts) - len(tensor), *tensor.shape[1:])
+        gathered = self.gather(torch.cat([tensor, padding])).chunk(self.count)
+        return [part[:count] for part, count in zip(gathered, counts, strict=True)]
+
     def agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives; where a reward fails in it on one process, all raise, so that none waits for the others."""
         result, failure = None, None

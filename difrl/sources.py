@@ -41,6 +41,18 @@ class Source(Protocol):
         weights: of the rewards in this step, by name, where they are not those that evaluations take.
         """
 
+    def keep(self) -> None:
+        """The step is over: what its draws found out is known from now on."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What is known after the last step that is over and might be found otherwise: name -> a row for each thing known.
+
+        {} where nothing ever is; names and what follows the rows in a shape do not depend on what is known.
+        """
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Adds what a process of this run, or of the run before it was resumed, knew."""
+
 
 class Sampled:
     """Samples of the policy. A prompt has as many groups as branches; a branch is a group, and its samples neighbours."""
@@ -81,6 +93,17 @@ class Sampled:
             scored = Scored.cat([part.result() for part in pending])
         lap("score")
         return scored
+
+    def keep(self) -> None:
+        if self.references is not None:
+            self.references.keep()
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.references is None else self.references.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        if self.references is not None:
+            self.references.load(state)
 
     def _parts(self, groups: Sequence[int]) -> list[Sequence[int]]:
         """What is drawn at once: all, or whole prompts, as many as a batch of the rollout holds, one at least."""
@@ -141,6 +164,15 @@ class Recorded:
         rollout = self.medium.place(rollout, content).to(self.device)
         lap("rollout")
         return Scored(rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device))
+
+    def keep(self) -> None:
+        """Nothing: what is known of a file's samples is found again by reading it."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing, as it has no state."""
 
     def _picked(self, example: Example, step: int, group: int) -> list[int]:
         """Which of an example's samples a step takes: all, or group_size of them without replacement."""

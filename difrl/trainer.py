@@ -96,8 +96,8 @@ def _zero() -> Tensor:
 
 
 class Trainer:
-    """Trains a policy; its only state is the policy's, the optimizer's, what coefficients and weights have learnt, and the
-    number of evaluations."""
+    """Trains a policy; its only state is the policy's, the optimizer's, the source's, what coefficients and weights have
+    learnt, and the number of evaluations."""
 
     def __init__(
         self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], processes: Processes
@@ -125,7 +125,7 @@ class Trainer:
         )
         self.evaluations = 0
         self.intact = True
-        """Whether weights, optimizer and snapshots are those after a whole number of steps."""
+        """Whether weights, optimizer, snapshots and source are those after a whole number of steps."""
 
     def step(self, number: int) -> Metrics:
         """Rollout `number` and its updates; the metrics are those of all processes."""
@@ -158,6 +158,7 @@ class Trainer:
                 "`difrl rewards NAME` says what it reads"
             )
         self.policy.snapshots.update(number)
+        self.source.keep()
         self._restart_if_due(number)
         clock.lap("update")
         spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]

@@ -235,6 +235,14 @@ class Moderation(Brightness):
         return Scores(-(scores.values - self.best).abs(), scores.valid)
 
 
+class Moody(Brightness):
+    """Says something else each time that it is asked, by the global random state."""
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        scores = super().__call__(samples, prompts, metadata)
+        return Scores(scores.values + torch.rand(len(samples)), scores.valid)
+
+
 class Ones:
     """How often a text says 1."""
 

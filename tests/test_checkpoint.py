@@ -6,8 +6,9 @@ import json
 import os
 import random
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from difrl.processes import Processes
 from difrl.snapshots import Snapshots
 from tests.fakes import Meeting, ThreadProcesses, in_threads
 
-FILES = ["optimizer.safetensors", "random.safetensors", "snapshots.safetensors", "trained.safetensors"]
+FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,19 @@ def processes() -> Processes:
     return Processes()
 
 
+@dataclass
+class Noted:
+    """A source that knows some numbers."""
+
+    known: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"known": self.known}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.known = torch.cat([self.known, state["known"]])
+
+
 def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
     """The parts of a trainer that a checkpoint holds, of a few numbers."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +61,9 @@ def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
     snapshots = Snapshots(parameters, {"ema": Constant(0.9), "old": Constant(0.0)}, nullcontext)
     policy = SimpleNamespace(parameters=parameters, snapshots=snapshots)
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
-    return SimpleNamespace(policy=policy, optimizer=optimizer, evaluations=0, coefficients={}, weights={})
+    return SimpleNamespace(
+        policy=policy, source=Noted(), optimizer=optimizer, evaluations=0, coefficients={}, weights={}
+    )
 
 
 def advance(trained: Any, start: int, stop: int) -> None:
@@ -56,6 +72,7 @@ def advance(trained: Any, start: int, stop: int) -> None:
             p.grad = p.detach() ** 2 - 0.1 * step
         trained.optimizer.step()
         trained.policy.snapshots.update(step)
+        trained.source.load({"known": torch.tensor([[step, step / 3]])})
         trained.evaluations += 7
 
 
@@ -65,7 +82,7 @@ def state_of(trained: Any) -> dict[str, torch.Tensor]:
         for name, p in trained.policy.parameters.items()
         for key, value in trained.optimizer.state[p].items()
     }
-    return {**trained.policy.parameters, **trained.policy.snapshots.state(), **moments}
+    return {**trained.policy.parameters, **trained.policy.snapshots.state(), **trained.source.state(), **moments}
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -94,6 +111,63 @@ def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, pro
     checkpoint.save(fresh, tmp_path, 0, 1, processes)
     checkpoint.load(loaded, checkpoint.folder_of(tmp_path, 0), processes)
     assert not loaded.optimizer.state
+
+
+def saved_by(run: Path, *rows: int) -> Path:
+    """The checkpoint of as many processes, each of which knows so many numbers: 0, 1, … of the first, 10, 11, … of the second."""
+
+    def work(processes: Processes) -> None:
+        trained = trainer()
+        first = 10.0 * processes.rank
+        trained.source.known = torch.arange(first, first + rows[processes.rank])[:, None].expand(-1, 2)
+        checkpoint.save(trained, run, 1, 1, processes)
+
+    in_threads(len(rows), work)
+    return checkpoint.folder_of(run, 1)
+
+
+def known_to(place: Path, count: int) -> list[list[float]]:
+    """What each of `count` processes knows once it has loaded a checkpoint."""
+
+    def work(processes: Processes) -> list[float]:
+        loaded = trainer()
+        checkpoint.load(loaded, place, processes)
+        found: list[float] = loaded.source.known[:, 1].tolist()
+        return found
+
+    return in_threads(count, work)
+
+
+def test_every_process_knows_again_what_it_knew(tmp_path: Path) -> None:
+    """However little: none of them need know as much as another."""
+    assert known_to(saved_by(tmp_path / "a", 1, 3), 2) == [[0], [10, 11, 12]]
+    assert known_to(saved_by(tmp_path / "b", 0, 0, 2), 3) == [[], [], [20, 21]]
+    assert known_to(saved_by(tmp_path / "c", 0), 1) == [[]]
+
+
+def test_more_or_fewer_processes_know_what_all_of_them_knew(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 1, 2)
+    assert known_to(place, 1) == [[0, 10, 11]]
+    assert known_to(place, 3) == [[0, 10, 11]] * 3
+
+
+def test_what_was_known_of_something_else_is_refused(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 2)
+    other = trainer()
+    other.source.known = torch.zeros(0, 3)
+    with pytest.raises(
+        CheckpointError, match=r"of each prompt known \[2\] and this run needs known \[3\]: .*other references"
+    ):
+        checkpoint.load(other, place, Processes())
+
+
+def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 2)
+    (place / "source.safetensors").unlink()
+    state = json.loads((place / "state.json").read_text())
+    del state["files"]["source.safetensors"]
+    (place / "state.json").write_text(json.dumps(state))
+    assert known_to(place, 1) == [[]]
 
 
 def test_global_random_states_come_back(tmp_path: Path, processes: Processes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,23 @@ def test_a_flag_of_one_process_is_known_to_all() -> None:
     assert flags == [(True, False, False, True)] * 2
 
 
+def test_processes_may_give_different_numbers_of_rows() -> None:
+    """Of rows of any shape; also none, of one process or of all."""
+
+    def work(processes: Processes) -> list[list[list[int]]]:
+        mine = torch.arange(4).reshape(2, 2) + 10 * processes.rank
+        return [
+            [part.tolist() for part in processes.parts(mine[:rows])]
+            for rows in (processes.rank + 1, 2 - processes.rank, 0)
+        ]
+
+    first = [[[0, 1]], [[10, 11], [12, 13]]]
+    second = [[[0, 1], [2, 3]], [[10, 11]]]
+    assert in_threads(2, work) == [[first, second, [[], []]]] * 2
+    assert Processes().parts(torch.tensor([1.5, 2.5]))[0].tolist() == [1.5, 2.5]
+    assert Processes().parts(torch.zeros(0, 3))[0].shape == (0, 3)
+
+
 def test_gradients_are_summed_and_absent_ones_are_zero() -> None:
     def work(processes: Processes) -> list[list[float]]:
         parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(1))]
@@ -96,15 +114,11 @@ def test_messages_are_bounded_and_sum_the_same(monkeypatch: pytest.MonkeyPatch) 
     assert in_threads(2, work) == [[[10.0] * 3, [12.0] * 2, [14.0] * 8, [16.0]]] * 2
 
 
-def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> Path:
-    """The run folder of a run on `count` processes; beside it is what tests/recorded_run.py keeps."""
-    place.mkdir()
-    smooth = [{"import": "tests.fakes:Brightness"}]  # a file size would jump where an image differs by rounding
-    config = recipe(model, place / "run", rewards=smooth, **sections)
-    (place / "config.yaml").write_text(to_yaml(config))
+def launch(count: int, *module: str) -> None:
+    """Runs a module with its arguments on so many processes."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
     done = subprocess.run(
-        [sys.executable, *several, "-m", "tests.recorded_run", str(place / "config.yaml")],
+        [sys.executable, *several, "-m", *module],
         cwd=ROOT,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -112,6 +126,15 @@ def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> 
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> Path:
+    """The run folder of a run on `count` processes; beside it is what tests/recorded_run.py keeps."""
+    place.mkdir()
+    smooth = [{"import": "tests.fakes:Brightness"}]  # a file size would jump where an image differs by rounding
+    config = recipe(model, place / "run", rewards=smooth, **sections)
+    (place / "config.yaml").write_text(to_yaml(config))
+    launch(count, "tests.recorded_run", str(place / "config.yaml"))
     worlds = [json.loads(path.read_text()) for path in sorted(place.glob("world-*.json"))]
     assert worlds == [{"rank": r, "count": count, "torch": count, "device": "cpu"} for r in range(count)]
     return place / "run"
@@ -167,3 +190,32 @@ def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str)
         apart = [(weights[key] - value).abs().flatten() for key, value in expected_weights.items()]
         # Steps are of 1e-3. Adam divides a gradient by its size, so one that is 0 but for rounding still moves its weight.
         assert not apart or (torch.cat(apart) > 2e-5).float().mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_resumed_are_the_same_run(sd3: Path, tmp_path: Path) -> None:
+    """To the bit, with a reward that never says the same twice; each process has moods, and knows other references."""
+    (tmp_path / "five.txt").write_text("".join(f"a red circle and {n} squares\n" for n in range(5)))
+    config = recipe(
+        sd3,
+        tmp_path / "whole",
+        data={"train": str(tmp_path / "five.txt"), "prompts_per_step": 2, "group_size": 2},
+        rewards=[{"import": "tests.fakes:Moody", "shape": {"kind": "par"}}],
+        references={"count": 2},
+        train={"steps": 4},
+        eval={"every": 0},
+        checkpoint={"keep": 9},
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(config))
+    launch(2, "difrl", "train", str(tmp_path / "recipe.yaml"))
+    whole, resumed = config.output_dir, tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    for step in (2, 3, 4):
+        shutil.rmtree(resumed / f"checkpoints/step-{step:06d}")
+    launch(2, "difrl", "train", str(tmp_path / "recipe.yaml"), f"output_dir={resumed}", "--resume")
+    assert list(map(without_times, read_metrics(resumed))) == list(map(without_times, read_metrics(whole)))
+    for name in ("trained", "optimizer", "source", "random"):
+        place = f"checkpoints/step-000004/{name}.safetensors"
+        assert (resumed / place).read_bytes() == (whole / place).read_bytes(), name
+    known = load_file(whole / "checkpoints/step-000004/source.safetensors")
+    assert all(len(known[f"{rank}/number"]) > 2 for rank in range(2))

@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "reverse": {**FLOW_GRPO, "train": {"updates_per_step": 2, "lr": {"kind": "linear", "start": 1e-3, "end": 0.0}}},
 }
-KEPT = ("trained.safetensors", "optimizer.safetensors", "snapshots.safetensors")
+KEPT = ("trained.safetensors", "optimizer.safetensors", "snapshots.safetensors", "source.safetensors")
 
 
 class Killed(BaseException):
@@ -144,7 +144,7 @@ MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "before the metrics": (MetricsFile, "write", partial(dies, at=4)),
     "in the metrics": (MetricsFile, "write", torn),
     "before the checkpoint": (checkpoint, "save", partial(dies, at=3)),
-    "in the checkpoint": (checkpoint, "_write", partial(dies, at=10, done=True)),
+    "in the checkpoint": (checkpoint, "_write", partial(dies, at=12, done=True)),
     "at the end of the checkpoint": (checkpoint, "_flush", partial(dies, at=3, done=True)),
     "after the last checkpoint": (checkpoint, "save", partial(dies, at=4, done=True)),
 }
@@ -216,7 +216,7 @@ def events(config: RunConfig) -> int:
     samples = groups * config.data.group_size
     rows_at_once = max(1, config.train.micro_batch // decisions)
     passes = -(-samples // rows_at_once) * config.train.updates_per_step
-    return config.train.steps * (passes + 6)
+    return config.train.steps * (passes + 7)
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from difrl.policies.registry import load_policy
 from difrl.processes import ProcessError, Processes
 from difrl.scoring import Scorer
 from difrl.scoring.references import References
-from difrl.sources import Sampled
 from difrl.trainer import Clock, Trainer, TrainingError
 from rewards import Failsafe, RewardError, Scores
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, in_threads, linear_trainer
@@ -117,7 +116,7 @@ def test_references_do_not_depend_on_who_asks_for_what_and_when() -> None:
     assert torch.equal(later([2, 4])["bright"].values, many.values[[1, 0]])
 
 
-def test_a_reference_that_cannot_be_scored_is_left_out() -> None:
+def test_a_reference_that_cannot_be_scored_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where none of a prompt can be, its samples cannot be shaped, and are in no statistic."""
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": 2}).references
     assert config is not None
@@ -130,8 +129,8 @@ def test_a_reference_that_cannot_be_scored_is_left_out() -> None:
     found = References(config, 0, LinearPolicy(), {"a": Picky()}, PROMPTS, torch.device("cpu"))([0, 1])["a"]
     assert found.valid.tolist() == [[True, False], [False, False]]
     trainer = trainer_of([bright(**PAR)], references={"count": 2}, data={"prompts_per_step": 2, "group_size": 2})
-    assert isinstance(trainer.source, Sampled)
-    trainer.source.references = lambda asked: {"bright": Scores(found.values[[0, 0, 1, 1]], found.valid[[0, 0, 1, 1]])}  # type: ignore[assignment]
+    four = {"bright": Scores(found.values[[0, 0, 1, 1]], found.valid[[0, 0, 1, 1]])}
+    monkeypatch.setattr(References, "__call__", lambda self, asked: four)
     row = trainer.step(0)
     assert row["samples/invalid"] == 0.5
     assert math.isfinite(row["shaped/bright"])
@@ -293,7 +292,7 @@ def test_processes_do_not_matter() -> None:
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    """Multiplier and references: after 1 or 3 steps of 5, with a trainer that has seen no prompt."""
+    """Multiplier and references: after 1 or 3 steps of 5, with a trainer that has seen no prompt (tests/test_references.py)."""
     whole = everything()
     expected = run(whole, 5)
     for pause in (1, 3):
