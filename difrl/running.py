@@ -160,11 +160,11 @@ class Run:
             checkpoint.mark_result(self.folder, None)  # what an earlier guard decided, where the run now goes on
         with stop_requested(self.display) as stop, notices(self.display.message):
             if self.step == 0 and self.evaluator is not None:
+                if self.step in self.guard.kept:
+                    self._save(metrics_file)  # before the evaluation, with which a run that is resumed here begins
                 found = self._evaluate(config.eval.final_images or config.eval.images)
                 self.before = self.after
                 self._write(metrics_file, {"step": 0, "nfe": 0, **found})
-                if self.step in self.guard.kept:
-                    self._save(metrics_file)
             if self.unevaluated is not None:
                 found = self._evaluated(self.unevaluated, None)
                 if metrics_file is not None:
@@ -234,7 +234,7 @@ class Run:
     def _save_before_failure(self, generators: Mapping[str, torch.Tensor], metrics_file: MetricsFile | None) -> None:
         if not self.trainer.intact or self.step == self.saved:
             return
-        checkpoint.set_random_state(generators)  # as they were before the step, which is done again
+        checkpoint.set_random_state(generators)  # as they were before the step, or the evaluation, which is done again
         try:
             self._save(metrics_file)
         except (CheckpointError, OSError) as error:  # the failure itself is what must be heard
@@ -250,11 +250,12 @@ class Run:
 
     def _evaluated(self, metrics: Mapping[str, float], metrics_file: MetricsFile | None) -> dict[str, float]:
         """The evaluation of the step that was just made. If it fails the step is saved, and evaluated when the run goes on."""
+        before = checkpoint.random_state()
         try:
             return self._evaluate_if_due()
         except (RewardError, ProcessError):  # raised on every process
             self._write(metrics_file, metrics)
-            self._save_before_failure(checkpoint.random_state(), metrics_file)
+            self._save_before_failure(before, metrics_file)
             raise
 
     def _evaluate_if_due(self) -> dict[str, float]:

@@ -29,6 +29,7 @@ from difrl.run_folder import RunFolderError, stretched
 from difrl.running import Interrupted
 from difrl.trainer import Trainer
 from rewards import RewardError
+from tests.fakes import Moody
 from tests.recipes import FLOW_GRPO, recipe
 
 EMA = {"ema": {"decay": 0.5}}
@@ -516,6 +517,58 @@ def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
     assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
     assert not any(name.startswith("eval/") for name in rows(config.output_dir)[-1])
     assert_same(results(train(config, resume=True)), expected)
+
+
+class Failing(Moody):
+    """Fails at its call `at`, once it has made up its mind."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __call__(self, *args: Any) -> Any:
+        self.left -= 1
+        scores = super().__call__(*args)
+        if self.left == 0:
+            raise RewardError("moody", "the server is gone")
+        return scores
+
+
+COMPARED = {
+    "rewards": [{"name": "jpeg_compressibility", "shape": {"kind": "par"}}],
+    "references": {"count": 2},
+    "data": {"train": "three.txt"},
+    **UNSEEN,
+}
+
+
+@pytest.mark.parametrize(
+    ("sections", "at", "saved"),
+    [
+        pytest.param(COMPARED, 5, 1, id="after references were scored"),  # 1, 2: two prompts; 3: step; 4: third prompt
+        pytest.param({}, 5, 2, id="in an evaluation"),  # 1, 2: before, and its pictures; 3, 4: steps
+        pytest.param({"guard": {}, "watch": [{"name": "judge"}]}, 3, 0, id="in the first step of a guarded run"),
+    ],
+)
+def test_a_moody_reward_that_fails_ends_as_if_it_had_not(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], at: int, saved: int
+) -> None:
+    """Its moods are the global random state's, which must be that before whatever is done again."""
+    (tmp_path / "three.txt").write_text("a red circle\na blue square\na green circle\n")
+    monkeypatch.chdir(tmp_path)
+
+    def trained(config: RunConfig, seed: int, at: int, *, resume: bool = False) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        monkeypatch.setattr("difrl.scoring.scorer.build_reward", lambda config: Failing(at))
+        return results(train(config, resume=resume))
+
+    rare = {**sections, "checkpoint": {"every": 0}}
+    expected = trained(small(sd3, tmp_path / "whole", **rare), 3, 99)
+    config = small(sd3, tmp_path / "run", **rare)
+    with pytest.raises(RewardError, match="the server is gone"):
+        trained(config, 3, at)
+    assert [checkpoint.step_of(place) for place in checkpoint.existing(config.output_dir)] == [saved]
+    assert_same(trained(config, 4, 99, resume=True), expected)
 
 
 def test_a_failure_in_the_middle_of_a_step_saves_nothing(
