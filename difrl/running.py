@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from difrl import checkpoint
@@ -37,6 +38,7 @@ from difrl.showing import before_after, show_step, sweep
 from difrl.stopping import stop_requested
 from difrl.trainer import Trainer, TrainingError
 from rewards import RewardError
+from samplers import stable_seed
 
 
 class Interrupted(Exception):
@@ -50,6 +52,8 @@ def train(
     processes = processes or Processes()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    # For rewards and models that draw from the global generators: difrl's own noise is keyed and asks none of them.
+    set_seed(stable_seed(config.seed, "global", processes.rank) % 2**32)
     place = checkpoint_to_resume(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file or reward is told at once.
     prompts = Prompts.load(config)

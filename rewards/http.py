@@ -20,6 +20,7 @@ REPEATED = frozenset({429, 502, 503, 504})
 TIMEOUT, RETRIES = 60.0, 4  # where nothing else is asked for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 _PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+_UNIFORM = random.Random().uniform
 _SHOWN = 500  # characters of an answer in an error
 
 A = TypeVar("A")
@@ -45,7 +46,7 @@ class Connection:
         w ~ uniform(p/2, p),   p = min(0.5 · 2ᵏ⁻¹, 60) seconds
 
     or as long as the answer's Retry-After says, up to 60 seconds. The randomness keeps clients that failed together from
-    coming back together.
+    coming back together; it is none of the global generator's, from which rewards may draw.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Connection:
         retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], object] = time.sleep,
-        uniform: Callable[[float, float], float] = random.uniform,
+        uniform: Callable[[float, float], float] = _UNIFORM,
     ) -> None:
         if timeout <= 0 or retries < 0:
             raise ValueError(

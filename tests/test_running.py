@@ -318,6 +318,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert other["trained.safetensors"] != again["trained.safetensors"]
 
 
+def test_a_reward_that_draws_is_the_same_in_every_run_of_a_seed(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("difrl.scoring.scorer.build_reward", lambda config: Moody())
+    found = list[dict[str, Any]]()
+    for name, before in (("one", 1), ("two", 2)):
+        torch.manual_seed(before)
+        found.append(results(train(small(sd3, tmp_path / name, train={"steps": 2}))))
+    assert_same(*found)
+
+
 def test_a_run_is_extended_moved_and_saved_more_rarely(sd3: Path, tmp_path: Path, uninterrupted: Any) -> None:
     """What is free to change on resume: train.steps, checkpoint, eval and output_dir."""
     train(small(sd3, tmp_path / "first", **CASES["forward"], train={"steps": 2}))

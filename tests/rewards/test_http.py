@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from rewards import RewardError
-from rewards.http import Connection, HttpError, concurrently, is_loopback, secret
+from rewards.http import FIRST_PAUSE, Connection, HttpError, concurrently, is_loopback, secret
 
 Answer = httpx.Response | Exception
 
@@ -191,3 +192,12 @@ def test_after_an_error_nothing_new_is_begun() -> None:
     with pytest.raises(RewardError, match="broken"):
         concurrently(fail, range(50), 2)
     assert len(begun) < 10
+
+
+def test_pauses_leave_the_global_generator_alone() -> None:
+    before, pauses = random.getstate(), list[float]()
+    transport = httpx.MockTransport(Script(httpx.Response(503), ok(a=1)))
+    connection = Connection("far", "http://far.example", transport=transport, sleep=pauses.append)
+    assert connection.get("/x") == {"a": 1}
+    assert FIRST_PAUSE / 2 <= pauses[0] <= FIRST_PAUSE
+    assert random.getstate() == before
