@@ -48,7 +48,10 @@ class Interrupted(Exception):
 def train(
     config: RunConfig, *, resume: bool = False, display: Display | None = None, processes: Processes | None = None
 ) -> Summary:
-    """Trains what a recipe describes and returns what changed; the run folder is `config.output_dir`."""
+    """Trains what a recipe describes and returns what changed; the run folder is `config.output_dir`.
+
+    Seeds the global generators of torch, numpy and Python.
+    """
     processes = processes or Processes()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
