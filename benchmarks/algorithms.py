@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from common import COLORS, Bench, Curve, Job, at_budget, markdown, mean_line, plt, reach, save, spread
 
-from difrl.paths import recipes
-from difrl.reading import read_config
+from difrl.config.load import read_config
+from difrl.runtime.paths import recipes
 
 METHODS = {
     "awm": "AWM",

@@ -23,11 +23,11 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from difrl.estimate import estimate
-from difrl.metrics import read_metrics
-from difrl.paths import recipes
-from difrl.presets import PRESETS
-from difrl.reading import load_mapping, read_config
+from difrl.config.load import load_mapping, read_config
+from difrl.config.presets import PRESETS
+from difrl.reporting.metrics_file import read_metrics
+from difrl.runtime.paths import recipes
+from difrl.training.cost.estimate import estimate
 
 CLEAR = 2
 """Standard errors of a change that counts as one."""

@@ -29,7 +29,7 @@ from benchmarks.arenas.proxy_runs import (
     job,
 )
 from benchmarks.common import CLEAR, COLORS, Bench, markdown, plt, save, spread
-from difrl.data import load_prompts
+from difrl.data.prompts import load_prompts
 
 Courses = Mapping[str, Sequence[Course]]
 """By the name of the variant, one a seed."""

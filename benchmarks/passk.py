@@ -16,9 +16,9 @@ import torch
 from common import markdown
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from difrl.data import load_prompts
-from difrl.paths import asset, assets
-from difrl.worlds.solving import Decoding, completions, judged, summary
+from difrl.data.prompts import load_prompts
+from difrl.pretraining.solve_rate import Decoding, completions, judged, summary
+from difrl.runtime.paths import asset, assets
 from samplers.noise import stable_seed
 
 

@@ -19,9 +19,9 @@ from algorithms import BUDGET, job
 from common import CLEAR, COLORS, Bench, Curve, gain, markdown, plt, save, spread, verdict
 
 from difrl.config import RunConfig
-from difrl.paths import assets, recipes
-from difrl.presets import PRESETS
-from difrl.reading import load_mapping, read_config
+from difrl.config.load import load_mapping, read_config
+from difrl.config.presets import PRESETS
+from difrl.runtime.paths import assets, recipes
 
 ELSEWHERE = {"quickstart"}
 """Recipes measured in docs/measurements.md."""

@@ -31,11 +31,11 @@ from torch import Tensor
 
 import rewards
 from difrl.config import RunConfig
-from difrl.data import load_prompts
-from difrl.policies.registry import load_policy
-from difrl.reading import read_config
+from difrl.config.load import read_config
+from difrl.data.prompts import load_prompts
+from difrl.policies.load import load_policy
 from difrl.scoring import SHIPPED_OPTIONS, Scorer
-from difrl.sources import Sampled
+from difrl.training.rollout_source import Sampled
 from rewards import Reward
 
 QUOTED = 'a sign that says "HELLO"'

@@ -26,7 +26,7 @@ from text_cases import CASES, Shape
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from difrl.policies.loading import resolve
+from difrl.policies.model_paths import resolve
 
 PARTS = tuple(dict.fromkeys(part for part, _ in CASES))
 LARGE = "100M"

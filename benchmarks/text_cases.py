@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from difrl.config import RunConfig
 from difrl.core import Clipped, reduce
-from difrl.data import Prompt
+from difrl.data.prompts import Prompt
+from difrl.data.rollout import Rollout
 from difrl.policies.base import Key
-from difrl.policies.language import LanguagePolicy
-from difrl.policies.language_loading import load_language_policy
-from difrl.rollout import Rollout
+from difrl.policies.language.load import load_language_policy
+from difrl.policies.language.policy import LanguagePolicy
 
 Work = Callable[[], int]
 """Does it once and returns how many tokens of completions it was."""

@@ -22,10 +22,10 @@ import numpy as np
 from common import CLEAR, COLORS, Bench, Job, gain, markdown, plt, save, spread, verdict
 
 from difrl.config import RunConfig
-from difrl.metrics import read_metrics
-from difrl.paths import recipes
-from difrl.presets import PRESETS
-from difrl.reading import load_mapping, read_config
+from difrl.config.load import load_mapping, read_config
+from difrl.config.presets import PRESETS
+from difrl.reporting.metrics_file import read_metrics
+from difrl.runtime.paths import recipes
 
 BUDGET = 100_000
 """Tokens drawn by a run."""

@@ -20,15 +20,15 @@ import torch
 from common import COLORS, markdown, plt, save
 from torch import Tensor
 
+from difrl.config.load import read_config
 from difrl.core import Likelihoods
-from difrl.data import load_prompts
-from difrl.paths import recipes
+from difrl.data.prompts import load_prompts
 from difrl.policies.base import Key
-from difrl.policies.loading import load_policy
-from difrl.processes import Processes
-from difrl.reading import read_config
+from difrl.policies.diffusion.load import load_policy
+from difrl.runtime.distributed import Processes
+from difrl.runtime.paths import recipes
 from difrl.scoring import Scorer
-from difrl.trainer import Trainer
+from difrl.training.trainer import Trainer
 
 SMALL = ("data.prompts_per_step=2", "data.group_size=8", "train.updates_per_step=1", "train.max_grad_norm=1.0e+9")
 STILL = ("train.lr=0.0", "anchors=[]", "watch=[]")

@@ -13,25 +13,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from difrl.runtime.renamed_modules import install_renamed_modules
 from rewards.compat import ensure_torchvision
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig
-    from difrl.inference import Opened, open_run
-    from difrl.reading import read_config
-    from difrl.report import write_report
-    from difrl.running import train
+    from difrl.config.load import read_config
+    from difrl.inference.loaded_run import Opened, open_run
+    from difrl.reporting.html import write_report
+    from difrl.training.run import train
 
 ensure_torchvision()
+install_renamed_modules()
 
 # Imported when first used, so that `difrl --help` does not wait for diffusers.
 _HOMES = {
-    "Opened": "difrl.inference",
+    "Opened": "difrl.inference.loaded_run",
     "RunConfig": "difrl.config",
-    "open_run": "difrl.inference",
-    "read_config": "difrl.reading",
-    "train": "difrl.running",
-    "write_report": "difrl.report",
+    "open_run": "difrl.inference.loaded_run",
+    "read_config": "difrl.config.load",
+    "train": "difrl.training.run",
+    "write_report": "difrl.reporting.html",
 }
 
 __all__ = ["Opened", "RunConfig", "open_run", "read_config", "train", "write_report"]

@@ -37,19 +37,19 @@ AdaptiveGuidance = Annotated[
 
 # Module -> its error that is the user's to mend.
 MENDABLE = {
-    "difrl.checkpoint": "CheckpointError",
-    "difrl.checks": "FirstUpdateError",
-    "difrl.chosen": "ChosenError",
-    "difrl.data": "PromptFileError",
-    "difrl.located": "ConfigError",
-    "difrl.memory": "MemoryShortage",
-    "difrl.metrics": "MetricsError",
+    "difrl.training.checkpoint": "CheckpointError",
+    "difrl.policies.logprob_check": "FirstUpdateError",
+    "difrl.reporting.inference_defaults": "ChosenError",
+    "difrl.data.prompts": "PromptFileError",
+    "difrl.config.yaml_source": "ConfigError",
+    "difrl.runtime.memory": "MemoryShortage",
+    "difrl.reporting.metrics_file": "MetricsError",
     "difrl.policies.errors": "ModelError",
-    "difrl.preferences": "PairsError",
-    "difrl.processes": "ProcessError",
-    "difrl.run_folder": "RunFolderError",
-    "difrl.running": "Interrupted",
-    "difrl.trainer": "TrainingError",
+    "difrl.inference.preference_pairs": "PairsError",
+    "difrl.runtime.distributed": "ProcessError",
+    "difrl.training.run_folder": "RunFolderError",
+    "difrl.training.run": "Interrupted",
+    "difrl.training.trainer": "TrainingError",
     "rewards.base": "RewardError",
     "samplers.text": "DecodingError",
 }
@@ -68,13 +68,13 @@ def train(
     print_config: Annotated[bool, typer.Option(help="Print the expanded recipe and stop.")] = False,
 ) -> None:
     """Train what a recipe describes."""
-    from difrl.reading import read_config, to_yaml
+    from difrl.config.load import read_config, to_yaml
 
     recipe = read_config(config, overrides or [])
     if print_config:
         sys.stdout.write(to_yaml(recipe))
         return
-    from difrl import running
+    from difrl.training import run as running
 
     running.train(recipe, resume=resume)
 
@@ -86,8 +86,9 @@ def check(
     processes: Annotated[int, typer.Option(help="Processes that share the run.")] = 1,
 ) -> None:
     """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
-    from difrl.estimate import estimate, estimate_table
-    from difrl.reading import read_config
+    from difrl.config.load import read_config
+    from difrl.training.cost.estimate import estimate
+    from difrl.training.cost.table import estimate_table
 
     out.print(estimate_table(estimate(read_config(config, overrides or []), processes)))
 
@@ -122,8 +123,8 @@ def sample(
     ] = None,
 ) -> None:
     """Draw samples of prompts at one or more RLG weights, side by side: a picture, or texts that are printed."""
-    from difrl.inference import open_run
-    from difrl.searching import draw_sheet, search_of
+    from difrl.inference.loaded_run import open_run
+    from difrl.inference.search import draw_sheet, search_of
 
     _check_search(best_of, svdd, reward)
     opened = open_run(
@@ -176,9 +177,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and samples."""
-    from difrl.chosen import read_chosen
+    from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
     from difrl.policies.base import Steering
-    from difrl.sweeping import evaluate_run, sweep_notes, sweep_table
+    from difrl.reporting.inference_defaults import read_chosen
 
     if write_default not in (None, "best"):
         spread_numbers([write_default], "--write-default", "a weight, or best")
@@ -212,8 +213,8 @@ def pairs(
     """Make a preference file: draw groups, score them, keep the best and the worst sample of each."""
     import torch
 
-    from difrl.preferences import BestAndWorst, Keep, Solved, make_pairs
-    from difrl.reading import read_config
+    from difrl.config.load import read_config
+    from difrl.inference.preference_pairs import BestAndWorst, Keep, Solved, make_pairs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep: Keep = BestAndWorst() if solved is None else Solved(solved)
@@ -228,7 +229,7 @@ def report(
     path: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the first folder.")] = None,
 ) -> None:
     """Write one self-contained HTML page about runs."""
-    from difrl.report import write_report
+    from difrl.reporting.html import write_report
 
     out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))), soft_wrap=True)
 
@@ -236,7 +237,7 @@ def report(
 @app.command()
 def recipes() -> None:
     """List the recipes and where each stands in the grid of methods."""
-    from difrl.listing import recipes_table
+    from difrl.reporting.catalog import recipes_table
 
     out.print(recipes_table())
 
@@ -248,7 +249,7 @@ def rewards(
     ] = None,
 ) -> None:
     """List the rewards and what each measures; with names, what these take."""
-    from difrl.listing import reward_details, rewards_table
+    from difrl.reporting.catalog import reward_details, rewards_table
     from rewards import available
 
     if not names:
@@ -268,9 +269,9 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a file instead of a table.")] = False,
 ) -> None:
     """Score files: what each reward says of each image or text."""
-    from difrl.located import parse
-    from difrl.scoring.arguments import reward_of
-    from difrl.scoring.files import read_samples, score_files, scores_table
+    from difrl.config.yaml_source import parse
+    from difrl.scoring.parse_reward import reward_of
+    from difrl.scoring.score_files import read_samples, score_files, scores_table
 
     facts = parse(metadata, "--metadata").plain
     if not isinstance(facts, dict):
@@ -314,7 +315,7 @@ def serve(
     """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
     import torch
 
-    from difrl.scoring import serving
+    from difrl.scoring import serve as serving
     from rewards.server import Limits
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -338,7 +339,7 @@ def pretrain(
 ) -> None:
     """Make a shipped model from scratch; killed and given again, it continues."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from difrl.worlds.pretrain import pretrain as run
+    from difrl.pretraining.pretrain import pretrain as run
 
     run(config, overrides or [])
 

@@ -16,16 +16,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from difrl.checks import Close
 from difrl.core import Constant, Likelihoods, velocity
-from difrl.data import Prompt
-from difrl.media import Item
+from difrl.data.modality import Item
+from difrl.data.prompts import Prompt
+from difrl.data.rollout import Rollout, Scored
 from difrl.policies.base import TUNED, Decisions, Key, Penalty, Steering
-from difrl.processes import Processes
-from difrl.rollout import Rollout, Scored
+from difrl.policies.logprob_check import Close
+from difrl.policies.snapshots import Snapshots
+from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
-from difrl.snapshots import Snapshots
-from difrl.trainer import Trainer
+from difrl.training.trainer import Trainer
 from rewards import Scores
 from samplers import keyed, keyed_uniform
 from tests.recipes import FLOW_GRPO, recipe

@@ -14,12 +14,12 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from difrl.display import SilentDisplay
-from difrl.policies.diffusion import DiffusionPolicy
-from difrl.processes import Processes
-from difrl.reading import read_config
-from difrl.rollout import Rollout
-from difrl.running import train
+from difrl.config.load import read_config
+from difrl.data.rollout import Rollout
+from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.reporting.terminal import SilentDisplay
+from difrl.runtime.distributed import Processes
+from difrl.training.run import train
 
 
 def main(path: Path) -> None:

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from difrl import cli, running
-from difrl.display import SilentDisplay
-from difrl.paths import recipes
-from difrl.reading import read_config, to_yaml
-from difrl.running import Interrupted
-from difrl.sweeping import sweep_notes, sweep_table
+from difrl import cli
+from difrl.config.load import read_config, to_yaml
+from difrl.inference.rlg_sweep import sweep_notes, sweep_table
+from difrl.reporting.terminal import SilentDisplay
+from difrl.runtime.paths import recipes
+from difrl.training import run as running
+from difrl.training.run import Interrupted
 from tests.recipes import recipe
 
 WIDTH = 80
@@ -447,7 +448,7 @@ def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
 
 def test_a_reward_that_breaks_is_told_where_its_samples_are_left_out(difrl: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("8", encoding="utf-8")
-    breaking = "{import: tests.test_scoring_files:Picky, on_error: drop}"
+    breaking = "{import: tests.scoring.test_score_files:Picky, on_error: drop}"
     shown = difrl("score", "--reward", breaking, tmp_path / "a.txt")
     assert shown.status == 0
     assert shown.out.count("not scored") == 1  # in the table, without a guess at the reason
@@ -474,10 +475,10 @@ def test_errors_that_are_the_users_to_mend(module: str, name: str) -> None:
 
 def test_an_error_is_told_without_loading_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would take seconds."""
-    monkeypatch.delitem(sys.modules, "difrl.trainer")
-    monkeypatch.delitem(sys.modules, "difrl.running")
+    monkeypatch.delitem(sys.modules, "difrl.training.trainer")
+    monkeypatch.delitem(sys.modules, "difrl.training.run")
     assert_one_message(difrl("rewards", "genevall"), "did you mean 'geneval'")
-    assert "difrl.trainer" not in sys.modules
+    assert "difrl.training.trainer" not in sys.modules
 
 
 def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from textwrap import dedent
 
 import pytest
 
-from difrl.paths import PACKAGE
-from difrl.reading import read_config
+from difrl.config.load import read_config
+from difrl.runtime.paths import PACKAGE
 from rewards import available
 
 ROOT = PACKAGE.parent

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from difrl.paths import PACKAGE
+from difrl.runtime.paths import PACKAGE
 
 CORE = PACKAGE / "core"
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from difrl import paths
+from difrl.runtime import paths
 
 ROOT = paths.PACKAGE.parent
 
 LOOK = """
-import difrl.paths, rewards, samplers
-print(difrl.paths.PACKAGE)
-print(*difrl.paths.recipes())
-print(*difrl.paths.assets())
+import difrl.runtime.paths, rewards, samplers
+print(difrl.runtime.paths.PACKAGE)
+print(*difrl.runtime.paths.recipes())
+print(*difrl.runtime.paths.assets())
 """
 
 

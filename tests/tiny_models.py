@@ -31,8 +31,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from difrl.worlds import shapes
-from difrl.worlds.tiny_sd3 import build_tokenizer
+from difrl.pretraining.tiny_sd3 import build_tokenizer
+from difrl.tasks import shapes
 
 WIDTH = 16
 

@@ -15,16 +15,24 @@ import numpy as np
 import torch
 
 from difrl.config import RunConfig
-from difrl.data import load_prompts
-from difrl.plan import plan_of
+from difrl.data.prompts import load_prompts
 from difrl.policies.base import Key
-from difrl.policies.diffusion import DiffusionPolicy
-from difrl.policies.loading import load_family, load_policy
-from difrl.processes import Processes
+from difrl.policies.diffusion.load import load_family, load_policy
+from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
-from difrl.trainer import Trainer
-from difrl.worlds.gaussian import GaussianWorld
-from difrl.worlds.gaussian_answers import Array, Chain, Normal, Output, chain_of, constant, exact_output
+from difrl.tasks.exact.gaussian import GaussianWorld
+from difrl.tasks.exact.gaussian_solutions import (
+    Array,
+    Chain,
+    Normal,
+    Output,
+    chain_of,
+    constant,
+    exact_output,
+)
+from difrl.training.cost.plan_images import plan_of
+from difrl.training.trainer import Trainer
 from samplers import Condition, Grid, Window, ode, solve
 
 WORLD = GaussianWorld()
@@ -114,7 +122,7 @@ def config_of(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budge
             "prompts_per_step": len(WORLD.prompts),
             "group_size": GROUP,
         },
-        "rewards": [{"import": "difrl.worlds.gaussian:LinearReward"}],
+        "rewards": [{"import": "difrl.tasks.exact.gaussian:LinearReward"}],
         "advantage": {"baseline": "leave_one_out", "std": "none"},
         **sections,
         "rollout": {"steps": STEPS, "batch": 4096, **sections.get("rollout", {})},

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import gammaln
 
 from benchmarks.arenas.gaussian import GROUP, Answer, Setting
-from difrl.worlds.gaussian_answers import Array, Normal
-from difrl.worlds.gaussian_forward import Matching, Pull, Situation, Slope, fixed_point
+from difrl.tasks.exact.gaussian_forward import Matching, Pull, Situation, Slope, fixed_point
+from difrl.tasks.exact.gaussian_solutions import Array, Normal
 
 TIMES = (np.arange(64) + 0.5) / 64
 """Midpoints by which the mean over uniform times is taken."""

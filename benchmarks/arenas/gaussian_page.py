@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, WORLD, Cell, config_of, measure, train
 from benchmarks.arenas.gaussian_forward import FORWARD
 from benchmarks.arenas.gaussian_reverse import REVERSE
-from difrl.worlds.gaussian_answers import Normal
+from difrl.tasks.exact.gaussian_solutions import Normal
 
 CELLS = (*REVERSE, *FORWARD)
 BUDGET = 400_000
@@ -75,9 +75,9 @@ affine, so where its sampler ends is computed from its weights and not estimated
 * **β̂, residue**: the β whose tilt N(m + Σa/β, Σ) has the mean nearest to the fixed point's, and the distance of the means
   that is then left. A wrong β is cured by another coefficient; the residue is not.
 
-The closed forms are derived in `difrl/worlds/gaussian_answers.py` (chains) and `difrl/worlds/gaussian_forward.py` (forward
-likelihoods); recipes are in `benchmarks/arenas/gaussian_reverse.py` and `gaussian_forward.py`; `tests/exact` holds the same cells
-to the same answers.
+The closed forms are derived in `difrl/tasks/exact/gaussian_solutions.py` (chains) and `difrl/tasks/exact/gaussian_forward.py`
+(forward likelihoods); recipes are in `benchmarks/arenas/gaussian_reverse.py` and `gaussian_forward.py`; `tests/tasks/exact`
+holds the same cells to the same answers.
 """
 
 

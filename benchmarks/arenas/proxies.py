@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rewards
-from difrl.data import Prompt
-from difrl.rollout import Rollout
-from difrl.worlds import shapes
+from difrl.data.prompts import Prompt
+from difrl.data.rollout import Rollout
+from difrl.tasks import shapes
 from rewards.judge import JudgeConfig, JudgeNetwork, words_of
 
 

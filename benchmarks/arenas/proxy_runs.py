@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.arenas.proxies import Labelled, ProxyConfig, drawn, ensemble
 from benchmarks.common import Job
-from difrl.data import load_prompts
-from difrl.inference import open_run
-from difrl.metrics import read_metrics
+from difrl.data.prompts import load_prompts
+from difrl.inference.loaded_run import open_run
+from difrl.reporting.metrics_file import read_metrics
 
 RECIPE = "nft"
 PROXIES = ProxyConfig(flipped=0.1)

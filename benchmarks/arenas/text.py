@@ -1,7 +1,7 @@
 """The text arena: settings trained by the real trainer on a language model whose every distribution is known.
 
-A cell is a recipe and the fixed point it should end at (difrl/worlds/enumerable_answers.py). The trained table is read from
-the weights, so what is reported is exact but for the noise of training itself.
+A cell is a recipe and the fixed point it should end at (difrl/tasks/exact/enumerable_solutions.py). The trained table is read
+from the weights, so what is reported is exact but for the noise of training itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from difrl.config import RunConfig
-from difrl.data import load_prompts
-from difrl.policies.language import LanguagePolicy
-from difrl.policies.registry import load_policy
-from difrl.processes import Processes
+from difrl.data.prompts import load_prompts
+from difrl.policies.language.policy import LanguagePolicy
+from difrl.policies.load import load_policy
+from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
-from difrl.trainer import Trainer
-from difrl.worlds.enumerable import LENGTH, EnumerableWorld
-from difrl.worlds.enumerable_answers import Array, generated, kl, tilted
+from difrl.tasks.exact.enumerable import LENGTH, EnumerableWorld
+from difrl.tasks.exact.enumerable_solutions import Array, generated, kl, tilted
+from difrl.training.trainer import Trainer
 
 GROUP = 256
 """Samples of a prompt in a step: so many that a group's standard deviation is that of the distribution."""
@@ -73,7 +73,7 @@ def config_of(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps: i
             "seed": seed,
             "model": {"path": str(folder / "model"), "train": "full"},
             "data": {"train": str(folder / "prompts.jsonl"), "prompts_per_step": prompts, "group_size": GROUP},
-            "rewards": [{"import": "difrl.worlds.enumerable:TableReward"}],
+            "rewards": [{"import": "difrl.tasks.exact.enumerable:TableReward"}],
             "likelihood": {"kind": "tokens"},
             "objective": {"kind": "clipped"},
             "advantage": {"baseline": "leave_one_out", "std": "none"},

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.arenas.text import BETA, Answer, Cell
-from difrl.worlds.enumerable_answers import Array, tilted, token_wise, with_std
+from difrl.tasks.exact.enumerable_solutions import Array, tilted, token_wise, with_std
 
 DIVIDED = {"baseline": "mean", "std": "group"}
 FROZEN = {"old": {"decay": 1.0}}

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.arenas.text import BETA, GROUP, Cell, config_of, measure, train
 from benchmarks.arenas.text_cells import CELLS
-from difrl.worlds.enumerable import EnumerableWorld
-from difrl.worlds.enumerable_answers import generated, kl, tilted
+from difrl.tasks.exact.enumerable import EnumerableWorld
+from difrl.tasks.exact.enumerable_solutions import generated, kl, tilted
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
@@ -48,8 +48,8 @@ E[r] − β KL(π ‖ π_ref) at β = {BETA:g}. Every cell is a recipe for the o
 ### Which KL estimator in which place optimises what
 
 Columns are KL divergences in nats, means over prompts and {counted} (lowest to highest seed). x is a prefix, a the next token,
-Q(x, a) the mean reward of what follows. Fixed points are computed exactly (`difrl/worlds/enumerable_answers.py` derives them;
-`tests/exact` also finds them by exact gradients), and the trained distribution is read from the weights.
+Q(x, a) the mean reward of what follows. Fixed points are computed exactly (`difrl/tasks/exact/enumerable_solutions.py`
+derives them; `tests/tasks/exact` also finds them by exact gradients), and the trained distribution is read from the weights.
 
 * **from its fixed point**: KL(trained ‖ where this setting comes to rest). Small means that the trainer does what the
   formula says; what is left is the noise of sampling.

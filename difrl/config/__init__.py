@@ -1,15 +1,24 @@
 """The schema of a run: what a recipe may say, with a sentence and a default for every key; a module a part of it.
 
 A recipe is one YAML file. `algorithm: awm` fills likelihood, objective, anchors, advantage and what belongs
-to them from a preset (difrl/presets/); whatever the recipe says itself wins. Reading a file is in
-difrl/reading.py, what must hold between parts in difrl/misfits/.
+to them from a preset (difrl/config/presets/); whatever the recipe says itself wins. Reading a file is in
+difrl/config/load.py, what must hold between parts in difrl/config/checks/.
 """
 
 from __future__ import annotations
 
-from difrl.config.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
-from difrl.config.generation import GenerationConfig, TeacherConfig
-from difrl.config.likelihood import (
+from difrl.config.run import RunConfig
+from difrl.config.schema.anchors import (
+    AnchorConfig,
+    DecaySnapshot,
+    ResetSnapshot,
+    SnapshotConfig,
+    SoupSnapshot,
+)
+from difrl.config.schema.base import Section
+from difrl.config.schema.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
+from difrl.config.schema.generation import GenerationConfig, TeacherConfig
+from difrl.config.schema.likelihood import (
     ForwardLikelihood,
     FreshNoise,
     GridTimes,
@@ -22,8 +31,8 @@ from difrl.config.likelihood import (
     TokensLikelihood,
     UniformTimes,
 )
-from difrl.config.model import LoraConfig, ModelConfig
-from difrl.config.objective import (
+from difrl.config.schema.model import LoraConfig, ModelConfig
+from difrl.config.schema.objective import (
     AnchoredPreferenceObjective,
     CentredObjective,
     ClipCovObjective,
@@ -36,8 +45,7 @@ from difrl.config.objective import (
     PreferenceObjective,
     RatioNormalisedObjective,
 )
-from difrl.config.regularisation import AnchorConfig, DecaySnapshot, ResetSnapshot, SnapshotConfig, SoupSnapshot
-from difrl.config.rewards import (
+from difrl.config.schema.rewards import (
     ClipShape,
     LogSigmoidShape,
     MemberConfig,
@@ -48,7 +56,7 @@ from difrl.config.rewards import (
     RewardConfig,
     ShapeConfig,
 )
-from difrl.config.rollout import (
+from difrl.config.schema.rollout import (
     AllWindow,
     AnyWindow,
     BranchConfig,
@@ -58,8 +66,7 @@ from difrl.config.rollout import (
     RolloutConfig,
     SlidingWindow,
 )
-from difrl.config.run import RunConfig
-from difrl.config.schedules import (
+from difrl.config.schema.schedules import (
     AnchorCoefficient,
     ConstantSchedule,
     CosineSchedule,
@@ -70,8 +77,7 @@ from difrl.config.schedules import (
     TargetKLCoefficient,
     ThresholdWeight,
 )
-from difrl.config.section import Section
-from difrl.config.training import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
+from difrl.config.schema.training import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
 
 __all__ = [
     "AdvantageConfig",

@@ -6,24 +6,10 @@ No model, no files, no config; nothing here branches on what is being trained. S
 from __future__ import annotations
 
 from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
-from difrl.core.anchored_preference import AnchoredPreference
-from difrl.core.centred import CentredRewardDistillation
-from difrl.core.clipped import Clipped
-from difrl.core.coefficients import (
-    Coefficient,
-    Constant,
-    Cosine,
-    Linear,
-    Multiplier,
-    RewardAdaptive,
-    Schedule,
-    TargetKL,
-)
-from difrl.core.collect import Collect, Draw, Informative, Scored, once
-from difrl.core.covariance import ClipCov, KLCov
-from difrl.core.divergence_masked import DivergenceMasked
 from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
+from difrl.core.dynamic_sampling import Collect, Draw, Informative, Scored, once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
+from difrl.core.forward_weighting import WEIGHTINGS, elbo, forward_logp
 from difrl.core.groups import (
     compact,
     group_first_max,
@@ -35,8 +21,8 @@ from difrl.core.groups import (
     group_sum,
 )
 from difrl.core.likelihoods import Decisions, Likelihoods, collapse
-from difrl.core.negative_aware import NegativeAware
-from difrl.core.objective import (
+from difrl.core.objectives.anchored_preference import AnchoredPreference
+from difrl.core.objectives.base import (
     Aggregation,
     Objective,
     RowObjective,
@@ -49,11 +35,25 @@ from difrl.core.objective import (
     statistics_of,
     weighted,
 )
-from difrl.core.pacing import InUpdates, Reset, Soup
-from difrl.core.preference import Preference
-from difrl.core.ratio_normalised import RatioNormalised
+from difrl.core.objectives.centred import CentredRewardDistillation
+from difrl.core.objectives.clipped import Clipped
+from difrl.core.objectives.covariance import ClipCov, KLCov
+from difrl.core.objectives.divergence_masked import DivergenceMasked
+from difrl.core.objectives.negative_aware import NegativeAware
+from difrl.core.objectives.preference import Preference
+from difrl.core.objectives.ratio_normalised import RatioNormalised
+from difrl.core.schedules import (
+    Coefficient,
+    Constant,
+    Cosine,
+    Linear,
+    Multiplier,
+    RewardAdaptive,
+    Schedule,
+    TargetKL,
+)
+from difrl.core.snapshot_schedules import InUpdates, Reset, Soup
 from difrl.core.unit import unit
-from difrl.core.weighting import WEIGHTINGS, elbo, forward_logp
 
 __all__ = [
     "ESTIMATORS",

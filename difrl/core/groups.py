@@ -6,6 +6,8 @@ to the rows. Sums run in float64, so that the order of the rows does not show in
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -108,3 +110,12 @@ def _group_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype if x.is_floating_point() else torch.float32)
+
+
+def mean_and_stderr(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of the finite values; rows that could not be scored are NaN and have no part in them."""
+    values = values[values.isfinite()].double()
+    if len(values) == 0:
+        return math.nan, math.nan
+    stderr = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(math.nan)
+    return values.mean().item(), float(stderr)

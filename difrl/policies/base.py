@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from difrl.checks import Close
 from difrl.core import Likelihoods
-from difrl.data import Prompt
-from difrl.media import Item
-from difrl.rollout import Rollout
-from difrl.snapshots import Snapshots
+from difrl.data.modality import Item
+from difrl.data.prompts import Prompt
+from difrl.data.rollout import Rollout
+from difrl.policies.logprob_check import Close
+from difrl.policies.snapshots import Snapshots
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Why a policy says something else of its samples than when it drew them: one suspicion after the other is removed
-and the decisions are evaluated again. Asked by difrl/checks.py when the first-update check has failed.
+and the decisions are evaluated again. Asked by difrl/policies/logprob_check.py when the first-update check has failed.
 
     drawn   replayed in batches of the rollout's shape         differs from what was recorded: a setting changed
     whole   replayed in one batch, as training does            differs from drawn: the result depends on the batch
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from difrl.checks import Close
+from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions
-from difrl.rollout import Rollout
-from difrl.snapshots import Snapshots
+from difrl.policies.logprob_check import Close
+from difrl.policies.snapshots import Snapshots
 
 SHOWN = 3
 """Modules named in a message."""

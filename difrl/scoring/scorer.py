@@ -10,11 +10,11 @@ from torch import Tensor
 
 import rewards
 from difrl.config import MemberConfig, RewardConfig
-from difrl.located import ConfigError
-from difrl.media import Medium
-from difrl.paths import PACKAGE
-from difrl.rollout import Rollout, Scored
-from difrl.scoring.terms import Term, term_of
+from difrl.config.yaml_source import ConfigError
+from difrl.data.modality import Medium
+from difrl.data.rollout import Rollout, Scored
+from difrl.runtime.paths import PACKAGE
+from difrl.scoring.reward_terms import Term, term_of
 from rewards import Failsafe, Reward, Scores
 from rewards.combination import stacked, weighted_sum
 

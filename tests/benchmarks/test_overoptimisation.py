@@ -15,8 +15,8 @@ from benchmarks.arenas import proxy_runs
 from benchmarks.arenas.proxies import Labelled
 from benchmarks.arenas.proxy_runs import ALL, PROXIES, RECIPE, STEPS, VARIANTS, Course, Proxies
 from difrl.config import RunConfig
-from difrl.paths import recipes
-from difrl.reading import read_config
+from difrl.config.load import read_config
+from difrl.runtime.paths import recipes
 
 FOLDER = Path("runs/proxies")
 

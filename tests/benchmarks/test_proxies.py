@@ -15,9 +15,9 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks.arenas import proxies
 from benchmarks.arenas.proxies import Labelled, ProxyConfig
-from difrl.data import Prompt, load_prompts
-from difrl.rollout import Rollout
-from difrl.worlds import shapes
+from difrl.data.prompts import Prompt, load_prompts
+from difrl.data.rollout import Rollout
+from difrl.tasks import shapes
 
 PROMPTS = ["a red circle", "a blue circle"]
 CONFIG = ProxyConfig(flipped=0.25, members=2, steps=30, batch=16)

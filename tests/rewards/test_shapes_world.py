@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from difrl.worlds import shapes
+from difrl.tasks import shapes
 from rewards import GenEval, score
 
 COUNT = 400

@@ -1,0 +1,140 @@
+"""What belongs to images alone, what to texts alone, and what a tokens likelihood asks of the other parts of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.objectives import decisions_of
+
+if TYPE_CHECKING:
+    from difrl.config.schema.run import RunSections as RunConfig
+
+_SHARED_ROLLOUT = frozenset({"batch", "snapshot"})
+_OF_IMAGES: Mapping[str, tuple[str, ...]] = {
+    "model": ("embeddings_mb", "max_sequence_length"),
+    "data": ("negative",),
+    "eval": ("steps",),
+}
+_OF_TEXTS: Mapping[str, tuple[str, ...]] = {"eval": ("temperature",), "train": ("aggregation",)}
+_OF_OTHER_ENGINES = frozenset({"correction", "gpu_memory", "sleep"})
+_ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Of transformers, the default first."""
+
+
+def text_misfits(config: RunConfig) -> Iterator[Misfit]:
+    """All that does not go with the modality, which the likelihood tells."""
+    if config.likelihood.kind == "tokens":
+        yield from _not_of_images(config)
+        yield from _anchors_are_unguided(config)
+        yield from _recorded_texts_have_no_old(config)
+        yield from _engine_has_its_settings(config)
+        yield from _attention_is_of_transformers(config)
+        yield from _aggregation_acts(config)
+    else:
+        yield from _not_of_texts(config)
+    yield from _decisions_are_charged_alone(config)
+    yield from _expectations_are_known(config)
+    yield from _teachers_have_own_names(config)
+
+
+def _not_of_images(config: RunConfig) -> Iterator[Misfit]:
+    said = [("rollout", key) for key in _changed(config, "rollout") if key not in _SHARED_ROLLOUT]
+    said += [(section, key) for section, keys in _OF_IMAGES.items() for key in _changed(config, section) if key in keys]
+    for path in said:
+        problem = "is of image models, and a tokens likelihood trains a language model; remove it"
+        advice = " (how texts are drawn is said under generation)" if path[0] == "rollout" else ""
+        yield Misfit(path, f"{path[1]} {problem}{advice}")
+
+
+def _not_of_texts(config: RunConfig) -> Iterator[Misfit]:
+    said = [("generation", key) for key in _changed(config, "generation")]
+    said += [("teachers", name) for name in config.teachers]
+    said += [(section, key) for section, keys in _OF_TEXTS.items() for key in _changed(config, section) if key in keys]
+    for path in said:
+        problem = (
+            "is of language models, and this likelihood is of an image model; remove it, or set likelihood.kind: tokens"
+        )
+        yield Misfit(path, f"{path[1]} {problem}")
+
+
+def _changed(config: RunConfig, section: str) -> Iterator[str]:
+    """Keys with another value than the default; an expanded recipe says the defaults too."""
+    found = getattr(config, section)
+    for key, field in type(found).model_fields.items():
+        if getattr(found, key) != field.get_default(call_default_factory=True):
+            yield key
+
+
+def _anchors_are_unguided(config: RunConfig) -> Iterator[Misfit]:
+    for index, anchor in enumerate(config.anchors):
+        if anchor.guidance is not None:
+            yield Misfit(("anchors", index, "guidance"), "guidance is of image models, and tokens have none; remove it")
+
+
+def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[Misfit]:
+    if config.data.rows != "prompts" and config.likelihood.old == "recorded":
+        problem = f"the texts of data.rows: {config.data.rows} were drawn elsewhere, so no ℓ was recorded"
+        yield Misfit(
+            ("likelihood", "old"), f"{problem}; set detach, or recompute and snapshots: {{old: {{decay: 0.0}}}}"
+        )
+
+
+def _engine_has_its_settings(config: RunConfig) -> Iterator[Misfit]:
+    if config.generation.engine == "transformers":
+        for key in _changed(config, "generation"):
+            if key in _OF_OTHER_ENGINES:
+                problem = "the network itself draws the samples, so nothing is corrected and no memory is shared"
+                yield Misfit(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
+        return
+    if (decisions := decisions_of(config)) != "each":
+        problem = f"a token's importance weight says nothing of the {decisions} of a sample's tokens; set transformers"
+        yield Misfit(("generation", "engine"), f"{problem}, or objective.decisions: each")
+    if config.data.rows != "prompts":
+        problem = f"the texts of data.rows: {config.data.rows} are read, so no engine draws any; set transformers"
+        yield Misfit(("generation", "engine"), problem)
+
+
+def _aggregation_acts(config: RunConfig) -> Iterator[Misfit]:
+    decisions, aggregation = decisions_of(config), config.train.aggregation
+    if decisions != "each" and aggregation != "decision":
+        problem = f"the objective takes the {decisions} of a sample's tokens, so that every sample counts alike"
+        yield Misfit(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
+
+
+def _attention_is_of_transformers(config: RunConfig) -> Iterator[Misfit]:
+    if (found := config.model.attention) not in _ATTENTIONS:
+        problem = (
+            f"found {found}, and language models have {', '.join(_ATTENTIONS)} (xformers and others are diffusers')"
+        )
+        yield Misfit(("model", "attention"), f"{problem}; set sdpa")
+
+
+def _decisions_are_charged_alone(config: RunConfig) -> Iterator[Misfit]:
+    decisions = decisions_of(config)
+    for index, anchor in enumerate(config.anchors):
+        if anchor.place == "decision" and decisions != "each":
+            problem = (
+                f"decision gives every decision an advantage of its own, and the objective takes their {decisions}"
+            )
+            yield Misfit(("anchors", index, "place"), f"{problem}; set objective.decisions: each, or place: reward")
+
+
+def _expectations_are_known(config: RunConfig) -> Iterator[Misfit]:
+    for index, anchor in enumerate(config.anchors):
+        if anchor.centred and config.likelihood.kind != "tokens":
+            problem = "the expectation of k1 is taken over a vocabulary, which only a tokens likelihood has; set false"
+            yield Misfit(("anchors", index, "centred"), problem)
+        elif anchor.centred and anchor.place != "decision":
+            problem = (
+                f"with place: {anchor.place} a token answers for those after it, whose expectations it decides, so taking "
+                "them off would change the gradient; set place: decision, or centred: false"
+            )
+            yield Misfit(("anchors", index, "centred"), problem)
+
+
+def _teachers_have_own_names(config: RunConfig) -> Iterator[Misfit]:
+    for name in config.teachers:
+        if name in ("base", "current", *config.snapshots):
+            yield Misfit(("teachers", name), f"the name {name} is taken by a snapshot; choose another, such as teacher")

@@ -1,0 +1,306 @@
+"""Presets of image models. Clip ranges and step sizes hold for SD3.5-size latents (65,536 numbers; DDPO's for SD 1.x: 16,384);
+recipes for another size set their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from difrl.config.presets.preset import Preset
+
+
+def _reverse(
+    kernel: str, noise_level: float, clip: float, *, window: Mapping[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the policy gradients on denoising steps share: equal clip bounds, group z-scores, no anchor."""
+    rollout = {"kernel": kernel, "noise_level": noise_level, "window": window or {"kind": "all"}}
+    return {
+        "rollout": rollout,
+        "likelihood": {"kind": "reverse", "reduce": "mean", "old": "recorded"},
+        "objective": {"kind": "clipped", "clip_low": clip, "clip_high": clip},
+        "anchors": [],
+        "advantage": {"baseline": "mean", "std": "group", "clip": 5.0},
+        **more,
+    }
+
+
+IMAGES: Mapping[str, Preset] = {
+    "awm": Preset(
+        summary="Advantage Weighted Matching: the pretraining loss, weighted by the advantage",
+        source="2509.25050",
+        likelihood="forward",
+        objective="clipped",
+        anchor="base+ema",
+        advantage="global-std",
+        # The authors' settings for SD3.5-M on GenEval. Their samples come from SA-Solver at 14 steps.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "ghuber",
+                "times": {"kind": "grid", "fraction": 0.9},
+                "decisions": 6,
+                "old": "detach",
+            },
+            "objective": {"kind": "clipped", "clip_low": 1.0, "clip_high": 1.0},
+            "snapshots": {"ema": {"decay": {"kind": "linear", "start": 0.0, "end": 0.3, "steps": 300}}},
+            "anchors": [
+                {"to": "ema", "divergence": "velocity", "coefficient": 1.0},
+                {"to": "base", "divergence": "velocity", "coefficient": 0.003},
+            ],
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0, "scale": 0.2},
+        },
+    ),
+    "ddpo": Preset(
+        summary="DDPO: policy gradient on every step of the DDIM sampler at full noise",
+        source="2305.13301",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # DDPO_IS. The authors' mean and standard deviation of a prompt run over its last rewards; here they are a group's.
+        settings=_reverse("ddim", 1.0, 1e-4, advantage={"baseline": "mean", "std": "group", "clip": 10.0}),
+    ),
+    "flow_grpo": Preset(
+        summary="Flow-GRPO: policy gradient on every step of the Flow-SDE sampler, KL to the base model",
+        source="2505.05470",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="base",
+        advantage="group-std",
+        # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are
+        # the paper's, divided by the group's standard deviation; the authors' recipes divide by that of all rewards.
+        settings=_reverse(
+            "flow_sde",
+            0.7,
+            1e-4,
+            anchors=[{"to": "base", "divergence": "gaussian", "coefficient": 0.004}],
+        ),
+    ),
+    "flow_grpo_fast": Preset(
+        summary="Flow-GRPO-Fast: Flow-GRPO on a random window of two steps, the others by the ODE",
+        source="2505.05470",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="global-std",
+        # As in the authors' later code; in their first, a group also shared the steps before the window. They keep
+        # it in the first half of the path: `end`, which a recipe sets with its steps.
+        settings=_reverse(
+            "flow_sde",
+            0.8,
+            1e-5,
+            window={"kind": "random", "start": 0, "size": 2},
+            advantage={"baseline": "mean", "std": "global", "clip": 5.0},
+        ),
+    ),
+    "dance_grpo": Preset(
+        summary="DanceGRPO: policy gradient on steps of constant noise, without an anchor",
+        source="2505.07818",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # The authors also train a random 60 % of the steps, and start the samples of a group from one noise.
+        settings=_reverse("dance_sde", 0.3, 1e-4),
+    ),
+    "cps": Preset(
+        summary="Flow-CPS: policy gradient on coefficient-preserving sampling, which leaves images clean",
+        source="2509.05952",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="global-std",
+        # The settings of the Flow-GRPO authors, whose code has the method: its window, too, stays in the first half.
+        # Published is a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; a true one needs more.
+        settings=_reverse(
+            "cps",
+            0.8,
+            1e-4,
+            window={"kind": "random", "start": 0, "size": 3},
+            advantage={"baseline": "mean", "std": "global", "clip": 5.0},
+        ),
+    ),
+    "grpo_guard": Preset(
+        summary="GRPO-Guard: Flow-GRPO on ratios of mean 1 and one spread at every step, so that clipping acts",
+        source="2510.22319",
+        likelihood="reverse",
+        objective="ratio_normalised",
+        anchor="none",
+        advantage="group-std",
+        # Published clip ranges are of 2e-6, since the scale of a normalised ratio is below that of a plain one.
+        settings={
+            **_reverse("flow_sde", 0.7, 2e-6),
+            "likelihood": {"kind": "reverse", "reduce": "mean", "old": "recorded", "step_weight": "time_step"},
+            "objective": {"kind": "ratio_normalised", "clip_low": 2e-6, "clip_high": 2e-6},
+        },
+    ),
+    "flow_dppo": Preset(
+        summary="Flow-DPPO: a trust region in the exact KL of a step, left only in the direction of old",
+        source="2606.11025",
+        likelihood="reverse",
+        objective="divergence_masked",
+        anchor="none",
+        advantage="global-std",
+        # The authors' defaults, by Flow-SDE; they also sample with Flow-CPS. A trust region acts from the second
+        # update of a rollout on.
+        settings={
+            **_reverse("flow_sde", 0.7, 1e-5),
+            "objective": {"kind": "divergence_masked", "delta": 1e-5},
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "mix_grpo": Preset(
+        summary="MixGRPO: policy gradient on a window of four steps that moves over the trajectory",
+        source="2507.21802",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # Published for 25 steps, of which 300 iterations visit the first 15. At the end of the path the paper's window
+        # stays, which is done here; the authors' code has it begin again.
+        settings=_reverse(
+            "flow_sde", 0.7, 1e-4, window={"kind": "sliding", "start": 0, "size": 4, "stride": 1, "every": 25}
+        ),
+    ),
+    "precise": Preset(
+        summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation with the clean sample frozen",
+        source="2605.23522",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # The kernel with Flow-SDE's noise and its settings: the paper's own noise schedule is not included.
+        settings=_reverse("precise", 0.7, 1e-4),
+    ),
+    "crd": Preset(
+        summary="Centred reward distillation: log-ratios regressed on rewards, both centred within a prompt",
+        source="2603.14128",
+        likelihood="forward",
+        objective="centred",
+        anchor="base-cfg4.5",
+        advantage="global-std",
+        # Groups of 24 and two updates a step are published. The decays of old and sampler, published for OCR, are
+        # min(0.25 + 0.005 n, 0.999), and 0 until n = 75, then min(0.0075 (n - 75), 0.999). The authors' code takes 20
+        # times a sample, each compared by itself; `decisions` is a recipe's to raise.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "adaptive",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "decisions": 1,
+                "old": "recompute",
+            },
+            "objective": {"kind": "centred", "beta": 1.0, "bound": 5.0},
+            "snapshots": {
+                "old": {"decay": {"kind": "linear", "start": 0.25, "end": 0.999, "steps": 149.8}},
+                "sampler": {"decay": {"kind": "linear", "start": 0.0, "end": 0.999, "steps": 133.2, "hold": 75}},
+            },
+            "anchors": [
+                {
+                    "to": "base",
+                    "divergence": "velocity",
+                    "coefficient": {"kind": "reward_adaptive", "value": 0.1, "floor": 1e-4, "limit": 5.0},
+                    "guidance": 4.5,
+                }
+            ],
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "nft": Preset(
+        summary="DiffusionNFT: a mixture towards the trained weights fits good samples, one away from them bad ones",
+        source="2509.16117",
+        likelihood="forward",
+        objective="negative_aware",
+        anchor="base",
+        advantage="global-std",
+        # The authors' settings for SD3.5-M on GenEval. The decay of old, whose samples are drawn, is min(0.001 n, 0.5).
+        # They take nine of the sampler's ten times by lot, its first among them, which a grid here leaves out.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "old"},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "adaptive",
+                "error": "clean",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "old": "recompute",
+                "mix": 1.0,
+            },
+            "objective": {"kind": "negative_aware", "bound": 5.0},
+            "snapshots": {"old": {"decay": {"kind": "linear", "start": 0.0, "end": 0.5, "steps": 500}}},
+            "anchors": [{"to": "base", "divergence": "velocity", "coefficient": 1e-4}],
+            "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
+        },
+    ),
+    "diffusion_dpo": Preset(
+        summary="Diffusion-DPO: the better of two samples should gain more likelihood over the base model",
+        source="2311.12908",
+        likelihood="forward",
+        objective="preference",
+        anchor="none",
+        advantage="none-std",
+        # Published: beta = 5000 on pairs of a file, one (t, noise) a pair, uniform t, squared errors averaged over
+        # dimensions with the factor 1/2: 2500 of ours. Here the pairs are the best and worst of a group drawn online.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "uniform",
+                "times": {"kind": "uniform"},
+                "decisions": 1,
+                "share": ["t", "noise"],
+                "old": "detach",
+            },
+            "objective": {"kind": "preference", "beta": 2500.0},
+            "anchors": [],
+            "advantage": {"baseline": "mean", "std": "none"},
+        },
+    ),
+    "b2_diffurl": Preset(
+        summary="B²-DiffuRL: the last denoising steps first, samples compared that share those before",
+        source="2503.11240",
+        likelihood="reverse",
+        objective="clipped",
+        anchor="none",
+        advantage="group-std",
+        # As in the authors' code, which keeps of each branch the best and the worst sample where they are far enough
+        # from the mean of the prompt's last eight rounds; here all samples are kept and the branch is the baseline.
+        settings={
+            **_reverse("ddim", 1.0, 0.1),
+            "rollout": {
+                "kernel": "ddim",
+                "noise_level": 1.0,
+                "window": {"kind": "progressive"},
+                "branch": {"count": 1, "prefix": "kernel"},
+            },
+        },
+    ),
+    "ddim_inpo": Preset(
+        summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler makes the images, found by inversion",
+        source="2503.18454",
+        likelihood="forward",
+        objective="preference",
+        anchor="none",
+        advantage="none-std",
+        # Published: beta = 2000 with the factor 1/2, 1000 of ours, for Stable Diffusion 1.5. The authors' code inverts
+        # the weights under training, adds a tenth of DDPM's noise, and takes t between the inverted times; the paper
+        # inverts, and so does this preset, the reference.
+        settings={
+            "rollout": {"kernel": "ode", "noise_level": 0.0},
+            "likelihood": {
+                "kind": "forward",
+                "weighting": "uniform",
+                "times": {"kind": "grid", "fraction": 1.0},
+                "noise": {"kind": "inversion", "snapshot": "base"},
+                "decisions": 1,
+                "share": ["t"],
+                "old": "detach",
+            },
+            "objective": {"kind": "preference", "beta": 1000.0},
+            "anchors": [],
+            "advantage": {"baseline": "mean", "std": "none"},
+        },
+    ),
+}

@@ -1,0 +1,118 @@
+"""What holds θ back: anchors, and the snapshots that they and old ratios are measured from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from difrl.config.schema.base import Section
+from difrl.config.schema.ranges import levels_of
+from difrl.config.schema.schedules import AnchorCoefficient, RewardAdaptiveCoefficient, Schedule
+
+DivergenceName = Literal[
+    "velocity",
+    "weighted",
+    "gaussian",
+    "k1",
+    "k2",
+    "k3",
+    "reverse_kl",
+    "forward_kl",
+    "jensen_shannon",
+    "alpha",
+    "hellinger",
+    "total_variation",
+    "chi_squared",
+]
+
+
+class AnchorConfig(Section):
+    """A KL-like pull towards other weights."""
+
+    to: str = Field("base", description="base, or the name of a snapshot or teacher")
+    divergence: DivergenceName = Field(
+        "velocity",
+        description="weighted: the distance of outputs in the weighting and reduction of a forward likelihood; from "
+        "reverse_kl on: of a token's distributions",
+    )
+    alpha: float = Field(0.5, description="of the alpha-divergence")
+    vocabulary: Literal["full", "sampled"] = Field(
+        "full", description="a divergence of distributions in full, or estimated from the token that was drawn"
+    )
+    samples: Literal["own", "rehearsal"] = Field(
+        "own", description="whose samples a divergence is measured on: the step's own, or those of rehearsal"
+    )
+    place: Literal["loss", "reward", "decision"] = Field(
+        "loss",
+        description="reward: k1 of the recorded decisions, summed over a sample, is taken off its reward; decision: each "
+        "decision's k1 is taken off its own advantage alone",
+    )
+    centred: bool = Field(
+        False,
+        description="of place: decision: k1 is taken less its expectation over the vocabulary, which lowers the variance of "
+        "the gradient and leaves its mean (arXiv:2605.07865)",
+    )
+    coefficient: AnchorCoefficient = 1.0
+    guidance: float | None = Field(
+        None, ge=1, description="guidance scale of the anchor's prediction; default: as the likelihood is evaluated"
+    )
+
+    @model_validator(mode="after")
+    def _known_before_advantages(self) -> AnchorConfig:
+        if self.place != "loss" and isinstance(self.coefficient, RewardAdaptiveCoefficient):
+            raise ValueError(
+                "a reward_adaptive coefficient asks for advantages, which are made of the rewards that this anchor is taken "
+                "off; set a number, a schedule or target_kl, or place: loss"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name used in metrics: the snapshot, and the guidance scale and samples where the anchor has its own."""
+        guided = self.to if self.guidance is None else f"{self.to}-cfg{self.guidance:g}"
+        return guided if self.samples == "own" else f"{guided}-{self.samples}"
+
+
+class DecaySnapshot(Section):
+    """snapshot ← decay · snapshot + (1 − decay) · θ, once a step."""
+
+    kind: Literal["decay"] = "decay"
+    decay: Schedule = Field(
+        0.0, description="0 copies the weights, 0.99 follows them slowly; schedules count optimizer updates"
+    )
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return levels_of(self.decay)
+
+
+class SoupSnapshot(Section):
+    """The average of the initial weights and those after every so many steps (arXiv:2411.01798)."""
+
+    kind: Literal["soup"]
+    every: int = Field(gt=0, description="steps between the weights that are averaged")
+    levels: ClassVar[tuple[float, ...]] = ()
+
+
+class ResetSnapshot(Section):
+    """The weights as they were after the latest multiple of so many steps (arXiv:2505.24864)."""
+
+    kind: Literal["reset"]
+    every: int = Field(gt=0, description="steps between resets")
+    levels: ClassVar[tuple[float, ...]] = ()
+
+
+def _snapshot_kind(value: Any) -> str:
+    if isinstance(value, DecaySnapshot | SoupSnapshot | ResetSnapshot):
+        return value.kind
+    return str(value.get("kind", "decay")) if isinstance(value, Mapping) else "decay"
+
+
+SnapshotConfig = Annotated[
+    Annotated[DecaySnapshot, Tag("decay")]
+    | Annotated[SoupSnapshot, Tag("soup")]
+    | Annotated[ResetSnapshot, Tag("reset")],
+    Discriminator(_snapshot_kind),
+]

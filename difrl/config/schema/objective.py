@@ -1,0 +1,126 @@
+"""What is minimised."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from difrl.config.schema.base import Section
+
+OfDecisions = Literal["each", "mean", "sum"]
+
+
+_OF_DECISIONS = "each decision by itself, or the mean or sum of a sample's"
+
+
+class ClippedObjective(Section):
+    """max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) (arXiv:1707.06347, 2503.14476)."""
+
+    kind: Literal["clipped"]
+    clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
+    clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class RatioNormalisedObjective(Section):
+    """clipped on log ρ̃ = scale (log ρ + bias), of mean 0 and one spread at every step (arXiv:2510.22319)."""
+
+    kind: Literal["ratio_normalised"]
+    clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
+    clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
+    bias: Literal["closed_form", "batch"] = Field(
+        "closed_form", description="KL(old‖θ) of a reverse step, or the mean of −log ρ over the step's samples"
+    )
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class ClipCovObjective(Section):
+    """clipped, without a share of the decisions whose covariance of ℓ and A is large: Clip-Cov (arXiv:2505.22617)."""
+
+    kind: Literal["clip_cov"]
+    clip_low: float | None = Field(1.0, gt=0, description="lower bound is 1 − clip_low; null: none")
+    clip_high: float | None = Field(1.0, gt=0, description="upper bound is 1 + clip_high; null: none")
+    share: float = Field(2e-4, gt=0, le=1, description="of an update's decisions that take no part in the gradient")
+    lowest: float = Field(1.0, description="covariance above which a decision may be one of them")
+    highest: float = Field(5.0, description="covariance below which it may")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class KLCovObjective(Section):
+    """−A ρ, and coefficient · |log ρ| where the covariance of ℓ and A is largest: KL-Cov (arXiv:2505.22617)."""
+
+    kind: Literal["kl_cov"]
+    share: float = Field(2e-3, gt=0, le=1, description="of an update's decisions that are held to old")
+    coefficient: float = Field(1.0, gt=0, description="of |log ρ|")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class DivergenceMaskedObjective(Section):
+    """−A ρ, dropped where KL(old‖θ) ≥ delta and the step would lead further away (arXiv:2606.11025)."""
+
+    kind: Literal["divergence_masked"]
+    delta: float = Field(1e-5, gt=0, description="the KL of the trust region, reduced as the likelihood is")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class CentredObjective(Section):
+    """(a / β) (β (Δ − mean Δ) − (r − mean r))², means within a group: CRD (arXiv:2603.14128)."""
+
+    kind: Literal["centred"]
+    beta: float = Field(1.0, gt=0, description="β of the tilted distribution old · exp(r / β)")
+    bound: float = Field(5.0, gt=0, description="a: unit rewards are clip(A, ±a) / 2a + ½")
+    form: Literal["squared", "bce"] = Field("squared", description="squared error, or cross-entropy of sigmoids")
+    reward: Literal["unit", "raw"] = Field(
+        "unit", description="unit: advantages as rewards in [0, 1]; raw: as they are, for advantage.std: none"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="of softmax-weighted means in both directions; null: plain means"
+    )
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class NegativeAwareObjective(Section):
+    """(a / b) (−r ℓ⁺ − (1 − r) ℓ⁻), b from likelihood.mix: DiffusionNFT (arXiv:2509.16117)."""
+
+    kind: Literal["negative_aware"]
+    bound: float = Field(5.0, gt=0, description="a: r is clip(A, ±a) / 2a + ½")
+
+
+class PreferenceObjective(Section):
+    """−log σ(β (Δ_w − Δ_l)) of the best and the worst of each group: DPO (arXiv:2305.18290) and its relatives."""
+
+    kind: Literal["preference"]
+    beta: float = Field(0.1, gt=0, description="how strongly θ is held to the reference")
+    loss: Literal["logistic", "squared"] = Field("logistic", description="squared is IPO (arXiv:2310.12036)")
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = Field(
+        "reverse_kl", description="f′ of which divergence takes the place of log: f-DPO (arXiv:2309.16240)"
+    )
+    alpha: float = Field(0.5, gt=0, le=1, description="of the alpha-divergence")
+    flip: float = Field(0.0, ge=0, lt=0.5, description="share of labels that are wrong: rDPO (arXiv:2403.00409)")
+    reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+class AnchoredPreferenceObjective(Section):
+    """KL(softmax(A / target_temperature) ‖ softmax(Δ / temperature)) within a group: ADPO (arXiv:2510.18913)."""
+
+    kind: Literal["anchored_preference"]
+    temperature: float = Field(1.0, gt=0, description="of log-ratios: 1 / β")
+    target_temperature: float = Field(1.0, gt=0, description="of advantages; small is close to hard labels")
+    reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
+    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+
+ObjectiveConfig = Annotated[
+    ClippedObjective
+    | RatioNormalisedObjective
+    | ClipCovObjective
+    | KLCovObjective
+    | DivergenceMaskedObjective
+    | CentredObjective
+    | NegativeAwareObjective
+    | PreferenceObjective
+    | AnchoredPreferenceObjective,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,217 @@
+"""Rewards: which, combined and shaped how, and with which weight in the sum that is optimised."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from difrl.config.schema.base import Section
+from difrl.config.schema.ranges import levels_of
+from difrl.config.schema.schedules import RewardWeight, ThresholdWeight
+
+S = TypeVar("S", bound=Section)
+
+
+class ClipShape(Section):
+    """min(max(r, low), high)."""
+
+    kind: Literal["clip"]
+    low: float | None = Field(None, description="default: no bound")
+    high: float | None = Field(None, description="default: no bound")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ClipShape:
+        if self.low is None and self.high is None:
+            raise ValueError("give low or high, or both")
+        return _ordered(self, self.low, self.high)
+
+
+class MinMaxShape(Section):
+    """(r − low) / (high − low)."""
+
+    kind: Literal["min_max"]
+    low: float | None = Field(None, description="becomes 0; default, with high: the lowest of the group")
+    high: float | None = Field(None, description="becomes 1; default, with low: the highest of the group")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> MinMaxShape:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("give low and high, or neither, for the range of each group")
+        return _ordered(self, self.low, self.high)
+
+
+class ParShape(Section):
+    """Mean over reference samples of σ(r − r_ref), in (0, 1) (arXiv:2502.18770)."""
+
+    kind: Literal["par"]
+
+
+class LogSigmoidShape(Section):
+    """log σ(r − r_ref), r_ref a quantile of the reference samples: sums are a logical AND (arXiv:2402.00742)."""
+
+    kind: Literal["log_sigmoid"]
+    quantile: float | None = Field(
+        0.85, ge=0, le=1, description="of the rewards of the prompt's reference samples; null: their mean"
+    )
+
+
+class NoiseShape(Section):
+    """(r − ρ₀) / (1 − ρ₀ − ρ₁), for a verifier that says 0 or 1 and errs at known rates (arXiv:2510.00915)."""
+
+    kind: Literal["noise"]
+    false_positive: float = Field(ge=0, lt=1, description="ρ₀: how often it says 1 of what is wrong")
+    false_negative: float = Field(ge=0, lt=1, description="ρ₁: how often it says 0 of what is right")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> NoiseShape:
+        if self.false_positive + self.false_negative >= 1:
+            raise ValueError("the two rates sum to 1 or more: such a verifier says nothing, or the opposite")
+        return self
+
+
+ShapeConfig = Annotated[ClipShape | MinMaxShape | ParShape | LogSigmoidShape | NoiseShape, Field(discriminator="kind")]
+
+
+class MemberConfig(Section):
+    """A reward by name, or by import path."""
+
+    name: str | None = Field(None, description="a name that `difrl rewards` lists")
+    import_: str | None = Field(
+        None, alias="import", description="package.module.name of a function or a class, instead of a name"
+    )
+    label_: str | None = Field(
+        None,
+        alias="label",
+        pattern=r"^[^/\s]+$",
+        description="its name in metrics; default: name, or that of the callable",
+    )
+    options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
+    on_error: Literal["raise", "retry", "drop"] = Field(
+        "raise",
+        description="stop the run; call again, then stop; or leave out the samples that break it, counted in invalid/NAME",
+    )
+    retries: int = Field(3, gt=0, description="of on_error: retry, after pauses of 1, 2, 4 … seconds")
+    timeout: float | None = Field(None, gt=0, description="seconds for a call, after which it has failed; null: none")
+    shape: ShapeConfig | None = Field(None, description="what is made of it before it is summed, or combined")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MemberConfig:
+        if self._sources != 1:
+            raise ValueError(f"give a reward either {self._choices}, e.g. `- name: geneval`")
+        return self
+
+    @property
+    def _sources(self) -> int:
+        return (self.name is not None) + (self.import_ is not None)
+
+    @property
+    def _choices(self) -> str:
+        return "a name or an import"
+
+    @property
+    def label(self) -> str:
+        """The name used in metrics."""
+        return self.label_ or self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
+
+
+_CALLED = ("options", "on_error", "retries", "timeout")
+"""Keys that say how a reward is made and called."""
+
+
+class RewardConfig(MemberConfig):
+    """A reward by name, by import path, or an ensemble of such."""
+
+    ensemble: list[MemberConfig] | None = Field(
+        None, min_length=2, description="rewards that estimate one thing, instead of a name (arXiv:2310.02743)"
+    )
+    combine: Literal["mean", "worst", "uncertainty"] = Field(
+        "mean", description="of an ensemble: its mean, its lowest, or its mean less penalty times its variance"
+    )
+    penalty: float | None = Field(None, ge=0, description="of combine: uncertainty")
+    weight: RewardWeight = Field(
+        1.0, description="in the weighted sum; 0: only reported, as in distillation, which learns from anchors alone"
+    )
+
+    @property
+    def _sources(self) -> int:
+        return super()._sources + (self.ensemble is not None)
+
+    @property
+    def _choices(self) -> str:
+        return "a name, an import or an ensemble"
+
+    @property
+    def label(self) -> str:
+        return self.label_ or ("ensemble" if self.ensemble is not None else super().label)
+
+    @model_validator(mode="after")
+    def _combined(self) -> RewardConfig:
+        if self.label == "mean":
+            raise ValueError("reward/mean is the weighted sum of all; set another label")
+        if self.ensemble is None and (self.combine != "mean" or self.penalty is not None):
+            raise ValueError("combine and penalty are of an ensemble; remove them")
+        fields = MemberConfig.model_fields
+        own = [name for name in _CALLED if getattr(self, name) != fields[name].default]
+        if self.ensemble is not None and own:
+            raise ValueError(f"an ensemble has no {', '.join(own)}; give them to its members")
+        if (self.combine == "uncertainty") != (self.penalty is not None):
+            raise ValueError("combine: uncertainty takes off penalty times the variance; give both, or neither")
+        labels = [member.label for member in self.ensemble or []]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"members are called {', '.join(labels)}; give those of one name a label each")
+        return self
+
+    @property
+    def members(self) -> list[MemberConfig]:
+        """Those of an ensemble; of a plain reward itself."""
+        return [self] if self.ensemble is None else self.ensemble
+
+    @property
+    def shapes(self) -> list[ShapeConfig]:
+        """Its own and its members'."""
+        around = [] if self.ensemble is None else [self.shape]
+        return [shape for shape in [*(member.shape for member in self.members), *around] if shape is not None]
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is compared with reference samples."""
+        return any(shape.kind in ("par", "log_sigmoid") for shape in self.shapes)
+
+    @property
+    def column(self) -> str:
+        """The metric of what is multiplied by the weight."""
+        return f"{'shaped' if self.shapes else 'reward'}/{self.label}"
+
+    @property
+    def varies(self) -> bool:
+        """Whether the weight changes during the run."""
+        return not isinstance(self.weight, int | float)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the weight follows the reward's mean."""
+        return isinstance(self.weight, ThresholdWeight)
+
+    @property
+    def settled(self) -> float:
+        """The weight that evaluations take: where a schedule ends, and a multiplier starts."""
+        return levels_of(self.weight)[-1]
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is only reported."""
+        return not any(levels_of(self.weight))
+
+
+def _ordered(shape: S, low: float | None, high: float | None) -> S:
+    if low is not None and high is not None and low >= high:
+        raise ValueError(f"found low: {low:g} and high: {high:g}; low must be below high")
+    return shape
+
+
+class ReferencesConfig(Section):
+    """Samples of each prompt with which shapes compare; drawn and scored when the prompt is first trained on."""
+
+    count: int = Field(5, gt=0, description="samples of each prompt")
+    snapshot: str = Field("base", description="whose samples: base, or a snapshot that stays what it is (decay: 1)")

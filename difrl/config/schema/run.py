@@ -1,0 +1,68 @@
+"""One run: all its sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from difrl.config.schema.anchors import AnchorConfig, SnapshotConfig
+from difrl.config.schema.base import Section
+from difrl.config.schema.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
+from difrl.config.schema.generation import GenerationConfig, TeacherConfig
+from difrl.config.schema.likelihood import LikelihoodConfig
+from difrl.config.schema.model import ModelConfig
+from difrl.config.schema.objective import ObjectiveConfig
+from difrl.config.schema.rewards import ReferencesConfig, RewardConfig
+from difrl.config.schema.rollout import RolloutConfig
+from difrl.config.schema.training import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
+
+
+class RunSections(Section):
+    """The sections of a run, and what follows from them."""
+
+    algorithm: str | None = Field(
+        None, description="a preset such as awm: a method's settings, under those of the file"
+    )
+    seed: int = 0
+    output_dir: Path = Field(Path("runs/default"), strict=False, description="the run folder")
+    model: ModelConfig = Field(description="which model is trained, e.g. model: {path: tiny-sd3}")
+    data: DataConfig = Field(description="prompts, e.g. data: {train: prompts.txt}")
+    rewards: list[RewardConfig] = Field(min_length=1, description="what is optimised, e.g. [{name: geneval}]")
+    watch: list[RewardConfig] = Field([], description="rewards that are scored and never optimised")
+    references: ReferencesConfig | None = Field(None, description="samples with which shapes of rewards compare")
+    rollout: RolloutConfig = RolloutConfig()
+    generation: GenerationConfig = GenerationConfig()
+    teachers: dict[str, TeacherConfig] = Field({}, description="name → a language model that anchors hold θ to")
+    likelihood: LikelihoodConfig = Field(description="of samples; a preset such as algorithm: awm sets it")
+    objective: ObjectiveConfig = Field(description="the loss; a preset such as algorithm: awm sets it")
+    anchors: list[AnchorConfig] = Field([], description="what θ is held to")
+    rehearsal: RehearsalConfig | None = Field(None, description="samples of a file that anchors are measured on")
+    advantage: AdvantageConfig = AdvantageConfig()
+    collect: CollectConfig = CollectConfig()
+    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → how it follows; old, ema, sampler, …")
+    train: TrainConfig = TrainConfig()
+    eval: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig | None = Field(None, description="ends a run whose watched measures fall; {} takes the defaults")
+    tensorboard: bool = False
+
+    @property
+    def branches(self) -> int:
+        """Groups of a prompt: its branches, or one."""
+        return 1 if self.rollout.branch is None else self.rollout.branch.count
+
+    @property
+    def groups(self) -> int:
+        """Groups of a step, over all processes; a group's samples are compared with each other."""
+        return self.data.prompts_per_step * self.branches
+
+    @property
+    def compared(self) -> int:
+        """Samples of a group: all of a prompt, or of one of its branches."""
+        return self.data.group_size // self.branches
+
+    @property
+    def drawn_by(self) -> tuple[str, ...]:
+        """The snapshots whose samples training looks at."""
+        return (self.rollout.snapshot, *([] if self.references is None else [self.references.snapshot]))

@@ -1,0 +1,157 @@
+"""Numbers that change over a run: schedules, and coefficients that follow what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from difrl.config.schema.base import Section
+from difrl.config.schema.ranges import levels_of
+
+
+class ConstantSchedule(Section):
+    kind: Literal["constant"] = "constant"
+    value: float
+    warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.value,)
+
+
+class LinearSchedule(Section):
+    kind: Literal["linear"]
+    start: float
+    end: float
+    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
+    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start, self.end)
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"]
+    start: float
+    end: float
+    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
+    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
+    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start, self.end)
+
+
+def _schedule_kind(value: Any) -> str:
+    """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
+    if isinstance(
+        value,
+        ConstantSchedule
+        | LinearSchedule
+        | CosineSchedule
+        | TargetKLCoefficient
+        | RewardAdaptiveCoefficient
+        | ThresholdWeight,
+    ):
+        return value.kind
+    return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
+
+
+Schedule = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")],
+    Discriminator(_schedule_kind),
+]
+
+
+class TargetKLCoefficient(Section):
+    """Follows the step's mean divergence D: e = clip(D/target − 1, ±bound), value ← value · (1 + gain · e) (arXiv:1909.08593)."""
+
+    kind: Literal["target_kl"]
+    start: float = Field(gt=0, description="value of the first step")
+    target: float = Field(gt=0, description="divergence to hold, in the units of kl/ANCHOR")
+    gain: float = Field(0.1, gt=0, le=1, description="how fast the value follows")
+    bound: float = Field(0.2, gt=0, lt=1, description="largest relative error that counts")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start,)
+
+
+class RewardAdaptiveCoefficient(Section):
+    """Of each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
+
+    kind: Literal["reward_adaptive"]
+    value: Schedule = Field(description="of the best samples")
+    floor: float = Field(1e-4, ge=0, description="of the worst samples")
+    limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.floor, *levels_of(self.value))
+
+    @model_validator(mode="after")
+    def _best_are_held_most(self) -> RewardAdaptiveCoefficient:
+        if self.floor > min(levels_of(self.value)):
+            raise ValueError(f"floor is {self.floor:g}, expected at most the value, {min(levels_of(self.value)):g}")
+        return self
+
+
+AnchorCoefficient = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[TargetKLCoefficient, Tag("target_kl")]
+    | Annotated[RewardAdaptiveCoefficient, Tag("reward_adaptive")],
+    Discriminator(_schedule_kind),
+]
+
+
+class ThresholdWeight(Section):
+    """A Lagrange multiplier λ, the weight +λ or −λ: holds the mean m of what it weighs to one side (arXiv:2310.04373).
+
+    at_least: λ ← λ + rate · (at_least − m);  at_most: λ ← λ + rate · (m − at_most);  kept in [0, highest].
+    """
+
+    kind: Literal["threshold"]
+    at_least: float | None = Field(None, description="the mean is kept at this or above, with weight λ")
+    at_most: float | None = Field(None, description="the mean is kept at this or below, with weight −λ")
+    start: float = Field(1.0, ge=0, description="λ of the first step")
+    rate: float = Field(0.1, gt=0, description="how fast λ follows, for each unit of the reward")
+    highest: float = Field(10.0, gt=0, description="largest λ")
+
+    @model_validator(mode="after")
+    def _one_side(self) -> ThresholdWeight:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give either at_least or at_most")
+        if self.start > self.highest:
+            raise ValueError(f"found start: {self.start:g} and highest: {self.highest:g}; start is at most highest")
+        return self
+
+    @property
+    def threshold(self) -> float:
+        threshold = self.at_most if self.at_least is None else self.at_least
+        assert threshold is not None
+        return threshold
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return (self.start if self.at_least is not None else -self.start,)
+
+
+RewardWeight = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[ConstantSchedule, Tag("constant")]
+    | Annotated[LinearSchedule, Tag("linear")]
+    | Annotated[CosineSchedule, Tag("cosine")]
+    | Annotated[ThresholdWeight, Tag("threshold")],
+    Discriminator(_schedule_kind),
+]

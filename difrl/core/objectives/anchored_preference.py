@@ -1,0 +1,79 @@
+"""Learning from soft preferences over a whole group: ADPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.core.groups import group_logsumexp, group_sum
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import GroupObjective, checked, resolved, weighted
+
+ROUNDING = 1e-5
+"""By how much n q must exceed 1 to be above average: in a group that agrees it is 1 but for the rounding of exp and log."""
+
+
+@dataclass(frozen=True)
+class AnchoredPreference(GroupObjective):
+    """ADPO (2510.18913): cross-entropy between softmaxes of advantages and of log ratios over a group.
+
+        L = KL(q || p),    q = softmax(A / target_temperature),    p = softmax(D / temperature),
+        D = l_theta - l_ref, softmaxes over the samples of the group at decision j
+
+    For a pair it is DPO (2305.18290) with soft labels at beta = 1 / temperature (up to the labels' entropy),
+    and DPO itself as target_temperature tends to 0. Its optimum is pi_ref exp(A temperature /
+    target_temperature). A row holds n q (log q - log p), n the size of its group, and the gradient (n /
+    temperature) (p - q) grad l, so that the mean over rows is the mean over groups weighed by size.
+
+    Attributes:
+      temperature: of log ratios; 1 / beta.
+      target_temperature: of advantages.
+      reference: the name of the likelihoods' reference: "base", or "old" for an anchor that moves along.
+
+    Metrics: "preference/kl" (L, mean over groups); "preference/accuracy" (share of the mass p on the samples
+    of above-average q).
+    """
+
+    temperature: float = 1.0
+    target_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not self.target_temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature} and target_temperature {self.target_temperature}, expected "
+                "positive numbers"
+            )
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        found = {
+            "target": group_logsumexp(groups, advantages / self.target_temperature, mask),
+            "model": group_logsumexp(groups, rows["delta"] / self.temperature, mask),
+            "size": group_sum(groups, mask),
+        }
+        return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        found = resolved(self, lik, advantages, groups, statistics)
+        scaled = lik.log_ratio(self.reference) / self.temperature
+        log_q = torch.where(lik.mask, a / self.target_temperature - found["target"], 0.0)
+        log_p = torch.where(lik.mask, scaled.detach() - found["model"], 0.0)
+        q, p = log_q.exp(), log_p.exp()
+        value = found["size"] * q * (log_q - log_p)
+        gradient = found["size"] * (p - q)
+        loss = value + gradient * (scaled - scaled.detach())
+        good = q * found["size"] > 1.0 + ROUNDING
+        metrics = {"preference/kl": value, "preference/accuracy": torch.where(good, found["size"] * p, 0.0)}
+        return weighted(loss, lik), metrics

@@ -1,0 +1,128 @@
+"""Log ratios regressed on rewards, both centred within a group: centred reward distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difrl.core.groups import group_mean, group_softmax
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.clipped import ratio_metrics
+from difrl.core.unit import check_bound, unit
+
+Form = Literal["squared", "bce"]
+Reward = Literal["unit", "raw"]
+
+RAW_BOUND = 0.5
+"""Of raw rewards: r = A is clip(A, -a, a) / (2 a) + 1/2 without its clipping at a = 1/2, but for a shift."""
+
+
+def _squared(implicit: Tensor, reward: Tensor) -> Tensor:
+    return (implicit - reward).square()
+
+
+def _bce(implicit: Tensor, reward: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(implicit, reward.sigmoid(), reduction="none")
+
+
+FORMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"squared": _squared, "bce": _bce})
+"""(beta (D - mean D), r - mean r), both [B, J] -> loss [B, J]."""
+
+
+@dataclass(frozen=True)
+class CentredRewardDistillation(RowObjective):
+    """CRD (2603.14128): where r - beta log(pi_theta / pi_old) is one constant in each group, pi_theta is the
+    tilted pi_old exp(r / beta), whatever the constant.
+
+        L_ij = (a / beta) f(beta (D_ij - mean D), r_i - mean r),    D = l_theta - l_old
+        f(x, y) = (x - y)^2  ("squared"),  or  BCE(sigmoid(x); sigmoid(y))  ("bce")
+        r = clip(A, -a, a) / (2 a) + 1/2 ("unit"), or the advantages as they are ("raw", a = 1/2)
+
+    Means run over the samples of the group at decision j, of which mean D is a constant. With a temperature T
+    the loss is the average of two, whose means weigh samples by softmax(r / T) and by softmax(-r / T): each
+    sample is compared with the good ones, and with the bad ones. At theta = old, squared and without
+    temperature, the gradient is -(A - mean A) grad l for |A| <= a.
+
+    decisions = "each" is the published form, with one time a sample. Over several, "mean" or "sum" of D come
+    before the square: needed where only their sum is a log-likelihood; with "each", beta depends on how much
+    of it a single decision holds. Advantages that are rewards (no standard deviation, no clipping) under
+    "raw" make beta that of the tilted distribution.
+
+    Attributes:
+      beta: of the tilt.
+      bound: a, of unit rewards; unused by raw ones.
+      form: f.
+      reward: what r is.
+      temperature: T, or None for plain means.
+
+    Metrics: ratio; approx_kl; "centred/error" (squared error of the centred pair, whatever f is; mean over
+    the two directions).
+    """
+
+    beta: float = 1.0
+    bound: float = 5.0
+    form: Form = "squared"
+    reward: Reward = "unit"
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        check_bound(self.bound)
+        if not self.beta > 0 or not (self.temperature is None or self.temperature > 0):
+            raise ValueError(
+                f"beta is {self.beta} and temperature {self.temperature}, expected positive numbers, or None "
+                "for no temperature"
+            )
+        if self.form not in FORMS or self.reward not in ("unit", "raw"):
+            raise ValueError(
+                f"form is {self.form!r} and reward {self.reward!r}, expected one of {sorted(FORMS)}, and "
+                "'unit' or 'raw'"
+            )
+
+    @property
+    def scope(self) -> Scope:
+        return "group"
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """Of the exponents by which samples are weighed in the means, one for each direction."""
+        return (0.0,) if self.temperature is None else (1.0 / self.temperature, -1.0 / self.temperature)
+
+    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
+        return {"delta": lik.log_ratio("old").detach()}
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        r, found = self._rewards(advantages), {}
+        for number, slope in enumerate(self.slopes):
+            weights = group_softmax(groups, slope * r, mask)
+            found[f"delta/{number}"] = group_mean(groups, rows["delta"], weights)
+            found[f"reward/{number}"] = group_mean(groups, r, weights)
+        return found
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        r = self._rewards(checked(self, lik, advantages, groups))
+        means = resolved(self, lik, advantages, groups, statistics)
+        delta = lik.log_ratio("old")
+        pairs = [(self.beta * (delta - means[f"delta/{k}"]), r - means[f"reward/{k}"]) for k in range(len(self.slopes))]
+        factor = (self.bound if self.reward == "unit" else RAW_BOUND) / self.beta
+        loss = factor * torch.stack([FORMS[self.form](x, y) for x, y in pairs]).mean(0)
+        error = torch.stack([_squared(x.detach(), y) for x, y in pairs]).mean(0)
+        return weighted(loss, lik), ratio_metrics(delta) | {"centred/error": error}
+
+    def _rewards(self, advantages: Tensor) -> Tensor:
+        return unit(advantages, self.bound) if self.reward == "unit" else advantages

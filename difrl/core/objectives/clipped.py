@@ -1,0 +1,76 @@
+"""The clipped surrogate, with a bound for each side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, checked, weighted
+
+
+@dataclass(frozen=True)
+class Clipped(RowObjective):
+    """The clipped surrogate of PPO (1707.06347, eq. 7), with a bound for each side.
+
+        L_ij = max(-A rho, -A clip(rho, 1 - low, 1 + high)),    rho = exp(l_theta - l_old)
+
+    low = high is PPO and GRPO (2402.03300); high > low is DAPO's clip-higher (2503.14476); both infinite is
+    the importance-weighted policy gradient; decisions = "mean" is GSPO's sequence ratio (2507.18071). At
+    theta = old the gradient is -A grad l. A published range holds for the published reduction of l: a ratio
+    of log-likelihoods averaged over d dimensions is the d-th root of the true one.
+
+    Attributes:
+      low: how far rho may fall below 1, where A < 0, before the gradient stops; None or inf: no bound.
+      high: how far rho may rise above 1, where A > 0; None or inf: no bound.
+
+    Metrics: ratio (rho); clip_high (1 where A > 0 and rho > 1 + high); clip_low (1 where A < 0 and rho < 1 -
+    low); approx_kl (rho - 1 - log rho, whose mean over samples of old is KL(old || theta)).
+    """
+
+    low: float | None = 0.2
+    high: float | None = 0.2
+
+    def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        log_ratio = lik.log_ratio("old")
+        loss, clipping = surrogate(a, log_ratio.exp(), self.low, self.high)
+        return weighted(loss, lik), ratio_metrics(log_ratio) | clipping
+
+
+def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """max(-a ratio, -a clip(ratio, 1 - low, 1 + high)) and where it is clipped; any one shape."""
+    lower = 1.0 - (math.inf if low is None else low)
+    upper = 1.0 + (math.inf if high is None else high)
+    loss = torch.maximum(-a * ratio, -a * ratio.clamp(lower, upper))
+    return loss, {
+        "clip_high": ((a > 0) & (ratio > upper)).to(ratio.dtype),
+        "clip_low": ((a < 0) & (ratio < lower)).to(ratio.dtype),
+    }
+
+
+def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
+    """ratio, and approx_kl = rho - 1 - log rho, of a log ratio to old; detached."""
+    log_ratio = log_ratio.detach()
+    return {"ratio": log_ratio.exp(), "approx_kl": log_ratio.expm1() - log_ratio}
+
+
+def check_bounds(low: float | None, high: float | None) -> None:
+    """Raise ValueError unless both are numbers >= 0, or None for no bound."""
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None and not bound >= 0.0:
+            raise ValueError(f"clip {name} is {bound}, expected a number >= 0, or None for no bound")

@@ -1,0 +1,164 @@
+"""Policy gradients that hold back the few decisions which cost the policy most of its entropy: Clip-Cov and KL-Cov.
+
+A step of policy gradient lowers the entropy of a softmax by about the covariance of log-probability and advantage
+(2505.22617, eq. 8), of which few decisions hold most. A decision's share in it, over all decisions of an update, is
+
+    cov_ij = (l_ij - mean l) (A_ij - mean A)
+
+Clip-Cov takes a part of those with a large share out of the gradient, KL-Cov holds the largest to old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
+
+
+def covariances(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """cov_ij (2505.22617, eq. 10), 0 where masked; their mean is the covariance. [B, J] each -> [B, J].
+
+    Means run in float64, so that the order of the rows does not show.
+    """
+    count = mask.sum().clamp(min=1)
+
+    def centred(x: Tensor) -> Tensor:
+        values = torch.where(mask, x.double(), 0.0)
+        return values - values.sum() / count
+
+    return torch.where(mask, centred(logp) * centred(advantages), 0.0).to(logp.dtype)
+
+
+@dataclass(frozen=True)
+class ClipCov(RowObjective):
+    """Clipped, without a part of the decisions whose covariance lies between two bounds (2505.22617, eq. 11-12).
+
+        L_ij = (1 - p_ij) max(-A rho, -A clip(rho, 1 - low, 1 + high))
+        p_ij = min(1, share N / n)  where lowest < cov_ij < highest, else 0
+
+    N decisions, n of them between the bounds and not clipped already. The paper draws share N of the n by lot and detaches
+    them; p is the probability of being drawn, so this is the mean of its loss, and of its gradient, over all draws. That
+    needs no random number, and does not depend on the order of the rows.
+
+    Attributes:
+      low, high: bounds of rho, as of Clipped.
+      share: r, of all decisions.
+      lowest, highest: omega, between which a covariance must lie.
+
+    Metrics: those of Clipped; "covariance/mean" (cov_ij); "covariance/held" (p_ij).
+    """
+
+    low: float | None = 1.0
+    high: float | None = 1.0
+    share: float = 2e-4
+    lowest: float = 1.0
+    highest: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
+        check_share(self.share)
+        if not self.lowest < self.highest:
+            raise ValueError(f"covariances lie between {self.lowest} and {self.highest}, expected a lower bound first")
+
+    @property
+    def scope(self) -> Scope:
+        return "batch"
+
+    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
+        return {"logp": lik.logp.detach(), "delta": lik.log_ratio("old").detach()}
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        cov = covariances(rows["logp"], advantages, mask)
+        clipped = sum(surrogate(advantages, rows["delta"].exp(), self.low, self.high)[1].values())
+        between = mask & (cov > self.lowest) & (cov < self.highest) & (clipped == 0)
+        chance = (self.share * mask.sum() / between.sum().clamp(min=1)).clamp(max=1.0)
+        return {"covariance": cov, "held": between * chance.to(cov.dtype)}
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        found = resolved(self, lik, advantages, groups, statistics)
+        log_ratio = lik.log_ratio("old")
+        loss, clipping = surrogate(a, log_ratio.exp(), self.low, self.high)
+        metrics = ratio_metrics(log_ratio) | clipping | shown(found)
+        return weighted((1.0 - found["held"]) * loss, lik), metrics
+
+
+@dataclass(frozen=True)
+class KLCov(RowObjective):
+    """The policy gradient, with a penalty on the decisions of the largest covariance (2505.22617, eq. 13-14).
+
+        L_ij = -A rho + coefficient |log rho|  where cov_ij is among the share N largest of N, else -A rho
+
+    |log rho| is the authors' estimate of KL(old || theta). Its slope at theta = old is 0, but 1 as soon as rounding tells
+    the two apart: let old be evaluated as theta is, not read from what a sampler recorded.
+
+    Attributes:
+      share: k, of all decisions; one at the least. Of equal covariances all count.
+      coefficient: of the penalty.
+
+    Metrics: ratio, approx_kl; "covariance/mean" (cov_ij); "covariance/held" (1 where the penalty is).
+    """
+
+    share: float = 2e-3
+    coefficient: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+        if not self.coefficient > 0:
+            raise ValueError(f"coefficient is {self.coefficient}, expected a number above 0")
+
+    @property
+    def scope(self) -> Scope:
+        return "batch"
+
+    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
+        return {"logp": lik.logp.detach()}
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        cov = covariances(rows["logp"], advantages, mask)
+        kept = cov[mask]
+        number = min(len(kept), max(1, int(self.share * len(kept))))
+        largest = kept.topk(number).values.amin() if number else cov.new_zeros(())
+        return {"covariance": cov, "held": (mask & (cov >= largest)).to(cov.dtype)}
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        found = resolved(self, lik, advantages, groups, statistics)
+        log_ratio = lik.log_ratio("old")
+        loss = -a * log_ratio.exp() + self.coefficient * found["held"] * log_ratio.abs()
+        return weighted(loss, lik), ratio_metrics(log_ratio) | shown(found)
+
+
+def shown(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The statistics as metrics."""
+    return {"covariance/mean": found["covariance"], "covariance/held": found["held"]}
+
+
+def check_share(share: float) -> None:
+    """Raise ValueError unless it is a share of something."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}, expected a number above 0 and at most 1")

@@ -1,0 +1,54 @@
+"""The policy gradient without what would lead further out of a trust region: Flow-DPPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, checked, weighted
+from difrl.core.objectives.clipped import ratio_metrics
+
+
+@dataclass(frozen=True)
+class DivergenceMasked(RowObjective):
+    """Flow-DPPO (2606.11025): a trust region in KL itself, not in a ratio that estimates it from one sample.
+
+        L_ij = -A rho, and 0 where KL(old || theta) >= delta and (A > 0 and rho > 1, or A < 0 and rho < 1)
+
+    What leads back towards old is kept however far theta is. At theta = old the gradient is -A grad l.
+
+    Attributes:
+      delta: the KL, in the reduction of l, from which on a decision may lead no further away.
+
+    Metrics: ratio; approx_kl; "trust/kl" (the exact KL); "trust/dropped" (1 where the loss was dropped).
+    """
+
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"delta is {self.delta}, expected a divergence above 0")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"references/old", "bias"})
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        log_ratio, kl = lik.log_ratio("old"), lik["bias"].detach()
+        away = ((a > 0) & (log_ratio > 0)) | ((a < 0) & (log_ratio < 0))
+        dropped = away & (kl >= self.delta)
+        loss = torch.where(dropped, 0.0, -a * log_ratio.exp())
+        metrics = {"trust/kl": kl, "trust/dropped": dropped.to(kl.dtype)}
+        return weighted(loss, lik), ratio_metrics(log_ratio) | metrics

@@ -1,0 +1,57 @@
+"""Supervised learning from good and bad samples at once: DiffusionNFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, checked, weighted
+from difrl.core.objectives.clipped import ratio_metrics
+from difrl.core.unit import check_bound, unit
+
+
+@dataclass(frozen=True)
+class NegativeAware(RowObjective):
+    """DiffusionNFT (2509.16117): a mixture towards theta fits good samples, one away from it fits bad ones.
+
+        L_ij = (a / b) (-r l+ - (1 - r) l-),    r = clip(A, -a, a) / (2 a) + 1/2
+        l+, l-: the likelihoods under b out_theta + (1 - b) out_old and (1 + b) out_old - b out_theta
+
+    The factor a / b makes the gradient at theta = old exactly -A grad l for |A| <= a, since there both
+    mixtures move by +b and -b times what out_theta does.
+
+    Attributes:
+      mix: b, as the likelihoods were mixed.
+      bound: a.
+
+    Metrics: ratio and approx_kl of theta itself; "negative/plus" and "negative/minus" (-l+ and -l-).
+    """
+
+    mix: float = 1.0
+    bound: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_bound(self.bound)
+        if not self.mix > 0:
+            raise ValueError(f"mix is {self.mix}, expected b > 0 of the mixed likelihoods")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"mixed/plus", "mixed/minus", "references/old"})
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        r = unit(checked(self, lik, advantages, groups), self.bound)
+        plus, minus = -lik["mixed/plus"], -lik["mixed/minus"]
+        loss = self.bound / self.mix * (r * plus + (1.0 - r) * minus)
+        metrics = {"negative/plus": plus.detach(), "negative/minus": minus.detach()}
+        return weighted(loss, lik), ratio_metrics(lik.log_ratio("old")) | metrics

@@ -1,0 +1,117 @@
+"""Learning from which of two samples is better: DPO and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difrl.core.f_divergences import f_divergence
+from difrl.core.groups import group_first_max, group_sum
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import GroupObjective, checked, resolved, weighted
+
+Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
+Loss = Literal["logistic", "squared"]
+
+LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
+    {
+        "logistic": lambda margin, beta: F.softplus(-beta * margin),
+        "squared": lambda margin, beta: (margin - 1.0 / (2.0 * beta)).square(),
+    }
+)
+"""-log sigmoid(beta h) (DPO, 2305.18290, eq. 7); (h - 1 / (2 beta))^2 (IPO, 2310.12036, eq. 17)."""
+
+
+@dataclass(frozen=True)
+class Preference(GroupObjective):
+    """DPO (2305.18290) and its relatives: the better of two samples should gain more over the reference.
+
+        h = g(D_w) - g(D_l),    D = l_theta - l_ref,    g = f' of the divergence that holds theta to the reference
+        L = loss(h), or ((1 - e) loss(h) - e loss(-h)) / (1 - 2 e) where a share e of the labels is flipped
+        (rDPO, 2403.00409: unbiased for the loss of clean labels)
+
+    g is log u, -1/u, log(2u / (1 + u)) or (1 - u^-alpha) / alpha but for a constant, u = exp(D) (f-DPO, 2309.16240).
+
+    w and l are the samples of highest and lowest advantage of each group (with ties, the first of each); a
+    group in which all agree, and every other sample, has no loss. The rows of a pair hold half of L each,
+    scaled so that the mean over all rows is the mean over groups weighed by their size: for pairs, the mean
+    over pairs. The other half of the pair is seen as a constant, with twice the gradient: exact for any split.
+
+    For images l is the forward likelihood and a pair shares (t, noise): with decisions = "each" this is
+    Diffusion-DPO (2311.12908), whose beta times T is ours times the weighting.
+
+    Attributes:
+      beta: how strongly theta is held to the reference.
+      loss, divergence: as above.
+      alpha: of the alpha-divergence; 1 is forward KL, towards 0 reverse KL.
+      flip: e, in [0, 1/2).
+      reference: the name of the likelihoods' reference.
+
+    Metrics: "preference/margin" (h of the pairs) and "preference/accuracy" (1 where h > 0), both means over
+    groups; a group that agrees counts as 0.
+    """
+
+    beta: float = 0.1
+    loss: Loss = "logistic"
+    divergence: Divergence = "reverse_kl"
+    alpha: float = 0.5
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0 or not self.alpha > 0 or not 0 <= self.flip < 0.5:
+            raise ValueError(
+                f"beta is {self.beta}, alpha {self.alpha}, flip {self.flip}; expected beta > 0, alpha > 0, "
+                "0 <= flip < 1/2"
+            )
+        if self.loss not in LOSSES or self.divergence not in get_args(Divergence):
+            raise ValueError(
+                f"loss is {self.loss!r} and divergence {self.divergence!r}, expected one of {sorted(LOSSES)} "
+                f"and of {sorted(get_args(Divergence))}"
+            )
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        # Of a group that agrees one row is both.
+        best, worst = group_first_max(groups, advantages, mask), group_first_max(groups, -advantages, mask)
+        sign = torch.where(best & worst, 0.0, best.to(torch.float64) - worst.to(torch.float64))
+        partner = sign.abs() * (group_sum(groups, rows["delta"] * sign.abs()) - rows["delta"])
+        found = {"partner": partner, "sign": sign, "size": group_sum(groups, mask)}
+        return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        checked(self, lik, advantages, groups)
+        pair = resolved(self, lik, advantages, groups, statistics)
+        sign, half = pair["sign"], pair["size"] / 2.0
+        # Rows without a partner are cut off here: an infinite f' of theirs would make a zero gradient NaN.
+        delta = torch.where(sign != 0, lik.log_ratio(self.reference), 0.0)
+        margin = sign * (self._implicit(delta) - self._implicit(pair["partner"]))
+        value = self._robust(margin)
+        loss = torch.where(sign != 0, half * (2.0 * value - value.detach()), 0.0)
+        with torch.no_grad():
+            metrics = {
+                "preference/margin": half * margin,
+                "preference/accuracy": half * (margin > 0).to(margin.dtype),
+            }
+        return weighted(loss, lik), {name: value.detach() for name, value in metrics.items()}
+
+    def _implicit(self, delta: Tensor) -> Tensor:
+        return f_divergence(self.divergence, self.alpha).slope(delta)
+
+    def _robust(self, margin: Tensor) -> Tensor:
+        loss = LOSSES[self.loss]
+        flipped = self.flip * loss(-margin, self.beta)
+        return ((1.0 - self.flip) * loss(margin, self.beta) - flipped) / (1.0 - 2.0 * self.flip)

@@ -1,0 +1,86 @@
+"""The clipped surrogate of a ratio that is centred and of one spread at every decision: GRPO-Guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from difrl.core.likelihoods import Likelihoods
+from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
+
+Bias = Literal["closed_form", "batch"]
+
+
+@dataclass(frozen=True)
+class RatioNormalised(RowObjective):
+    """GRPO-Guard (2510.22319): Clipped, on the normalised ratio.
+
+        log rho~ = scale (log rho + bias),    bias = E_old[-log rho] = KL(old || theta)
+        L_ij = w max(-A rho~, -A clip(rho~, 1 - low, 1 + high))
+
+    For two Gaussians of one std and x' = mean_old + std z, averaged over D dimensions,
+
+        log rho  = (z . d / std - |d|^2 / (2 std^2)) / D,    d = mean_theta - mean_old
+        log rho~ = z . d / D                                 with scale = std, bias = |d|^2 / (2 std^2 D)
+
+    so that log rho has a mean below 0 and a spread that grows as the step's noise shrinks, and an upper bound
+    is never met, while log rho~ has mean 0 and spread |d| / D at every step. The bias carries its gradient.
+    The paper also divides a step's loss by |dt|, so that steps pull equally: that is the likelihoods'
+    `weight` w. At theta = old the gradient is -A w scale grad l.
+
+    Attributes:
+      low, high: bounds of rho~, as of Clipped.
+      bias: "closed_form" reads the likelihoods' bias; "batch" takes the mean of -log rho over the step's
+        samples at each j, a constant, for likelihoods that have no closed form.
+
+    Metrics: those of Clipped (ratio and approx_kl of rho itself); "ratio/normalised" (rho~).
+    """
+
+    low: float | None = 0.2
+    high: float | None = 0.2
+    bias: Bias = "closed_form"
+
+    def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
+        if self.bias not in ("closed_form", "batch"):
+            raise ValueError(f"bias is {self.bias!r}, expected 'closed_form' or 'batch'")
+
+    @property
+    def scope(self) -> Scope:
+        return "row" if self.bias == "closed_form" else "batch"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        closed = {"bias"} if self.bias == "closed_form" else set()
+        return frozenset({"references/old", "scale"} | closed)
+
+    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
+        return {} if self.bias == "closed_form" else {"bias": -lik.log_ratio("old").detach()}
+
+    def statistics(
+        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
+    ) -> dict[str, Tensor]:
+        def mean(x: Tensor) -> Tensor:
+            return ((x * mask).sum(0) / mask.sum(0).clamp(min=1)).expand_as(x)
+
+        return {name: mean(value) for name, value in rows.items()}
+
+    def __call__(
+        self,
+        lik: Likelihoods,
+        advantages: Tensor,
+        groups: Tensor,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
+        a = checked(self, lik, advantages, groups)
+        found = resolved(self, lik, advantages, groups, statistics)
+        bias = lik["bias"] if self.bias == "closed_form" else found["bias"]
+        log_ratio = lik.log_ratio("old")
+        normalised = (lik["scale"] * (log_ratio + bias)).exp()
+        loss, clipping = surrogate(a, normalised, self.low, self.high)
+        return weighted(loss, lik), ratio_metrics(log_ratio) | clipping | {"ratio/normalised": normalised.detach()}

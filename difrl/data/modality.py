@@ -1,0 +1,128 @@
+"""What a file's samples are, and how they come from it and go into it: images in files of their own, or texts in the rows.
+
+All that reads or writes samples asks the medium of the run; nothing else tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from difrl.data.prompts import named, quoted
+from difrl.data.rollout import Rollout
+
+Item = Path | str
+"""A sample as a row names it: the path of an image, or the text itself."""
+Content = Tensor | Sequence[str]
+"""Samples as a policy and a reward take them."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Images or texts."""
+
+    key: str
+    """Under which a row of data.rows: samples holds its sample."""
+    reader: Callable[[Path], Callable[[dict[str, Any], str], Item]]
+    """Folder of the file → (row, key) → the item, taken out of the row; ValueError if there is none."""
+    read: Callable[[Sequence[Item]], Content]
+    place: Callable[[Rollout, Content], Rollout]
+    """The rollout holding the content."""
+    write: Callable[[Any, Path, str], str]
+    """One sample, a folder, a name → what a row of a file in the folder says of it."""
+    empty: Callable[[Any], bool]
+    """Whether a sample holds nothing, so that no row can be written of it."""
+
+
+def read_images(paths: Sequence[Item]) -> Tensor:
+    """[B, 3, H, W] in [0, 1]."""
+    pictures = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass
+class _Images:
+    """Finds the images that rows name, and holds them to the size of the first."""
+
+    folder: Path
+    first: tuple[str, tuple[int, int]] | None = field(default=None, init=False)
+
+    def __call__(self, row: dict[str, Any], key: str) -> Path:
+        name = row.pop(key, None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{quoted(key)} must be the path of an image, found {named(name)}")
+        path = self.folder / name
+        try:
+            with Image.open(path) as image:
+                size = image.size
+        except FileNotFoundError as error:
+            raise ValueError(f"{quoted(key)}: there is no image {path}") from error
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{quoted(key)}: {path} is no image that can be read") from error
+        self.first = self.first or (name, size)
+        if size != self.first[1]:
+            raise ValueError(
+                f"{quoted(key)}: {name} has {_pixels(size)} pixels, and {self.first[0]} {_pixels(self.first[1])}; bring all "
+                "images to one size"
+            )
+        return path
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _save_image(image: Tensor, folder: Path, name: str) -> str:
+    path = Path("images") / f"{name}.png"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    pixels = (image.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).save(folder / path)
+    return path.as_posix()
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    if key not in row:
+        raise ValueError(f"{quoted(key)} is missing, found {', '.join(map(quoted, row)) or 'no keys'}")
+    text = row.pop(key)
+    if not isinstance(text, str):
+        raise ValueError(f"{quoted(key)} must be the text of a completion, found {named(text)}")
+    if not text:
+        raise ValueError(f"{quoted(key)} is empty, expected a completion of at least one token; remove the row")
+    return text
+
+
+def _with_images(rollout: Rollout, content: Content) -> Rollout:
+    assert isinstance(content, Tensor)
+    return replace(rollout, images=content)
+
+
+def _with_texts(rollout: Rollout, content: Content) -> Rollout:
+    assert not isinstance(content, Tensor)
+    return replace(rollout, texts=tuple(content))
+
+
+IMAGES = Medium(
+    key="image",
+    reader=_Images,
+    read=read_images,
+    place=_with_images,
+    write=_save_image,
+    empty=lambda image: False,
+)
+TEXTS = Medium(
+    key="text",
+    reader=lambda folder: _text,
+    read=lambda items: tuple(map(str, items)),
+    place=_with_texts,
+    write=lambda text, folder, name: str(text),
+    empty=lambda text: not text,
+)
+MEDIA: Mapping[str, Medium] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
+"""By likelihood.kind."""

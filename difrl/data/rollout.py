@@ -1,0 +1,130 @@
+"""The records that flow from sampling to learning: prompts and samples, and the same with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difrl.data.prompts import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """B samples of a policy, or of a file. Only the policy that made the tape looks into it."""
+
+    prompts: tuple[Prompt, ...]
+    groups: Tensor
+    """[B] int64: samples with the same number are compared with each other."""
+    samples: Tensor
+    """[B] int64: the sample's number in its step over all processes, by which its noise is keyed."""
+    tape: Mapping[str, Tensor]
+    """What the policy needs to evaluate these samples again; every tensor [B, ...]."""
+    images: Tensor | None = None
+    """[B, 3, H, W] in [0, 1]."""
+    texts: tuple[str, ...] | None = None
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What was measured of the sampling itself: metric name -> [B]."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def content(self) -> Tensor | Sequence[str]:
+        """What a reward scores."""
+        content = self.images if self.images is not None else self.texts
+        if content is None:
+            raise ValueError("the rollout holds neither images nor texts, so there is nothing to score")
+        return content
+
+    @property
+    def texts_of_prompts(self) -> list[str]:
+        return [p.text for p in self.prompts]
+
+    @property
+    def metadata(self) -> list[Mapping[str, Any]]:
+        return [p.metadata for p in self.prompts]
+
+    def select(self, index: Tensor | slice) -> Rollout:
+        """The rows of an integer or boolean index [·], or of a slice, whose tensors are views."""
+        numbers = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].tolist()
+        rows = index if isinstance(index, slice) else numbers
+        return Rollout(
+            prompts=tuple(self.prompts[i] for i in numbers),
+            groups=self.groups[rows],
+            samples=self.samples[rows],
+            tape={name: value[rows] for name, value in self.tape.items()},
+            images=None if self.images is None else self.images[rows],
+            texts=None if self.texts is None else tuple(self.texts[i] for i in numbers),
+            measures={name: value[rows] for name, value in self.measures.items()},
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Rollout]) -> Rollout:
+        """The rows of the parts, in order."""
+        images = [p.images for p in parts if p.images is not None]
+        texts = [t for p in parts if p.texts is not None for t in p.texts]
+        return cls(
+            prompts=tuple(prompt for p in parts for prompt in p.prompts),
+            groups=torch.cat([p.groups for p in parts]),
+            samples=torch.cat([p.samples for p in parts]),
+            tape={name: torch.cat([p.tape[name] for p in parts]) for name in parts[0].tape},
+            images=torch.cat(images) if images else None,
+            texts=tuple(texts) if texts else None,
+            measures={name: torch.cat([p.measures[name] for p in parts]) for name in parts[0].measures},
+        )
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """With every tensor on the device."""
+        return replace(
+            self,
+            groups=self.groups.to(device),
+            samples=self.samples.to(device),
+            tape={name: value.to(device) for name, value in self.tape.items()},
+            images=None if self.images is None else self.images.to(device),
+            measures={name: value.to(device) for name, value in self.measures.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A rollout with what the rewards say of it."""
+
+    rollout: Rollout
+    rewards: Tensor
+    """[B]: the weighted sum that is optimised."""
+    valid: Tensor
+    """[B] bool: False where a reward could not score the sample; it is in no statistic and in no loss."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Reward or watched reward -> [B], unweighted."""
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+    @property
+    def groups(self) -> Tensor:
+        return self.rollout.groups
+
+    def without_images(self) -> Scored:
+        """The same samples for a policy to evaluate again, which it does from the tape."""
+        return replace(self, rollout=replace(self.rollout, images=None))
+
+    def select(self, index: Tensor | slice) -> Scored:
+        return Scored(
+            self.rollout.select(index),
+            self.rewards[index],
+            self.valid[index],
+            {name: value[index] for name, value in self.parts.items()},
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Scored]) -> Scored:
+        return cls(
+            Rollout.cat([p.rollout for p in parts]),
+            torch.cat([p.rewards for p in parts]),
+            torch.cat([p.valid for p in parts]),
+            {name: torch.cat([p.parts[name] for p in parts]) for name in parts[0].parts},
+        )

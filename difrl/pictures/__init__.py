@@ -1,7 +1,0 @@
-"""Sample sheets: images beside the prompts that made them, with their scores, as one PIL picture."""
-
-from __future__ import annotations
-
-from difrl.pictures.sheets import compare, grid
-
-__all__ = ["compare", "grid"]

@@ -1,0 +1,71 @@
+"""From a model's denoisers to the one that draws samples: guidance, then RLG, either of them adaptive, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difrl.policies.base import Steering
+from difrl.policies.snapshots import BASE, CURRENT
+from samplers import (
+    Agreement,
+    Counting,
+    Denoiser,
+    Distance,
+    Grid,
+    Remembering,
+    adaptive_classifier_free,
+    adaptive_reinforcement_learning,
+    classifier_free,
+    counting,
+    reinforcement_learning,
+)
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A denoiser for one call of samples, numbered by their conditions, and what was noted while it was used."""
+
+    denoiser: Denoiser
+    counted: Sequence[Counting]
+    agreements: Sequence[Agreement]
+    distance: Distance | None
+
+    def measures(self, count: int) -> dict[str, Tensor]:
+        """Of samples 0 .. count-1, float32 [count] each.
+
+        divergence/base: mean over the run's states of ||out - out_base||^2, averaged over dimensions. cost/evaluations:
+        of the model, for the sample itself; cost/saved: those that adaptive guidance left out.
+        """
+        made = sum((c.per_sample.of(count).cpu() for c in self.counted), torch.zeros(count))
+        saved = sum((a.saved.of(count).cpu() for a in self.agreements), torch.zeros(count))
+        costs = {"cost/evaluations": made.float(), "cost/saved": saved.float()}
+        return costs if self.distance is None else {"divergence/base": self.distance.of(count).float(), **costs}
+
+
+def steer(denoiser: Callable[[str], Denoiser], scale: float, steering: Steering, grid: Grid) -> Steered:
+    """RLG of base and current weights, each under classifier-free guidance at `scale`.
+
+    denoiser: snapshot -> conditional denoiser. The base is evaluated where the weight or a measurement asks for it.
+    """
+    counted = [counting(denoiser(snapshot)) for snapshot in (BASE, CURRENT)]
+    agreements: list[Agreement] = []
+    if steering.adaptive is None:
+        base, tuned = (classifier_free(one, scale) for one in counted)
+        remembered = Remembering(base)
+        guided = reinforcement_learning(remembered, tuned, steering.rlg, first_steps=steering.first_steps, grid=grid)
+    else:
+        costs = (1, 1, 1 if scale == 1 else 2)
+        agreements = [Agreement(steering.adaptive, cost) for cost in costs]
+        base, tuned = (adaptive_classifier_free(c, scale, a) for c, a in zip(counted, agreements, strict=False))
+        remembered = Remembering(base)
+        guided = adaptive_reinforcement_learning(
+            remembered, tuned, steering.rlg, agreements[-1], first_steps=steering.first_steps, grid=grid
+        )
+    if not steering.measure:
+        return Steered(guided, counted, agreements, None)
+    distance = Distance(guided, classifier_free(denoiser(BASE), scale), remembered)
+    return Steered(distance, counted, agreements, distance)

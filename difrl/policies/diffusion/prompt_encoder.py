@@ -1,0 +1,68 @@
+"""From prompts to what a denoiser is conditioned on: each text is encoded once, as long as there is room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from difrl.data.prompts import Prompt
+from difrl.policies.diffusion.families import Family
+from samplers import Condition
+
+
+@dataclass(eq=False)
+class PromptEncoder:
+    """The family's text encoders, with the embeddings of the texts that were used last on the CPU."""
+
+    family: Family
+    negative: str
+    """Negative prompt of guidance, where a prompt has none of its own."""
+    max_sequence_length: int | None
+    dtype: torch.dtype
+    """Of the embeddings given to the denoiser."""
+    room: int = 2**30
+    """Bytes of embeddings that are kept. With T5 at 256 tokens a text takes 2 to 4 MB."""
+    _embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """Longest unused first."""
+    _size: int = 0
+
+    def __call__(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
+        """Embeddings of prompts, and of their negative prompts where guidance wants them."""
+        positive = [p.text for p in prompts]
+        negative = [self.negative if p.negative is None else p.negative for p in prompts]
+        found = self._embedded([*positive, *negative] if guided else positive)
+        return Condition(self._gathered(positive, found), self._gathered(negative, found) if guided else None)
+
+    @torch.no_grad()
+    def _embedded(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """The embeddings of these texts, encoded where they are not at hand; then makes room.
+
+        Each is encoded alone, so that its bits do not depend on which others were at hand: a resumed run has none at first.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        found = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts) if text in self._embeddings}
+        for text in new:
+            encoded = self.family.encode_prompts([text], self.max_sequence_length)
+            # A copy: a view may keep alive more than the row.
+            found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
+        self._embeddings |= found
+        self._size += sum(_bytes(found[text]) for text in new)
+        while self._size > self.room:
+            self._size -= _bytes(self._embeddings.pop(next(iter(self._embeddings))))
+        return found
+
+    def _gathered(self, texts: Sequence[str], found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        distinct = list(dict.fromkeys(texts))
+        device = next(self.family.denoiser.parameters()).device
+        rows = torch.tensor([distinct.index(text) for text in texts], device=device)
+        names = found[distinct[0]]
+        return {
+            name: torch.stack([found[text][name] for text in distinct]).to(device, self.dtype)[rows] for name in names
+        }
+
+
+def _bytes(embedding: Mapping[str, Tensor]) -> int:
+    return sum(value.nbytes for value in embedding.values())

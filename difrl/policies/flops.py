@@ -1,0 +1,151 @@
+"""What one evaluation of a model costs, counted on the meta device: nothing is computed and no memory is used.
+
+Matrix products and convolutions are counted as they are called, so the count is right also where a model does
+not send every token through every weight (an MMDiT has one set for image tokens and one for text tokens).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one evaluation of one sample."""
+
+    forward: int
+    """FLOPs without gradient."""
+    training: int
+    """FLOPs with gradient: forward, backward, and the forward again where activations are recomputed."""
+    activations: int
+    """Bytes that are kept between forward and backward."""
+
+
+def cost_of_call(module: nn.Module, call: Callable[[], Tensor], recompute: Callable[[Any], Any] | None) -> Cost:
+    """The cost of a call of a module on the meta device; `recompute` has its blocks run by what stands in for checkpoint."""
+    with torch.no_grad(), _FusedAttention(), _Flops() as forward:
+        call()
+    kept = _Kept.beside(module)
+    if recompute is not None:
+        recompute(kept.block)
+    with _FusedAttention(), _Flops() as both:
+        with kept.watching():
+            output = call()
+        output.sum().backward()
+    again = 0 if recompute is None else forward.total
+    return Cost(forward.total, both.total + again, kept.bytes + kept.largest_block)
+
+
+class _Flops(TorchDispatchMode):
+    """Counts by torch's own formulas. Its FlopCounterMode also tells modules apart, and takes seconds for it."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@dataclass
+class _Kept:
+    """The storages that autograd keeps, each counted once and weights not at all."""
+
+    seen: dict[int, torch.UntypedStorage] = field(default_factory=dict)
+    """By address. The storages are held, so that none of the addresses is used again."""
+    bytes: int = 0
+    largest_block: int = 0
+    """Of the blocks that are recomputed, one is alive at a time."""
+
+    @classmethod
+    def beside(cls, module: nn.Module) -> _Kept:
+        storages = [p.untyped_storage() for p in [*module.parameters(), *module.buffers()]]
+        return cls({s._cdata: s for s in storages})
+
+    def watching(self) -> saved_tensors_hooks:
+        return saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.seen:
+            self.seen[storage._cdata] = storage
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def block(self, module: Callable[..., Any], *args: Any) -> Any:
+        """Stands in for torch's checkpoint: of a block only the inputs are kept."""
+        for arg in args:
+            if isinstance(arg, Tensor):
+                self._keep(arg)
+        inside = _Kept(dict(self.seen))
+        with inside.watching():
+            result = module(*args)
+        self.largest_block = max(self.largest_block, inside.bytes)
+        return result
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as fused kernels do it. Torch's own on the meta device would keep the attention matrix."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    repeated = query.shape[-3] // key.shape[-3]  # grouped queries share keys and values
+    key, value = (x.repeat_interleave(repeated, dim=-3) for x in (key, value))
+    attended: Tensor = _Attention.apply(query, key, value)
+    return attended
+
+
+class _Attention(torch.autograd.Function):
+    """Only shapes matter here. The backward pass makes the scores again, five products in all."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = (query @ key.mT) @ value
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _ = ctx.saved_tensors
+        scores, inner = query @ key.mT, gradient @ value.mT
+        return inner @ key, inner.mT @ query, scores.mT @ gradient
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype, enough: float = 0.02, largest: int = 8192) -> float:
+    """FLOP/s of square matrix products, the best of growing sizes up to one that takes `enough` seconds.
+
+    Takes some tenths of a second in all. Each size is measured three times, since the first is never fair.
+    """
+    size, best = 128, 0.0
+    while True:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        seconds = min(_seconds(a) for _ in range(3))
+        best = max(best, 2 * size**3 / seconds)
+        if seconds >= enough or size >= largest:
+            return best
+        size *= 2
+
+
+def _seconds(a: Tensor) -> float:
+    start = time.perf_counter()
+    float((a @ a)[0, 0])  # reading a number waits for the device
+    return time.perf_counter() - start

@@ -1,0 +1,170 @@
+"""From the model section of a recipe to a language policy: load, make trainable, take snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+
+from difrl.config import LoraConfig, ModelConfig, RunConfig
+from difrl.config.build.schedules import decay
+from difrl.policies.errors import ModelError
+from difrl.policies.language.engines import Engines, Transformers
+from difrl.policies.language.gradient_checkpointing import recompute_layers
+from difrl.policies.language.lm_head import Network
+from difrl.policies.language.policy import LanguagePolicy, Speech
+from difrl.policies.language.tokenization import texts_of
+from difrl.policies.language.vllm_engine import start_vllm
+from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
+from difrl.policies.references import Comparison, compared_with, in_reward, needs_of, references_of
+from difrl.policies.snapshots import BASE, Snapshots
+from difrl.policies.trainable import ADAPTER, base_weights, copies_of, trained_weights
+from difrl.runtime.dtypes import DTYPES
+from difrl.runtime.quiet_libraries import quiet
+from samplers import Decoding, stable_seed
+
+
+def load_language_policy(
+    config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False
+) -> LanguagePolicy:
+    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    likelihood, generation = config.likelihood, config.generation
+    assert likelihood.kind == "tokens"
+    model, tokenizer = load_language_model(config.model, device)
+    texts = texts_of(tokenizer, generation)
+    dtype = DTYPES[config.model.dtype]
+    if config.model.gradient_checkpointing:
+        recompute_layers(model)
+    add_trained(model, config.model, config.seed)
+    trained = trained_weights(model)
+    network = Network.of(model, dtype)  # now, since an adapter may be on the head
+    teachers = {
+        name: Network.of(load_frozen(t.path, t.revision, config.model, device, teacher_key(name)), dtype)
+        for name, t in config.teachers.items()
+    }
+    for name, teacher in teachers.items():
+        _same_vocabulary(name, network, teacher)
+    decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
+    keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
+    temperature = generation.temperature
+    speech = Speech(
+        temperature,
+        temperature if config.eval.temperature is None else config.eval.temperature,
+        config.rollout.snapshot,
+        config.rollout.batch,
+        likelihood.chunk,
+    )
+    decoding = Decoding(generation.max_new_tokens, temperature, generation.cache, texts.eos, texts.pad)
+    return LanguagePolicy(
+        network,
+        texts,
+        speech,
+        engines_of(config, network, decoding),
+        Snapshots(trained, decays, base_weights(model, config.model, trained, keep), copies_of(config.model)),
+        Comparison(references_of(config), likelihood.old, needs_of(config), in_reward(config)),
+        teachers,
+        _saver(model, tokenizer),
+    )
+
+
+def engines_of(config: RunConfig, network: Network, decoding: Decoding) -> Engines:
+    """What a recipe draws with. Evaluations are drawn by the network itself: they may be steered."""
+    own = Transformers(network, decoding, config.rollout.batch)
+    if config.generation.engine == "transformers":
+        return Engines(own, own)
+    path = resolve(config.model.path, LANGUAGE_MODEL)
+    other = start_vllm(path, config.model, config.generation, network, decoding, config.rollout.batch)
+    return Engines(other, own, config.generation.correction)
+
+
+def load_language_model(model: ModelConfig, device: torch.device | str) -> tuple[Any, Any]:
+    """The frozen model on the device, and its tokenizer."""
+    tokenizer = load_tokenizer(model)
+    return load_frozen(model.path, model.revision, model, device), tokenizer
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The tokenizer beside the model."""
+    from transformers import AutoTokenizer
+
+    path = resolve(model.path, LANGUAGE_MODEL)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: the tokenizer of {path!r} cannot be loaded: {error}") from error
+
+
+def teacher_key(name: str) -> str:
+    """Where a recipe says what a teacher is."""
+    return f"teachers.{name}.path"
+
+
+def load_frozen(
+    path: str, revision: str | None, model: ModelConfig, device: torch.device | str, key: str = "model.path"
+) -> Any:
+    """A causal language model in evaluation mode, without gradients, in the precision and attention of a recipe.
+
+    key: the one of the recipe that names it, for messages.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve(path, LANGUAGE_MODEL, key)
+    try:
+        with quiet():
+            found = AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, dtype=DTYPES[model.dtype], attn_implementation=model.attention
+            )
+    except (OSError, ValueError, ImportError) as error:  # of the hub too: its errors are OSErrors
+        raise ModelError(
+            f"{key}: {path!r} cannot be loaded as a causal language model: {error}. Expected a transformers folder or "
+            "hub id; for a hub model check the name, the network and `hf auth login`"
+        ) from error
+    found.to(device).requires_grad_(False).eval()
+    return found
+
+
+def add_trained(network: Any, model: ModelConfig, seed: int) -> None:
+    """Makes an adapter, or everything, take gradients."""
+    if model.train == "full":
+        network.requires_grad_(True)
+        return
+    with torch.random.fork_rng():  # every process and every resumed run must begin with the same adapter
+        torch.manual_seed(stable_seed(seed, "lora"))
+        _add_lora(network, model.lora)
+
+
+def _add_lora(network: Any, lora: LoraConfig) -> None:
+    if lora.warm_start is not None:
+        network.load_adapter(lora.warm_start, adapter_name=ADAPTER, is_trainable=True)
+        return
+    names = [name for name, _ in network.named_modules()]
+    if absent := [t for t in lora.targets or [] if not any(name.endswith(t) for name in names)]:
+        raise ModelError(f"model.lora.targets: no module of {type(network).__name__} ends in {absent}")
+    targets: Any = lora.targets or "all-linear"
+    settings = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    network.add_adapter(settings, adapter_name=ADAPTER)
+
+
+def _same_vocabulary(name: str, network: Network, teacher: Network) -> None:
+    own, other = (n.model.get_output_embeddings().out_features for n in (network, teacher))
+    if own != other:
+        raise ModelError(
+            f"teachers.{name}: it has {other} tokens and the model {own}; distributions over different vocabularies cannot be "
+            "compared, so choose a teacher with the same tokenizer"
+        )
+
+
+def _saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
+    """LoRA: the adapter, as PEFT and transformers read it. Full: the model, as from_pretrained reads it; with the tokenizer."""
+
+    def save(folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    return save

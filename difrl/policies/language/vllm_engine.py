@@ -1,0 +1,146 @@
+"""Completions drawn by vLLM, in this process and on this device, from the weights the network has at the moment.
+
+vLLM samples with a generator of its own, so noise is not keyed by token. Each request is seeded by its sample's key instead:
+what is drawn does not depend on which requests share its batch, as far as vLLM's logits do not (its VLLM_BATCH_INVARIANT).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difrl.config import GenerationConfig, ModelConfig
+from difrl.policies.base import Key
+from difrl.policies.errors import ModelError
+from difrl.policies.language.lm_head import Network
+from difrl.policies.language.merge_lora import mark_of, plain_weights
+from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
+
+SETTINGS: Mapping[str, Any] = {
+    # Of the distribution that is sampled: the default, raw, is that before the temperature.
+    "logprobs_mode": "processed_logprobs",
+    "worker_extension_cls": "difrl.policies.language.vllm_worker.Receiver",
+    # Prompts are token ids, and completions are read from theirs.
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+}
+
+
+class Vllm:
+    """An Engine (difrl/policies/language/engines.py)."""
+
+    def __init__(self, vllm: Any, llm: Any, network: Network, decoding: Decoding, *, sleep: bool) -> None:
+        self.vllm, self.llm, self.network, self.decoding, self.sleep = vllm, llm, network, decoding, sleep
+        self._sent: Tensor | None = None
+        self._rest()
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: Tensor,
+        key: Key,
+        temperature: float,
+        processors: Sequence[Processing] = (),
+    ) -> Completions:
+        assert not processors, "vLLM draws the samples of training, which are not steered"
+        check_prompts(self.network.model, prompts, self.decoding.max_new_tokens)
+        keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.use}/tokens")
+        self._wake()
+        self._send()
+        requests = [self.vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        settings = [self._settings(number, temperature) for number in keys.tolist()]
+        outputs = self.llm.generate(requests, settings, use_tqdm=False)
+        self._rest()
+        return _completions([output.outputs[0] for output in outputs], self.decoding, self.network.model.device)
+
+    def _settings(self, key: int, temperature: float) -> Any:
+        return self.vllm.SamplingParams(
+            n=1,
+            temperature=temperature,
+            top_p=1.0,
+            top_k=0,
+            max_tokens=self.decoding.max_new_tokens,
+            stop_token_ids=list(self.decoding.eos),
+            ignore_eos=True,  # of the model's own: those that end a completion are the line above
+            logprobs=0,  # the token's own alone
+            seed=key & (2**63 - 1),  # which may not be negative
+            detokenize=False,
+        )
+
+    def _send(self) -> None:
+        """The network's weights, if they are not those that were sent last."""
+        mark = mark_of(self.network.model)
+        if self._sent is None or not torch.equal(mark, self._sent):
+            self.llm.collective_rpc("receive_weights", args=(plain_weights(self.network.model),))
+            self.llm.reset_prefix_cache()  # which other weights have filled
+            self._sent = mark
+
+    def _wake(self) -> None:
+        if self.sleep:
+            torch.cuda.empty_cache()  # what training has freed and still holds
+            self.llm.wake_up()
+
+    def _rest(self) -> None:
+        if self.sleep:
+            self.llm.sleep(level=1)
+
+
+def start_vllm(
+    path: str, model: ModelConfig, generation: GenerationConfig, network: Network, decoding: Decoding, batch: int
+) -> Vllm:
+    """vLLM with the pretrained weights; ModelError where it is not installed, or where several processes would share it."""
+    # Both in one process: weights are then handed over as they are, and scheduling is deterministic.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    vllm = _installed()
+    if torch.distributed.is_initialized() and (count := torch.distributed.get_world_size()) > 1:
+        raise ModelError(
+            f"generation.engine: vllm draws in one process, found {count}; start one, or set generation.engine: transformers"
+        )
+    _check_head(network)
+    llm = vllm.LLM(
+        model=path,
+        revision=model.revision,
+        dtype=model.dtype,
+        max_num_seqs=batch,
+        gpu_memory_utilization=generation.gpu_memory,
+        enable_sleep_mode=generation.sleep,
+        **SETTINGS,
+    )
+    return Vllm(vllm, llm, network, decoding, sleep=generation.sleep)
+
+
+def _installed() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise ModelError(
+            f"generation.engine: vllm cannot be imported ({error}); install it (`pip install vllm`, which needs a GPU), or "
+            "set generation.engine: transformers"
+        ) from error
+
+
+def _check_head(network: Network) -> None:
+    """Tied weights come once, by the name of the embeddings: what an adapter adds to the head alone would be lost."""
+    head = network.model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear and network.model.config.get_text_config().tie_word_embeddings:
+        raise ModelError(
+            "model.lora.targets: the head shares its weights with the embeddings, and vLLM has no place for an adapter on one "
+            "of the two; leave the head out, or set generation.engine: transformers"
+        )
+
+
+def _completions(outputs: Iterable[Any], decoding: Decoding, device: torch.device) -> Completions:
+    """outputs: vLLM's CompletionOutput of each prompt, its log-probabilities a mapping from token to Logprob a position."""
+    shape = (len(found := list(outputs)), decoding.max_new_tokens)
+    tokens, logp, mask = torch.full(shape, decoding.pad), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    for row, output in enumerate(found):
+        ids = list(output.token_ids)
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        logp[row, : len(ids)] = torch.tensor([at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)])
+        mask[row, : len(ids)] = True
+    return Completions(tokens.to(device), mask.to(device), logp.to(device))

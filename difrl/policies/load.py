@@ -1,0 +1,67 @@
+"""Which policy a recipe's likelihood is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoConfig
+
+from difrl.config import RunConfig
+from difrl.policies.base import Policy
+from difrl.policies.diffusion.load import load_policy as load_diffusion_policy
+from difrl.policies.errors import ModelError
+from difrl.policies.language.load import load_language_policy
+from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, known_place, looks_local
+
+LOADERS: Mapping[str, Callable[..., Policy]] = {
+    "forward": load_diffusion_policy,
+    "reverse": load_diffusion_policy,
+    "tokens": load_language_policy,
+}
+"""By likelihood.kind."""
+
+
+def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> Policy:
+    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    return LOADERS[config.likelihood.kind](config, device, keep_base=keep_base)
+
+
+def is_language_model(path: str) -> bool:
+    """Whether a folder, a shipped name or a hub id holds a language model of transformers, and no pipeline of diffusers."""
+    place = known_place(path)
+    if place is None:
+        return _on_the_hub(path)
+    found = [wanted for wanted in (PIPELINE, LANGUAGE_MODEL) if (place / wanted.marker).is_file()]
+    if not found:
+        raise ModelError(
+            f"{path!r} holds neither {PIPELINE.marker}, as a diffusers pipeline does, nor {LANGUAGE_MODEL.marker}, as a "
+            "language model of transformers does; give the folder of a model, or of a run (with its config.yaml)"
+        )
+    return found[0] is LANGUAGE_MODEL
+
+
+def _on_the_hub(path: str) -> bool:
+    if looks_local(path):
+        shipped = sorted({p.parent.name for w in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{w.marker}")})
+        raise ModelError(
+            f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "
+            f"shipped model ({', '.join(shipped)})"
+        )
+    try:
+        DiffusionPipeline.load_config(path)
+    except OSError as first:
+        try:
+            AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as second:
+            raise ModelError(
+                f"{path!r} can be opened neither as a diffusers pipeline ({_line(first)}) nor as a language model of "
+                f"transformers ({_line(second)}); check the name, the network and `hf auth login`"
+            ) from second
+        return True
+    return False
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,52 @@
+"""Where a recipe's `model.path` leads: a local folder, a shipped model, or a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from difrl.policies.errors import ModelError
+from difrl.runtime.paths import PACKAGE
+
+ASSETS = PACKAGE / "assets"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model's path is expected to lead to."""
+
+    folder: str
+    """In words."""
+    marker: str
+    """The file by which one is known."""
+    example: str
+    """A hub id."""
+
+
+PIPELINE = Wanted("a diffusers folder", "model_index.json", "stabilityai/stable-diffusion-3.5-medium")
+
+
+LANGUAGE_MODEL = Wanted("a transformers folder", "tokenizer_config.json", "Qwen/Qwen3-0.6B")
+
+
+def known_place(path: str) -> Path | None:
+    """A local folder, or that of a shipped model."""
+    return next((place for place in (Path(path), ASSETS / path) if place.is_dir()), None)
+
+
+def looks_local(path: str) -> bool:
+    """Whether it cannot be a hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def resolve(path: str, wanted: Wanted = PIPELINE, key: str = "model.path") -> str:
+    """A local folder, a shipped model's folder, or a hub id as it stands. key: the one of the recipe that names it."""
+    if (place := known_place(path)) is not None:
+        return str(place)
+    if looks_local(path):
+        shipped = sorted(p.parent.name for p in ASSETS.glob(f"*/{wanted.marker}"))
+        also = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
+        raise ModelError(
+            f"{key}: no folder {path!r}; expected {wanted.folder}, a hub id such as {wanted.example}{also}"
+        )
+    return path

@@ -1,0 +1,96 @@
+"""What θ is compared with when decisions are evaluated: snapshots, guided or not, and the distance to each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from difrl.config import AnchorConfig, RunConfig
+from difrl.config.build.objectives import objective_of, references_read
+from difrl.policies.diffusion.old_policy import READERS
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Weights under which decisions are evaluated for comparison."""
+
+    snapshot: str
+    guidance: float | None
+    """None: as θ itself is evaluated."""
+    divergence: str | None
+    """None: only ℓ is wanted."""
+    alpha: float = 0.5
+    """Of the alpha-divergence."""
+    vocabulary: str = "full"
+    """Of a divergence of distributions: in full, or from the element that was drawn (sampled)."""
+    samples: str = "own"
+    """Whose samples it is measured on: θ's, or those of a rehearsal."""
+    centred: bool = False
+    """Of an anchor that charges decisions: whether k1 is taken less its expectation."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What θ is compared with when decisions are evaluated."""
+
+    references: Mapping[str, Reference]
+    old: str
+    """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
+    needs: frozenset[str]
+    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+
+    in_reward: Mapping[str, Reference] = field(default_factory=dict)
+    """What recorded likelihoods are compared with, for the reward."""
+
+    def wanted(self, needs: frozenset[str]) -> dict[str, Reference]:
+        """The references that must be evaluated for these."""
+
+        def serves(name: str) -> set[str]:
+            return {f"references/{name}", f"divergence/{name}", *(READERS if name == "old" else ())}
+
+        return {name: reference for name, reference in self.references.items() if needs & serves(name)}
+
+
+def references_of(config: RunConfig) -> dict[str, Reference]:
+    """Everything θ is compared with: anchors, the objective's references, and old weights where evaluated again."""
+    references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
+    for name in sorted(references_read(objective_of(config))):
+        if name != "old" or config.likelihood.old == "recompute":
+            references.setdefault(name, Reference(name, None, None))
+    return references
+
+
+def _reference(anchor: AnchorConfig) -> Reference:
+    return Reference(
+        anchor.to,
+        anchor.guidance,
+        anchor.divergence,
+        anchor.alpha,
+        anchor.vocabulary,
+        anchor.samples,
+        anchor.centred,
+    )
+
+
+def needs_of(config: RunConfig) -> frozenset[str]:
+    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+    return objective_of(config).needs | _measured(config, "own")
+
+
+def rehearsed_needs(config: RunConfig) -> frozenset[str]:
+    """What is read of the likelihoods of rehearsed samples."""
+    return frozenset(_measured(config, "rehearsal"))
+
+
+def _measured(config: RunConfig, samples: str) -> set[str]:
+    return {f"divergence/{a.label}" for a in config.anchors if a.place == "loss" and a.samples == samples}
+
+
+def in_reward(config: RunConfig) -> dict[str, Reference]:
+    """Anchors whose divergence is taken off the reward, or off the advantages of single decisions."""
+    return {a.label: _reference(a) for a in config.anchors if a.place != "loss"}
+
+
+def compared_with(config: RunConfig) -> set[str]:
+    """The snapshots and teachers that training evaluates for comparison."""
+    return {r.snapshot for r in [*references_of(config).values(), *in_reward(config).values()]}

@@ -1,0 +1,208 @@
+"""Pretraining of the shipped image models: the autoencoder, the text-to-image model on its latents, and the judge.
+
+What one architecture calls its parts is in its own module (tiny_sd3.py, tiny_sd.py) and in its family.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from difrl.policies.diffusion.families import FAMILIES, Family
+from difrl.pretraining import tiny_sd, tiny_sd3
+from difrl.pretraining.judge import JudgeConfig, train_judge
+from difrl.pretraining.stages import Stage, StageConfig
+from difrl.tasks import shapes
+from rewards import make, score
+from samplers import Condition, Grid, Process, Window, corrupt, keyed, ode, rollout
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What pretraining needs to know of a tiny model beyond its family."""
+
+    build: Callable[[Sequence[str], int], Any]
+    """Texts and seed -> the untrained pipeline."""
+    trained: Callable[[Any], list[nn.Module]]
+    """The modules that the denoiser stage trains."""
+    encode: Callable[[Any, Tensor], dict[str, Tensor]]
+    """Token ids [B, L] -> the denoiser's condition, with gradients."""
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "tiny-sd3": Architecture(tiny_sd3.build_pipeline, tiny_sd3.trained_modules, tiny_sd3.encode_tokens),
+    "tiny-sd": Architecture(tiny_sd.build_pipeline, tiny_sd.trained_modules, tiny_sd.encode_tokens),
+}
+
+TIMES: Mapping[str, Callable[[int, torch.Generator], Tensor]] = {
+    "uniform": lambda count, generator: torch.rand(count, generator=generator),
+    "logit_normal": lambda count, generator: torch.sigmoid(torch.randn(count, generator=generator)),
+}
+"""Densities of the times that the denoiser is trained at; logit-normal is SD3's (arXiv:2403.03206)."""
+
+
+class VaeConfig(StageConfig):
+    """The autoencoder: loss = L1 + 2 MSE + kl · KL."""
+
+    kl: float = Field(1e-3, ge=0, description="weight of the KL to the standard normal, per latent element")
+
+
+class DenoiserConfig(StageConfig):
+    """The text-to-image model, on its process's own target."""
+
+    times: Literal["uniform", "logit_normal"] = Field(description="density of the times trained at")
+    snr_weight: tuple[float, float] | None = Field(
+        None, description="bounds of the SNR that weights the error of the clean sample; null weights the target's by 1"
+    )
+    drop: float = Field(0.1, ge=0, lt=1, description="fraction of prompts replaced by the empty one, for guidance")
+    evaluate_images: int = Field(256, ge=0, description="drawings sampled and scored at each checkpoint")
+    evaluate_steps: int = Field(10, gt=0, description="denoising steps of those drawings")
+
+
+class ImagesConfig(BaseModel):
+    """A text-to-image model of the shapes world; a stage that is left out is not run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    architecture: Literal["tiny-sd3", "tiny-sd"] = Field(description="which tiny model is made")
+    output: Path = Field(description="folder of the finished pipeline")
+    work: Path = Field(description="folder of checkpoints and of the cached drawings")
+    seed: int = 0
+    drawings: int = Field(gt=0, description="size of the training set")
+    vae: VaeConfig | None = None
+    denoiser: DenoiserConfig
+    judge: JudgeConfig | None = None
+
+
+def _noise(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def train_vae(vae: AutoencoderKL, images: Tensor, config: VaeConfig, seed: int, work: Path) -> None:
+    """Trains the autoencoder and stores the statistics of its latents as scaling and shift factor."""
+
+    def loss_of(step: int) -> Tensor:
+        generator = _noise(seed, step)
+        x = images[torch.randint(len(images), (config.batch,), generator=generator)] * 2 - 1
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + config.kl * kl
+
+    Stage("vae", config, [vae], work).run(loss_of)
+    with torch.no_grad():
+        latents = vae.encode(images[:2048] * 2 - 1).latent_dist.mean
+    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+
+
+@torch.no_grad()
+def accuracy(family: Family, count: int, steps: int, seed: int) -> float:
+    """The fraction of drawings, sampled by the ODE without guidance for random prompts, that show what was asked."""
+    prompts = shapes.sample_prompts(count, np.random.default_rng(seed))
+    process, shape = family.process, family.latent_shape(None, None)
+    grid = Grid.from_scheduler(family.scheduler, process, steps, sequence_length=family.sequence_length(shape))
+
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return family.call(x_t, process.timestep(t).float(), condition.tensors)
+
+    def sample(texts: list[str], rows: Tensor) -> Tensor:
+        x_init = keyed(shape, seed=seed, step=0, samples=rows, use="pretrain")
+        condition = Condition(family.encode_prompts(texts, None))
+        none = Window(0, 0)
+        x0 = rollout(denoiser, process, grid, ode, x_init, condition, window=none, noise=lambda step: x_init).x0
+        return family.decode(x0)
+
+    reward, correct = make("geneval"), 0.0
+    for rows in torch.arange(count).split(64):
+        chunk = [prompts[i] for i in rows.tolist()]
+        texts = [p.text for p in chunk]
+        correct += score(reward, sample(texts, rows), texts, [p.metadata for p in chunk]).values.sum().item()
+    return correct / count
+
+
+def denoising_loss(
+    process: Process, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor, snr_weight: tuple[float, float] | None
+) -> Tensor:
+    """mean ‖output − target‖², or mean clip(SNR, low, high) · ‖x̂0 − x0‖², with SNR = α²/σ².
+
+    For ε-prediction the latter is clip(SNR, low, high)/SNR · ‖ε̂ − ε‖²: above, Min-SNR weighting (arXiv:2303.09556,
+    §3.4); below, a floor in the way of truncated SNR weighting (arXiv:2202.00512, §4), without which the noisiest
+    times, where a drawing's layout is decided, count for next to nothing.
+    """
+    if snr_weight is None:
+        return F.mse_loss(output, process.target(x0, noise, t).to(output.dtype))
+    x0_hat = process.split(output, corrupt(process, x0, noise, t), t)[0]
+    snr = (process.alpha(t) / process.sigma(t)).square()
+    return (snr.clamp(*snr_weight) * (x0_hat - x0).square().flatten(1).mean(1)).mean().float()
+
+
+def train_denoiser(
+    family: Family,
+    architecture: Architecture,
+    latents: Tensor,
+    texts: Sequence[str],
+    config: DenoiserConfig,
+    seed: int,
+    work: Path,
+) -> None:
+    """Trains the denoiser and its text encoders together on latents [N, 8, 8, 8] and their prompts."""
+    pipeline, process = family.pipeline, family.process
+
+    def token_ids(strings: Sequence[str]) -> Tensor:
+        ids: Tensor = pipeline.tokenizer(list(strings), padding="max_length", return_tensors="pt").input_ids
+        return ids
+
+    ids, empty = token_ids(texts), token_ids([""])
+
+    def loss_of(step: int) -> Tensor:
+        generator = _noise(seed + 1, step)
+        rows = torch.randint(len(latents), (config.batch,), generator=generator)
+        dropped = torch.rand(config.batch, generator=generator) < config.drop
+        t = TIMES[config.times](config.batch, generator)
+        x0 = latents[rows]
+        noise = torch.randn(x0.shape, generator=generator)
+        x_t = corrupt(process, x0, noise, t)
+        condition = architecture.encode(pipeline, torch.where(dropped[:, None], empty, ids[rows]))
+        output = family.call(x_t, process.timestep(t).float(), condition).float()
+        return denoising_loss(process, output, x0, noise, t, config.snr_weight)
+
+    def evaluate() -> str:
+        return f"accuracy {accuracy(family, config.evaluate_images, config.evaluate_steps, seed):.3f}"
+
+    stage = Stage("denoiser", config, architecture.trained(pipeline), work)
+    stage.run(loss_of, evaluate if config.evaluate_images else None)
+
+
+def pretrain_images(config: ImagesConfig) -> None:
+    """Runs every stage and writes the pipeline (float16) and the judge."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(config.seed)
+    prompts = shapes.sample_prompts(config.drawings, rng)
+    log.info("drawing %d scenes", config.drawings)
+    images = shapes.draw([p.metadata for p in prompts], rng)
+    architecture = ARCHITECTURES[config.architecture]
+    pipeline = architecture.build([p.text for p in shapes.prompts()], config.seed)
+    family = FAMILIES[type(pipeline).__name__](pipeline)
+    if config.vae is not None:
+        train_vae(pipeline.vae, images, config.vae, config.seed, config.work)
+    latents = torch.cat([family.encode_images(chunk) for chunk in images.split(256)])
+    texts = [p.text for p in prompts]
+    train_denoiser(family, architecture, latents, texts, config.denoiser, config.seed, config.work)
+    pipeline.to(torch.float16).save_pretrained(config.output, safe_serialization=True)
+    log.info("wrote %s", config.output)
+    if config.judge is not None:
+        train_judge(config.judge, config.seed, config.work).save(config.judge.output)
+        log.info("wrote %s", config.judge.output)

@@ -1,0 +1,69 @@
+"""A chart as an HTML figure: title, legend with definitions, and a drawing for every horizontal axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from difrl.reporting import number_format as formats
+from difrl.reporting.html.charts import MOST_POINTS, Line, line_chart, smoothing_window, stacked_chart
+from difrl.reporting.html.glossary import definition
+from difrl.reporting.html.panels import Chart
+from difrl.reporting.html.read_run import AXES
+
+WIDE_RANGE = 30  # a chart fit for it is drawn on a logarithmic axis where its values span more than this factor
+
+
+def training_figure(chart: Chart, nfe_name: str) -> str:
+    """Drawn against every axis its data has; page.css shows the one that is chosen. Empty without data."""
+    titles = {"step": "step", "nfe": nfe_name, "minutes": "minutes of training"}
+    drawings = {}
+    for axis in AXES:
+        lines = [line for line in (curve.line(axis) for curve in chart.curves) if line.x]
+        if axis == "step" or any(max(line.x) > 0 for line in lines):
+            drawings[axis] = _draw(chart, lines, titles[axis], axis == "step")
+    drawings = {axis: svg for axis, svg in drawings.items() if svg}
+    if not drawings:
+        return ""
+    plots = "".join(f'<div class="by by-{axis}">{svg}</div>' for axis, svg in drawings.items())
+    return figure(chart.title, [curve.line("step") for curve in chart.curves], plots, chart.note, " ".join(drawings))
+
+
+def figure(title: str, lines: Sequence[Line], plots: str, note: str = "", axes: str = "", values: bool = True) -> str:
+    """values: the legend shows the latest value of each line, which makes sense along time only."""
+    small = f'<p class="note">{escape(note)}</p>' if note else ""
+    legend = "".join(_legend(line, values) for line in lines)
+    which = f' data-axes="{axes}"' if axes else ""
+    return (
+        f'<figure class="chart"{which}><figcaption><h3>{escape(title)}</h3><ul class="legend">{legend}</ul>'
+        f"</figcaption>{plots}{small}</figure>"
+    )
+
+
+def smoothing_note(charts: Sequence[Chart]) -> str:
+    """What thin and thick lines mean, where there are any."""
+    lines = [curve.line("step") for chart in charts if not chart.stacked for curve in chart.curves]
+    longest = max((len(line.x) for line in lines if line.noisy), default=0)
+    if not longest:
+        return ""
+    binned = f" Each point is the mean of {longest / MOST_POINTS:.1f} steps." if longest > MOST_POINTS else ""
+    window = smoothing_window(min(longest, MOST_POINTS))
+    return f"Thin lines: every step; thick lines: running mean of {window} points.{binned}"
+
+
+def _draw(chart: Chart, lines: list[Line], x_title: str, whole_x: bool) -> str:
+    if chart.stacked:
+        return stacked_chart(lines, x_title, whole_x=whole_x)
+    return line_chart(lines, x_title, log=chart.log and any(map(_wide, lines)), whole_x=whole_x)
+
+
+def _wide(line: Line) -> bool:
+    values = [value for value in line.y if math.isfinite(value)]
+    return bool(values) and min(values) > 0 and max(values) / min(values) > WIDE_RANGE
+
+
+def _legend(line: Line, value: bool) -> str:
+    tip = escape(f"{line.key}: {definition(line.key)}".rstrip(": "), quote=True)
+    latest = f" <b>{formats.number(line.latest)}</b>" if value else ""
+    return f'<li tabindex="0" data-tip="{tip}"><i class="c{line.colour}"></i>{escape(line.label)}{latest}</li>'

@@ -1,0 +1,89 @@
+"""The page itself: headline, curves, pictures, sweep, settings and glossary as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+
+from difrl.reporting import number_format as formats
+from difrl.reporting.html import sections
+from difrl.reporting.html.compare import comparison
+from difrl.reporting.html.glossary import entries
+from difrl.reporting.html.read_run import RunRecord
+
+
+def render(runs: Sequence[RunRecord]) -> str:
+    """A whole HTML document. Names that occur twice are told apart by their folder."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = f"{run.folder.resolve().parent.name}/{run.name}"
+    several = len(runs) > 1
+    title = " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
+    body = comparison(runs) if several else ""
+    body += "".join(_several(run) if several else _single(run) for run in runs)
+    style, script = _asset("page.css"), _asset("page.js")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)} · difrl</title><style>{style}</style></head>"
+        f'<body data-axis="step"><main>{body}{_glossary(runs)}</main>'
+        f'<div id="tip" role="tooltip" hidden></div><script>{script}</script></body></html>\n'
+    )
+
+
+def _single(run: RunRecord) -> str:
+    title = f'<p class="kicker">difrl run</p><h1>{escape(run.name)}</h1>'
+    return f"<header>{title}{_facts(run)}</header>{_parts(run)}"
+
+
+def _several(run: RunRecord) -> str:
+    return (
+        f'<details class="run" id="run-{escape(run.name, quote=True)}"><summary>'
+        f"<h2>{escape(run.name)}</h2></summary>{_facts(run)}{_parts(run)}</details>"
+    )
+
+
+def _parts(run: RunRecord) -> str:
+    return "".join(
+        (
+            sections.problems(run),
+            sections.headline(run),
+            sections.samples(run),
+            sections.curves(run),
+            sections.sweep(run),
+            sections.settings(run),
+        )
+    )
+
+
+def _facts(run: RunRecord) -> str:
+    """Algorithm, model, how far the run came and what it cost, as a line of small facts."""
+    model = run.config.get("model")
+    facts = [run.config.get("algorithm"), model.get("path") if isinstance(model, dict) else None]
+    if isinstance(model, dict) and model.get("train"):
+        facts.append({"lora": "LoRA", "full": "all weights"}.get(model["train"], model["train"]))
+    steps = int(run.rows[-1]["step"]) if run.rows else 0
+    planned = run.planned_steps
+    facts.append(f"{steps} of {planned} steps" if planned and planned != steps else f"{steps} steps")
+    if run.rows and run.rows[-1]["nfe"] > 0:
+        facts.append(f"{formats.count(run.rows[-1]['nfe'])} {run.nfe_name}")
+    if run.rows and run.rows[-1]["minutes"] > 0:
+        facts.append(f"{formats.duration(run.rows[-1]['minutes'] * 60)} of training")
+    return f"<p class='facts'>{''.join(f'<span>{escape(str(fact))}</span>' for fact in facts if fact)}</p>"
+
+
+def _glossary(runs: Sequence[RunRecord]) -> str:
+    keys = ["step", "nfe", *(key for run in runs for key in run.metrics())]
+    for one in filter(None, (run.sweep for run in runs)):
+        keys += ["rlg weight", *(key for key in one.series if key.startswith(("divergence/", "cost/")))]
+    items = "".join(
+        f"<div><dt><code>{escape(pattern)}</code></dt><dd>{escape(text)}</dd></div>" for pattern, text in entries(keys)
+    )
+    return f'<section class="glossary"><h2>What the numbers are</h2><dl>{items}</dl></section>'
+
+
+def _asset(name: str) -> str:
+    return files("difrl.reporting.html").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,234 @@
+"""Read a run folder, however damaged: whatever cannot be read becomes a sentence in `problems`.
+
+Runs are killed, disks fill up and lines end half-way. A report of such a run matters more than of a perfect
+one, so nothing here raises for what it finds in a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difrl.reporting.html.image_frames import Frame, Picture, read_frames, read_picture
+from difrl.reporting.html.text_tables import Written, read_written, written
+from difrl.reporting.inference_defaults import Chosen, ChosenError, read_chosen
+from difrl.reporting.summary import Change, changes
+
+Row = dict[str, float]
+AXES = ("step", "nfe", "minutes")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """rlg.json: series over guidance weights, the settings they share, and the picture made beside it."""
+
+    weights: list[float]
+    series: dict[str, list[float]]
+    picture: Picture | None = None
+    first_steps: int = 0
+    adaptive: float | None = None
+    written: Written | None = None
+    """Texts at each weight."""
+
+
+@dataclass
+class RunRecord:
+    """A run as the report needs it: rows in step order, each with "step", "nfe" and "minutes"."""
+
+    name: str
+    folder: Path
+    rows: list[Row] = field(default_factory=list)
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    frames: list[Frame] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
+    sweep: Sweep | None = None
+    chosen: Chosen | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def metrics(self) -> list[str]:
+        """Metric names in order of appearance, without the axes themselves."""
+        return list(dict.fromkeys(key for row in self.rows for key in row if key not in AXES))
+
+    def series(self, key: str, axis: str) -> tuple[list[float], list[float]]:
+        """(x, y) where both are known; a non-finite y is kept as a gap."""
+        pairs = [(row[axis], row[key]) for row in self.rows if key in row and math.isfinite(row[axis])]
+        return [x for x, _ in pairs], [y for _, y in pairs]
+
+    def evaluation(self, which: int) -> Row:
+        """The first (0) or the last (-1) row with evaluation metrics, or summary.json's where it has them."""
+        told = self.summary.get("before" if which == 0 else "after")
+        if isinstance(told, dict) and told:
+            return _numbers(told)
+        rows = [row for row in self.rows if any(key.startswith("eval/") for key in row)]
+        return rows[which] if rows else {}
+
+    def changes(self) -> list[Change]:
+        """The last evaluation against the first; empty where there are no two."""
+        first, last = self.evaluation(0), self.evaluation(-1)
+        return changes(first, last) if first is not last else []
+
+    @property
+    def nfe_name(self) -> str:
+        likelihood = self.config.get("likelihood")
+        text = isinstance(likelihood, dict) and likelihood.get("kind") == "tokens"
+        return "tokens generated" if text else "denoiser evaluations"
+
+    @property
+    def planned_steps(self) -> int | None:
+        train = self.config.get("train")
+        steps = train.get("steps") if isinstance(train, dict) else None
+        return steps if isinstance(steps, int) else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Everything a report shows of one run folder; only a folder that does not exist is an error."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no run folder at {folder}; expected a folder with metrics.jsonl, as `difrl train` writes it"
+        )
+    run = RunRecord(folder.resolve().name, folder)
+    run.rows = read_metrics(folder / "metrics.jsonl", run.problems)
+    config = folder / "config.yaml"
+    if config.is_file():
+        run.config_text = config.read_text(encoding="utf-8", errors="replace")
+        run.config = _parse_config(run.config_text, run.problems)
+    else:
+        run.problems.append("config.yaml is missing, so the settings of this run are not shown.")
+    run.frames = read_frames(folder / "samples", run.problems)
+    run.written = read_written(folder / "samples", run.problems)
+    run.summary = _read_json(folder / "summary.json", run.problems)
+    run.sweep = _read_sweep(folder, run.problems)
+    run.chosen = _read_chosen(folder, run.problems)
+    return run
+
+
+def read_metrics(path: Path, problems: list[str]) -> list[Row]:
+    """Rows in step order. After a resume, steps seen again replace those before the interruption."""
+    if not path.is_file():
+        problems.append("metrics.jsonl is missing: the run stopped before its first step, or it was not copied.")
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _parse_line(line)
+        if row is None:
+            last = number == len(lines)
+            why = "is cut short, as when a run is killed while writing it" if last else "is not a JSON object"
+            problems.append(f"Line {number} of metrics.jsonl {why}; it is left out.")
+            continue
+        if "step" not in row or not math.isfinite(row["step"]):
+            problems.append(f"Line {number} of metrics.jsonl has no step; it is left out.")
+            continue
+        step = int(row["step"])
+        if rows and step < max(rows):
+            rows = {earlier: kept for earlier, kept in rows.items() if earlier < step}
+        rows.setdefault(step, {}).update(row)
+    found = [rows[step] for step in sorted(rows)]
+    _report_gaps(found, problems)
+    return _with_axes(found)
+
+
+def _parse_line(line: str) -> Row | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return _numbers(value) if isinstance(value, dict) else None
+
+
+def _numbers(values: dict[str, Any]) -> Row:
+    """Numbers as floats, null as NaN; anything else is no metric."""
+    return {
+        key: math.nan if value is None else float(value)
+        for key, value in values.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
+
+
+def _report_gaps(rows: list[Row], problems: list[str]) -> None:
+    for key in ("loss", "grad_norm", "reward/mean"):
+        steps = [int(row["step"]) for row in rows if key in row and not math.isfinite(row[key])]
+        if steps:
+            shown = ", ".join(str(step) for step in steps[:5]) + (", …" if len(steps) > 5 else "")
+            problems.append(f"{key} is not a finite number at step {shown}.")
+
+
+def _with_axes(rows: list[Row]) -> list[Row]:
+    """Fill in nfe where a row lacks it, and minutes, the running sum of the stages' seconds."""
+    nfe, seconds = 0.0, 0.0
+    known = any("nfe" in row for row in rows)
+    for row in rows:
+        seconds += sum(value for key, value in row.items() if key.startswith("time/") and math.isfinite(value))
+        nfe = row.get("nfe", nfe)
+        row["nfe"] = nfe if known else math.nan
+        row["minutes"] = seconds / 60
+    return rows
+
+
+def _parse_config(text: str, problems: list[str]) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        problems.append("config.yaml is not valid YAML; it is shown as it is.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        problems.append(f"{path.name} is not valid JSON; it is left out.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_sweep(folder: Path, problems: list[str]) -> Sweep | None:
+    """A series whose length differs from the weights' is left out and named."""
+    value = _read_json(folder / "rlg.json", problems)
+    weights = value.get("weights")
+    if not isinstance(weights, list) or not weights or not all(isinstance(one, int | float) for one in weights):
+        return None
+    series: dict[str, list[float]] = {}
+    for key, numbers in value.items():
+        if key == "weights" or not isinstance(numbers, list):
+            continue
+        if len(numbers) != len(weights):
+            problems.append(f"rlg.json has {len(numbers)} values of {key} for {len(weights)} weights; left out.")
+            continue
+        series[key] = [float(one) if isinstance(one, int | float) else math.nan for one in numbers]
+    name, texts = value.get("picture"), written(value.get("samples"))
+    picture = read_picture(folder / name, problems) if isinstance(name, str) and texts is None else None
+    order = sorted(range(len(weights)), key=lambda index: weights[index])
+    return Sweep(
+        [float(weights[index]) for index in order],
+        {key: [numbers[index] for index in order] for key, numbers in series.items()},
+        picture,
+        int(_setting(value, "first_steps") or 0),
+        _setting(value, "adaptive"),
+        texts,
+    )
+
+
+def _setting(value: dict[str, Any], key: str) -> float | None:
+    found = value.get(key)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _read_chosen(folder: Path, problems: list[str]) -> Chosen | None:
+    try:
+        return read_chosen(folder)
+    except ChosenError:
+        problems.append("inference.json cannot be read; the run's default weight is not shown.")
+        return None

@@ -1,0 +1,268 @@
+"""Two shapes of sample sheet: `grid` shows one set of samples, `compare` several sets side by side.
+
+Both keep one prompt to a row, so that a reader compares along a line. Text is set in DejaVu, which
+matplotlib ships, so a sheet looks the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw
+
+from difrl.reporting.image_grid.badges import Scores, badge, mean_score, span
+from difrl.reporting.image_grid.text_layout import (
+    HAIRLINE,
+    INK,
+    MUTED,
+    PAGE,
+    block_height,
+    font,
+    line_height,
+    wrap,
+)
+
+SMALLEST_TILE = 120  # pixels: below this the letters of a caption outgrow the picture they belong to
+LARGEST_TILE = 384  # pixels: a sheet of 1024-pixel images would not open in most viewers
+NARROWEST_CAPTION = 170  # pixels
+NARROWEST_HEADER = 90  # pixels
+MOST_LINES = 4  # of a caption below an image
+
+
+@dataclass(frozen=True)
+class Column:
+    """One labelled set of samples: tiles[row][sample], and scores of the same shape (None: not scored)."""
+
+    label: str
+    tiles: list[list[Image.Image]]
+    scores: Scores | None = None
+
+    @property
+    def most(self) -> int:
+        return max(len(row) for row in self.tiles)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Every length of a sheet, derived from the size of a tile."""
+
+    width: int
+    height: int
+    scored: bool
+
+    @property
+    def text(self) -> int:
+        return max(13, min(26, min(self.width, self.height) // 9))
+
+    @property
+    def gap(self) -> int:
+        return max(6, min(self.width, self.height) // 20)
+
+    @property
+    def margin(self) -> int:
+        return max(16, min(self.width, self.height) // 7)
+
+    @property
+    def badge(self) -> int:
+        return round(self.text * 1.8) if self.scored else 0
+
+    @property
+    def pitch(self) -> int:
+        """From one row to the next: a badge must sit nearer to its own tile than to the one below."""
+        return self.height + self.badge + (self.gap * 3 // 2 if self.scored else self.gap)
+
+    def column(self, tiles: int) -> int:
+        return tiles * (self.width + self.gap) - self.gap
+
+
+def grid(
+    images: torch.Tensor,
+    captions: Sequence[str],
+    columns: int,
+    scores: Scores | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Samples [B,3,H,W] in [0,1] as a sheet with `columns` images a row.
+
+    captions: one an image, or one a row. Where every row has a single caption it stands at the left of its
+    row (one row a prompt); otherwise each image carries its own below. scores: one list a row; None or NaN
+    marks an image that could not be scored. scale: integer enlargement by nearest neighbour; None picks one
+    that makes tiles legible, and shrinks very large images.
+    """
+    _check_images(images, 4)
+    rows = math.ceil(len(images) / columns) if columns > 0 else 0
+    if columns < 1 or len(captions) not in (len(images), rows):
+        raise ValueError(
+            f"grid: {len(captions)} captions for {len(images)} images in {columns} columns; "
+            f"give one caption an image ({len(images)}) or one a row ({rows}), and at least one column"
+        )
+    _check_scores(scores, rows)
+    starts = range(0, len(images), columns)
+    tiles = _tiles(images, scale)
+    lines = [tiles[start : start + columns] for start in starts]
+    if len(captions) == rows:
+        return _sheet([Column("", lines, scores)], captions)
+    named = [captions[start : start + columns] for start in starts]
+    if columns > 1 and all(len(set(line)) == 1 for line in named):
+        return _sheet([Column("", lines, scores)], [line[0] for line in named])
+    return _captioned(Column("", lines, scores), named)
+
+
+def compare(
+    rows_by_label: Mapping[str, torch.Tensor],
+    prompts: Sequence[str],
+    scores: Mapping[str, Scores] | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Several sets of samples side by side: one column a label (in the mapping's order), one row a prompt.
+
+    rows_by_label: label -> [P,3,H,W], or [P,n,3,H,W] for n samples a prompt. scores: label -> P lists of n
+    values. Used for before against after, and for sweeps of the RLG weight.
+    """
+    if not rows_by_label:
+        raise ValueError("compare: no columns were given; expected at least one label with its images")
+    columns = []
+    for label, images in rows_by_label.items():
+        nested = images.unsqueeze(1) if images.dim() == 4 else images
+        _check_images(nested, 5)
+        if len(nested) != len(prompts):
+            raise ValueError(f"compare: column {label!r} has {len(nested)} rows for {len(prompts)} prompts")
+        own = scores.get(label) if scores else None
+        _check_scores(own, len(prompts))
+        columns.append(Column(label, [_tiles(row, scale) for row in nested], own))
+    return _sheet(columns, prompts)
+
+
+def _check_images(images: torch.Tensor, dimensions: int) -> None:
+    if images.dim() != dimensions or images.shape[-3] != 3 or 0 in images.shape:
+        shape = tuple(images.shape)
+        raise ValueError(f"images have shape {shape}; expected [...,3,H,W] with no empty dimension")
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("images hold NaN or infinite values; look for the fault where they were decoded")
+
+
+def _check_scores(scores: Scores | None, rows: int) -> None:
+    if scores is not None and len(scores) != rows:
+        raise ValueError(f"{len(scores)} lists of scores for {rows} rows of images; expected one a row")
+
+
+def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
+    """[B,3,H,W] in [0,1] -> PIL images, enlarged by an integer factor or shrunk to LARGEST_TILE."""
+    height, width = images.shape[-2:]
+    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    pictures = [Image.fromarray(level) for level in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    factor = scale or max(1, math.ceil(SMALLEST_TILE / min(height, width)))
+    if factor > 1:
+        return [one.resize((width * factor, height * factor), Image.Resampling.NEAREST) for one in pictures]
+    if scale is None and max(height, width) > LARGEST_TILE:
+        shrink = LARGEST_TILE / max(height, width)
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        return [one.resize(size, Image.Resampling.LANCZOS) for one in pictures]
+    return pictures
+
+
+def _sheet(columns: Sequence[Column], prompts: Sequence[str]) -> Image.Image:
+    """Prompts at the left, then the columns; more room between columns than between samples of one."""
+    size = columns[0].tiles[0][0].size
+    measures = Measures(*size, scored=any(column.scores is not None for column in columns))
+    gap, margin, body = measures.gap, measures.margin, font(measures.text)
+    room = max(2, measures.pitch // line_height(body) - 2)
+    captions = [wrap(one, body, max(1.5 * measures.width, NARROWEST_CAPTION), room) for one in prompts]
+    longest = max(body.getlength(line) for lines in captions for line in lines)
+    left = margin + (math.ceil(longest + 2.5 * gap) if longest else 0)
+    between = 3 * gap if any(column.most > 1 for column in columns) else gap
+    header = measures.text * (3 if measures.scored else 2) if any(column.label for column in columns) else 0
+    width = sum(measures.column(column.most) + between for column in columns) - between
+    height = header + measures.pitch * len(prompts) - gap
+    sheet = Image.new("RGB", (left + width + margin, height + 2 * margin), PAGE)
+
+    top = margin + header
+    for index, lines in enumerate(captions):
+        alone = columns[0].scores if len(columns) == 1 else None
+        mean = mean_score([alone[index]]) if alone is not None else None
+        _caption(sheet, lines, mean, (margin, top + index * measures.pitch), measures)
+    x = left
+    for column in columns:
+        _header(sheet, column, (x, margin), measures)
+        spread = span([one.scores for one in columns if one.scores is not None])
+        for index in range(len(prompts)):
+            _row(sheet, column, index, spread, (x, top + index * measures.pitch), measures)
+        x += measures.column(column.most) + between
+    return sheet
+
+
+def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple[int, int], measures: Measures) -> None:
+    """A prompt, vertically centred on its row of tiles, and the row's mean score under it."""
+    draw, body, small = ImageDraw.Draw(sheet), font(measures.text), font(measures.text - 2)
+    x, y = at
+    extra = line_height(small) + 3 if mean is not None else 0
+    y += max(0, (measures.height - block_height(lines, body) - extra) // 2)
+    for line in lines:
+        draw.text((x, y), line, font=body, fill=INK)
+        y += line_height(body)
+    if mean is not None:
+        draw.text((x, y + 3), f"mean {mean:.2f}", font=small, fill=MUTED)
+
+
+def _header(sheet: Image.Image, column: Column, at: tuple[int, int], measures: Measures) -> None:
+    if not column.label:
+        return
+    draw, bold, small = ImageDraw.Draw(sheet), font(measures.text, bold=True), font(measures.text - 2)
+    width = measures.column(column.most)
+    (label,) = wrap(column.label, bold, max(width, NARROWEST_HEADER), 1)
+    x, y = at[0] + width / 2, at[1]
+    draw.text((x, y), label, font=bold, fill=INK, anchor="mt")
+    mean = mean_score(column.scores or [])
+    if mean is not None:
+        lower = y + measures.text * 1.5
+        draw.text((x, lower), f"mean {mean:.2f}", font=small, fill=MUTED, anchor="mt")
+
+
+def _row(
+    sheet: Image.Image,
+    column: Column,
+    index: int,
+    spread: tuple[float, float],
+    at: tuple[int, int],
+    measures: Measures,
+) -> None:
+    """Tiles with a hairline around each (so that pale pictures keep their edge) and the score below."""
+    draw = ImageDraw.Draw(sheet)
+    values = list(column.scores[index]) if column.scores is not None else []
+    x, y = at
+    for position, tile in enumerate(column.tiles[index]):
+        sheet.paste(tile, (x, y))
+        draw.rectangle((x - 1, y - 1, x + tile.width, y + tile.height), outline=HAIRLINE)
+        if position < len(values):
+            label = badge(values[position], spread, measures.text - 1)
+            lower = y + tile.height + measures.text // 4
+            sheet.paste(label, (x + (tile.width - label.width) // 2, lower), label)
+        x += measures.width + measures.gap
+
+
+def _captioned(column: Column, named: Sequence[Sequence[str]]) -> Image.Image:
+    """A sheet where every image has its own caption below it."""
+    measures = Measures(*column.tiles[0][0].size, scored=column.scores is not None)
+    body, margin, between = font(measures.text - 1), measures.margin, 2 * measures.gap
+    wrapped = [[wrap(caption, body, measures.width, MOST_LINES) for caption in row] for row in named]
+    under = measures.height + measures.badge + measures.gap // 2
+    heights = [under + max(block_height(lines, body) for lines in row) for row in wrapped]
+    width = column.most * (measures.width + between) - between
+    height = sum(heights) + between * (len(heights) - 1)
+    sheet = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAGE)
+    draw, y = ImageDraw.Draw(sheet), margin
+    spread = span([column.scores] if column.scores is not None else [])
+    for index, row in enumerate(wrapped):
+        for position, lines in enumerate(row):
+            x = margin + position * (measures.width + between)
+            scores = [column.scores[index][position : position + 1]] if column.scores is not None else None
+            one = Column("", [[column.tiles[index][position]]], scores)
+            _row(sheet, one, 0, spread, (x, y), measures)
+            for number, line in enumerate(lines):
+                at = (x + measures.width / 2, y + under + number * line_height(body))
+                draw.text(at, line, font=body, fill=INK, anchor="ma")
+        y += heights[index] + between
+    return sheet

@@ -1,0 +1,72 @@
+"""Samples of fixed prompts, drawn in one or more ways, side by side: a picture of images, a table of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from rich.console import Console
+
+from difrl.data.rollout import Rollout
+from difrl.reporting.image_grid import compare
+from difrl.reporting.text_sheet import Scores, TextSheet
+
+__all__ = ["PictureSheet", "Sheet", "TextSheet", "sheet_of"]
+
+
+class Sheet(Protocol):
+    """What people look at."""
+
+    @property
+    def default(self) -> Path | None:
+        """Where `difrl sample` saves it if it is not told; None: nowhere, since it was shown."""
+
+    def show(self, console: Console) -> None:
+        """On a terminal, where it can be."""
+
+    def save(self, path: Path) -> Path:
+        """Writes it for people to look at; a path without a suffix gets one."""
+
+    def described(self) -> dict[str, Any]:
+        """What JSON keeps of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSheet:
+    """Images of P prompts, N of each, a column a set."""
+
+    prompts: Sequence[str]
+    sets: Mapping[str, torch.Tensor]
+    """Label -> [P, N, 3, H, W]."""
+    scores: Mapping[str, Scores]
+    default: ClassVar[Path | None] = Path("samples.png")
+
+    def show(self, console: Console) -> None: ...
+
+    def save(self, path: Path) -> Path:
+        place = path if path.suffix else path.with_suffix(".png")
+        compare(self.sets, self.prompts, self.scores or None).save(place)
+        return place
+
+    def described(self) -> dict[str, Any]:
+        """{"prompts": [P], "scores": [P][N]}: of the one set that a step shows."""
+        return {"prompts": self.prompts, "scores": next(iter(self.scores.values()), [])}
+
+
+def sheet_of(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, Scores]) -> Sheet:
+    """One rollout a set, with equally many samples of each prompt, one prompt after the other."""
+    images = {
+        label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None
+    }
+    if images:
+        return PictureSheet(prompts, images, scores)
+    texts = {label: _rows(r.texts or (), len(prompts)) for label, r in rollouts.items()}
+    return TextSheet(prompts, texts, scores)
+
+
+def _rows(texts: Sequence[str], count: int) -> list[Sequence[str]]:
+    size = len(texts) // count
+    return [texts[i * size : (i + 1) * size] for i in range(count)]

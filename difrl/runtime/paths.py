@@ -1,0 +1,70 @@
+"""Where the files that come with difrl are: the recipes (configs/) and the assets (tiny pretrained models).
+
+In a checkout, installed in editable mode or not, recipes are in configs/ at the top; a wheel has them inside
+the package, in difrl/configs. Assets are in difrl/assets in both.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def recipes_folder(package: Path = PACKAGE) -> Path:
+    """The folder of the recipes that belong to the difrl in `package`."""
+    checkout = package.parent
+    # site-packages may hold somebody else's configs/, but never a pyproject.toml.
+    if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir():
+        return checkout / "configs"
+    if (package / "configs").is_dir():
+        return package / "configs"
+    raise FileNotFoundError(
+        f"difrl's recipes are neither in {checkout / 'configs'} nor in {package / 'configs'}; reinstall difrl"
+    )
+
+
+def recipes(package: Path = PACKAGE) -> dict[str, Path]:
+    """Recipe names, in order, with their files; configs/text/grpo.yaml is called `text/grpo`."""
+    folder = recipes_folder(package)
+    files = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def find_config(name: str | Path) -> Path:
+    """A config file from what a user typed: a path that exists, else a recipe's name or path."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = recipes()
+    recipe = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if recipe in known:
+        return known[recipe]
+    raise FileNotFoundError(
+        f"no config file '{name}' and no recipe of that name{_nearest(recipe, known)}; "
+        "`difrl recipes` lists the recipes"
+    )
+
+
+def asset(name: str) -> Path:
+    """The folder or file difrl/assets/`name`, such as the pretrained model `tiny-sd3`."""
+    folder = PACKAGE / "assets"
+    if name in (known := assets()):
+        return folder / name
+    raise FileNotFoundError(
+        f"difrl has no asset '{name}'{_nearest(name, known)}; it has {', '.join(known) or 'none'} in {folder}"
+    )
+
+
+def assets() -> list[str]:
+    """Names of the assets, in order."""
+    folder = PACKAGE / "assets"
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(("_", ".")))
+
+
+def _nearest(name: str, known: list[str] | dict[str, Path]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

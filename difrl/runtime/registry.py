@@ -1,0 +1,44 @@
+"""Extension points: objects by name, registered by a call or found through an entry point of an installed package."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named objects of one kind. Entry points are loaded when their name is first looked up."""
+
+    def __init__(self, noun: str, group: str) -> None:
+        """`noun` is the word of messages ("objective"), `group` the entry-point group ("difrl.objectives")."""
+        self.noun, self.group = noun, group
+        self._registered: dict[str, T] = {}
+
+    def register(self, name: str, item: T) -> T:
+        """Make `item` known as `name`. Raise ValueError if another object has that name."""
+        known = self._registered.setdefault(name, item)
+        if known is not item:
+            raise ValueError(f"two {self.noun} extensions are called '{name}': {known!r} and {item!r}; rename one")
+        return item
+
+    def names(self) -> list[str]:
+        """Return every known name, in order, those of entry points included."""
+        return sorted({*self._registered, *entry_points(group=self.group).names})
+
+    def __getitem__(self, name: str) -> T:
+        """Return the object of that name. Raise LookupError, with the nearest name, if there is none."""
+        if name not in self._registered:
+            found = entry_points(group=self.group, name=name)
+            if not found:
+                near = difflib.get_close_matches(name, self.names(), 1)
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                raise LookupError(
+                    f"there is no {self.noun} '{name}'; {hint}known: {', '.join(self.names())}. Another package can add one "
+                    f"through the entry-point group {self.group} (docs/extending.md)"
+                )
+            for point in found:
+                self.register(name, point.load())
+        return self._registered[name]

@@ -1,0 +1,43 @@
+"""Import paths of release 0.1 that recipes may hold (`import: difrl.worlds.enumerable:TableReward`). They go with release 0.3."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+RENAMED = {
+    "difrl.worlds": "difrl.tasks",
+    "difrl.worlds.enumerable": "difrl.tasks.exact.enumerable",
+    "difrl.worlds.gaussian": "difrl.tasks.exact.gaussian",
+}
+"""Old module -> new module."""
+
+
+class RenamedModules(MetaPathFinder, Loader):
+    """Finds the modules of `RENAMED` under their old names, with a warning that gives the new one."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=fullname == "difrl.worlds") if fullname in RENAMED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = RENAMED[module.__name__]
+        vars(module).update({k: v for k, v in vars(import_module(new)).items() if not k.startswith("__")})
+        if module.__name__ != "difrl.worlds":
+            warnings.warn(
+                f"{module.__name__} is now {new}; the old import path goes with difrl 0.3: change it in your recipe",
+                FutureWarning,
+                stacklevel=2,
+            )
+
+
+def install_renamed_modules() -> None:
+    """Make `import` find the old names."""
+    if not any(isinstance(finder, RenamedModules) for finder in sys.meta_path):
+        sys.meta_path.append(RenamedModules())

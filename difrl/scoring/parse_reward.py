@@ -1,0 +1,18 @@
+"""A reward as the command line names it: a name, an import path, or what stands for it in a recipe, in braces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from difrl.config import RewardConfig
+from difrl.config.load import read_text
+
+
+def reward_of(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
+    """`ocr`, `my_module.my_reward`, `{name: ocr, options: {threads: 1}}`, or the label of a reward that is known already."""
+    labels: Mapping[str, RewardConfig] = {reward.label: reward for reward in known}
+    if text in labels:
+        return labels[text]
+    if text.lstrip().startswith("{"):
+        return read_text(RewardConfig, text, "reward")
+    return RewardConfig.model_validate({"import" if "." in text or ":" in text else "name": text})

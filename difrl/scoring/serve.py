@@ -1,0 +1,116 @@
+"""`difrl serve`: which rewards, and what the terminal says when the server has started."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import torch
+from pydantic import Field
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from difrl.config import RewardConfig
+from difrl.config.load import read_model
+from difrl.config.schema.base import Section
+from difrl.config.yaml_source import ConfigError, parse_overrides
+from difrl.scoring.parse_reward import reward_of
+from difrl.scoring.standalone import build_alone, check_alone
+from rewards import Reward
+from rewards.http import is_loopback
+from rewards.protocol import is_token
+from rewards.server import Limits, create_app, listening, run, url_of
+
+
+class ServedConfig(Section):
+    """A file for `difrl serve`."""
+
+    rewards: list[RewardConfig] = Field(
+        min_length=1, description="as in a recipe, e.g. [{name: geneval}], without shape and weight"
+    )
+
+
+def served(words: Sequence[str]) -> list[RewardConfig]:
+    """The rewards that arguments name, some in YAML files, with the options that others set by REWARD.option=value."""
+    setting = [word for word in words if "=" in word and not word.lstrip().startswith("{")]
+    names = [word for word in words if word not in setting]
+    options = parse_overrides(setting).plain
+    configs = [config for name in names for config in _named(name)]
+    check_alone(configs)
+    labels = [config.label for config in configs]
+    for label, own in options.items():
+        if label not in labels or not isinstance(own, Mapping):
+            near = difflib.get_close_matches(label, labels, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"option '{label}': expected REWARD.option=value with a served reward; {hint}Served: {', '.join(labels)}"
+            )
+    return [_with_options(config, options.get(config.label, {})) for config in configs]
+
+
+def serve(
+    configs: Sequence[RewardConfig],
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    max_batch: int,
+    wait: float,
+    limits: Limits,
+    device: torch.device | str,
+    console: Console,
+) -> None:
+    """Serve rewards until the process is told to stop."""
+    if token is not None and not is_token(token):
+        raise ConfigError("--token: expected one or more visible ASCII characters without spaces; found another")
+    rewards = {config.label: build_alone(config, device) for config in configs}
+    try:
+        listener = listening(host, port)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose others") from error
+    app = create_app(rewards, version=version("difrl"), token=token, max_batch=max_batch, wait=wait, limits=limits)
+    with listener:
+        console.print(started(url_of(listener), rewards, token is not None, max_batch, limits))
+        run(app, listener)
+
+
+def started(url: str, rewards: Mapping[str, Reward], has_token: bool, max_batch: int, limits: Limits) -> Group:
+    """What is served where, and who may use it."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("address", f"[bold]{escape(url)}[/]")
+    for index, (name, reward) in enumerate(rewards.items()):
+        needs = f"  [dim]{escape(', '.join(reward.needs))}[/]"
+        table.add_row("" if index else "rewards", f"[bold]{escape(name)}[/]{needs}")
+    table.add_row("token", "on" if has_token else "off")
+    table.add_row("a batch", f"up to {max_batch} rows, of one request or of several")
+    table.add_row(
+        "a request", f"up to {limits.rows} rows, {limits.megabytes} MB, {limits.megapixels} megapixels decoded"
+    )
+    table.add_row("stop with", "Ctrl-C; requests in progress are answered first")
+    return Group(table, *([] if has_token or is_loopback(_host(url)) else [_WARNING]))
+
+
+_WARNING = (
+    "[bold yellow]warning:[/] no token, and others can reach this address: set --token, or\n"
+    "the environment variable DIFRL_TOKEN, or listen on --host 127.0.0.1"
+)
+
+
+def _named(word: str) -> list[RewardConfig]:
+    if word.endswith((".yaml", ".yml")):
+        return read_model(ServedConfig, word).rewards
+    return [reward_of(word)]
+
+
+def _with_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:
+    if options and config.ensemble is not None:
+        raise ConfigError(
+            f"option '{config.label}.{next(iter(options))}': an ensemble has none; give it to its members"
+        )
+    return config.model_copy(update={"options": {**config.options, **options}})
+
+
+def _host(url: str) -> str:
+    return url.removeprefix("http://").rpartition(":")[0].strip("[]")

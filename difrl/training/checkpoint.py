@@ -1,0 +1,293 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON.
+
+    step-000050/  trained.safetensors  optimizer.safetensors  snapshots.safetensors  source.safetensors  random.safetensors
+                  state.json
+
+A checkpoint is written beside its place and renamed into it, so a folder of that name is whole. state.json
+lists the size of every file, so one that was damaged later is noticed. Rollouts draw from keyed noise and prompts are
+ordered by step, so the position in the data is the step; the global random states are kept for rewards that use them, and
+what rewards said of reference samples because they might not say it again (source.safetensors, by process).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difrl.core import Coefficient
+from difrl.runtime.distributed import Processes
+from difrl.training.trainer import Trainer
+
+PREFIX = "step-"
+RESULT = "checkpoints/result.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read."""
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return run / "checkpoints" / f"{PREFIX}{step:06d}"
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder."""
+    found = existing(run)
+    return found[-1] if found else None
+
+
+def existing(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first. A copy that somebody made, such as step-000050-best, is none."""
+    found = [p for p in (run / "checkpoints").glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
+    return sorted(found, key=lambda place: int(place.name.removeprefix(PREFIX)))
+
+
+def step_of(place: Path | None) -> int:
+    """The number of steps behind a checkpoint, from its name; 0 where there is none."""
+    return 0 if place is None else int(place.name.removeprefix(PREFIX))
+
+
+def result(run: Path) -> Path | None:
+    """The checkpoint whose weights are the run's result: the newest, or the one that a guard took the run back to."""
+    mark = run / RESULT
+    return folder_of(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else latest(run)
+
+
+def mark_result(run: Path, step: int | None) -> None:
+    """Says that the result is the checkpoint of a step; None: the newest, as it is unless something else is said."""
+    if step is None:
+        (run / RESULT).unlink(missing_ok=True)
+    else:
+        _flush(run / RESULT, json.dumps({"step": step}).encode())
+
+
+def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes, spared: Collection[int] = ()) -> None:
+    """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints and those of the spared steps.
+
+    All processes call it.
+    """
+    generators = {
+        name: processes.gather(value[None].to(processes.device)).cpu() for name, value in random_state().items()
+    }
+    known = {
+        f"{rank}/{name}": part
+        for name, rows in trainer.source.state().items()
+        for rank, part in enumerate(processes.parts(rows.to(processes.device)))
+    }
+    if not processes.is_main:
+        return
+    place = folder_of(run, step)
+    aside = place.with_name(f".{place.name}.partial")
+    for left in place.parent.glob(f".{PREFIX}*.partial"):  # by a process that was killed while writing
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        optimizer, steps = _optimizer_state(trainer)
+        _write(aside / "trained.safetensors", {n: p.data for n, p in trainer.policy.parameters.items()})
+        _write(aside / "optimizer.safetensors", optimizer)
+        _write(aside / "snapshots.safetensors", trainer.policy.snapshots.state())
+        _write(aside / "source.safetensors", known)
+        _write(aside / "random.safetensors", generators)
+        state = {
+            "step": step,
+            "evaluations": trainer.evaluations,
+            "optimizer_steps": steps,
+            "coefficients": {name: c.state() for name, c in trainer.coefficients.items() if c.state()},
+            "weights": {name: c.state() for name, c in trainer.weights.items() if c.state()},
+            "threads": torch.get_num_threads(),
+            "processes": processes.count,
+            "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
+        }
+        _flush(aside / "state.json", json.dumps(state, indent=2).encode())
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(aside, place)
+        for old in existing(run)[:-keep]:
+            if step_of(old) not in spared:
+                shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {place}: {error}. Earlier checkpoints are untouched; free some space or fix the permissions "
+            "and continue with --resume"
+        ) from error
+
+
+def load(trainer: Trainer, place: Path, processes: Processes) -> int:
+    """Puts a checkpoint's state into the trainer; returns the number of steps it has done."""
+    state = read_state(place)
+    load_trained(trainer.policy.parameters, place)
+    trainer.policy.snapshots.load(_read(place, "snapshots"))
+    _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
+    trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place, "anchors")
+    trainer.weights = _coefficients(trainer.weights, state.get("weights", {}), place, "rewards")
+    _load_source(trainer, place, state, processes)
+    trainer.evaluations = state["evaluations"]
+    generators = _read(place, "random")
+    if state["processes"] == processes.count:
+        # Copies: torch misreads a state that is a view into a larger tensor, or dies of it.
+        set_random_state({name: value[processes.rank].clone() for name, value in generators.items()})
+    return int(state["step"])
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """state.json, after checking that every file is there in its full length."""
+    if not place.is_dir():
+        known = ", ".join(p.name for p in existing(place.parent.parent)) or "none"
+        raise CheckpointError(f"there is no checkpoint {place}; the run has {known}")
+    problem = None
+    try:
+        state: dict[str, Any] = json.loads((place / "state.json").read_text())
+        for name, size in state["files"].items():
+            found = (place / name).stat().st_size if (place / name).exists() else None
+            if found != size:
+                problem = (
+                    f"{name} has {found} bytes where {size} were written" if found is not None else f"{name} is missing"
+                )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"state.json cannot be read ({error})"
+    if problem:
+        raise _damaged(place, problem)
+    return state
+
+
+def _damaged(place: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {place} is damaged: {problem}. Delete that folder to continue from the one before it"
+    )
+
+
+def _read(place: Path, name: str) -> dict[str, Tensor]:
+    try:
+        return load_file(place / f"{name}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(place, f"{name}.safetensors cannot be read ({error})") from error
+
+
+@torch.no_grad()
+def load_trained(parameters: Mapping[str, torch.nn.Parameter], place: Path) -> None:
+    """Copies the trained weights of a checkpoint into parameters of the same names and shapes."""
+    saved = _read(place, "trained")
+    if saved.keys() != parameters.keys():
+        unknown = sorted(saved.keys() ^ parameters.keys())[:3]
+        raise CheckpointError(
+            f"the checkpoint {place} is of another model: {unknown} are in only one of the two; use the model section "
+            "that the run was started with"
+        )
+    for name, p in parameters.items():
+        if p.shape != saved[name].shape:
+            raise CheckpointError(
+                f"the checkpoint {place} is of another model: {name} has shape {list(saved[name].shape)} there and "
+                f"{list(p.shape)} here (another LoRA rank?)"
+            )
+        p.copy_(saved[name])
+
+
+def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], int]:
+    tensors, steps = {}, 0
+    for name, p in trainer.policy.parameters.items():
+        state = trainer.optimizer.state.get(p, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{name}/{key}"] = state.get(key, torch.zeros_like(p))
+        steps = int(state.get("step", 0))
+    return tensors, steps
+
+
+def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int) -> None:
+    if steps == 0:
+        return
+    for name, p in trainer.policy.parameters.items():
+        moments = {key: tensors[f"{name}/{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+        trainer.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
+
+
+def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], processes: Processes) -> None:
+    """Tells each process what it knew; where there were more or fewer of them, every process what any of them knew.
+
+    A checkpoint of an earlier version has no such file. What it would say is then found anew.
+    """
+    if "source.safetensors" not in state["files"]:
+        return
+    saved, count = _read(place, "source"), state["processes"]
+    expected = _layout(trainer.source.state())
+    for rank in [processes.rank] if count == processes.count else range(count):
+        known = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
+        if _layout(known) != expected:
+            raise CheckpointError(
+                f"the checkpoint {place} holds of each prompt {', '.join(_layout(known)) or 'nothing'} and this run needs "
+                f"{', '.join(expected) or 'nothing'}: it was written under other references or rewards. Resume with those the "
+                "run was started with, or start a new run"
+            )
+        trainer.source.load(known)
+
+
+def _layout(known: Mapping[str, Tensor]) -> list[str]:
+    """The name of each tensor with the shape of a row."""
+    return sorted(f"{name} {list(rows.shape[1:])}" for name, rows in known.items())
+
+
+def _coefficients(
+    coefficients: Mapping[str, Coefficient], saved: Mapping[str, Mapping[str, float]], place: Path, section: str
+) -> dict[str, Coefficient]:
+    """Those that adapt, as they were. section: of the recipe, that they are in."""
+    adaptive = {name: c.state().keys() for name, c in coefficients.items() if c.state()}
+    found = {name: state.keys() for name, state in saved.items()}
+    if adaptive != found:
+        raise CheckpointError(
+            f"the checkpoint {place} holds the state of the coefficients {sorted(found) or 'none'} and this run adapts "
+            f"{sorted(adaptive) or 'none'}: it was written by an earlier version or under other {section}. Resume with the "
+            f"{section} the run was started with, or start a new run"
+        )
+    return {name: c.restored(saved.get(name, {})) for name, c in coefficients.items()}
+
+
+def random_state() -> dict[str, Tensor]:
+    """The global random states of this process: torch's on CPU and GPU, numpy's and Python's."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    _, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        **({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}),
+        "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss]),
+        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
+        "python": torch.tensor(internal, dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss_next is None else gauss_next], dtype=torch.float64),
+    }
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    position, has_gauss = state["numpy_position"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"])))
+    gauss = float(state["python_gauss"])
+    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush(path: Path, content: bytes) -> None:
+    with path.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())

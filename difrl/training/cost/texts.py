@@ -1,0 +1,82 @@
+"""What a run of a language model would cost: its parts of an estimate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from difrl.config import RunConfig
+from difrl.config.run import shows_base
+from difrl.policies.language.flops import language_skeleton, text_cost
+from difrl.policies.language.load import add_trained, load_tokenizer, teacher_key
+from difrl.policies.language.tokenization import Texts, texts_of
+from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
+from difrl.policies.references import compared_with
+from difrl.policies.snapshots import BASE
+from difrl.policies.trainable import trained_weights
+from difrl.runtime.dtypes import DTYPES
+from difrl.training.cost.parts import Inputs, Parts, Words, kept
+from difrl.training.cost.plan_texts import TextPlan
+from samplers import context_of
+
+WORDS = Words(
+    heading="Tokens read and written, at most",
+    rollout="drawing, prompts included",
+    unit="a token",
+    left_out="Not in it: rewards and files. Completions may end early, which takes less; drawing is bound by memory rather "
+    "than by products, and a model so small that it leaves the device idle takes longer.",
+)
+# One token at a time for each sample keeps products small: far below the speed of large ones.
+EFFICIENCY = (0.03, 0.5)
+
+
+def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
+    """On the meta device; the tokenizer alone is loaded."""
+    assert config.likelihood.kind == "tokens"
+    model, dtype = config.model, DTYPES[config.model.dtype]
+    texts = texts_of(load_tokenizer(model), config.generation)
+    network = language_skeleton(model.path, model.revision, model)
+    recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
+    texts.refuse([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
+    if recorded:
+        texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
+    trained = _trained(network, config)
+    teachers = {
+        name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()
+    }
+    plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
+    base = BASE in (*config.drawn_by, *compared_with(config)) or shows_base(config)
+    memory = kept(config, [network], trained, base)
+    memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
+    frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)
+    cost = text_cost(network, plan.length, dtype, model.gradient_checkpointing)
+    memory["keys and values of a rollout batch"] = cost.cache * plan.drawn_together * plan.longest // plan.length
+    memory["logits of a chunk, with gradient"] = (
+        3 * cost.logits * min(config.likelihood.chunk, plan.together * plan.written)
+    )
+    memory["activations, rough bound"] = cost.body.activations * plan.together
+    return Parts(
+        model=f"{type(network).__name__} at {resolve(model.path, LANGUAGE_MODEL)}",
+        frozen=frozen,
+        trained=sum(p.numel() for p in trained),
+        memory=memory,
+        evaluations=plan.evaluations(),
+        forward=cost.body.forward // plan.length + cost.head,
+        # The head's logits are spelled out again in the backward pass.
+        training=cost.body.training // plan.length + 4 * cost.head,
+        words=replace(WORDS, counted={"generated": plan.generated}),
+        efficiency=EFFICIENCY,
+    )
+
+
+def _trained(network: Any, config: RunConfig) -> list[torch.nn.Parameter]:
+    lora = config.model.lora.model_copy(update={"warm_start": None})
+    with torch.device("meta"):
+        add_trained(network, config.model.model_copy(update={"lora": lora}), config.seed)
+    return list(trained_weights(network).values())
+
+
+def _lengths(texts: Texts, prompts: Any) -> list[int]:
+    return [len(texts.prompt(prompt)) for prompt in prompts]

@@ -1,0 +1,106 @@
+"""The folder of a run: whether it may be begun, continued or extended, and its config.yaml."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difrl.config import (
+    CosineSchedule,
+    DecaySnapshot,
+    LinearSchedule,
+    ProgressiveWindow,
+    RewardAdaptiveCoefficient,
+    RunConfig,
+)
+from difrl.config.load import read_config, to_yaml
+from difrl.runtime.distributed import Processes
+from difrl.training import checkpoint
+
+FREE: Mapping[str, Any] = {
+    "output_dir": True,
+    "eval": True,
+    "checkpoint": True,
+    "tensorboard": True,
+    "guard": True,
+    # More steps extend a run; the others change what is computed to float order only.
+    "train": {"steps", "threads", "micro_batch"},
+    "rollout": {"batch"},
+    "model": {"copies", "embeddings_mb"},
+}
+"""What a resumed run may change."""
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that does not fit what is asked of it."""
+
+
+def checkpoint_to_resume(config: RunConfig, resume: bool, processes: Processes) -> Path | None:
+    """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
+    folder = config.output_dir
+    known = folder / "config.yaml"
+    if known.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{folder} holds a run already; continue it with --resume, or choose another place with "
+                "output_dir=runs/NAME"
+            )
+        _check_same(read_config(known), config, known)
+    place = checkpoint.latest(folder) if resume else None
+    seen = processes.gather(torch.tensor([checkpoint.step_of(place)], device=processes.device)).tolist()
+    if len(set(seen)) > 1:
+        raise RunFolderError(
+            f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
+            "machines share"
+        )
+    return place
+
+
+def stretched(before: RunConfig, now: RunConfig) -> list[str]:
+    """The keys of schedules that span the run, where a resumed one has another number of steps."""
+    if before.train.steps == now.train.steps:
+        return []
+    schedules: dict[str, object] = {
+        "train.lr": now.train.lr,
+        **{f"anchors.{i}.coefficient": anchor.coefficient for i, anchor in enumerate(now.anchors)},
+        **{f"rewards.{i}.weight": reward.weight for i, reward in enumerate(now.rewards)},
+        **{f"snapshots.{name}": snapshot for name, snapshot in now.snapshots.items()},
+        "rollout.window": now.rollout.window,
+    }
+    return [key for key, schedule in schedules.items() if _spans_the_run(schedule)]
+
+
+def _spans_the_run(schedule: object) -> bool:
+    match schedule:
+        case LinearSchedule(steps=None) | CosineSchedule(steps=None) | ProgressiveWindow(over=None):
+            return True
+        case RewardAdaptiveCoefficient(value=inner) | DecaySnapshot(decay=inner):
+            return _spans_the_run(inner)
+        case _:
+            return False
+
+
+def prepare_folder(config: RunConfig, processes: Processes) -> None:
+    """Makes the run folder and its config.yaml. After the model is loaded: a misspelt one must not occupy the name."""
+    known = config.output_dir / "config.yaml"
+    processes.wait()  # until every process has looked at the folder as it was
+    if processes.is_main:
+        (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
+        aside = known.with_suffix(".partial")
+        aside.write_text(to_yaml(config), encoding="utf-8")
+        os.replace(aside, known)
+    processes.wait()
+
+
+def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
+    one, two = (c.model_dump(exclude=FREE) for c in (before, now))
+    different = sorted(key for key in one if one[key] != two[key])
+    if different:
+        raise RunFolderError(
+            f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
+            "or start a new run with output_dir=runs/NAME"
+        )

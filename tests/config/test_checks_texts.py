@@ -1,0 +1,113 @@
+"""What does not go together in recipes of language models is refused when they are read, with the key and the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from difrl.config import RunConfig
+from difrl.config.checks.anchors import _OF_DISTRIBUTIONS
+from difrl.core import F_DIVERGENCES
+from tests.recipes import TEACHER, recipe, text_recipe
+
+PAIRS = {"data": {"train": "pairs.jsonl", "rows": "pairs", "prompts_per_step": 4, "group_size": 2}}
+OLD = {"snapshots": {"old": {"decay": 0.0}}}
+RECOMPUTED = {"likelihood": {"kind": "tokens", "old": "recompute"}, **OLD}
+DETACHED = {"likelihood": {"kind": "tokens", "old": "detach"}}
+SILENT = [{"import": "tests.fakes:Ones", "weight": 0.0}]
+ALONE = {"data": {"group_size": 1}}
+PLAIN = {"advantage": {"baseline": "none", "std": "none"}}
+DISTILLED = {"rewards": SILENT, **TEACHER, "anchors": [{"to": "teacher", "divergence": "k1", "place": "decision"}]}
+CENTRED = {"kind": "centred", "decisions": "sum"}
+
+
+def anchored(divergence: str, **more: Any) -> dict[str, Any]:
+    return {"anchors": [{"to": "base", "divergence": divergence, **more}]}
+
+
+def test_divergences_of_distributions_are_those_of_the_core() -> None:
+    assert set(_OF_DISTRIBUTIONS) == set(F_DIVERGENCES)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"rollout": {"kernel": "cps"}}, "rollout.kernel: kernel is of image models"),
+        ({"eval": {"steps": 4}}, "eval.steps: steps is of image models"),
+        ({"model": {"attention": "xformers"}}, "model.attention: found xformers"),
+        (anchored("velocity"), "anchors.0.divergence: a tokens likelihood has no velocity divergence"),
+        (anchored("k3", guidance=2.0), "anchors.0.guidance: guidance is of image models"),
+        (anchored("k3", vocabulary="sampled"), "anchors.0.vocabulary: k3 is no divergence of distributions"),
+        (anchored("reverse_kl", alpha=0.3), "anchors.0.alpha: reverse_kl has no alpha"),
+        (anchored("k1"), "k1 as a loss has no expected gradient"),
+        (anchored("k3", place="reward"), "only k1 in the reward"),
+        ({**anchored("k1", place="decision"), "objective": CENTRED}, "anchors.0.place: decision gives every decision"),
+        ({"anchors": [{"to": "teacher", "divergence": "k3"}]}, "'teacher' is no snapshot"),
+        ({"teachers": {"base": {"path": "tiny-lm"}}}, "teachers.base: the name base is taken"),
+        ({"objective": {"kind": "centred"}}, "token j of one text has nothing to do"),
+        ({"objective": {"kind": "preference"}}, "token j of one has nothing to do"),
+        ({"objective": {"kind": "negative_aware"}}, "found likelihood.kind: tokens"),
+        ({"objective": {"kind": "ratio_normalised"}}, "set bias: batch, or likelihood.old: recompute"),
+        ({"objective": {"kind": "divergence_masked"}}, "the mask needs KL"),
+        ({"objective": {"kind": "kl_cov"}}, "the sign of a rounding error"),
+        ({"objective": {"kind": "kl_cov"}, **DETACHED}, "its penalty would hold nothing"),
+        ({"objective": CENTRED, "train": {"aggregation": "sample"}}, "train.aggregation: the objective takes the sum"),
+        ({"generation": {"sleep": False}}, "generation.sleep: the network itself draws"),
+        ({"generation": {"engine": "vllm"}, "objective": CENTRED}, "says nothing of the sum of a sample's tokens"),
+        ({**PAIRS, **DETACHED, "generation": {"engine": "vllm"}}, "no engine draws any"),
+        (PAIRS, "likelihood.old: the texts of data.rows: pairs were drawn elsewhere"),
+        ({**PAIRS, **DETACHED, **anchored("k3")}, "are not drawn by θ, which an estimate assumes"),
+        ({**PAIRS, **DETACHED, **anchored("k1", place="reward")}, "so their k1 is no KL"),
+        ({**PAIRS, **DETACHED, **anchored("forward_kl", vocabulary="sampled")}, "anchors.0.vocabulary: the samples of"),
+        (ALONE, "data.group_size: found 1, and advantages compare the samples of a prompt"),
+        ({**ALONE, **PLAIN, "objective": CENTRED}, "found 1, and centred compares the samples"),
+        (
+            {**ALONE, **DISTILLED, "anchors": [{"to": "teacher", "divergence": "k1", "place": "reward"}]},
+            "found 1, and adv",
+        ),
+        ({"collect": {"max_draws": 2, "by": "ones"}}, r"collect.by: 'ones' is no reward with a weight \(found Ones\)"),
+        ({**DISTILLED, "collect": {"by": "Ones"}}, r"'Ones' is no reward with a weight \(found none\)"),
+        ({"collect": {"by": "Ones"}}, "collect.by: groups are drawn once"),
+        ({"rewards": SILENT}, "θ begins where every anchor is"),
+        ({"rewards": SILENT, **anchored("k1", place="decision")}, "θ begins where every anchor is"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sections: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        text_recipe("nowhere", **sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objective": {"kind": "ratio_normalised"}, **RECOMPUTED},
+        {"objective": {"kind": "divergence_masked"}, **RECOMPUTED},
+        {"objective": {"kind": "kl_cov"}, **RECOMPUTED},
+        {**PAIRS, **DETACHED, **anchored("reverse_kl")},
+        {"rewards": SILENT, **TEACHER, "anchors": [{"to": "teacher", "divergence": "forward_kl"}]},
+        DISTILLED,
+        {**DISTILLED, **ALONE},
+        {**PLAIN, **ALONE},
+        {"collect": {"max_draws": 2, "by": "Ones"}},
+        {**TEACHER, "anchors": [{"to": "base", "divergence": "k1", "place": "decision", "coefficient": -0.25}]},
+    ],
+)
+def test_what_goes_together_is_not(sections: dict[str, Any]) -> None:
+    assert isinstance(text_recipe("nowhere", **sections), RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"generation": {"temperature": 0.7}}, "generation.temperature: temperature is of language models"),
+        ({"eval": {"temperature": 0.0}}, "eval.temperature: temperature is of language models"),
+        (TEACHER, "teachers.teacher: teacher is of language models"),
+        (anchored("forward_kl"), "a forward likelihood has no forward_kl divergence"),
+        (anchored("velocity", alpha=0.3), "anchors.0.alpha: velocity has no alpha"),
+        (anchored("velocity", coefficient=-1.0), "anchors.0.coefficient: found -1"),
+    ],
+)
+def test_what_is_of_texts_is_refused_for_images(sections: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        recipe("nowhere", **sections)

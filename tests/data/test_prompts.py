@@ -1,0 +1,179 @@
+"""Prompt files are read completely or refused with their line; the order of prompts depends on seed and step only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difrl.data.prompts import Prompt, PromptFileError, PromptOrder, load_prompts
+from difrl.tasks import shapes
+
+GENEVAL_ROW = {
+    "tag": "two_object",
+    "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1}],
+    "prompt": "a photo of a bench and a dog",
+}
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
+    text = "\ufeff# colours\na red circle\r\n\n  two blue squares  \n#nofilter sunset\n#\n"
+    prompts = load_prompts(written(tmp_path, "p.txt", text))
+    assert [p.text for p in prompts] == ["a red circle", "two blue squares", "#nofilter sunset"]
+    assert prompts[0] == Prompt("a red circle", {}, None, 1.0)
+
+
+def test_json_lines_with_everything(tmp_path: Path) -> None:
+    row = {"prompt": "a “sign”\u2028", "metadata": {"k": [1]}, "negative": "blur", "weight": 2}
+    text = json.dumps(row, ensure_ascii=False) + '\n\n{"prompt": "b", "negative": null}\n'
+    assert load_prompts(written(tmp_path, "p.jsonl", text)) == [
+        Prompt("a “sign”\u2028", {"k": [1]}, "blur", 2.0),
+        Prompt("b", {}, None, 1.0),
+    ]
+
+
+def test_geneval_rows_are_their_own_metadata(tmp_path: Path) -> None:
+    row = {**GENEVAL_ROW, "weight": 3.5}
+    (prompt,) = load_prompts(written(tmp_path, "evaluation_metadata.jsonl", json.dumps(row)))
+    assert prompt == Prompt(GENEVAL_ROW["prompt"], GENEVAL_ROW, None, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "not valid JSON at column 15"),
+        ('["a"]', 'expected an object such as {"prompt": "a red circle"}, found a list'),
+        ('{"text": "a", "tag": 1}', '"prompt" is missing, found "text", "tag"'),
+        ('{"prompt": 3}', '"prompt" must be text that is not empty, found 3'),
+        ('{"prompt": " "}', '"prompt" must be text that is not empty, found " "'),
+        ('{"prompt": "a", "weight": 0}', '"weight" must be a number above 0, found 0'),
+        ('{"prompt": "a", "weight": -1.5}', '"weight" must be a number above 0, found -1.5'),
+        ('{"prompt": "a", "weight": true}', '"weight" must be a number above 0, found true'),
+        ('{"prompt": "a", "weight": "2"}', '"weight" must be a number above 0, found "2"'),
+        ('{"prompt": "a", "weight": 1e999}', '"weight" must be a number above 0, found inf'),
+        ('{"prompt": "a", "weight": NaN}', "NaN is not JSON"),
+        ('{"prompt": "a", "negative": 1}', '"negative" must be text or null, found 1'),
+        ('{"prompt": "a", "negative_prompt": "b"}', 'write "negative"'),
+        ('{"prompt": "a", "metadata": "b"}', '"metadata" must be an object, found "b"'),
+        ('{"prompt": "a", "metadata": {}, "tag": 1}', 'unknown key "tag"; put it inside "metadata"'),
+        ('{"prompt": "a", "prompt": "b"}', '"prompt" is given twice'),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    source = written(tmp_path, "p.jsonl", f'{{"prompt": "fine"}}\n\n{line}\n')
+    with pytest.raises(PromptFileError) as caught:
+        load_prompts(source)
+    assert str(caught.value).startswith(f"{source}:3: ")
+    assert message in str(caught.value)
+
+
+def test_every_broken_line_is_listed_up_to_ten(tmp_path: Path) -> None:
+    source = written(tmp_path, "p.jsonl", "{}\n" * 12)
+    with pytest.raises(PromptFileError) as caught:
+        load_prompts(source)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 11
+    assert lines[9].startswith(f"{source}:10: ")
+    assert lines[10] == "and 2 lines more"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match="no prompt in it"):
+        load_prompts(written(tmp_path, "empty.txt", "\n# only this\n"))
+    (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    with pytest.raises(PromptFileError, match=r"latin\.txt:2: not UTF-8"):
+        load_prompts("latin.txt", base=tmp_path)
+    with pytest.raises(PromptFileError, match=r"latn\.txt: no such file, looked for .*did you mean .*latin\.txt"):
+        load_prompts("latn.txt", base=tmp_path)
+    with pytest.raises(PromptFileError, match=r"expected a \.txt or \.jsonl file"):
+        load_prompts("prompts.csv", base=tmp_path)
+
+
+def test_built_in_sets() -> None:
+    train, evaluation, everything = (load_prompts(f"shapes:{split}") for split in ("train", "eval", "all"))
+    assert [p.text for p in train] == [p.text for p in shapes.prompts("train")]
+    assert {p.text for p in train} | {p.text for p in evaluation} == {p.text for p in everything}
+    assert train[0].metadata["include"]
+    with pytest.raises(PromptFileError, match=r"shapes:test: there is no built-in set.*shapes:"):
+        load_prompts("shapes:test")
+
+
+def test_arithmetic_is_built_in_and_holds_its_answers() -> None:
+    train, evaluation, everything = (load_prompts(f"arithmetic:{split}") for split in ("train", "eval", "all"))
+    assert len(train) + len(evaluation) == len(everything) == 15_050
+    assert all(eval(p.text.removesuffix("=")) == int(p.metadata["answer"]) for p in everything[::97])
+    with pytest.raises(PromptFileError, match=r"arithmetic:test: .*did you mean arithmetic:"):
+        load_prompts("arithmetic:test")
+
+
+def prompts(count: int, weights: list[float] | None = None) -> list[Prompt]:
+    return [Prompt(str(i), {}, None, weights[i] if weights else 1.0) for i in range(count)]
+
+
+@settings(max_examples=30)
+@given(count=st.integers(1, 40), per_step=st.integers(1, 40), seed=st.integers(0, 2**40))
+def test_epochs_are_whole_and_steps_without_repeats(count: int, per_step: int, seed: int) -> None:
+    order = PromptOrder(prompts(count), per_step, seed)
+    steps = [order.step(n) for n in range(3 * count)]
+    walked = [index for step in steps for index in step]
+    # 3 * count steps are 3 * per_step epochs.
+    for epoch in range(3 * per_step):
+        assert sorted(walked[epoch * count : (epoch + 1) * count]) == list(range(count))
+    if per_step <= count:
+        assert all(len(set(step)) == per_step for step in steps)
+
+
+def test_a_step_depends_on_seed_and_number_only() -> None:
+    order = PromptOrder(prompts(30), 12, seed=1)
+    forward = [order.step(n) for n in range(20)]
+    assert [PromptOrder(prompts(30), 12, seed=1).step(n) for n in reversed(range(20))] == forward[::-1]
+    assert [PromptOrder(prompts(30), 12, seed=2).step(n) for n in range(20)] != forward
+    # The same on every machine and in every version: a run that is resumed elsewhere goes on with the same prompts.
+    assert PromptOrder(prompts(5), 3, seed=0).step(0) == [1, 2, 0]
+
+
+def test_epochs_differ() -> None:
+    order = PromptOrder(prompts(12), 12, seed=0)
+    assert order.step(0) != order.step(1)
+
+
+def test_weights_set_how_often_a_prompt_is_drawn() -> None:
+    weights = [1.0, 1.0, 2.0, 4.0]
+    order = PromptOrder(prompts(4, weights), 2, seed=0)
+    steps = [order.step(n) for n in range(4000)]
+    assert all(len(set(step)) == 2 for step in steps)
+    drawn = Counter(index for step in steps for index in step)
+    for index, weight in enumerate(weights):
+        share = 2 * weight / sum(weights)
+        # Four standard errors of a Bernoulli share, or exactly 1.
+        assert abs(drawn[index] / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
+
+
+def test_a_share_above_one_is_certain_and_the_rest_is_shared() -> None:
+    # 3 of 4 a step: the last would have a share of 3 * 6 / 9 = 2, so it is in every step; the others get 2/3 each.
+    order = PromptOrder(prompts(4, [1.0, 1.0, 1.0, 6.0]), 3, seed=0)
+    steps = [order.step(n) for n in range(3000)]
+    assert all(len(set(step)) == 3 and 3 in step for step in steps)
+    drawn = Counter(index for step in steps for index in step)
+    assert all(abs(drawn[i] / 3000 - 2 / 3) < 4 * math.sqrt(2 / 9 / 3000) for i in range(3))
+
+
+def test_a_step_larger_than_a_weighted_set_repeats_by_weight() -> None:
+    order = PromptOrder(prompts(2, [1.0, 3.0]), 8, seed=0)
+    assert all(Counter(order.step(n)) == {0: 2, 1: 6} for n in range(50))
+
+
+@pytest.mark.parametrize(("count", "per_step"), [(0, 1), (1, 0)])
+def test_nothing_to_order(count: int, per_step: int) -> None:
+    with pytest.raises(ValueError, match="expected at least one"):
+        PromptOrder(prompts(count), per_step, seed=0)

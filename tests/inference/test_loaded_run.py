@@ -1,0 +1,167 @@
+"""A run opened again: the weights of the step that was asked for, every RLG weight, and what a plain model cannot do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from difrl.data.prompts import Prompt
+from difrl.inference.loaded_run import Opened, open_run
+from difrl.policies.base import Steering
+from difrl.policies.errors import ModelError
+from difrl.reporting.inference_defaults import Chosen
+from difrl.reporting.terminal import SilentDisplay
+from difrl.training import checkpoint
+from difrl.training import run as running
+from difrl.training.checkpoint import CheckpointError
+from samplers import keyed
+from tests.recipes import recipe
+
+TEXTS = ["a red circle", "two blue squares"]
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"model": {"train": "lora", "lora": {"rank": 2}}}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request: pytest.FixtureRequest, sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps with so large a learning rate that the trained model's images are others."""
+    folder = tmp_path_factory.mktemp("runs") / str(request.param)
+    config = recipe(
+        sd3,
+        folder,
+        **KINDS[request.param],
+        data={"prompts_per_step": 2, "group_size": 2},
+        train={"lr": 3e-2},
+        eval={"every": 0},
+    )
+    running.train(config, display=SilentDisplay())
+    return folder
+
+
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    return load_file(checkpoint.folder_of(run, step) / "trained.safetensors")
+
+
+def images(opened: Opened, **options: Any) -> Tensor:
+    drawn = opened.sample(TEXTS, per_prompt=2, **options).images
+    assert drawn is not None
+    return drawn
+
+
+def test_the_newest_checkpoint_is_opened(run: Path) -> None:
+    """With the weights that the run ended with."""
+    opened = open_run(run, device="cpu")
+    assert opened.step == 3
+    exact = weights(run, 3)
+    assert all(torch.equal(p, exact[name]) for name, p in opened.policy.parameters.items())
+
+
+def test_rlg_0_is_the_pretrained_model_and_1_the_trained_one(run: Path, sd3: Path) -> None:
+    """And 0.5 moves the images less than 1 does, 2 further."""
+    opened, plain = open_run(run, device="cpu"), open_run(sd3, device="cpu", steps=4)
+    at = {w: images(opened, rlg=w) for w in (0.0, 0.5, 1.0, 2.0)}
+    torch.testing.assert_close(at[0.0], images(plain), rtol=0, atol=1e-6)
+    assert torch.equal(at[1.0], images(opened))
+    moved = {w: float((at[w] - at[0.0]).square().mean()) for w in at}
+    assert 0 < moved[0.5] < moved[1.0] < moved[2.0]
+
+
+def test_plain_diffusers_draws_the_same_images_from_what_the_run_saved(run: Path, sd3: Path) -> None:
+    """A full model loads with from_pretrained, an adapter with load_lora_weights; same noise, same image to 1e-4."""
+    whole = (run / "model" / "model_index.json").is_file()
+    # diffusers wants to be told that a pipeline has no T5, and not to pad prompts as if it had.
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(run / "model" if whole else sd3, **without_t5)
+    if not whole:
+        pipeline.load_lora_weights(run / "model")
+    expected = pipeline(
+        [text for text in TEXTS for _ in range(2)],
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        latents=keyed((4, 4, 4), seed=0, step=0, samples=torch.arange(4), use="sample/init"),
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(images(open_run(run, device="cpu")), expected, rtol=0, atol=1e-4)
+
+
+def test_an_older_checkpoint_is_opened_by_its_step(run: Path) -> None:
+    older = open_run(run, device="cpu", step=2)
+    assert older.step == 2
+    exact = weights(run, 2)
+    assert all(torch.equal(p, exact[name]) for name, p in older.policy.parameters.items())
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000001; the run has step-000002, step-000003"):
+        open_run(run, device="cpu", step=1)
+
+
+def test_the_seed_decides_the_noise(run: Path) -> None:
+    opened = open_run(run, device="cpu")
+    assert torch.equal(images(opened, seed=4), images(opened, seed=4))
+    assert not torch.allclose(images(opened, seed=4), images(opened, seed=5))
+    # A prompt with what belongs to it may stand for its text.
+    asked = [Prompt(text, {}, None, 1.0) for text in TEXTS]
+    again = opened.sample(asked, per_prompt=2, seed=4)
+    assert torch.equal(again.images, images(opened, seed=4))  # type: ignore[arg-type]
+    assert again.texts_of_prompts == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
+
+
+def test_steps_and_guidance_may_be_others_than_the_runs(run: Path) -> None:
+    opened = open_run(run, device="cpu", steps=2, guidance=3.0)
+    assert opened.config.eval.steps == 2
+    before = opened.policy.evaluations
+    images(opened)
+    assert opened.policy.evaluations - before == 4 * 2 * 2  # samples, steps, with and without the prompt
+
+
+def test_a_plain_model_has_no_rlg(sd3: Path) -> None:
+    """Neither 0 nor 2: there is nothing to blend it with. At 1 it is sampled as it is."""
+    plain = open_run(sd3, device="cpu", steps=2)
+    assert plain.step == 0
+    assert images(plain).shape == (4, 3, 8, 8)
+    for weight in (0.0, 2.0):
+        with pytest.raises(ModelError, match=rf"RLG at weight {weight:g} .* is a plain model; give a run folder"):
+            plain.sample(TEXTS, rlg=weight)
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
+    """As inference.json says, unless a call says otherwise."""
+    other = copied(run, tmp_path)
+    Chosen(2.0).write(other)
+    opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")
+    assert opened.steering == Steering(2.0)
+    assert torch.equal(images(opened), images(plain, rlg=2.0))
+    assert torch.equal(images(opened, rlg=1.0), images(plain))
+    assert opened.steered(3, None).at(0.5) == Steering(0.5, first_steps=3)
+    assert opened.steered(None, 0.9).at(None) == Steering(2.0, adaptive=0.9)
+
+
+def test_a_run_that_has_saved_nothing_yet_says_so(run: Path, tmp_path: Path) -> None:
+    young = copied(run, tmp_path)
+    shutil.rmtree(young / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"has no checkpoint yet; let the run reach checkpoint\.every"):
+        open_run(young, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_noticed(run: Path, tmp_path: Path, name: str) -> None:
+    damaged = copied(run, tmp_path)
+    place = checkpoint.latest(damaged)
+    assert place is not None
+    (place / name).write_bytes((place / name).read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=rf"step-000003 is damaged: {name}.*Delete that folder"):
+        open_run(damaged, device="cpu")
+
+
+def test_a_path_that_is_nothing_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder"):
+        open_run(tmp_path / "nothing", device="cpu")

@@ -1,0 +1,133 @@
+"""Anchors and snapshots of a diffusion policy: KL for the reward, and who draws, who is old and who is θ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from difrl.data.prompts import Prompt
+from difrl.policies.base import Key
+from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.runtime.distributed import Processes
+from difrl.scoring import Scorer
+from difrl.training.trainer import Trainer
+from tests.fakes import Brightness
+from tests.recipes import FLOW_GRPO, recipe
+
+KEY = Key(seed=3, step=5)
+PROMPTS = [Prompt(f"a {colour} square", {}) for colour in ("red", "green", "blue", "white")]
+LORA = {"train": "lora", "lora": {"rank": 4}}
+GUIDED = {"kernel": "flow_sde", "noise_level": 0.7, "guidance": 2.0}
+
+
+def drawn(policy: DiffusionPolicy) -> Any:
+    return policy.rollout(PROMPTS[:3], torch.arange(3), torch.arange(3), KEY)
+
+
+def perturb(policy: DiffusionPolicy, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in policy.parameters.values():
+        p.data.add_(0.05 * torch.randn(p.shape, generator=generator))
+
+
+@pytest.mark.parametrize("model", [{"train": "full"}, LORA])
+def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model: dict[str, Any]) -> None:
+    """ℓ of the same transitions under a second policy that was never trained; guidance is the anchor's own."""
+    k1 = {"divergence": "k1", "place": "reward"}
+    sections = {
+        **FLOW_GRPO,
+        "model": model,
+        "rollout": GUIDED,
+        "anchors": [{"to": "base", **k1}, {"to": "base", "guidance": 1.0, **k1}],
+    }
+    policy, pretrained = (load_policy(recipe(sd3, **sections)) for _ in range(2))
+    perturb(policy)
+    rollout = drawn(policy)
+    decisions = policy.decisions(rollout, KEY)
+    before = {name: p.detach().clone() for name, p in policy.parameters.items()}
+    found = policy.penalties(rollout, decisions)
+    assert all(torch.equal(p, before[name]) for name, p in policy.parameters.items())
+    assert list(found) == ["base", "base-cfg1"]
+    assert policy.likelihoods(rollout, decisions).divergence == {}
+    flat = decisions.flat()
+    condition = policy.prompts(PROMPTS[:3], True).repeat_interleave(decisions.mask.shape[1])
+    for name, scale in (("base", 2.0), ("base-cfg1", 1.0)):
+        with torch.no_grad():
+            output = pretrained.denoiser(guidance=scale)(flat["x_t"], flat["t"], condition)
+        expected = rollout.tape["log_prob"] - policy.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
+        torch.testing.assert_close(found[name].charge, expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(found[name].divergence, found[name].charge)
+        assert not found[name].charge.requires_grad
+    assert found["base"].charge.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("branch", [None, {"count": 1}])
+def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: dict[str, int] | None) -> None:
+    """Those of a second policy that was never trained, under the rollout's guidance; no branch is shared."""
+    sampling = {**GUIDED, "steps": 5, "window": {"kind": "fixed", "start": 1, "size": 2}}
+    sections = {**FLOW_GRPO, "data": {"prompts_per_step": 2, "group_size": 4}}
+    policy = load_policy(recipe(sd3, **{**sections, "rollout": {**sampling, "branch": branch}}), keep_base=True)
+    pretrained = load_policy(recipe(sd3, **{**sections, "rollout": sampling}))
+    perturb(policy)
+    found = policy.reference(PROMPTS[:3], torch.arange(3), KEY, "base")
+    expected, own = drawn(pretrained).images, drawn(policy).images
+    torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
+    assert found.tape == {}
+    assert (expected - own).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("model", [{"train": "full"}, LORA])
+def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, Any]) -> None:
+    """Through the trainer, until old, sampler and θ all differ: each is used for what it is for."""
+    config = recipe(
+        sd3,
+        model=model,
+        snapshots={"old": {"decay": 0.5}, "sampler": {"decay": 0.9}},
+        rollout={"snapshot": "sampler"},
+        likelihood={"kind": "forward", "decisions": 2, "old": "recompute"},
+        data={"prompts_per_step": 2, "group_size": 2},
+        train={"lr": 0.02, "micro_batch": 8},
+    )
+    policy = load_policy(config)
+    trainer = Trainer(config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), PROMPTS, Processes())
+    for number in range(2):
+        trainer.step(number)
+    rollout = drawn(policy)
+    decisions = policy.decisions(rollout, KEY)
+    found = policy.likelihoods(rollout, decisions)
+    flat, condition = decisions.flat(), policy.prompts(PROMPTS[:3], False).repeat_interleave(2)
+
+    def logp(snapshot: str) -> torch.Tensor:
+        with torch.no_grad():
+            output = policy.denoiser(snapshot)(flat["x_t"], flat["t"], condition)
+        return policy.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
+
+    values = [logp(name) for name in ("current", "old", "sampler")]
+    torch.testing.assert_close(found.logp.detach(), values[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.references["old"], values[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(policy.replayed(rollout, decisions), values[2], atol=1e-5, rtol=1e-4)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (values[one] - values[other]).abs().max() > 1e-4
+    alone = load_policy(recipe(sd3, model=model))
+    with policy.snapshots.use("sampler"):
+        for name, p in alone.parameters.items():
+            p.data.copy_(policy.parameters[name])
+    assert torch.equal(drawn(alone).images, rollout.images)
+
+
+def test_base_that_cannot_be_reached_leaves_the_model(sd3: Path) -> None:
+    """An exception inside a pass under the base, in full training: θ is back in place."""
+    policy = load_policy(recipe(sd3, model={"train": "full", "copies": "cpu"}), keep_base=True)
+    perturb(policy)
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in policy.parameters.items()}
+    with policy.snapshots.use("base"):
+        assert not any(torch.equal(p, before[name][1]) for name, p in policy.parameters.items())
+    with pytest.raises(KeyError), policy.snapshots.use("base"):
+        raise KeyError
+    for name, p in policy.parameters.items():
+        assert p.data_ptr() == before[name][0]
+        assert torch.equal(p, before[name][1])

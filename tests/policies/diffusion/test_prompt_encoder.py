@@ -1,0 +1,73 @@
+"""The embeddings that are kept: by what was used last, as many as there is room for, and never a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from difrl.data.prompts import Prompt
+from difrl.policies.diffusion.prompt_encoder import PromptEncoder
+
+
+class Letters:
+    """A family whose embedding of a text is its length, 100 float32; it keeps count of what it encoded."""
+
+    def __init__(self) -> None:
+        self.denoiser = nn.Linear(1, 1)
+        self.asked: list[str] = []
+
+    def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:
+        self.asked += texts
+        return {"embeds": torch.tensor([[float(len(text))] * 100 for text in texts])}
+
+
+def encoder(room: int) -> tuple[PromptEncoder, Letters]:
+    family: Any = Letters()
+    return PromptEncoder(family, "", None, torch.float32, room), family
+
+
+def encode(prompts: PromptEncoder, *texts: str) -> list[float]:
+    return prompts([Prompt(text, {}) for text in texts], False).tensors["embeds"][:, 0].tolist()
+
+
+def test_each_text_is_encoded_once_while_there_is_room() -> None:
+    prompts, family = encoder(room=10_000)
+    assert encode(prompts, "a", "bb", "a", "ccc") == [1, 2, 1, 3]
+    assert encode(prompts, "ccc", "a") == [3, 1]
+    assert family.asked == ["a", "bb", "ccc"]
+
+
+def test_what_was_not_used_for_longest_makes_room() -> None:
+    """Room for two of 400 bytes: after a, bb, a again and ccc, bb is gone."""
+    prompts, family = encoder(room=800)
+    for text in ("a", "bb", "a", "ccc"):
+        encode(prompts, text)
+    assert list(prompts._embeddings) == ["a", "ccc"]
+    family.asked.clear()
+    assert encode(prompts, "a", "ccc", "bb") == [1, 3, 2]  # more at once than there is room for
+    assert family.asked == ["bb"]
+    assert prompts._size == sum(v["embeds"].untyped_storage().nbytes() for v in prompts._embeddings.values()) == 800
+
+
+def test_without_room_every_text_is_encoded_anew() -> None:
+    prompts, family = encoder(room=0)
+    assert encode(prompts, "a", "bb") == [1, 2]
+    assert encode(prompts, "a") == [1]
+    assert family.asked == ["a", "bb", "a"]
+    assert prompts._size == 0
+
+
+def test_what_a_text_becomes_does_not_depend_on_its_neighbours() -> None:
+    """To the bit: a family of batches, in which every row says how many there were."""
+
+    class Crowded(Letters):
+        def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:
+            return {"embeds": super().encode_prompts(texts, length)["embeds"] + len(texts) / 8}
+
+    prompts, _ = encoder(room=10_000)
+    prompts.family = Crowded()  # type: ignore[assignment]
+    assert encode(prompts, "a", "bb", "ccc") == [1.125, 2.125, 3.125]
+    assert encode(prompts, "a", "dddd") == [1.125, 4.125]

@@ -1,0 +1,81 @@
+"""Completions as people see them: on a terminal of 80 columns, in a text file, as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from difrl.data.prompts import Prompt
+from difrl.data.rollout import Rollout
+from difrl.reporting.sample_sheets import PictureSheet, TextSheet, sheet_of
+from difrl.reporting.text_sheet import visible
+
+SHEET = TextSheet(
+    ["1+1=", "2+2="],
+    {"w = 0": [["2", ""], ["5", "4"]], "w = 1": [["2", "2"], ["4", "22"]]},
+    {"w = 1": [[1.0, None], [1.0, 0.0]]},
+)
+EXPECTED = """\
+1+1=
+  w = 0         2
+                (empty)
+  w = 1  1.000  2
+                2
+
+2+2="""
+
+
+def printed(sheet: TextSheet, width: int = 80) -> str:
+    page = io.StringIO()
+    Console(file=page, width=width).print(sheet)
+    return page.getvalue()
+
+
+def test_a_line_a_completion_with_its_reward_where_one_is_known() -> None:
+    assert SHEET.as_text().startswith(EXPECTED)
+    assert SHEET.as_text().splitlines()[-1] == "         0.000  22"
+
+
+def test_long_completions_are_folded_within_the_width() -> None:
+    sheet = TextSheet(["sum " * 40], {"": [["7" * 300]]}, {"": [[0.5]]})
+    lines = printed(sheet).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("7") for line in lines) == 300
+
+
+def test_what_would_move_the_cursor_is_not_printed() -> None:
+    assert visible("a\x1b[31mb\r\nc\td") == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}\nc\td"
+    sheet = TextSheet(["\x1b[2J"], {"": [["[bold]x[/bold]\x07"]]}, {})
+    assert "\x1b" not in printed(sheet)
+    assert "[bold]x[/bold]" in printed(sheet)
+
+
+@pytest.mark.parametrize(("name", "written"), [("a", "a.txt"), ("a.txt", "a.txt"), ("a.json", "a.json")])
+def test_the_end_of_the_path_says_how_it_is_saved(tmp_path: Path, name: str, written: str) -> None:
+    assert SHEET.save(tmp_path / name) == tmp_path / written
+    text = (tmp_path / written).read_text(encoding="utf-8")
+    if written.endswith("json"):
+        found = json.loads(text)
+        assert found["prompts"] == ["1+1=", "2+2="]
+        assert found["sets"][0] == {"label": "w = 0", "texts": [["2", ""], ["5", "4"]], "scores": None}
+        assert found["sets"][1]["scores"] == [[1.0, None], [1.0, 0.0]]
+    else:
+        assert text == SHEET.as_text()
+
+
+def test_texts_make_a_table_and_images_a_picture(tmp_path: Path) -> None:
+    prompts, numbers = (Prompt("a", {}), Prompt("a", {}), Prompt("b", {}), Prompt("b", {})), torch.arange(4)
+    texts = Rollout(prompts, numbers, numbers, {}, texts=("1", "2", "3", "4"))
+    sheet = sheet_of(["a", "b"], {"": texts}, {})
+    assert isinstance(sheet, TextSheet)
+    assert sheet.sets == {"": [("1", "2"), ("3", "4")]}
+    images = Rollout(prompts, numbers, numbers, {}, images=torch.rand(4, 3, 8, 8))
+    sheet = sheet_of(["a", "b"], {"": images}, {"": [[1.0, 0.0], [0.5, None]]})
+    assert isinstance(sheet, PictureSheet)
+    assert sheet.save(tmp_path / "sheet") == tmp_path / "sheet.png"
+    assert sheet.described()["scores"] == [[1.0, 0.0], [0.5, None]]

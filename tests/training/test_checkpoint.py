@@ -1,0 +1,348 @@
+"""Checkpoints: what is written comes back to the bit, and neither a full disk nor a damaged file costs more than its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+
+from difrl.core import Constant
+from difrl.policies.snapshots import Snapshots
+from difrl.runtime.distributed import Processes
+from difrl.training import checkpoint
+from difrl.training.checkpoint import CheckpointError
+from tests.fakes import Meeting, ThreadProcesses, in_threads
+
+FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    return Processes()
+
+
+@dataclass
+class Noted:
+    """A source that knows some numbers."""
+
+    known: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"known": self.known}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.known = torch.cat([self.known, state["known"]])
+
+
+def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
+    """The parts of a trainer that a checkpoint holds, of a few numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {f"{prefix}.down": (rank, 4), f"{prefix}.up": (4, rank), f"{prefix}.bias": (2,)}
+    parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
+    snapshots = Snapshots(parameters, {"ema": Constant(0.9), "old": Constant(0.0)}, nullcontext)
+    policy = SimpleNamespace(parameters=parameters, snapshots=snapshots)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    return SimpleNamespace(
+        policy=policy, source=Noted(), optimizer=optimizer, evaluations=0, coefficients={}, weights={}
+    )
+
+
+def advance(trained: Any, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        for p in trained.policy.parameters.values():
+            p.grad = p.detach() ** 2 - 0.1 * step
+        trained.optimizer.step()
+        trained.policy.snapshots.update(step)
+        trained.source.load({"known": torch.tensor([[step, step / 3]])})
+        trained.evaluations += 7
+
+
+def state_of(trained: Any) -> dict[str, torch.Tensor]:
+    moments = {
+        f"{name}/{key}": value
+        for name, p in trained.policy.parameters.items()
+        for key, value in trained.optimizer.state[p].items()
+    }
+    return {**trained.policy.parameters, **trained.policy.snapshots.state(), **trained.source.state(), **moments}
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file under checkpoints/, hidden ones included."""
+    return {str(p.relative_to(run)): p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+
+
+def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, processes: Processes) -> None:
+    uninterrupted, stopped, resumed = trainer(), trainer(), trainer(seed=1)
+    advance(uninterrupted, 0, 6)
+    advance(stopped, 0, 4)
+    checkpoint.save(stopped, tmp_path, 4, 2, processes)
+    place = checkpoint.latest(tmp_path)
+    assert place == tmp_path / "checkpoints" / "step-000004"
+    assert checkpoint.load(resumed, place, processes) == 4
+    assert resumed.evaluations == 28
+    advance(resumed, 4, 6)
+    expected, found = state_of(uninterrupted), state_of(resumed)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, processes: Processes) -> None:
+    fresh, loaded = trainer(), trainer()
+    checkpoint.save(fresh, tmp_path, 0, 1, processes)
+    checkpoint.load(loaded, checkpoint.folder_of(tmp_path, 0), processes)
+    assert not loaded.optimizer.state
+
+
+def saved_by(run: Path, *rows: int) -> Path:
+    """The checkpoint of as many processes, each of which knows so many numbers: 0, 1, … of the first, 10, 11, … of the second."""
+
+    def work(processes: Processes) -> None:
+        trained = trainer()
+        first = 10.0 * processes.rank
+        trained.source.known = torch.arange(first, first + rows[processes.rank])[:, None].expand(-1, 2)
+        checkpoint.save(trained, run, 1, 1, processes)
+
+    in_threads(len(rows), work)
+    return checkpoint.folder_of(run, 1)
+
+
+def known_to(place: Path, count: int) -> list[list[float]]:
+    """What each of `count` processes knows once it has loaded a checkpoint."""
+
+    def work(processes: Processes) -> list[float]:
+        loaded = trainer()
+        checkpoint.load(loaded, place, processes)
+        found: list[float] = loaded.source.known[:, 1].tolist()
+        return found
+
+    return in_threads(count, work)
+
+
+def test_every_process_knows_again_what_it_knew(tmp_path: Path) -> None:
+    """However little: none of them need know as much as another."""
+    assert known_to(saved_by(tmp_path / "a", 1, 3), 2) == [[0], [10, 11, 12]]
+    assert known_to(saved_by(tmp_path / "b", 0, 0, 2), 3) == [[], [], [20, 21]]
+    assert known_to(saved_by(tmp_path / "c", 0), 1) == [[]]
+
+
+def test_more_or_fewer_processes_know_what_all_of_them_knew(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 1, 2)
+    assert known_to(place, 1) == [[0, 10, 11]]
+    assert known_to(place, 3) == [[0, 10, 11]] * 3
+
+
+def test_what_was_known_of_something_else_is_refused(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 2)
+    other = trainer()
+    other.source.known = torch.zeros(0, 3)
+    with pytest.raises(
+        CheckpointError, match=r"of each prompt known \[2\] and this run needs known \[3\]: .*other references"
+    ):
+        checkpoint.load(other, place, Processes())
+
+
+def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 2)
+    (place / "source.safetensors").unlink()
+    state = json.loads((place / "state.json").read_text())
+    del state["files"]["source.safetensors"]
+    (place / "state.json").write_text(json.dumps(state))
+    assert known_to(place, 1) == [[]]
+
+
+def test_global_random_states_come_back(tmp_path: Path, processes: Processes) -> None:
+    """Of torch, numpy and Python, in the middle of the pair of normals that numpy and Python draw at once."""
+
+    def drawn() -> tuple[Any, ...]:
+        return torch.rand(2).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1), random.random()
+
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    np.random.standard_normal()
+    random.gauss(0, 1)
+    checkpoint.save(trainer(), tmp_path, 1, 1, processes)
+    expected = drawn()
+    torch.manual_seed(6)
+    drawn()
+    checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
+    assert drawn() == expected
+
+
+def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
+    """Also the second, whose state follows the first one's in the file; threads share theirs, so they load in turn."""
+    torch.manual_seed(5)
+    in_threads(2, lambda processes: checkpoint.save(trainer(), tmp_path, 1, 1, processes))
+    expected = torch.rand(3).tolist()
+    for rank in range(2):
+        torch.manual_seed(6)
+        processes = ThreadProcesses(Accelerator(), rank, Meeting(2))
+        checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
+        assert torch.rand(3).tolist() == expected
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, processes: Processes) -> None:
+    """By number, not by name; a copy that somebody made of one is neither removed nor taken for a checkpoint."""
+    trained = trainer()
+    mine = tmp_path / "checkpoints" / "step-000001-best"
+    mine.mkdir(parents=True)
+    for step in (1, 2, 999_999, 1_000_000):
+        checkpoint.save(trained, tmp_path, step, 2, processes)
+    names = [p.name for p in checkpoint.existing(tmp_path)]
+    assert names == ["step-999999", "step-1000000"]
+    assert checkpoint.latest(tmp_path) == checkpoint.folder_of(tmp_path, 1_000_000)
+    assert mine.is_dir()
+
+
+def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+
+
+def saved_twice(run: Path, processes: Processes) -> Any:
+    """A trainer with the checkpoints of two steps; a third is due."""
+    trained = trainer()
+    for step in (1, 2):
+        advance(trained, step - 1, step)
+        checkpoint.save(trained, run, step, 2, processes)
+    advance(trained, 2, 3)
+    return trained
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever file the disk has no room for: earlier checkpoints are untouched, and nothing partial stays behind."""
+    trained = saved_twice(tmp_path, processes)
+    before = contents(tmp_path)
+
+    def failing(write: Any) -> Any:
+        def attempt(path: Path, content: Any) -> None:
+            if path.name == name:
+                path.write_bytes(b"half of it")
+                raise OSError(28, "No space left on device")
+            write(path, content)
+
+        return attempt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_write", failing(checkpoint._write))
+        patched.setattr(checkpoint, "_flush", failing(checkpoint._flush))
+        with pytest.raises(CheckpointError, match=r"step-000003.*No space left.*untouched.*--resume"):
+            checkpoint.save(trained, tmp_path, 3, 1, processes)
+    assert contents(tmp_path) == before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
+    checkpoint.save(trained, tmp_path, 3, 1, processes)
+    assert [p.name for p in checkpoint.existing(tmp_path)] == ["step-000003"]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes past `size` bytes of a file fail, as they do on a full disk (errno differs)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(tmp_path: Path, processes: Processes) -> None:
+    """safetensors reports what the system says by an exception that is no OSError."""
+    trained = trainer(rank=20_000)
+    checkpoint.save(trained, tmp_path, 1, 2, processes)
+    before = contents(tmp_path)
+    with file_size_limit(400_000), pytest.raises(CheckpointError, match=r"File too large.*--resume"):
+        checkpoint.save(trained, tmp_path, 2, 2, processes)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path, processes: Processes) -> None:
+    left = tmp_path / "checkpoints" / ".step-000007.partial"
+    left.mkdir(parents=True)
+    (left / "trained.safetensors").write_bytes(b"half")
+    assert checkpoint.latest(tmp_path) is None
+    checkpoint.save(trainer(), tmp_path, 9, 2, processes)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000009"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def scramble(path: Path) -> None:
+    """As after a power failure: the size is right, the content is not."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [truncate, scramble, Path.unlink])
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+def test_damage_is_noticed(tmp_path: Path, processes: Processes, name: str, damage: Any) -> None:
+    """The message names the file, and the folder to delete."""
+    saved_twice(tmp_path, processes)
+    place = checkpoint.folder_of(tmp_path, 2)
+    damage(place / name)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(trainer(), place, processes)
+    message = str(caught.value)
+    assert str(place) in message
+    assert name in message
+    assert "Delete that folder to continue from the one before it" in message
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"step": 1}', '{"files": 3}', "{"])
+def test_a_state_that_says_something_else_is_damage(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"damaged: state\.json cannot be read"):
+        checkpoint.read_state(tmp_path)
+
+
+def test_a_step_without_checkpoint_says_which_there_are(tmp_path: Path, processes: Processes) -> None:
+    saved_twice(tmp_path, processes)
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000005; the run has step-000001, step-000002"):
+        checkpoint.read_state(checkpoint.folder_of(tmp_path, 5))
+
+
+def test_another_model_is_refused(tmp_path: Path, processes: Processes) -> None:
+    checkpoint.save(trainer(), tmp_path, 1, 1, processes)
+    with pytest.raises(CheckpointError, match=r"another model: .*a\.bias.*only one of the two"):
+        checkpoint.load(trainer(prefix="b"), checkpoint.folder_of(tmp_path, 1), processes)
+
+
+def test_another_rank_is_refused(tmp_path: Path, processes: Processes) -> None:
+    checkpoint.save(trainer(rank=3), tmp_path, 1, 1, processes)
+    with pytest.raises(CheckpointError, match=r"a\.down has shape \[3, 4\] there and \[5, 4\] here .*LoRA rank"):
+        checkpoint.load(trainer(rank=5), checkpoint.folder_of(tmp_path, 1), processes)
+
+
+def test_the_files_are_what_they_say(tmp_path: Path, processes: Processes) -> None:
+    """Plain safetensors and JSON: readable without difrl."""
+    trained = trainer()
+    advance(trained, 0, 2)
+    checkpoint.save(trained, tmp_path, 2, 1, processes)
+    place = checkpoint.folder_of(tmp_path, 2)
+    weights = load_file(place / "trained.safetensors")
+    assert torch.equal(weights["a.up"], trained.policy.parameters["a.up"])
+    state = json.loads((place / "state.json").read_text())
+    assert (state["step"], state["evaluations"], state["optimizer_steps"]) == (2, 14, 2)
+    assert sorted(state["files"]) == FILES

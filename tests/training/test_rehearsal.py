@@ -1,0 +1,190 @@
+"""Anchors that are measured on samples of a file: their gradient beside the step's own, and what does not go with them."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from difrl.core import Likelihoods
+from difrl.data.prompts import Prompt, load_prompts
+from difrl.data.rollout import Rollout
+from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.errors import ModelError
+from difrl.policies.language.policy import LanguagePolicy
+from difrl.policies.load import load_policy
+from difrl.runtime.distributed import Processes
+from difrl.scoring import Scorer
+from difrl.training.cost.plan_images import plan_of
+from difrl.training.trainer import Trainer
+from tests.fakes import Brightness, Ones, in_threads
+from tests.recipes import recipe, text_recipe
+from tests.tiny_models import tiny_lm
+
+PROMPTS = [Prompt(text, {}) for text in ("1+", "2+5", "7=", "4+4=", "5+")]
+TEXTS = {"1+1=": "2", "2+5=": "77", "7+7=": "14", "3+4=": "345"}
+ANCHOR = {
+    "to": "base",
+    "divergence": "jensen_shannon",
+    "vocabulary": "sampled",
+    "samples": "rehearsal",
+    "coefficient": 0.7,
+}
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_lm(tmp_path_factory.mktemp("models") / "lm")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    rows = [{"prompt": prompt, "text": text, "reward": 1} for prompt, text in TEXTS.items()]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def trainer_of(lm: Path, file: str | None, processes: Processes | None = None, /, **sections: Any) -> Trainer:
+    rehearsal = {} if file is None else {"rehearsal": {"train": file, "prompts_per_step": 4}, "anchors": [ANCHOR]}
+    train = {"max_grad_norm": 1e9, "lr": 1e-3, **sections.pop("train", {})}
+    config = text_recipe(lm, train=train, **{**rehearsal, **sections})
+    policy = load_policy(config)
+    generator = torch.Generator().manual_seed(0)
+    for p in policy.parameters.values():
+        p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or Processes())
+
+
+def gradient(trainer: Trainer) -> Tensor:
+    trainer.step(0)
+    return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+
+
+def divergence(lm: Path, policy: Any) -> Tensor:
+    """Mean over the file's 12 tokens of u log u − (1 + u) log((1 + u) / 2), u = θ / base, a text at a time."""
+    assert isinstance(policy, LanguagePolicy)
+    base, terms = AutoModelForCausalLM.from_pretrained(lm), []
+    for prompt, text in TEXTS.items():
+        ids = policy.texts.tokenizer(prompt)["input_ids"]
+        whole = torch.tensor([[*ids, *policy.texts.tokenizer(text)["input_ids"], 1]])
+        chosen = whole[0, len(ids) :, None]
+
+        def logp(model: Any, whole: Tensor = whole, chosen: Tensor = chosen, start: int = len(ids)) -> Tensor:
+            return model(whole).logits[0, start - 1 : -1].log_softmax(dim=1).gather(1, chosen)[:, 0]
+
+        u = (logp(policy.network.model) - logp(base).detach()).exp()
+        terms.append(u * u.log() - (1 + u) * ((1 + u) / 2).log())
+    assert len(torch.cat(terms)) == 12
+    return torch.cat(terms).mean()
+
+
+def test_the_gradient_is_the_steps_own_and_that_of_the_samples_of_the_file(lm: Path, file: str) -> None:
+    alone, rehearsed = trainer_of(lm, None), trainer_of(lm, file)
+    expected = divergence(lm, rehearsed.policy)
+    parameters = list(rehearsed.parameters)
+    added = torch.autograd.grad(expected, parameters, materialize_grads=True)
+    own, found = gradient(alone), gradient(rehearsed)
+    wanted = own + 0.7 * torch.cat([g.flatten() for g in added])
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-5 * float(wanted.abs().max()))
+    assert (found - own).abs().max() > 1e-3
+
+
+def test_metrics_are_of_the_samples_of_the_file(lm: Path, file: str) -> None:
+    alone, rehearsed = trainer_of(lm, None), trainer_of(lm, file)
+    expected = float(divergence(lm, rehearsed.policy).detach())
+    one, other = alone.step(0), rehearsed.step(0)
+    assert other["kl/base-rehearsal"] == pytest.approx(expected, rel=1e-4)
+    assert other["coefficient/base-rehearsal"] == pytest.approx(0.7)
+    assert other["loss"] == pytest.approx(one["loss"] + 0.7 * expected, abs=1e-5)
+    assert other["reward/mean"] == one["reward/mean"]
+
+
+def test_micro_batches_and_processes_do_not_matter(lm: Path, file: str) -> None:
+    expected = gradient(trainer_of(lm, file, train={"micro_batch": 1000}))
+    close = {"rtol": 1e-3, "atol": 2e-5 * float(expected.abs().max())}
+    torch.testing.assert_close(gradient(trainer_of(lm, file, train={"micro_batch": 5})), expected, **close)
+    for found in in_threads(2, lambda processes: gradient(trainer_of(lm, file, processes))):
+        torch.testing.assert_close(found, expected, **close)
+
+
+def test_each_update_rehearses_its_share(lm: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates a step: each learns from its samples and rehearses its half, and the halves are all of the file."""
+    trainer = trainer_of(lm, file, train={"updates_per_step": 2})
+    likelihoods, seen = trainer.policy.likelihoods, list[list[str]]()
+
+    def recording(rollout: Rollout, *more: Any) -> Likelihoods:
+        seen.append([prompt.text for prompt in rollout.prompts])
+        return likelihoods(rollout, *more)
+
+    monkeypatch.setattr(trainer.policy, "likelihoods", recording)
+    for number in range(2):
+        seen.clear()
+        trainer.step(number)
+        rehearsed = [set(texts) <= set(TEXTS) for texts in seen]  # no prompt of a step is in the file
+        assert [which for which, _ in groupby(rehearsed)] == [False, True, False, True]
+        first, second = (texts for texts, which in zip(seen, rehearsed, strict=True) if which)
+        assert len(first) == len(second) == 2
+        assert sorted(first + second) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"rehearsal": None}, "add rehearsal: {train: FILE}"),
+        ({"anchors": []}, "no anchor is measured on it"),
+        ({"anchors": [{**ANCHOR, "divergence": "k3", "vocabulary": "full"}]}, "k3 estimates a KL from samples of θ"),
+        (
+            {"anchors": [{**ANCHOR, "place": "decision", "divergence": "k1", "vocabulary": "full"}]},
+            "neither reward nor",
+        ),
+        (
+            {"anchors": [{**ANCHOR, "coefficient": {"kind": "reward_adaptive", "value": 0.1}}]},
+            "which rehearsed samples have",
+        ),
+        (
+            {"train": {"updates_per_step": 2}, "rehearsal": {"train": "x.jsonl", "prompts_per_step": 3}},
+            "set a multiple",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_rehearsal_is_refused(sections: dict[str, Any], problem: str) -> None:
+    rehearsal = {"train": "x.jsonl", "prompts_per_step": 4}
+    with pytest.raises(ValueError, match=problem):
+        text_recipe("nowhere", **{"rehearsal": rehearsal, "anchors": [ANCHOR], **sections})
+
+
+def test_a_prompt_beyond_the_context_is_named_by_its_line(lm: Path, tmp_path: Path) -> None:
+    """Of 64 tokens, 5 of which a completion may take."""
+    path = tmp_path / "samples.jsonl"
+    rows = [{"prompt": prompt, "text": "2", "reward": 1} for prompt in ("1+1=", "1" * 60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ModelError, match=r"samples\.jsonl:2: 60 tokens.*context of 64 leaves room for 59"):
+        trainer_of(lm, str(path))
+
+
+def test_images_are_rehearsed_too(sd3: Path, tmp_path: Path) -> None:
+    """A velocity anchor on images of a file: nothing to learn at the base, and the evaluations that were planned."""
+    Image.new("RGB", (8, 8), (200, 40, 40)).save(tmp_path / "red.png")
+    said = {"prompt": "a red square", "image": "red.png", "reward": 1}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(said) + "\n")
+    config = recipe(
+        sd3,
+        anchors=[{"to": "base", "samples": "rehearsal", "coefficient": 0.5}],
+        rehearsal={"train": str(tmp_path / "samples.jsonl"), "prompts_per_step": 1},
+    )
+    policy = load_policy(config)
+    assert isinstance(policy, DiffusionPolicy)
+    prompts = load_prompts("shapes:train")[:4]
+    trainer = Trainer(config, policy, Scorer.of({"brightness": (Brightness(), 1.0)}, {}), prompts, Processes())
+    row = trainer.step(0)
+    assert row["kl/base-rehearsal"] == pytest.approx(0, abs=1e-8)
+    assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step
+    assert trainer.step(1)["kl/base-rehearsal"] > 0
