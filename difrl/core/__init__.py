@@ -21,6 +21,7 @@ from difrl.core.groups import (
     group_sum,
 )
 from difrl.core.likelihoods import Decisions, Likelihoods, collapse
+from difrl.core.numerics import unit
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
     Aggregation,
@@ -53,7 +54,6 @@ from difrl.core.schedules import (
     TargetKL,
 )
 from difrl.core.snapshot_schedules import InUpdates, Reset, Soup
-from difrl.core.unit import unit
 
 __all__ = [
     "ESTIMATORS",

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from difrl.core.precision import raised
+from difrl.core.numerics import raised
 
 Place = Literal["loss", "reward"]
 Estimator = Callable[[Tensor, Tensor], Tensor]

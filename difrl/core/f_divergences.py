@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difrl.core.divergences import k3
-from difrl.core.precision import raised
+from difrl.core.numerics import raised
 
 Curve = Callable[[Tensor], Tensor]
 """A function of u > 0, elementwise, given log u."""

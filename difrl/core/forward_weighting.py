@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from difrl.core.precision import raised
+from difrl.core.numerics import raised
 
 HUBER_EPS = 1e-10
 GHUBER_POWER = 0.25

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from difrl.core.unit import unit
+from difrl.core.numerics import unit
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from difrl.core.groups import group_mean, group_softmax
 from difrl.core.likelihoods import Likelihoods
+from difrl.core.numerics import check_bound, unit
 from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
 from difrl.core.objectives.clipped import ratio_metrics
-from difrl.core.unit import check_bound, unit
 
 Form = Literal["squared", "bce"]
 Reward = Literal["unit", "raw"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
+from difrl.core.numerics import check_bound, unit
 from difrl.core.objectives.base import RowObjective, checked, weighted
 from difrl.core.objectives.clipped import ratio_metrics
-from difrl.core.unit import check_bound, unit
 
 
 @dataclass(frozen=True)
