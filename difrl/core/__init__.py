@@ -26,15 +26,11 @@ from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
     Aggregation,
     Objective,
-    RowObjective,
     Scope,
     aggregation,
-    checked,
+    get_statistics,
     penalty,
     reduce,
-    resolved,
-    statistics_of,
-    weighted,
 )
 from difrl.core.objectives.centred import CentredRewardDistillation
 from difrl.core.objectives.clipped import Clipped
@@ -85,7 +81,6 @@ __all__ = [
     "RatioNormalised",
     "Reset",
     "RewardAdaptive",
-    "RowObjective",
     "Schedule",
     "Scope",
     "Scored",
@@ -95,7 +90,6 @@ __all__ = [
     "advantages",
     "aggregation",
     "alpha_divergence",
-    "checked",
     "collapse",
     "compact",
     "decoupled",
@@ -103,6 +97,7 @@ __all__ = [
     "estimator",
     "f_divergence",
     "forward_logp",
+    "get_statistics",
     "group_first_max",
     "group_logsumexp",
     "group_mean",
@@ -117,10 +112,7 @@ __all__ = [
     "once",
     "penalty",
     "reduce",
-    "resolved",
     "reweighted",
-    "statistics_of",
     "unit",
     "velocity",
-    "weighted",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from difrl.core.groups import group_logsumexp, group_sum
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import GroupObjective, checked, resolved, weighted
+from difrl.core.objectives.base import GroupObjective, LossAndMetrics, Tensors
 
 ROUNDING = 1e-5
 """By how much n q must exceed 1 to be above average: in a group that agrees it is 1 but for the rounding of exp and log."""
@@ -47,9 +46,7 @@ class AnchoredPreference(GroupObjective):
                 "positive numbers"
             )
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         found = {
             "target": group_logsumexp(groups, advantages / self.target_temperature, mask),
             "model": group_logsumexp(groups, rows["delta"] / self.temperature, mask),
@@ -57,23 +54,13 @@ class AnchoredPreference(GroupObjective):
         }
         return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
-        found = resolved(self, lik, advantages, groups, statistics)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         scaled = lik.log_ratio(self.reference) / self.temperature
-        log_q = torch.where(lik.mask, a / self.target_temperature - found["target"], 0.0)
-        log_p = torch.where(lik.mask, scaled.detach() - found["model"], 0.0)
-        q, p = log_q.exp(), log_p.exp()
-        value = found["size"] * q * (log_q - log_p)
-        gradient = found["size"] * (p - q)
+        log_q = torch.where(lik.mask, advantages / self.target_temperature - statistics["target"], 0.0)
+        log_p = torch.where(lik.mask, scaled.detach() - statistics["model"], 0.0)
+        q, p, size = log_q.exp(), log_p.exp(), statistics["size"]
+        value = size * q * (log_q - log_p)
+        gradient = size * (p - q)
         loss = value + gradient * (scaled - scaled.detach())
-        good = q * found["size"] > 1.0 + ROUNDING
-        metrics = {"preference/kl": value, "preference/accuracy": torch.where(good, found["size"] * p, 0.0)}
-        return weighted(loss, lik), metrics
+        good = q * size > 1.0 + ROUNDING
+        return loss, {"preference/kl": value, "preference/accuracy": torch.where(good, size * p, 0.0)}

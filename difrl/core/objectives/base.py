@@ -1,12 +1,20 @@
-"""The contract between a policy's likelihoods and what is minimised.
+"""The contract between a policy's likelihoods and the loss that is minimised.
 
-An objective maps (likelihoods, advantages, groups) to a loss per element, [B, J]; the caller reduces. It
-trains whatever the likelihoods came from, because it never learns which model that was.
+An objective maps likelihoods, advantages and groups to a loss per element, [B, J]; the caller reduces it. Nothing here
+depends on the kind of model that the likelihoods come from. To write an objective, derive a frozen dataclass from
+`Objective`: its fields are the constants of the formula, `loss_and_metrics` is the formula, and `needs` names the
+likelihoods that it reads. For example, the policy gradient by importance sampling:
 
-Some objectives look at a whole group or batch (centring, pairs, an estimated bias). They see the other rows
-only through *statistics*: detached tensors, so that a pass without gradient can supply them when a group does
-not fit one backward pass. Nothing is lost: whatever F of all rows is wanted, its gradient is sum_i (dF/dl_i)
-grad l_i, and dF/dl_i is such a number. The caller's part, in full:
+    @dataclass(frozen=True)
+    class ImportanceSampling(Objective):  # L_ij = -A_i rho_ij, rho = exp(l_theta - l_old)
+        def loss_and_metrics(self, lik, advantages, statistics):
+            ratio = lik.log_ratio("old").exp()
+            return -advantages * ratio, {"ratio": ratio.detach()}
+
+Some objectives depend on a whole group or batch (centring, pairs, an estimated bias). They see the other rows only
+through *statistics*: detached tensors, which a pass without gradient can supply when a group does not fit into one
+backward pass. Nothing is lost by this: the gradient of any function F of all rows is sum_i (dF/dl_i) grad l_i, and
+dF/dl_i is such a tensor. The caller's part, in full:
 
     lik = collapse(policy's likelihoods, objective.decisions)
     loss, metrics = objective(lik, advantages, groups)
@@ -15,16 +23,17 @@ grad l_i, and dF/dl_i is such a number. The caller's part, in full:
 and, where groups (objective.scope "group") or the step ("batch") come in several minibatches, first
 
     all_lik = Likelihoods.cat([collapse(..., objective.decisions) of each minibatch under no_grad])
-    statistics = statistics_of(objective, all_lik, advantages, groups)
+    statistics = get_statistics(objective, all_lik, advantages, groups)
 
 of which each call of the objective gets its rows.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,35 +42,55 @@ from difrl.core.likelihoods import Decisions, Likelihoods
 
 Scope = Literal["row", "group", "batch"]
 Aggregation = Literal["decision", "sample", "length"]
+Tensors = Mapping[str, Tensor]
+LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
+"""(loss [B, J] with gradient, metrics: name -> [B, J] detached, reduced by the caller like the loss)."""
 
 
-class Objective(Protocol):
-    """A loss per element. Implementations are frozen dataclasses whose fields are the formula's constants."""
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A loss per element. The defaults are those of a function of single rows that reads the "old" reference.
 
-    @property
-    def decisions(self) -> Decisions:
-        """What it is a function of. "each": single decisions, which may be split over minibatches; "mean" or
-        "sum": a sample's mean or sum, so that its decisions stay together and are collapsed first."""
+    Attributes:
+      decisions: "each" for a function of single decisions, which may be split over minibatches; "mean" or "sum" for a
+        function of a sample's mean or sum: its decisions stay together, and the caller collapses them first.
+    """
+
+    _: KW_ONLY
+    decisions: Decisions = "each"
 
     @property
     def scope(self) -> Scope:
-        """What statistics run over: "row" has none, "group" needs groups whole on one process, "batch"
-        needs every row of the step: gather `summarise`, mask, advantages and groups over processes."""
+        """Rows that the statistics depend on. "row": none but its own, so there are no statistics. "group": those of its
+        group, which one process must hold whole. "batch": every row of the step, gathered over processes."""
+        return "row"
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it reads of the likelihoods beside logp and mask, in the words of `Likelihoods.tensors`."""
+        """Names of the likelihoods' tensors (as in `Likelihoods.tensors`) that are read beside logp and mask."""
+        return frozenset({"references/old"})
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
-        """The detached values, [B, J] each, that statistics are made of; {} if none."""
+        """Return the detached values, [B, J] each, that the statistics are computed from; {} if none."""
+        return {}
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
-        """Detached statistics, [B, J] each, broadcast back to the rows they were made of; {} if none.
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
+        """Return detached statistics, [B, J] each, broadcast back to the rows that they were computed from; {} if none.
 
-        rows: what `summarise` gave, mask [B, J], advantages [B, J], groups [B]; masked elements have no part
-          in them.
+        Args:
+          rows: results of `summarise`, [B, J] each.
+          mask, advantages: [B, J]; masked elements have no part in the statistics.
+          groups: [B] ids.
+        """
+        return {}
+
+    @abstractmethod
+    def loss_and_metrics(
+        self, lik: Likelihoods, advantages: Tensor, statistics: Mapping[str, Tensor]
+    ) -> LossAndMetrics:
+        """Evaluate the formula. Likelihoods, advantages and statistics [B, J]; the caller has validated them.
+
+        The likelihoods' own weight of each decision is applied afterwards.
         """
 
     def __call__(
@@ -69,44 +98,35 @@ class Objective(Protocol):
         lik: Likelihoods,
         advantages: Tensor,
         groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss [B, J] with gradient, metrics: name -> [B, J] detached, reduced by the caller like the loss).
+        statistics: Tensors | None = None,
+    ) -> LossAndMetrics:
+        """Return the weighted loss, [B, J], and its metrics.
 
-        advantages [B] or [B, J], groups [B]. Without statistics the batch must hold whole groups.
+        Args:
+          lik: [B, J].
+          advantages: [B] or [B, J].
+          groups: [B] ids.
+          statistics: the rows of this minibatch of `get_statistics`. None: the batch holds whole groups.
         """
+        expanded = validate_inputs(self, lik, advantages, groups)
+        if statistics is None:
+            statistics = get_statistics(self, lik, advantages, groups)
+        for name, tensor in statistics.items():
+            if tensor.shape != lik.logp.shape or tensor.requires_grad:
+                raise ValueError(
+                    f"statistic {name!r} has shape {list(tensor.shape)}, requires_grad {tensor.requires_grad}; "
+                    f"expected {list(lik.logp.shape)} without gradient: this minibatch's rows of get_statistics"
+                )
+        loss, metrics = self.loss_and_metrics(lik, expanded, statistics)
+        return (loss if lik.weight is None else loss * lik.weight), metrics
 
 
 @dataclass(frozen=True)
-class RowObjective:
-    """Defaults for an objective: one that is a function of single rows and reads the "old" reference."""
-
-    _: KW_ONLY
-    decisions: Decisions = "each"
-
-    @property
-    def scope(self) -> Scope:
-        return "row"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"references/old"})
-
-    def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
-        return {}
-
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
-        return {}
-
-
-@dataclass(frozen=True)
-class GroupObjective(RowObjective):
-    """Defaults for one that compares the log ratios to one reference, D = l_theta - l_reference, within a group.
+class GroupObjective(Objective):
+    """Compare the log ratios to one reference, D = l_theta - l_reference, within each group.
 
     Attributes:
-      reference: the name of the likelihoods' reference.
+      reference: name of the likelihoods' reference.
     """
 
     _: KW_ONLY
@@ -124,8 +144,8 @@ class GroupObjective(RowObjective):
         return {"delta": lik.log_ratio(self.reference).detach()}
 
 
-def checked(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: Tensor) -> Tensor:
-    """The advantages as [B, J], after every check an objective makes of its arguments."""
+def validate_inputs(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: Tensor) -> Tensor:
+    """Check the arguments of an objective, and return the advantages as [B, J]. ValueError where they do not fit."""
     lik.require(objective.needs)
     rows, columns = lik.logp.shape
     if objective.decisions != "each" and columns != 1:
@@ -143,40 +163,15 @@ def checked(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: 
     return advantages.reshape(rows, -1).expand(rows, columns).to(lik.logp.dtype)
 
 
-def statistics_of(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
-    """The statistics of a batch of whole groups: [B, J] each, to be indexed like the rows.
+@torch.no_grad()
+def get_statistics(objective: Objective, lik: Likelihoods, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
+    """Return the statistics of a batch of whole groups, [B, J] each, to be indexed like its rows.
 
     `lik` may be the concatenation of minibatches evaluated without gradient. For a batch spread over
-    processes, gather `objective.summarise(lik)` and the other arguments and call `objective.statistics`
-    itself.
+    processes, gather `objective.summarise(lik)` and the other arguments, and call `objective.statistics`.
     """
-    expanded = checked(objective, lik, advantages, groups)
-    with torch.no_grad():
-        return objective.statistics(objective.summarise(lik), lik.mask, expanded, groups)
-
-
-def resolved(
-    objective: Objective,
-    lik: Likelihoods,
-    advantages: Tensor,
-    groups: Tensor,
-    statistics: Mapping[str, Tensor] | None,
-) -> Mapping[str, Tensor]:
-    """The statistics given, checked, or else those of this batch."""
-    if statistics is None:
-        return statistics_of(objective, lik, advantages, groups)
-    for name, tensor in statistics.items():
-        if tensor.shape != lik.logp.shape or tensor.requires_grad:
-            raise ValueError(
-                f"statistic {name!r} has shape {list(tensor.shape)}, requires_grad {tensor.requires_grad}; "
-                f"expected {list(lik.logp.shape)} without gradient: this minibatch's rows of statistics_of"
-            )
-    return statistics
-
-
-def weighted(loss: Tensor, lik: Likelihoods) -> Tensor:
-    """The loss times the likelihoods' own weight of each decision, where they have one. [B, J]."""
-    return loss if lik.weight is None else loss * lik.weight
+    expanded = validate_inputs(objective, lik, advantages, groups)
+    return objective.statistics(objective.summarise(lik), lik.mask, expanded, groups)
 
 
 def penalty(lik: Likelihoods, coefficients: Mapping[str, float | Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.core.groups import group_mean, group_softmax
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.numerics import check_bound, unit
-from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
 Form = Literal["squared", "bce"]
@@ -37,7 +37,7 @@ FORMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"squ
 
 
 @dataclass(frozen=True)
-class CentredRewardDistillation(RowObjective):
+class CentredRewardDistillation(Objective):
     """CRD (2603.14128): where r - beta log(pi_theta / pi_old) is one constant in each group, pi_theta is the
     tilted pi_old exp(r / beta), whatever the constant.
 
@@ -97,9 +97,7 @@ class CentredRewardDistillation(RowObjective):
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"delta": lik.log_ratio("old").detach()}
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         r, found = self._rewards(advantages), {}
         for number, slope in enumerate(self.slopes):
             weights = group_softmax(groups, slope * r, mask)
@@ -107,22 +105,16 @@ class CentredRewardDistillation(RowObjective):
             found[f"reward/{number}"] = group_mean(groups, r, weights)
         return found
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        r = self._rewards(checked(self, lik, advantages, groups))
-        means = resolved(self, lik, advantages, groups, statistics)
-        delta = lik.log_ratio("old")
-        pairs = [(self.beta * (delta - means[f"delta/{k}"]), r - means[f"reward/{k}"]) for k in range(len(self.slopes))]
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
+        r, delta = self._rewards(advantages), lik.log_ratio("old")
+        pairs = [
+            (self.beta * (delta - statistics[f"delta/{k}"]), r - statistics[f"reward/{k}"])
+            for k in range(len(self.slopes))
+        ]
         factor = (self.bound if self.reward == "unit" else RAW_BOUND) / self.beta
         loss = factor * torch.stack([FORMS[self.form](x, y) for x, y in pairs]).mean(0)
         error = torch.stack([_squared(x.detach(), y) for x, y in pairs]).mean(0)
-        return weighted(loss, lik), ratio_metrics(delta) | {"centred/error": error}
+        return loss, ratio_metrics(delta) | {"centred/error": error}
 
     def _rewards(self, advantages: Tensor) -> Tensor:
         return unit(advantages, self.bound) if self.reward == "unit" else advantages

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import RowObjective, checked, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 
 
 @dataclass(frozen=True)
-class Clipped(RowObjective):
+class Clipped(Objective):
     """The clipped surrogate of PPO (1707.06347, eq. 7), with a bound for each side.
 
         L_ij = max(-A rho, -A clip(rho, 1 - low, 1 + high)),    rho = exp(l_theta - l_old)
@@ -38,18 +37,10 @@ class Clipped(RowObjective):
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
-        loss, clipping = surrogate(a, log_ratio.exp(), self.low, self.high)
-        return weighted(loss, lik), ratio_metrics(log_ratio) | clipping
+        loss, clipping = surrogate(advantages, log_ratio.exp(), self.low, self.high)
+        return loss, ratio_metrics(log_ratio) | clipping
 
 
 def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -> tuple[Tensor, dict[str, Tensor]]:

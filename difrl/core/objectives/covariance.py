@@ -10,14 +10,13 @@ Clip-Cov takes a part of those with a large share out of the gradient, KL-Cov ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
 from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
 
 
@@ -36,7 +35,7 @@ def covariances(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ClipCov(RowObjective):
+class ClipCov(Objective):
     """Clipped, without a part of the decisions whose covariance lies between two bounds (2505.22617, eq. 11-12).
 
         L_ij = (1 - p_ij) max(-A rho, -A clip(rho, 1 - low, 1 + high))
@@ -73,33 +72,21 @@ class ClipCov(RowObjective):
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"logp": lik.logp.detach(), "delta": lik.log_ratio("old").detach()}
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         cov = covariances(rows["logp"], advantages, mask)
         clipped = sum(surrogate(advantages, rows["delta"].exp(), self.low, self.high)[1].values())
         between = mask & (cov > self.lowest) & (cov < self.highest) & (clipped == 0)
         chance = (self.share * mask.sum() / between.sum().clamp(min=1)).clamp(max=1.0)
         return {"covariance": cov, "held": between * chance.to(cov.dtype)}
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
-        found = resolved(self, lik, advantages, groups, statistics)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
-        loss, clipping = surrogate(a, log_ratio.exp(), self.low, self.high)
-        metrics = ratio_metrics(log_ratio) | clipping | shown(found)
-        return weighted((1.0 - found["held"]) * loss, lik), metrics
+        loss, clipping = surrogate(advantages, log_ratio.exp(), self.low, self.high)
+        return (1.0 - statistics["held"]) * loss, ratio_metrics(log_ratio) | clipping | covariance_metrics(statistics)
 
 
 @dataclass(frozen=True)
-class KLCov(RowObjective):
+class KLCov(Objective):
     """The policy gradient, with a penalty on the decisions of the largest covariance (2505.22617, eq. 13-14).
 
         L_ij = -A rho + coefficient |log rho|  where cov_ij is among the share N largest of N, else -A rho
@@ -129,33 +116,22 @@ class KLCov(RowObjective):
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"logp": lik.logp.detach()}
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         cov = covariances(rows["logp"], advantages, mask)
         kept = cov[mask]
         number = min(len(kept), max(1, int(self.share * len(kept))))
         largest = kept.topk(number).values.amin() if number else cov.new_zeros(())
         return {"covariance": cov, "held": (mask & (cov >= largest)).to(cov.dtype)}
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
-        found = resolved(self, lik, advantages, groups, statistics)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
-        loss = -a * log_ratio.exp() + self.coefficient * found["held"] * log_ratio.abs()
-        return weighted(loss, lik), ratio_metrics(log_ratio) | shown(found)
+        loss = -advantages * log_ratio.exp() + self.coefficient * statistics["held"] * log_ratio.abs()
+        return loss, ratio_metrics(log_ratio) | covariance_metrics(statistics)
 
 
-def shown(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def covariance_metrics(statistics: Tensors) -> dict[str, Tensor]:
     """The statistics as metrics."""
-    return {"covariance/mean": found["covariance"], "covariance/held": found["held"]}
+    return {"covariance/mean": statistics["covariance"], "covariance/held": statistics["held"]}
 
 
 def check_share(share: float) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import RowObjective, checked, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
 
 @dataclass(frozen=True)
-class DivergenceMasked(RowObjective):
+class DivergenceMasked(Objective):
     """Flow-DPPO (2606.11025): a trust region in KL itself, not in a ratio that estimates it from one sample.
 
         L_ij = -A rho, and 0 where KL(old || theta) >= delta and (A > 0 and rho > 1, or A < 0 and rho < 1)
@@ -37,18 +36,10 @@ class DivergenceMasked(RowObjective):
     def needs(self) -> frozenset[str]:
         return frozenset({"references/old", "bias"})
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio, kl = lik.log_ratio("old"), lik["bias"].detach()
-        away = ((a > 0) & (log_ratio > 0)) | ((a < 0) & (log_ratio < 0))
+        away = ((advantages > 0) & (log_ratio > 0)) | ((advantages < 0) & (log_ratio < 0))
         dropped = away & (kl >= self.delta)
-        loss = torch.where(dropped, 0.0, -a * log_ratio.exp())
+        loss = torch.where(dropped, 0.0, -advantages * log_ratio.exp())
         metrics = {"trust/kl": kl, "trust/dropped": dropped.to(kl.dtype)}
-        return weighted(loss, lik), ratio_metrics(log_ratio) | metrics
+        return loss, ratio_metrics(log_ratio) | metrics

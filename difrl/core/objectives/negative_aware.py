@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.numerics import check_bound, unit
-from difrl.core.objectives.base import RowObjective, checked, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
 
 @dataclass(frozen=True)
-class NegativeAware(RowObjective):
+class NegativeAware(Objective):
     """DiffusionNFT (2509.16117): a mixture towards theta fits good samples, one away from it fits bad ones.
 
         L_ij = (a / b) (-r l+ - (1 - r) l-),    r = clip(A, -a, a) / (2 a) + 1/2
@@ -42,16 +41,9 @@ class NegativeAware(RowObjective):
     def needs(self) -> frozenset[str]:
         return frozenset({"mixed/plus", "mixed/minus", "references/old"})
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        r = unit(checked(self, lik, advantages, groups), self.bound)
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
+        r = unit(advantages, self.bound)
         plus, minus = -lik["mixed/plus"], -lik["mixed/minus"]
         loss = self.bound / self.mix * (r * plus + (1.0 - r) * minus)
-        metrics = {"negative/plus": plus.detach(), "negative/minus": minus.detach()}
-        return weighted(loss, lik), ratio_metrics(lik.log_ratio("old")) | metrics
+        losses = {"negative/plus": plus.detach(), "negative/minus": minus.detach()}
+        return loss, ratio_metrics(lik.log_ratio("old")) | losses

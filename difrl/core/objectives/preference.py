@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.core.f_divergences import f_divergence
 from difrl.core.groups import group_first_max, group_sum
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import GroupObjective, checked, resolved, weighted
+from difrl.core.objectives.base import GroupObjective, LossAndMetrics, Tensors
 
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
 Loss = Literal["logistic", "squared"]
@@ -75,9 +75,7 @@ class Preference(GroupObjective):
                 f"and of {sorted(get_args(Divergence))}"
             )
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         # Of a group that agrees one row is both.
         best, worst = group_first_max(groups, advantages, mask), group_first_max(groups, -advantages, mask)
         sign = torch.where(best & worst, 0.0, best.to(torch.float64) - worst.to(torch.float64))
@@ -85,33 +83,17 @@ class Preference(GroupObjective):
         found = {"partner": partner, "sign": sign, "size": group_sum(groups, mask)}
         return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        checked(self, lik, advantages, groups)
-        pair = resolved(self, lik, advantages, groups, statistics)
-        sign, half = pair["sign"], pair["size"] / 2.0
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
+        sign, half = statistics["sign"], statistics["size"] / 2.0
+        slope, pair_loss = f_divergence(self.divergence, self.alpha).slope, LOSSES[self.loss]
         # Rows without a partner are cut off here: an infinite f' of theirs would make a zero gradient NaN.
         delta = torch.where(sign != 0, lik.log_ratio(self.reference), 0.0)
-        margin = sign * (self._implicit(delta) - self._implicit(pair["partner"]))
-        value = self._robust(margin)
+        margin = sign * (slope(delta) - slope(statistics["partner"]))
+        flipped = self.flip * pair_loss(-margin, self.beta)
+        value = ((1.0 - self.flip) * pair_loss(margin, self.beta) - flipped) / (1.0 - 2.0 * self.flip)
         loss = torch.where(sign != 0, half * (2.0 * value - value.detach()), 0.0)
-        with torch.no_grad():
-            metrics = {
-                "preference/margin": half * margin,
-                "preference/accuracy": half * (margin > 0).to(margin.dtype),
-            }
-        return weighted(loss, lik), {name: value.detach() for name, value in metrics.items()}
-
-    def _implicit(self, delta: Tensor) -> Tensor:
-        return f_divergence(self.divergence, self.alpha).slope(delta)
-
-    def _robust(self, margin: Tensor) -> Tensor:
-        loss = LOSSES[self.loss]
-        flipped = self.flip * loss(-margin, self.beta)
-        return ((1.0 - self.flip) * loss(margin, self.beta) - flipped) / (1.0 - 2.0 * self.flip)
+        margin = margin.detach()
+        return loss, {
+            "preference/margin": half * margin,
+            "preference/accuracy": half * (margin > 0).to(margin.dtype),
+        }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import RowObjective, Scope, checked, resolved, weighted
+from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
 from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
 
 Bias = Literal["closed_form", "batch"]
 
 
 @dataclass(frozen=True)
-class RatioNormalised(RowObjective):
+class RatioNormalised(Objective):
     """GRPO-Guard (2510.22319): Clipped, on the normalised ratio.
 
         log rho~ = scale (log rho + bias),    bias = E_old[-log rho] = KL(old || theta)
@@ -61,26 +60,15 @@ class RatioNormalised(RowObjective):
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {} if self.bias == "closed_form" else {"bias": -lik.log_ratio("old").detach()}
 
-    def statistics(
-        self, rows: Mapping[str, Tensor], mask: Tensor, advantages: Tensor, groups: Tensor
-    ) -> dict[str, Tensor]:
+    def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         def mean(x: Tensor) -> Tensor:
             return ((x * mask).sum(0) / mask.sum(0).clamp(min=1)).expand_as(x)
 
         return {name: mean(value) for name, value in rows.items()}
 
-    def __call__(
-        self,
-        lik: Likelihoods,
-        advantages: Tensor,
-        groups: Tensor,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """lik [B, J], advantages [B] or [B, J], groups [B] -> (loss [B, J], metrics of [B, J])."""
-        a = checked(self, lik, advantages, groups)
-        found = resolved(self, lik, advantages, groups, statistics)
-        bias = lik["bias"] if self.bias == "closed_form" else found["bias"]
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
+        bias = lik["bias"] if self.bias == "closed_form" else statistics["bias"]
         log_ratio = lik.log_ratio("old")
         normalised = (lik["scale"] * (log_ratio + bias)).exp()
-        loss, clipping = surrogate(a, normalised, self.low, self.high)
-        return weighted(loss, lik), ratio_metrics(log_ratio) | clipping | {"ratio/normalised": normalised.detach()}
+        loss, clipping = surrogate(advantages, normalised, self.low, self.high)
+        return loss, ratio_metrics(log_ratio) | clipping | {"ratio/normalised": normalised.detach()}

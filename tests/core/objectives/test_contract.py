@@ -24,9 +24,9 @@ from difrl.core import (
     RatioNormalised,
     advantages,
     collapse,
+    get_statistics,
     penalty,
     reduce,
-    statistics_of,
     unit,
 )
 from difrl.reporting.html.glossary import definition
@@ -51,7 +51,7 @@ def in_parts(
     with torch.no_grad():
         every = [collapse(policy.likelihoods(rows), objective.decisions) for rows in parts]
     order = torch.cat(list(parts))
-    statistics = statistics_of(objective, Likelihoods.cat(every), rewards[order], groups[order])
+    statistics = get_statistics(objective, Likelihoods.cat(every), rewards[order], groups[order])
     count = sum(lik.mask.sum() for lik in every)
     total, grad, start = torch.tensor(0.0), torch.zeros_like(policy.weight), 0
     for rows in parts:
@@ -91,7 +91,7 @@ def test_statistics_gathered_over_processes_equal_those_of_one(fake_policy: Any,
     mask = torch.cat([half.mask for half in halves])
     a = rewards.double()[:, None].expand_as(mask)
     found = objective.statistics(gathered, mask, a, groups)
-    expected = statistics_of(objective, lik, rewards, groups)
+    expected = get_statistics(objective, lik, rewards, groups)
     assert found.keys() == expected.keys()
     assert (objective.scope == "row") == (not found)
     for name, value in found.items():
@@ -173,7 +173,7 @@ def test_normalisation_centres_the_ratio_and_frees_it_from_the_noise(fake_policy
     torch.testing.assert_close(normalised.std(0), shift.expand(3), rtol=0.02, atol=0.0)
     torch.testing.assert_close(raw.std(0), shift / policy.std, rtol=0.02, atol=0.0)
     estimating = RatioNormalised(bias="batch")
-    bias = statistics_of(estimating, lik, torch.ones(40_000), torch.arange(40_000))["bias"]
+    bias = get_statistics(estimating, lik, torch.ones(40_000), torch.arange(40_000))["bias"]
     assert ((bias[0] - lik.bias[0]).abs() < 4 * raw.std(0) / 40_000**0.5).all()
 
 
