@@ -40,7 +40,7 @@ MENDABLE = {
     "difrl.training.checkpoint": "CheckpointError",
     "difrl.policies.logprob_check": "FirstUpdateError",
     "difrl.reporting.inference_defaults": "ChosenError",
-    "difrl.data.prompts": "PromptFileError",
+    "difrl.data.jsonl": "PromptFileError",
     "difrl.config.yaml_source": "ConfigError",
     "difrl.runtime.memory": "MemoryShortage",
     "difrl.reporting.metrics_file": "MetricsError",

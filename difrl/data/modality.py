@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from difrl.data.prompts import named, quoted
+from difrl.data.jsonl import Row, describe_keys, describe_value, quote
 from difrl.data.rollout import Rollout
 
 Item = Path | str
@@ -30,7 +30,7 @@ class Medium:
 
     key: str
     """Under which a row of data.rows: samples holds its sample."""
-    reader: Callable[[Path], Callable[[dict[str, Any], str], Item]]
+    reader: Callable[[Path], Callable[[Row, str], Item]]
     """Folder of the file → (row, key) → the item, taken out of the row; ValueError if there is none."""
     read: Callable[[Sequence[Item]], Content]
     place: Callable[[Rollout, Content], Rollout]
@@ -54,22 +54,22 @@ class _Images:
     folder: Path
     first: tuple[str, tuple[int, int]] | None = field(default=None, init=False)
 
-    def __call__(self, row: dict[str, Any], key: str) -> Path:
+    def __call__(self, row: Row, key: str) -> Path:
         name = row.pop(key, None)
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{quoted(key)} must be the path of an image, found {named(name)}")
+            raise ValueError(f"{quote(key)} must be the path of an image, found {describe_value(name)}")
         path = self.folder / name
         try:
             with Image.open(path) as image:
                 size = image.size
         except FileNotFoundError as error:
-            raise ValueError(f"{quoted(key)}: there is no image {path}") from error
+            raise ValueError(f"{quote(key)}: there is no image {path}") from error
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{quoted(key)}: {path} is no image that can be read") from error
+            raise ValueError(f"{quote(key)}: {path} is no image that can be read") from error
         self.first = self.first or (name, size)
         if size != self.first[1]:
             raise ValueError(
-                f"{quoted(key)}: {name} has {_pixels(size)} pixels, and {self.first[0]} {_pixels(self.first[1])}; bring all "
+                f"{quote(key)}: {name} has {_pixels(size)} pixels, and {self.first[0]} {_pixels(self.first[1])}; bring all "
                 "images to one size"
             )
         return path
@@ -87,14 +87,14 @@ def _save_image(image: Tensor, folder: Path, name: str) -> str:
     return path.as_posix()
 
 
-def _text(row: dict[str, Any], key: str) -> str:
+def _text(row: Row, key: str) -> str:
     if key not in row:
-        raise ValueError(f"{quoted(key)} is missing, found {', '.join(map(quoted, row)) or 'no keys'}")
+        raise ValueError(f"{quote(key)} is missing, found {describe_keys(row)}")
     text = row.pop(key)
     if not isinstance(text, str):
-        raise ValueError(f"{quoted(key)} must be the text of a completion, found {named(text)}")
+        raise ValueError(f"{quote(key)} must be the text of a completion, found {describe_value(text)}")
     if not text:
-        raise ValueError(f"{quoted(key)} is empty, expected a completion of at least one token; remove the row")
+        raise ValueError(f"{quote(key)} is empty, expected a completion of at least one token; remove the row")
     return text
 
 

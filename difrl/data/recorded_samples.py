@@ -15,19 +15,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from difrl.config import RunConfig
+from difrl.data.jsonl import PromptFileError, Row, describe_value, read_json_lines
 from difrl.data.modality import MEDIA, Item, Medium
-from difrl.data.prompts import (
-    Prompt,
-    PromptFileError,
-    json_lines,
-    load_prompts,
-    named,
-    prompt_of,
-    read_text,
-)
+from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
 
 class Rows(Protocol):
@@ -68,7 +61,7 @@ def load_examples(data: Rows, medium: Medium) -> list[Example]:
             "write it"
         )
     read = form.read(_Reader(medium.key, medium.reader(path.parent)))
-    examples = form.gather(json_lines(data.train, read_text(path, data.train), read))
+    examples = form.gather(read_json_lines(path, data.train, read))
     if not examples:
         raise PromptFileError(f"{path}: no row in it, expected at least one")
     for example in examples:
@@ -92,23 +85,23 @@ class _Reader:
     """How a medium's items are taken out of a row."""
 
     key: str
-    take: Callable[[dict[str, Any], str], Item]
+    take: Callable[[Row, str], Item]
 
 
-def _pairs(reader: _Reader) -> Callable[[dict[str, Any], str], Example]:
-    def read(row: dict[str, Any], place: str) -> Example:
+def _pairs(reader: _Reader) -> Callable[[Row, str], Example]:
+    def read(row: Row, place: str) -> Example:
         items = reader.take(row, "chosen"), reader.take(row, "rejected")
-        return Example(prompt_of(row, place), items, (1.0, 0.0), (place, place))
+        return Example(build_prompt(row, place), items, (1.0, 0.0), (place, place))
 
     return read
 
 
-def _samples(reader: _Reader) -> Callable[[dict[str, Any], str], Example]:
-    def read(row: dict[str, Any], place: str) -> Example:
+def _samples(reader: _Reader) -> Callable[[Row, str], Example]:
+    def read(row: Row, place: str) -> Example:
         item, reward = reader.take(row, reader.key), row.pop("reward", None)
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise ValueError(f'"reward" must be a number, found {named(reward)}; demonstrations have 1')
-        return Example(prompt_of(row, place), (item,), (float(reward),), (place,))
+            raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')
+        return Example(build_prompt(row, place), (item,), (float(reward),), (place,))
 
     return read
 
@@ -137,7 +130,7 @@ def _by_prompt(found: Sequence[Example]) -> list[Example]:
 class _Form:
     """How the rows of a form are read, and which of them make an example."""
 
-    read: Callable[[_Reader], Callable[[dict[str, Any], str], Example]]
+    read: Callable[[_Reader], Callable[[Row, str], Example]]
     gather: Callable[[Sequence[Example]], list[Example]]
 
 

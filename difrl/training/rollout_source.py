@@ -16,7 +16,8 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.data.modality import MEDIA, Content, Item, Medium
-from difrl.data.prompts import Prompt, PromptOrder
+from difrl.data.prompt_order import PromptOrder
+from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import Example, Rows, load_examples
 from difrl.data.rollout import Rollout, Scored
 from difrl.policies.base import Key, Policy

@@ -13,8 +13,9 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
+from difrl.data.jsonl import PromptFileError
 from difrl.data.modality import TEXTS
-from difrl.data.prompts import Prompt, PromptFileError
+from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_examples, training_prompts
 from difrl.data.rollout import Rollout, Scored
 from difrl.inference.preference_pairs import Made, Solved, make_pairs

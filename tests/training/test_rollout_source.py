@@ -13,8 +13,8 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
+from difrl.data.jsonl import PromptFileError
 from difrl.data.modality import IMAGES, read_images
-from difrl.data.prompts import PromptFileError
 from difrl.data.recorded_samples import load_examples, training_prompts
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy

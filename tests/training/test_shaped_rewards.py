@@ -14,7 +14,8 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.core import decoupled
-from difrl.data.prompts import Prompt, PromptOrder, load_prompts
+from difrl.data.prompt_order import PromptOrder
+from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import Key
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import ProcessError, Processes

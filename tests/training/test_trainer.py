@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difrl.core import Clipped, Likelihoods, Objective
-from difrl.data.prompts import PromptOrder
+from difrl.data.prompt_order import PromptOrder
 from difrl.data.rollout import Rollout, Scored
 from difrl.policies.base import Decisions, Key
 from difrl.policies.logprob_check import FirstUpdateError

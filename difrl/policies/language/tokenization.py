@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from difrl.config import GenerationConfig
-from difrl.data.prompts import Prompt, told
+from difrl.data.jsonl import join_problems
+from difrl.data.prompts import Prompt
 from difrl.policies.errors import ModelError
 
 REMEMBERED = 4096
@@ -74,7 +75,7 @@ class Texts:
                     f"{context} leaves room for {room}; shorten it, or generate fewer"
                 )
         if problems:
-            raise ModelError(told(problems, "prompts"))
+            raise ModelError(join_problems(problems, "prompts"))
 
     def completions(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of completions that were written elsewhere, each with an end."""
@@ -94,7 +95,7 @@ class Texts:
                     f"{self.most}; raise it, or shorten the text"
                 )
         if problems:
-            raise ModelError(told(problems, "completions"))
+            raise ModelError(join_problems(problems, "completions"))
 
     def read(self, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
         """Completions as texts, without special tokens. tokens, mask: [B, J]."""

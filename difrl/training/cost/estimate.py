@@ -15,8 +15,9 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
+from difrl.data.jsonl import PromptFileError
 from difrl.data.modality import MEDIA
-from difrl.data.prompts import PromptFileError, load_prompts
+from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import Rows, load_examples
 from difrl.policies.flops import matmul_speed
 from difrl.runtime.dtypes import DTYPES
