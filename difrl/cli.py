@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from difrl.runtime.errors import UserError
+
 app = typer.Typer(
     help="Reinforcement-learning fine-tuning of image generators and language models.",
     no_args_is_help=True,
@@ -34,25 +36,6 @@ AdaptiveGuidance = Annotated[
     float | None,
     typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
 ]
-
-# Module -> its error that is the user's to mend.
-MENDABLE = {
-    "difrl.training.checkpoint": "CheckpointError",
-    "difrl.policies.logprob_check": "FirstUpdateError",
-    "difrl.reporting.inference_defaults": "ChosenError",
-    "difrl.data.jsonl": "PromptFileError",
-    "difrl.config.yaml_source": "ConfigError",
-    "difrl.runtime.memory": "MemoryShortage",
-    "difrl.reporting.metrics_file": "MetricsError",
-    "difrl.policies.errors": "ModelError",
-    "difrl.inference.preference_pairs": "PairsError",
-    "difrl.runtime.distributed": "ProcessError",
-    "difrl.training.run_folder": "RunFolderError",
-    "difrl.training.run": "Interrupted",
-    "difrl.training.trainer": "TrainingError",
-    "rewards.base": "RewardError",
-    "samplers.text": "DecodingError",
-}
 
 # Options that take several values after one flag, as in `--rlg 0 0.5 1`, of commands whose arguments come first.
 SPREAD = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
@@ -395,22 +378,23 @@ def _is_number(word: str) -> bool:
 
 
 def main() -> NoReturn:
-    """The entry point: errors that are the user's to mend are one message, without a traceback."""
+    """Run the command line. Print an error that the user can mend as one message, without a traceback."""
     sys.path.append(os.getcwd())  # where `import: my_module:my_reward` is looked for
     try:
         app(spread_options(sys.argv[1:]))
+    except (UserError, FileNotFoundError) as error:
+        _exit(error)
     except Exception as error:
-        if not isinstance(error, _mendable()):
+        # The errors of packages that know nothing of difrl. Imported here, because torch comes with them.
+        from rewards import RewardError
+        from samplers.text import DecodingError
+
+        if not isinstance(error, RewardError | DecodingError):
             raise
-        err.print(f"[bold red]difrl:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(130 if type(error).__name__ == "Interrupted" else 1)
+        _exit(error)
     sys.exit(0)
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """Errors whose message says what to do. Anything else is a fault of difrl's and keeps its traceback.
-
-    The module of an error that was raised is loaded; loading the others would take seconds before a word is said.
-    """
-    loaded = [(sys.modules[module], name) for module, name in MENDABLE.items() if module in sys.modules]
-    return (FileNotFoundError, *(getattr(module, name) for module, name in loaded))
+def _exit(error: Exception) -> NoReturn:
+    err.print(f"[bold red]difrl:[/] {escape(str(error))}", soft_wrap=True)
+    sys.exit(error.exit_code if isinstance(error, UserError) else 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -19,11 +18,25 @@ from rich.console import Console
 
 from difrl import cli
 from difrl.config.load import read_config, to_yaml
+from difrl.config.yaml_source import ConfigError
+from difrl.data.jsonl import PromptFileError
+from difrl.inference.preference_pairs import PairsError
 from difrl.inference.rlg_sweep import sweep_notes, sweep_table
+from difrl.policies.errors import ModelError
+from difrl.policies.logprob_check import FirstUpdateError
+from difrl.reporting.inference_defaults import ChosenError
+from difrl.reporting.metrics_file import MetricsError
 from difrl.reporting.terminal import SilentDisplay
+from difrl.runtime.distributed import ProcessError
+from difrl.runtime.memory import MemoryShortage
 from difrl.runtime.paths import recipes
 from difrl.training import run as running
+from difrl.training.checkpoint import CheckpointError
 from difrl.training.run import Interrupted
+from difrl.training.run_folder import RunFolderError
+from difrl.training.trainer import TrainingError
+from rewards import RewardError
+from samplers.text import DecodingError
 from tests.recipes import recipe
 
 WIDTH = 80
@@ -466,11 +479,37 @@ def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.Mon
     assert "stopped after step 2, which is saved" in ended.err
 
 
-@pytest.mark.parametrize(("module", "name"), cli.MENDABLE.items())
-def test_errors_that_are_the_users_to_mend(module: str, name: str) -> None:
-    found = getattr(importlib.import_module(module), name)
-    assert issubclass(found, Exception)
-    assert found.__module__ == module, "its own module, which is loaded wherever it is raised"
+USER_ERRORS = (
+    CheckpointError,
+    FirstUpdateError,
+    ChosenError,
+    PromptFileError,
+    ConfigError,
+    MemoryShortage,
+    MetricsError,
+    ModelError,
+    PairsError,
+    ProcessError,
+    RunFolderError,
+    Interrupted,
+    TrainingError,
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [*(kind("what to do") for kind in USER_ERRORS), RewardError("judge", "what to do"), DecodingError("what to do")],
+)
+def test_an_error_that_the_user_can_mend_is_one_message(
+    error: Exception, difrl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(running, "train", fail)
+    ended = difrl("train", "quickstart")
+    assert ended.status == (130 if isinstance(error, Interrupted) else 1)
+    assert ended.err == f"difrl: {error}\n"
 
 
 def test_an_error_is_told_without_loading_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

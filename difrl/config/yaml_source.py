@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 import yaml
 
+from difrl.runtime.errors import UserError
+
 KeyPath = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """What is wrong with a config file or an override: every problem found, a line each."""
 
     def __init__(self, *problems: str) -> None:

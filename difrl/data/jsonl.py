@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from difrl.runtime.errors import UserError
+
 T = TypeVar("T")
 Row = dict[str, object]
 """The object of a line, as JSON."""
@@ -17,7 +19,7 @@ LISTED = 10
 """Problems of a file that are listed; further ones are counted."""
 
 
-class PromptFileError(ValueError):
+class PromptFileError(UserError):
     """The problems of a file of prompts or samples, each with its line."""
 
 

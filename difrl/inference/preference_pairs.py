@@ -26,6 +26,7 @@ from difrl.data.modality import MEDIA, Medium
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Scored
 from difrl.policies.load import load_policy
+from difrl.runtime.errors import UserError
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import Sampled
 
@@ -33,7 +34,7 @@ PATIENCE = 20
 """Steps in a row that may give nothing."""
 
 
-class PairsError(RuntimeError):
+class PairsError(UserError):
     """A file that cannot be made, or a folder that holds something else."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difrl.runtime.errors import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError):
     """A model that cannot be loaded or used as asked."""

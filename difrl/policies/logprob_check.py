@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difrl.runtime.errors import UserError
+
 SAMPLES = 4
 """Samples compared in each step and process."""
 
@@ -28,7 +30,7 @@ Close = Callable[[Tensor, Tensor], bool]
 """Whether two evaluations of ℓ [B, J] differ by float error only."""
 
 
-class FirstUpdateError(RuntimeError):
+class FirstUpdateError(UserError):
     """The policy under training does not agree with the one that drew the samples."""
 
 

@@ -11,10 +11,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from difrl.runtime.errors import UserError
+
 NAME = "inference.json"
 
 
-class ChosenError(ValueError):
+class ChosenError(UserError):
     """An inference.json that cannot be used."""
 
 

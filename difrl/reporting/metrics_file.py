@@ -8,8 +8,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from difrl.runtime.errors import UserError
 
-class MetricsError(RuntimeError):
+
+class MetricsError(UserError):
     """A metrics file that was damaged."""
 
 

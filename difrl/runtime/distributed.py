@@ -14,12 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from difrl.runtime.errors import UserError
 from rewards import RewardError
 
 T = TypeVar("T")
 
 
-class ProcessError(RuntimeError):
+class ProcessError(UserError):
     """What this process was waiting for failed on another one."""
 
 

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
+from difrl.runtime.errors import UserError
+
 # torch has no class of its own for a shortage on the CPU, nor cuBLAS for one in its workspace.
 _WORDS = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-class MemoryShortage(RuntimeError):
+class MemoryShortage(UserError):
     """A part of a step that does not fit into memory."""
 
 

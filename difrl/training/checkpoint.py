@@ -28,13 +28,14 @@ from torch import Tensor
 
 from difrl.core import Coefficient
 from difrl.runtime.distributed import Processes
+from difrl.runtime.errors import UserError
 from difrl.training.trainer import Trainer
 
 PREFIX = "step-"
 RESULT = "checkpoints/result.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 
 

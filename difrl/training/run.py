@@ -26,6 +26,7 @@ from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, SilentDisplay, Summary, open_display
 from difrl.runtime.distributed import ProcessError, Processes
+from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import notices
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
@@ -42,8 +43,10 @@ from rewards import RewardError
 from samplers import stable_seed
 
 
-class Interrupted(Exception):
+class Interrupted(UserError):
     """The run was stopped with Ctrl-C, after its checkpoint was written."""
+
+    exit_code = 130
 
 
 def train(

@@ -19,6 +19,7 @@ from difrl.config import (
 )
 from difrl.config.load import read_config, to_yaml
 from difrl.runtime.distributed import Processes
+from difrl.runtime.errors import UserError
 from difrl.training import checkpoint
 
 FREE: Mapping[str, Any] = {
@@ -35,7 +36,7 @@ FREE: Mapping[str, Any] = {
 """What a resumed run may change."""
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(UserError):
     """A run folder that does not fit what is asked of it."""
 
 

@@ -43,6 +43,7 @@ from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_upda
 from difrl.policies.snapshots import CURRENT
 from difrl.runtime.distributed import Processes
 from difrl.runtime.dtypes import DTYPES
+from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
@@ -54,7 +55,7 @@ from difrl.training.rollout_source import source_of
 Metrics = dict[str, float]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot go on."""
 
 

@@ -230,8 +230,6 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
     decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
     try:
         training, evaluation = samplings(config, family)
-    except ModelError:
-        raise
     except ValueError as error:  # of samplers and families, which know nothing of recipes
         raise ModelError(f"rollout: {error}") from error
     return DiffusionPolicy(

@@ -18,7 +18,6 @@ from difrl.policies.base import Key
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import inverted_by, samplings
 from difrl.policies.diffusion.policy import Sampling
-from difrl.policies.errors import ModelError
 from difrl.policies.references import Reference, in_reward, references_of
 from difrl.policies.snapshots import CURRENT
 from difrl.training.microbatches import extent, self_contained
@@ -183,8 +182,6 @@ def plan_of(config: RunConfig, family: Family, processes: int) -> Plan:
     try:
         training, evaluation = samplings(config, family)
         return Plan(config, training, processes, (_calls(training, family), _calls(evaluation, family)))
-    except (ConfigError, ModelError):
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -14,6 +14,7 @@ from difrl.policies.base import TUNED, Key
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
+from difrl.policies.errors import ModelError
 from tests.recipes import recipe
 
 PROMPTS = [Prompt(text, {}) for text in ("a red circle", "two blue squares", "a green square")]
@@ -64,5 +65,5 @@ def test_its_cost_is_counted(policy: DiffusionPolicy) -> None:
 
 def test_a_solver_has_no_kernel_to_draw_from(sd3: Path) -> None:
     solved = load_policy(recipe(sd3, rollout={"solver": "DPMSolverMultistepScheduler"}))
-    with pytest.raises(ValueError, match=r"this run samples with a solver; train with rollout\.solver: null"):
+    with pytest.raises(ModelError, match=r"this run samples with a solver; train with rollout\.solver: null"):
         search(solved, 2, 0.0)
