@@ -5,6 +5,7 @@ No model, no files, no config; nothing here branches on what is being trained. S
 
 from __future__ import annotations
 
+from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
 from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
 from difrl.core.dynamic_sampling import Collect, Draw, Informative, Scored, once
@@ -55,6 +56,7 @@ __all__ = [
     "ESTIMATORS",
     "F_DIVERGENCES",
     "WEIGHTINGS",
+    "AdvantageEstimator",
     "Aggregation",
     "AnchoredPreference",
     "Baseline",
@@ -77,6 +79,7 @@ __all__ = [
     "Multiplier",
     "NegativeAware",
     "Objective",
+    "PerRewardAdvantage",
     "Preference",
     "RatioNormalised",
     "Reset",
@@ -87,6 +90,7 @@ __all__ = [
     "Soup",
     "Std",
     "TargetKL",
+    "TotalRewardAdvantage",
     "advantages",
     "aggregation",
     "alpha_divergence",

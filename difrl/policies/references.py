@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from difrl.config import AnchorConfig, RunConfig
-from difrl.config.build.objectives import objective_of, references_read
+from difrl.core import Objective
 from difrl.policies.diffusion.old_policy import READERS
+
+_REFERENCES = "references/"
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,15 @@ class Comparison:
 def references_of(config: RunConfig) -> dict[str, Reference]:
     """Everything θ is compared with: anchors, the objective's references, and old weights where evaluated again."""
     references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
-    for name in sorted(references_read(objective_of(config))):
+    for name in sorted(references_read(config.objective.build(config.likelihood))):
         if name != "old" or config.likelihood.old == "recompute":
             references.setdefault(name, Reference(name, None, None))
     return references
+
+
+def references_read(objective: Objective) -> set[str]:
+    """The names of the references that the objective reads, "old" among them where it does."""
+    return {name.removeprefix(_REFERENCES) for name in objective.needs if name.startswith(_REFERENCES)}
 
 
 def _reference(anchor: AnchorConfig) -> Reference:
@@ -74,7 +81,7 @@ def _reference(anchor: AnchorConfig) -> Reference:
 
 def needs_of(config: RunConfig) -> frozenset[str]:
     """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
-    return objective_of(config).needs | _measured(config, "own")
+    return config.objective.build(config.likelihood).needs | _measured(config, "own")
 
 
 def rehearsed_needs(config: RunConfig) -> frozenset[str]:

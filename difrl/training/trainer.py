@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from difrl.config import CollectConfig, RunConfig
-from difrl.config.build.advantages import Estimate, estimate_of
-from difrl.config.build.objectives import objective_of
-from difrl.config.build.schedules import coefficient
+from difrl.config.schema.schedules import build_coefficient
 from difrl.core import (
     Coefficient,
     Collect,
@@ -105,20 +103,20 @@ class Trainer:
     ) -> None:
         _check_shares(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
-        self.objective = objective_of(config)
+        self.objective = config.objective.build(config.likelihood)
         self.source = source_of(config, policy, scorer, prompts, processes.device)
         self.rehearsal = rehearsal_of(config, policy, processes.device, processes)
         self.collect = _collect(config.collect)
         steps = config.train.steps
-        self.learning_rate: Coefficient = coefficient(config.train.lr, steps)
-        self.coefficients = {a.label: coefficient(a.coefficient, steps) for a in config.anchors}
+        self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
+        self.coefficients = {a.label: build_coefficient(a.coefficient, steps) for a in config.anchors}
         self.charges = Charges.of(config.anchors)
         own = [anchor.label for anchor in config.anchors if anchor.place == "loss" and anchor.samples == "own"]
         self.held_on_own = tuple(own)
         """Anchors whose divergence is part of the loss of the step's samples."""
-        self.weights = {r.label: coefficient(r.weight, steps) for r in config.rewards}
+        self.weights = {r.label: build_coefficient(r.weight, steps) for r in config.rewards}
         """Reward -> the coefficient that is its weight."""
-        self.estimate: Estimate = estimate_of(config.advantage, config.rewards)
+        self.estimate = config.advantage.build(config.rewards)
         self.diversity = Diversity.build(config.eval.diversity)
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(

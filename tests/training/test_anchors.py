@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difrl.config.build.advantages import OfEach, OfTotal, estimate_of
-from difrl.config.build.schedules import decay
 from difrl.config.load import read_config
 from difrl.config.yaml_source import ConfigError
-from difrl.core import Likelihoods
+from difrl.core import Likelihoods, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, Scored
 from difrl.policies.base import Decisions, Key, Penalty
@@ -41,7 +39,7 @@ class Chain:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.theta = nn.Parameter(torch.zeros(2, DIMS, dtype=torch.float64))
-        decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
+        decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
         self.snapshots = Snapshots({"theta": self.theta}, decays, self._no_base)
         self.evaluations = 0
         self.drawn: list[Tensor] = []
@@ -400,8 +398,8 @@ anchors:
 def test_rounding_of_published_decays() -> None:
     config = recipe("nowhere", snapshots=CRD)
     for n in range(1, 400):
-        assert decay(config.snapshots["old"], config.train).value(n - 1) == pytest.approx(crd_old(n), abs=1e-12)
-        assert decay(config.snapshots["sampler"], config.train).value(n - 1) == pytest.approx(crd_sampler(n), abs=1e-12)
+        assert config.snapshots["old"].build(config.train).value(n - 1) == pytest.approx(crd_old(n), abs=1e-12)
+        assert config.snapshots["sampler"].build(config.train).value(n - 1) == pytest.approx(crd_sampler(n), abs=1e-12)
     assert math.isclose(149.8 * 0.005 + 0.25, 0.999)
 
 
@@ -428,7 +426,7 @@ def test_each_reward_is_normalised_over_all_processes(processes: int) -> None:
             data={"prompts_per_step": 2, "group_size": 2},
             advantage={"normalise": "each", "positive": 0.5},
         )
-        trainer.estimate = OfEach(trainer.config.advantage, {"a": "reward/a", "b": "reward/b"})
+        trainer.estimate = PerRewardAdvantage({"a": "reward/a", "b": "reward/b"}, positive=0.5)
         scored = trainer._draw(0, 0, None, Clock())
         return trainer._advantages(scored, {"a": 1.0, "b": 3.0}).tolist()
 
@@ -439,10 +437,10 @@ def test_each_reward_is_normalised_over_all_processes(processes: int) -> None:
 
 def test_a_recipe_names_its_estimate() -> None:
     rewards = [{"name": "jpeg_compressibility", "weight": 2.0}, {"import": "m:Other"}]
-    config = recipe("nowhere", rewards=rewards, advantage={"normalise": "each"})
-    found = estimate_of(config.advantage, config.rewards)
-    assert found == OfEach(
-        config.advantage, {"jpeg_compressibility": "reward/jpeg_compressibility", "Other": "reward/Other"}
-    )
+    config = recipe("nowhere", rewards=rewards, advantage={"normalise": "each", "negative": 0.5})
+    found = config.advantage.build(config.rewards)
+    columns = {"jpeg_compressibility": "reward/jpeg_compressibility", "Other": "reward/Other"}
+    assert found == PerRewardAdvantage(columns, config.advantage.baseline, config.advantage.clip, negative=0.5)
     assert tuple(found.reads) == ("reward/jpeg_compressibility", "reward/Other")
-    assert estimate_of(recipe("nowhere").advantage, config.rewards) == OfTotal(recipe("nowhere").advantage)
+    plain = recipe("nowhere").advantage
+    assert plain.build(config.rewards) == TotalRewardAdvantage(plain.baseline, plain.std, plain.clip, plain.scale)

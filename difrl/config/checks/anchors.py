@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import Misfit
-from difrl.config.schema.ranges import levels_of
+from difrl.config.schema.schedules import levels_of
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.ranges import levels_of
-from difrl.config.schema.schedules import AnchorCoefficient, RewardAdaptiveCoefficient, Schedule
+from difrl.config.schema.schedules import (
+    AnchorCoefficient,
+    RewardAdaptiveCoefficient,
+    Schedule,
+    build_coefficient,
+    levels_of,
+)
+from difrl.config.schema.training import TrainConfig
+
+if TYPE_CHECKING:
+    from difrl.core import Coefficient
 
 DivergenceName = Literal[
     "velocity",
@@ -75,7 +84,22 @@ class AnchorConfig(Section):
         return guided if self.samples == "own" else f"{guided}-{self.samples}"
 
 
-class DecaySnapshot(Section):
+class SnapshotSection(Section):
+    """How a snapshot follows θ."""
+
+    kind: str
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The numbers between which the decay stays, where the recipe chooses them."""
+        return ()
+
+    def build(self, train: TrainConfig) -> Coefficient:
+        """Return the decay at each step."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(train)")
+
+
+class DecaySnapshot(SnapshotSection):
     """snapshot ← decay · snapshot + (1 − decay) · θ, once a step."""
 
     kind: Literal["decay"] = "decay"
@@ -87,25 +111,39 @@ class DecaySnapshot(Section):
     def levels(self) -> tuple[float, ...]:
         return levels_of(self.decay)
 
+    def build(self, train: TrainConfig) -> Coefficient:
+        from difrl.core import InUpdates
 
-class SoupSnapshot(Section):
+        updates = train.updates_per_step
+        return InUpdates(build_coefficient(self.decay, train.steps * updates), updates)
+
+
+class SoupSnapshot(SnapshotSection):
     """The average of the initial weights and those after every so many steps (arXiv:2411.01798)."""
 
     kind: Literal["soup"]
     every: int = Field(gt=0, description="steps between the weights that are averaged")
-    levels: ClassVar[tuple[float, ...]] = ()
+
+    def build(self, train: TrainConfig) -> Coefficient:
+        from difrl.core import Soup
+
+        return Soup(self.every)
 
 
-class ResetSnapshot(Section):
+class ResetSnapshot(SnapshotSection):
     """The weights as they were after the latest multiple of so many steps (arXiv:2505.24864)."""
 
     kind: Literal["reset"]
     every: int = Field(gt=0, description="steps between resets")
-    levels: ClassVar[tuple[float, ...]] = ()
+
+    def build(self, train: TrainConfig) -> Coefficient:
+        from difrl.core import Reset
+
+        return Reset(self.every)
 
 
 def _snapshot_kind(value: Any) -> str:
-    if isinstance(value, DecaySnapshot | SoupSnapshot | ResetSnapshot):
+    if isinstance(value, SnapshotSection):
         return value.kind
     return str(value.get("kind", "decay")) if isinstance(value, Mapping) else "decay"
 

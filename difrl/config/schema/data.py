@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from difrl.config.schema.base import Section
+from difrl.config.schema.rewards import RewardConfig
+
+if TYPE_CHECKING:
+    from difrl.core import AdvantageEstimator
 
 
 class DataConfig(Section):
@@ -59,6 +64,15 @@ class AdvantageConfig(Section):
         description="factor of negative advantages; positive: 0 learns from these alone, and with rewards of ±1, positive: ρ₁ "
         "and negative: 1 − ρ₁ correct for false negatives at rate ρ₁ (arXiv:2510.00915)",
     )
+
+    def build(self, rewards: Sequence[RewardConfig]) -> AdvantageEstimator:
+        """Return the estimator of a run with these rewards."""
+        from difrl.core import PerRewardAdvantage, TotalRewardAdvantage
+
+        if self.normalise == "total":
+            return TotalRewardAdvantage(self.baseline, self.std, self.clip, self.scale, self.positive, self.negative)
+        columns = {reward.label: reward.column for reward in rewards}
+        return PerRewardAdvantage(columns, self.baseline, self.clip, self.scale, self.positive, self.negative)
 
 
 class CollectConfig(Section):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from difrl.config.schema.base import Section
+from difrl.config.schema.likelihood import LikelihoodConfig
+
+if TYPE_CHECKING:
+    from difrl.core import Objective
 
 OfDecisions = Literal["each", "mean", "sum"]
 
@@ -14,7 +18,17 @@ OfDecisions = Literal["each", "mean", "sum"]
 _OF_DECISIONS = "each decision by itself, or the mean or sum of a sample's"
 
 
-class ClippedObjective(Section):
+class ObjectiveSection(Section):
+    """A section that builds an objective."""
+
+    kind: str
+
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        """Return the objective, for a run with that likelihood."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(likelihood)")
+
+
+class ClippedObjective(ObjectiveSection):
     """max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) (arXiv:1707.06347, 2503.14476)."""
 
     kind: Literal["clipped"]
@@ -22,8 +36,13 @@ class ClippedObjective(Section):
     clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import Clipped
 
-class RatioNormalisedObjective(Section):
+        return Clipped(self.clip_low, self.clip_high, decisions=self.decisions)
+
+
+class RatioNormalisedObjective(ObjectiveSection):
     """clipped on log ρ̃ = scale (log ρ + bias), of mean 0 and one spread at every step (arXiv:2510.22319)."""
 
     kind: Literal["ratio_normalised"]
@@ -34,8 +53,13 @@ class RatioNormalisedObjective(Section):
     )
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import RatioNormalised
 
-class ClipCovObjective(Section):
+        return RatioNormalised(self.clip_low, self.clip_high, self.bias, decisions=self.decisions)
+
+
+class ClipCovObjective(ObjectiveSection):
     """clipped, without a share of the decisions whose covariance of ℓ and A is large: Clip-Cov (arXiv:2505.22617)."""
 
     kind: Literal["clip_cov"]
@@ -46,8 +70,13 @@ class ClipCovObjective(Section):
     highest: float = Field(5.0, description="covariance below which it may")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import ClipCov
 
-class KLCovObjective(Section):
+        return ClipCov(self.clip_low, self.clip_high, self.share, self.lowest, self.highest, decisions=self.decisions)
+
+
+class KLCovObjective(ObjectiveSection):
     """−A ρ, and coefficient · |log ρ| where the covariance of ℓ and A is largest: KL-Cov (arXiv:2505.22617)."""
 
     kind: Literal["kl_cov"]
@@ -55,16 +84,26 @@ class KLCovObjective(Section):
     coefficient: float = Field(1.0, gt=0, description="of |log ρ|")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import KLCov
 
-class DivergenceMaskedObjective(Section):
+        return KLCov(self.share, self.coefficient, decisions=self.decisions)
+
+
+class DivergenceMaskedObjective(ObjectiveSection):
     """−A ρ, dropped where KL(old‖θ) ≥ delta and the step would lead further away (arXiv:2606.11025)."""
 
     kind: Literal["divergence_masked"]
     delta: float = Field(1e-5, gt=0, description="the KL of the trust region, reduced as the likelihood is")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import DivergenceMasked
 
-class CentredObjective(Section):
+        return DivergenceMasked(self.delta, decisions=self.decisions)
+
+
+class CentredObjective(ObjectiveSection):
     """(a / β) (β (Δ − mean Δ) − (r − mean r))², means within a group: CRD (arXiv:2603.14128)."""
 
     kind: Literal["centred"]
@@ -79,15 +118,29 @@ class CentredObjective(Section):
     )
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import CentredRewardDistillation
 
-class NegativeAwareObjective(Section):
+        return CentredRewardDistillation(
+            self.beta, self.bound, self.form, self.reward, self.temperature, decisions=self.decisions
+        )
+
+
+class NegativeAwareObjective(ObjectiveSection):
     """(a / b) (−r ℓ⁺ − (1 − r) ℓ⁻), b from likelihood.mix: DiffusionNFT (arXiv:2509.16117)."""
 
     kind: Literal["negative_aware"]
     bound: float = Field(5.0, gt=0, description="a: r is clip(A, ±a) / 2a + ½")
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import NegativeAware
 
-class PreferenceObjective(Section):
+        assert likelihood.kind == "forward"  # difrl/config/checks/ refuses the others
+        assert likelihood.mix is not None
+        return NegativeAware(likelihood.mix, self.bound)
+
+
+class PreferenceObjective(ObjectiveSection):
     """−log σ(β (Δ_w − Δ_l)) of the best and the worst of each group: DPO (arXiv:2305.18290) and its relatives."""
 
     kind: Literal["preference"]
@@ -101,8 +154,21 @@ class PreferenceObjective(Section):
     reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
 
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import Preference
 
-class AnchoredPreferenceObjective(Section):
+        return Preference(
+            self.beta,
+            self.loss,
+            self.divergence,
+            self.alpha,
+            self.flip,
+            reference=self.reference,
+            decisions=self.decisions,
+        )
+
+
+class AnchoredPreferenceObjective(ObjectiveSection):
     """KL(softmax(A / target_temperature) ‖ softmax(Δ / temperature)) within a group: ADPO (arXiv:2510.18913)."""
 
     kind: Literal["anchored_preference"]
@@ -110,6 +176,13 @@ class AnchoredPreferenceObjective(Section):
     target_temperature: float = Field(1.0, gt=0, description="of advantages; small is close to hard labels")
     reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
     decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+
+    def build(self, likelihood: LikelihoodConfig) -> Objective:
+        from difrl.core import AnchoredPreference
+
+        return AnchoredPreference(
+            self.temperature, self.target_temperature, reference=self.reference, decisions=self.decisions
+        )
 
 
 ObjectiveConfig = Annotated[

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.ranges import levels_of
-from difrl.config.schema.schedules import RewardWeight, ThresholdWeight
+from difrl.config.schema.schedules import RewardWeight, ThresholdWeight, levels_of
 
 S = TypeVar("S", bound=Section)
 

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.ranges import levels_of
+
+if TYPE_CHECKING:
+    from difrl.core import Coefficient
 
 
-class ConstantSchedule(Section):
+class CoefficientSection(Section):
+    """A section that stands for a number which changes over the run."""
+
+    kind: str
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The numbers between which it stays (a controller: at which it starts)."""
+        raise NotImplementedError(f"{type(self).__name__} must define levels")
+
+    def build(self, total: int) -> Coefficient:
+        """Return the coefficient. A schedule without a length of its own spans the run, `total` of what it counts."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(total)")
+
+
+def levels_of(value: float | CoefficientSection) -> tuple[float, ...]:
+    """Return the numbers between which a value stays: itself, or its section's levels."""
+    return value.levels if isinstance(value, CoefficientSection) else (float(value),)
+
+
+def build_coefficient(value: float | CoefficientSection, total: int) -> Coefficient:
+    """Return the coefficient of a number, which is constant, or of a section (`CoefficientSection.build`)."""
+    from difrl.core import Constant
+
+    return value.build(total) if isinstance(value, CoefficientSection) else Constant(float(value))
+
+
+class ConstantSchedule(CoefficientSection):
     kind: Literal["constant"] = "constant"
     value: float
     warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0")
@@ -20,8 +49,13 @@ class ConstantSchedule(Section):
     def levels(self) -> tuple[float, ...]:
         return (self.value,)
 
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import Constant
 
-class LinearSchedule(Section):
+        return Constant(self.value, self.warmup)
+
+
+class LinearSchedule(CoefficientSection):
     kind: Literal["linear"]
     start: float
     end: float
@@ -33,8 +67,13 @@ class LinearSchedule(Section):
     def levels(self) -> tuple[float, ...]:
         return (self.start, self.end)
 
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import Linear
 
-class CosineSchedule(Section):
+        return Linear(self.start, self.end, self.steps or total, self.warmup, self.hold)
+
+
+class CosineSchedule(CoefficientSection):
     kind: Literal["cosine"]
     start: float
     end: float
@@ -46,18 +85,15 @@ class CosineSchedule(Section):
     def levels(self) -> tuple[float, ...]:
         return (self.start, self.end)
 
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import Cosine
+
+        return Cosine(self.start, self.end, self.steps or total, self.warmup, self.hold)
+
 
 def _schedule_kind(value: Any) -> str:
     """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
-    if isinstance(
-        value,
-        ConstantSchedule
-        | LinearSchedule
-        | CosineSchedule
-        | TargetKLCoefficient
-        | RewardAdaptiveCoefficient
-        | ThresholdWeight,
-    ):
+    if isinstance(value, CoefficientSection):
         return value.kind
     return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
 
@@ -71,7 +107,7 @@ Schedule = Annotated[
 ]
 
 
-class TargetKLCoefficient(Section):
+class TargetKLCoefficient(CoefficientSection):
     """Follows the step's mean divergence D: e = clip(D/target − 1, ±bound), value ← value · (1 + gain · e) (arXiv:1909.08593)."""
 
     kind: Literal["target_kl"]
@@ -84,8 +120,13 @@ class TargetKLCoefficient(Section):
     def levels(self) -> tuple[float, ...]:
         return (self.start,)
 
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import TargetKL
 
-class RewardAdaptiveCoefficient(Section):
+        return TargetKL(self.start, self.target, self.gain, self.bound)
+
+
+class RewardAdaptiveCoefficient(CoefficientSection):
     """Of each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
 
     kind: Literal["reward_adaptive"]
@@ -96,6 +137,11 @@ class RewardAdaptiveCoefficient(Section):
     @property
     def levels(self) -> tuple[float, ...]:
         return (self.floor, *levels_of(self.value))
+
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import RewardAdaptive
+
+        return RewardAdaptive(build_coefficient(self.value, total), self.floor, self.limit)
 
     @model_validator(mode="after")
     def _best_are_held_most(self) -> RewardAdaptiveCoefficient:
@@ -115,7 +161,7 @@ AnchorCoefficient = Annotated[
 ]
 
 
-class ThresholdWeight(Section):
+class ThresholdWeight(CoefficientSection):
     """A Lagrange multiplier λ, the weight +λ or −λ: holds the mean m of what it weighs to one side (arXiv:2310.04373).
 
     at_least: λ ← λ + rate · (at_least − m);  at_most: λ ← λ + rate · (m − at_most);  kept in [0, highest].
@@ -145,6 +191,11 @@ class ThresholdWeight(Section):
     @property
     def levels(self) -> tuple[float, ...]:
         return (self.start if self.at_least is not None else -self.start,)
+
+    def build(self, total: int) -> Coefficient:
+        from difrl.core import Multiplier
+
+        return Multiplier(self.start, self.threshold, self.at_least is not None, self.rate, self.highest)
 
 
 RewardWeight = Annotated[

@@ -20,7 +20,6 @@ from difrl.config import (
     RolloutConfig,
     RunConfig,
 )
-from difrl.config.build.schedules import decay
 from difrl.policies.diffusion.branching import branching_of
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.likelihoods import Forward, Kind, Reverse
@@ -227,7 +226,7 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
     family = load_family(config.model, device)
     trained = make_trainable(family, config.model, config.seed)
     keep = keep_base or needs_base(config)
-    decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
+    decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     try:
         training, evaluation = samplings(config, family)
     except ValueError as error:  # of samplers and families, which know nothing of recipes

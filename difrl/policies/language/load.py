@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 
 from difrl.config import LoraConfig, ModelConfig, RunConfig
-from difrl.config.build.schedules import decay
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
@@ -47,7 +46,7 @@ def load_language_policy(
     }
     for name, teacher in teachers.items():
         _same_vocabulary(name, network, teacher)
-    decays = {name: decay(s, config.train) for name, s in config.snapshots.items()}
+    decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
     temperature = generation.temperature
     speech = Speech(

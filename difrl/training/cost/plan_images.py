@@ -12,13 +12,12 @@ from functools import cached_property
 import torch
 
 from difrl.config import RunConfig
-from difrl.config.build.objectives import objective_of, references_read
 from difrl.config.load import ConfigError
 from difrl.policies.base import Key
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import inverted_by, samplings
 from difrl.policies.diffusion.policy import Sampling
-from difrl.policies.references import Reference, in_reward, references_of
+from difrl.policies.references import Reference, in_reward, references_of, references_read
 from difrl.policies.snapshots import CURRENT
 from difrl.training.microbatches import extent, self_contained
 from samplers import Condition, Window, counting, solve
@@ -98,7 +97,7 @@ class Plan:
         """Samples and decisions of each, in a differentiated pass of a process (difrl/training/microbatches.py)."""
         train = self.config.train
         share = self.samples // self.processes // train.updates_per_step
-        objective, group_size = objective_of(self.config), self.config.compared
+        objective, group_size = self.config.objective.build(self.config.likelihood), self.config.compared
         part = extent(objective, self.decisions, train.micro_batch, group_size)
         return min(part.rows, share), part.columns
 
@@ -131,7 +130,7 @@ class Plan:
     @property
     def _statistics(self) -> list[Reference]:
         """Under which weights a pass for the objective's statistics evaluates; none where micro-batches hold whole groups."""
-        objective, size = objective_of(self.config), self.config.compared
+        objective, size = self.config.objective.build(self.config.likelihood), self.config.compared
         share = self.samples // self.processes // self.config.train.updates_per_step
         part = extent(objective, self.decisions, self.config.train.micro_batch, size)
         if self_contained(objective, torch.arange(share) // size, part):

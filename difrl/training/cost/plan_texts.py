@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from difrl.config import RunConfig
-from difrl.config.build.objectives import objective_of, references_read
-from difrl.policies.references import in_reward, references_of
+from difrl.policies.references import in_reward, references_of, references_read
 from difrl.training.cost.plan_images import Evaluations, samples_compared, samples_evaluated
 from difrl.training.microbatches import extent, self_contained
 
@@ -55,7 +54,8 @@ class TextPlan:
     def together(self) -> int:
         """Samples of a micro-batch, whose activations are alive at once."""
         config = self.config
-        part = extent(objective_of(config), self.written, config.train.micro_batch, config.compared, whole=True)
+        objective = config.objective.build(config.likelihood)
+        part = extent(objective, self.written, config.train.micro_batch, config.compared, whole=True)
         return min(part.rows, self.share)
 
     @property
@@ -102,7 +102,7 @@ class TextPlan:
     @property
     def _statistics(self) -> int:
         """Passes over the samples for what the objective must know of whole groups."""
-        objective, size = objective_of(self.config), self.config.compared
+        objective, size = self.config.objective.build(self.config.likelihood), self.config.compared
         part = extent(objective, self.written, self.config.train.micro_batch, size, whole=True)
         if self_contained(objective, torch.arange(self.share) // size, part):
             return 0
