@@ -6,7 +6,7 @@ All that reads or writes samples asks the medium of the run; nothing else tells 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from difrl.data.jsonl import Row, describe_keys, describe_value, quote
-from difrl.data.rollout import Rollout
+from difrl.data.rollout import Content
 
 Item = Path | str
 """A sample as a row names it: the path of an image, or the text itself."""
-Content = Tensor | Sequence[str]
-"""Samples as a policy and a reward take them."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +27,15 @@ class Medium:
     """Images or texts."""
 
     key: str
-    """Under which a row of data.rows: samples holds its sample."""
-    reader: Callable[[Path], Callable[[Row, str], Item]]
-    """Folder of the file → (row, key) → the item, taken out of the row; ValueError if there is none."""
+    """The key of the sample in a row of data.rows: samples."""
+    item_reader: Callable[[Path], Callable[[Row, str], Item]]
+    """Folder of the file → (row, key) → the item, which is removed from the row. ValueError if there is none."""
     read: Callable[[Sequence[Item]], Content]
-    place: Callable[[Rollout, Content], Rollout]
-    """The rollout holding the content."""
+    """Items → samples."""
     write: Callable[[Any, Path, str], str]
-    """One sample, a folder, a name → what a row of a file in the folder says of it."""
-    empty: Callable[[Any], bool]
-    """Whether a sample holds nothing, so that no row can be written of it."""
+    """(one sample, folder, name) → its value in a row of a file in the folder. An image is saved under the name."""
+    is_empty: Callable[[Any], bool]
+    """True if a sample has no content, so that no row can be written for it."""
 
 
 def read_images(paths: Sequence[Item]) -> Tensor:
@@ -48,7 +45,7 @@ def read_images(paths: Sequence[Item]) -> Tensor:
 
 
 @dataclass
-class _Images:
+class _ImageReader:
     """Finds the images that rows name, and holds them to the size of the first."""
 
     folder: Path
@@ -87,7 +84,7 @@ def _save_image(image: Tensor, folder: Path, name: str) -> str:
     return path.as_posix()
 
 
-def _text(row: Row, key: str) -> str:
+def _read_text(row: Row, key: str) -> str:
     if key not in row:
         raise ValueError(f"{quote(key)} is missing, found {describe_keys(row)}")
     text = row.pop(key)
@@ -98,31 +95,19 @@ def _text(row: Row, key: str) -> str:
     return text
 
 
-def _with_images(rollout: Rollout, content: Content) -> Rollout:
-    assert isinstance(content, Tensor)
-    return replace(rollout, images=content)
-
-
-def _with_texts(rollout: Rollout, content: Content) -> Rollout:
-    assert not isinstance(content, Tensor)
-    return replace(rollout, texts=tuple(content))
-
-
 IMAGES = Medium(
     key="image",
-    reader=_Images,
+    item_reader=_ImageReader,
     read=read_images,
-    place=_with_images,
     write=_save_image,
-    empty=lambda image: False,
+    is_empty=lambda image: False,
 )
 TEXTS = Medium(
     key="text",
-    reader=lambda folder: _text,
+    item_reader=lambda folder: _read_text,
     read=lambda items: tuple(map(str, items)),
-    place=_with_texts,
     write=lambda text, folder, name: str(text),
-    empty=lambda text: not text,
+    is_empty=lambda text: not text,
 )
 MEDIA: Mapping[str, Medium] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
 """By likelihood.kind."""

@@ -12,30 +12,15 @@ one size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from difrl.config import RunConfig
+from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.data.jsonl import PromptFileError, Row, describe_value, read_json_lines
 from difrl.data.modality import MEDIA, Item, Medium
 from difrl.data.prompts import Prompt, build_prompt, load_prompts
-
-
-class Rows(Protocol):
-    """The part of a recipe that names a file of samples, and says how many of them a step takes."""
-
-    @property
-    def train(self) -> str: ...
-    @property
-    def rows(self) -> str: ...
-    @property
-    def prompts_per_step(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def cache(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -49,19 +34,21 @@ class Example:
     """file:line of each item."""
 
 
-def load_examples(data: Rows, medium: Medium) -> list[Example]:
+def load_examples(data: DataConfig | RehearsalConfig, medium: Medium) -> list[Example]:
     """The examples of data.train; PromptFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":
         raise PromptFileError(f"{path}: rows: {data.rows} are read from a .jsonl file, found {path.suffix or 'none'}")
-    form = _FORMS[data.rows]
     if not path.exists():
         raise PromptFileError(
             f"{data.train}: no such file, looked for {path.absolute()}; make one with `difrl pairs RECIPE --out FOLDER`, or "
             "write it"
         )
-    read = form.read(_Reader(medium.key, medium.reader(path.parent)))
-    examples = form.gather(read_json_lines(path, data.train, read))
+    read_item = medium.item_reader(path.parent)
+    if data.rows == "pairs":
+        examples = read_json_lines(path, data.train, partial(_read_pair, read_item))
+    else:
+        examples = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, medium.key)))
     if not examples:
         raise PromptFileError(f"{path}: no row in it, expected at least one")
     for example in examples:
@@ -80,58 +67,29 @@ def training_prompts(config: RunConfig) -> list[Prompt]:
     return [e.prompt for e in load_examples(config.data, MEDIA[config.likelihood.kind])]
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """How a medium's items are taken out of a row."""
-
-    key: str
-    take: Callable[[Row, str], Item]
+def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> Example:
+    items = read_item(row, "chosen"), read_item(row, "rejected")
+    return Example(build_prompt(row, place), items, (1.0, 0.0), (place, place))
 
 
-def _pairs(reader: _Reader) -> Callable[[Row, str], Example]:
-    def read(row: Row, place: str) -> Example:
-        items = reader.take(row, "chosen"), reader.take(row, "rejected")
-        return Example(build_prompt(row, place), items, (1.0, 0.0), (place, place))
-
-    return read
-
-
-def _samples(reader: _Reader) -> Callable[[Row, str], Example]:
-    def read(row: Row, place: str) -> Example:
-        item, reward = reader.take(row, reader.key), row.pop("reward", None)
-        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')
-        return Example(build_prompt(row, place), (item,), (float(reward),), (place,))
-
-    return read
+def _read_sample(read_item: Callable[[Row, str], Item], key: str, row: Row, place: str) -> Example:
+    item, reward = read_item(row, key), row.pop("reward", None)
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')
+    return Example(build_prompt(row, place), (item,), (float(reward),), (place,))
 
 
-def _each(found: Sequence[Example]) -> list[Example]:
-    return list(found)
-
-
-def _by_prompt(found: Sequence[Example]) -> list[Example]:
-    """Samples of one prompt as one example, in the order of the file; what the first row says of the prompt holds."""
-    together: dict[str, list[Example]] = {}
-    for example in found:
-        together.setdefault(example.prompt.text, []).append(example)
+def _merge_by_prompt(rows: Sequence[Example]) -> list[Example]:
+    """Return one example a prompt, in the order of the file. The prompt's metadata are those of its first row."""
+    by_prompt: dict[str, list[Example]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt.text, []).append(row)
     return [
         Example(
-            rows[0].prompt,
-            tuple(item for row in rows for item in row.items),
-            tuple(reward for row in rows for reward in row.rewards),
-            tuple(place for row in rows for place in row.places),
+            same[0].prompt,
+            tuple(item for row in same for item in row.items),
+            tuple(reward for row in same for reward in row.rewards),
+            tuple(place for row in same for place in row.places),
         )
-        for rows in together.values()
+        for same in by_prompt.values()
     ]
-
-
-@dataclass(frozen=True)
-class _Form:
-    """How the rows of a form are read, and which of them make an example."""
-
-    read: Callable[[_Reader], Callable[[Row, str], Example]]
-    gather: Callable[[Sequence[Example]], list[Example]]
-
-
-_FORMS: Mapping[str, _Form] = {"pairs": _Form(_pairs, _each), "samples": _Form(_samples, _by_prompt)}

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 
+Content = Tensor | Sequence[str]
+"""Samples of a policy: images [B, 3, H, W] in [0, 1], or B texts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
@@ -33,12 +36,18 @@ class Rollout:
         return len(self.prompts)
 
     @property
-    def content(self) -> Tensor | Sequence[str]:
+    def content(self) -> Content:
         """What a reward scores."""
         content = self.images if self.images is not None else self.texts
         if content is None:
             raise ValueError("the rollout holds neither images nor texts, so there is nothing to score")
         return content
+
+    def with_content(self, content: Content) -> Rollout:
+        """Return the rollout with these samples."""
+        if isinstance(content, Tensor):
+            return replace(self, images=content)
+        return replace(self, texts=tuple(content))
 
     @property
     def texts_of_prompts(self) -> list[str]:

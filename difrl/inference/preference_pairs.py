@@ -131,7 +131,7 @@ def make_pairs(
 def _kept(scored: Scored, folder: Path, made: Made, keep: Keep, medium: Medium) -> tuple[list[dict[str, Any]], Made]:
     """The rows of a step, with what is not in them saved; and the counts after it."""
     rows: list[dict[str, Any]] = []
-    filled = torch.tensor([not medium.empty(x) for x in scored.rollout.content], device=scored.valid.device)
+    filled = torch.tensor([not medium.is_empty(x) for x in scored.rollout.content], device=scored.valid.device)
     judged = keep.judged(scored.valid, filled)
     for group in scored.groups.unique().tolist():
         members = ((scored.groups == group) & judged).nonzero().flatten().tolist()

@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difrl.config import RunConfig
-from difrl.data.modality import MEDIA, Content, Item, Medium
+from difrl.config import DataConfig, RehearsalConfig, RunConfig
+from difrl.data.modality import MEDIA, Item, Medium
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import Example, Rows, load_examples
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.recorded_samples import Example, load_examples
+from difrl.data.rollout import Content, Rollout, Scored
 from difrl.policies.base import Key, Policy
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
@@ -133,7 +133,7 @@ class Recorded:
 
     def __init__(
         self,
-        data: Rows,
+        data: DataConfig | RehearsalConfig,
         seed: int,
         policy: Policy,
         examples: Sequence[Example],
@@ -162,7 +162,7 @@ class Recorded:
         ids, samples = numbered(groups, size, 0)
         content = self.medium.read(items)
         rollout = Rollout(tuple(prompts), ids, samples, self._tape(prompts, items, content))
-        rollout = self.medium.place(rollout, content).to(self.device)
+        rollout = rollout.with_content(content).to(self.device)
         lap("rollout")
         return Scored(rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device))
 
@@ -212,7 +212,7 @@ def source_of(
     return recorded(config.data, config, policy, device)
 
 
-def recorded(data: Rows, config: RunConfig, policy: Policy, device: torch.device) -> Recorded:
+def recorded(data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device) -> Recorded:
     """The samples of a file that a part of the recipe names."""
     medium = MEDIA[config.likelihood.kind]
     return Recorded(data, config.seed, policy, load_examples(data, medium), medium, device)

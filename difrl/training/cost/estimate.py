@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import torch
 
-from difrl.config import RunConfig
+from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.jsonl import PromptFileError
 from difrl.data.modality import MEDIA
 from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import Rows, load_examples
+from difrl.data.recorded_samples import load_examples
 from difrl.policies.flops import matmul_speed
 from difrl.runtime.dtypes import DTYPES
 from difrl.scoring import build_reward, unfit
@@ -94,7 +94,10 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
     train = _read("data.train", lambda: load_prompts(config.data.train), problems) if drawn else []
     evaluated = config.data.evaluation
     evaluation = _read("data.evaluation", lambda: load_prompts(evaluated), problems) if evaluated else []
-    files: Mapping[str, Rows | None] = {"data": None if drawn else config.data, "rehearsal": config.rehearsal}
+    files: Mapping[str, DataConfig | RehearsalConfig | None] = {
+        "data": None if drawn else config.data,
+        "rehearsal": config.rehearsal,
+    }
     examples = {
         name: _read(f"{name}.train", partial(load_examples, rows, medium), problems)
         for name, rows in files.items()
