@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
+from difrl.reporting.trackers import Tracker
 from difrl.runtime.errors import UserError
 
 
@@ -16,47 +19,48 @@ class MetricsError(UserError):
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl, and to tensorboard where asked."""
+    """metrics.jsonl of a run folder, opened for appending, and the trackers that receive the same metrics."""
 
-    def __init__(self, run: Path, done: int, tensorboard: bool) -> None:
-        """Keeps the lines of steps up to `done` and drops the rest, which the resumed run writes again.
+    def __init__(self, run: Path, done: int, trackers: Sequence[Tracker] = ()) -> None:
+        """Keep the lines of steps up to `done` and drop the others, which the resumed run writes again.
 
-        With nothing done, none is kept: the evaluation before the first step is written again too.
+        With `done` = 0 no line is kept, because a new run also writes the evaluation before the first step again.
         """
         self.path = run / "metrics.jsonl"
+        self.trackers = trackers
         kept = [line for line, row in _lines(self.path) if done and (row["step"] or 0) <= done]
-        aside = self.path.with_suffix(".partial")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(aside, self.path)
-        self.board = _board(run / "tensorboard", done) if tensorboard else None
+        self._replace("".join(f"{line}\n" for line in kept))
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """Appends one line; numbers that are not finite become null."""
+        """Append one line. NaN and infinity become null."""
         row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         with self.path.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
-        if self.board is not None:
-            for name, value in metrics.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, int(metrics["step"]))
+        for tracker in self.trackers:
+            tracker.write(int(metrics["step"]), {k: v for k, v in metrics.items() if k != "step"})
 
     def amend(self, metrics: Mapping[str, float]) -> None:
-        """Writes the last line anew."""
-        aside = self.path.with_suffix(".partial")
-        aside.write_text("".join(self.path.read_text().splitlines(keepends=True)[:-1]))
-        os.replace(aside, self.path)
+        """Write the last line again, with these metrics."""
+        self._replace("".join(self.path.read_text().splitlines(keepends=True)[:-1]))
         self.write(metrics)
 
     def sync(self) -> None:
-        """Returns when what was written is on the disk: a checkpoint must not survive a crash that its metrics do not."""
+        """Flush the file to the disk: a checkpoint that survives a crash must not be newer than its metrics."""
         with self.path.open("rb") as handle:
             os.fsync(handle.fileno())
 
+    def _replace(self, text: str) -> None:
+        aside = self.path.with_suffix(".partial")
+        aside.write_text(text)
+        os.replace(aside, self.path)
 
-def _board(folder: Path, done: int):  # type: ignore[no-untyped-def]
-    from torch.utils.tensorboard import SummaryWriter
+    def __enter__(self) -> Self:
+        return self
 
-    return SummaryWriter(str(folder), purge_step=done + 1)
+    def __exit__(self, *exception: object) -> None:
+        with ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, float | None]]]:

@@ -6,6 +6,7 @@ runs/NAME/  config.yaml  metrics.jsonl  samples/  checkpoints/  model/  summary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from difrl.policies.load import load_policy
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, SilentDisplay, Summary, open_display
+from difrl.reporting.trackers import TrackerFactory, find_trackers
 from difrl.runtime.distributed import ProcessError, Processes
 from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import notices
@@ -62,13 +64,14 @@ def train(
     # For rewards and models that draw from the global generators: difrl's own noise is keyed and asks none of them.
     set_seed(stable_seed(config.seed, "global", processes.rank) % 2**32)
     place = checkpoint_to_resume(config, resume, processes)
-    # Before the model, which may take minutes to load: a misspelt prompt file or reward is told at once.
+    # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
     prompts = Prompts.load(config)
+    trackers = find_trackers(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     scorer.refuse_other_than(MEDIA[config.likelihood.kind])
     policy = load_policy(config, processes.device, keep_base=shows_base(config))
     policy.refuse([*prompts.train, *(prompts.evaluation or [])])
-    run = Run(config, policy, scorer, prompts, processes, _display(display, processes))
+    run = Run(config, policy, scorer, prompts, processes, _display(display, processes), trackers)
     try:
         if place is not None:
             run.resume(place)
@@ -112,6 +115,7 @@ class Run:
     prompts: Prompts
     processes: Processes
     display: Display
+    trackers: Sequence[TrackerFactory] = ()
 
     def __post_init__(self) -> None:
         config = self.config
@@ -161,10 +165,12 @@ class Run:
         """Runs the remaining steps, and what follows the last."""
         config = self.config
         self.display.start(self._facts())
-        metrics_file = MetricsFile(self.folder, self.step, config.tensorboard) if self.processes.is_main else None
+        metrics_file = None
+        if self.processes.is_main:
+            metrics_file = MetricsFile(self.folder, self.step, [build(config, self.step) for build in self.trackers])
         if self.processes.is_main and not self.guard.ends:
             checkpoint.mark_result(self.folder, None)  # what an earlier guard decided, where the run now goes on
-        with stop_requested(self.display) as stop, notices(self.display.message):
+        with stop_requested(self.display) as stop, notices(self.display.message), metrics_file or nullcontext():
             if self.step == 0 and self.evaluator is not None:
                 if self.step in self.guard.kept:
                     self._save(metrics_file)  # before the evaluation, with which a run that is resumed here begins

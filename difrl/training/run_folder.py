@@ -26,6 +26,7 @@ FREE: Mapping[str, Any] = {
     "output_dir": True,
     "eval": True,
     "checkpoint": True,
+    "trackers": True,
     "tensorboard": True,
     "guard": True,
     # More steps extend a run; the others change what is computed to float order only.

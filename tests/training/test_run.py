@@ -682,16 +682,16 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     read = read_metrics(tmp_path)
     assert [row["step"] for row in read] == [1, 2]
     assert read[0]["loss"] != read[0]["loss"]  # null is NaN
-    MetricsFile(tmp_path, 2, False).write({"step": 3, "loss": float("inf")})
+    MetricsFile(tmp_path, 2).write({"step": 3, "loss": float("inf")})
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
     assert rows(tmp_path)[-1]["loss"] is None
 
 
 def test_what_follows_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
     lines_of(tmp_path, '{"step": 0}', '{"step": 1}', '{"step": 2}', '{"step": 3}')
-    MetricsFile(tmp_path, 2, False)
+    MetricsFile(tmp_path, 2)
     assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2]
-    MetricsFile(tmp_path, 0, False)
+    MetricsFile(tmp_path, 0)
     assert rows(tmp_path) == []
 
 
@@ -700,7 +700,7 @@ def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path, middle: str) -> 
     """It is no accident of difrl's: dropping it would lose a step in silence."""
     lines_of(tmp_path, '{"step": 1}', middle, '{"step": 3}')
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    for reader in (lambda: read_metrics(tmp_path), lambda: MetricsFile(tmp_path, 3, False)):
+    for reader in (lambda: read_metrics(tmp_path), lambda: MetricsFile(tmp_path, 3)):
         with pytest.raises(MetricsError, match=r"metrics\.jsonl:2: expected a JSON object with a step"):
             reader()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -45,7 +45,8 @@ class RunSections(Section):
     eval: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig | None = Field(None, description="ends a run whose watched measures fall; {} takes the defaults")
-    tensorboard: bool = False
+    trackers: list[str] = Field([], description="copies of metrics.jsonl in other forms, e.g. [tensorboard]")
+    tensorboard: bool = Field(False, description="the same as tensorboard among the trackers")
 
     @property
     def branches(self) -> int:
