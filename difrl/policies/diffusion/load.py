@@ -220,10 +220,17 @@ def inverted_by(config: RunConfig) -> list[str]:
 
 
 def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> DiffusionPolicy:
-    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    """Load the policy of a run before its first step.
+
+    keep_base: keep the pretrained weights also where no anchor needs them.
+    """
+    return build_policy(config, load_family(config.model, device), keep_base=keep_base)
+
+
+def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) -> DiffusionPolicy:
+    """Build the policy of a run over a frozen pipeline."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
-    family = load_family(config.model, device)
     trained = make_trainable(family, config.model, config.seed)
     keep = keep_base or needs_base(config)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,24 @@ from samplers import Decoding, stable_seed
 def load_language_policy(
     config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False
 ) -> LanguagePolicy:
-    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    """Load the policy of a run before its first step.
+
+    keep_base: keep the pretrained weights also where no anchor needs them.
+    """
+    model, tokenizer = load_language_model(config.model, device)
+    teachers = {
+        name: load_frozen(t.path, t.revision, config.model, device, teacher_key(name))
+        for name, t in config.teachers.items()
+    }
+    return build_language_policy(config, model, tokenizer, teachers, keep_base=keep_base)
+
+
+def build_language_policy(
+    config: RunConfig, model: Any, tokenizer: Any, teachers: Mapping[str, Any], *, keep_base: bool = False
+) -> LanguagePolicy:
+    """Build the policy of a run over a frozen model and its teachers."""
     likelihood, generation = config.likelihood, config.generation
     assert likelihood.kind == "tokens"
-    model, tokenizer = load_language_model(config.model, device)
     texts = texts_of(tokenizer, generation)
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
@@ -40,11 +54,8 @@ def load_language_policy(
     add_trained(model, config.model, config.seed)
     trained = trained_weights(model)
     network = Network.of(model, dtype)  # now, since an adapter may be on the head
-    teachers = {
-        name: Network.of(load_frozen(t.path, t.revision, config.model, device, teacher_key(name)), dtype)
-        for name, t in config.teachers.items()
-    }
-    for name, teacher in teachers.items():
+    teacher_networks = {name: Network.of(teacher, dtype) for name, teacher in teachers.items()}
+    for name, teacher in teacher_networks.items():
         _same_vocabulary(name, network, teacher)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
@@ -64,7 +75,7 @@ def load_language_policy(
         engines_of(config, network, decoding),
         Snapshots(trained, decays, base_weights(model, config.model, trained, keep), copies_of(config.model)),
         Comparison(references_of(config), likelihood.old, needs_of(config), in_reward(config)),
-        teachers,
+        teacher_networks,
         _saver(model, tokenizer),
     )
 
