@@ -77,9 +77,6 @@ def signs(count: int, pixels: int, text: str = "HELLO") -> Tensor:
 
 def clip_checkpoint(folder: Path, architecture: str) -> str:
     """Random weights of an open_clip model, as HPSv2's are published: a pickle of tensors in half precision."""
-    from rewards.compat import ensure_torchvision
-
-    ensure_torchvision()
     import open_clip
 
     path = folder / f"{architecture}.pt"

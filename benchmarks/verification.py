@@ -19,7 +19,6 @@ from pathlib import Path
 
 from benchmarks.arenas import gaussian_page, text_cells, text_page
 from benchmarks.arenas.gaussian_page import CELLS
-from rewards.compat import ensure_torchvision
 
 Result = dict[str, float]
 Results = Mapping[str, Sequence[Result]]
@@ -73,7 +72,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/verification"), help="where results are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/verification.md"))
     options = parser.parse_args()
-    ensure_torchvision()
     sections = [HEADER]
     for world in WORLDS:
         pairs = [(cell, seed) for seed in options.seeds for cell in world.cells]

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from difrl.runtime.renamed_modules import install_renamed_modules
-from rewards.compat import ensure_torchvision
+from rewards.compat import install_torchvision_hook
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from difrl.reporting.html import write_report
     from difrl.training.run import train
 
-ensure_torchvision()
+install_torchvision_hook()
 install_renamed_modules()
 
 # Imported when first used, so that `difrl --help` does not wait for diffusers.

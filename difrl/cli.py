@@ -233,10 +233,10 @@ def rewards(
 ) -> None:
     """List the rewards and what each measures; with names, what these take."""
     from difrl.reporting.catalog import reward_details, rewards_table
-    from rewards import available
+    from rewards import list_rewards
 
     if not names:
-        out.print(rewards_table(available()))
+        out.print(rewards_table(list_rewards()))
     for name in names or []:
         out.print(reward_details(name))
 

@@ -14,7 +14,6 @@ from functools import partial
 from torch import Tensor, nn
 
 from rewards.clip import ClipReward, TransformersClip, check_dtype
-from rewards.registry import register
 from rewards.weights import fill, find_file, read_tensors
 
 MODEL = "openai/clip-vit-large-patch14"
@@ -43,7 +42,6 @@ class AestheticHead(nn.Module):
         return ratings
 
 
-@register("aesthetic")
 class Aesthetic(ClipReward):
     """Rating of the picture from 1 to 10 by LAION's aesthetic predictor (version 2).
 

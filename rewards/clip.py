@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.compat import ensure_torchvision
 from rewards.pictures import pictures
 from rewards.weights import a_few, fill, read_tensors
 
@@ -52,7 +51,6 @@ class TransformersClip:
     """A CLIPModel of transformers with its processor, each a hub id or a local folder."""
 
     def __init__(self, model: str, processor: str | None = None, *, dtype: str = "float32") -> None:
-        ensure_torchvision()
         from transformers import CLIPModel, CLIPProcessor
 
         with _explained(f"the CLIP model {model}"):
@@ -106,7 +104,6 @@ class OpenClip:
     def __init__(
         self, model: str, pretrained: str | None = None, *, dtype: str = "float32", pixels: Pixels | None = None
     ) -> None:
-        ensure_torchvision()
         import open_clip
 
         if ":" in model and pretrained is not None:

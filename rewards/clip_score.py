@@ -20,13 +20,11 @@ from functools import partial
 from torch import Tensor
 
 from rewards.clip import ClipReward, OpenClip, TransformersClip, check_dtype
-from rewards.registry import register
 
 BACKENDS = ("transformers", "open_clip")
 VALUES = ("cosine", "logit", "clipscore")
 
 
-@register("clip_score")
 class ClipScore(ClipReward):
     """Similarity of the picture and its prompt by CLIP (transformers or open_clip).
 

@@ -41,7 +41,6 @@ from rewards.classes import ANY, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
 from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
-from rewards.registry import register
 from rewards.transformers_detector import TransformersDetector
 
 Clause = Mapping[str, Any]
@@ -245,7 +244,6 @@ def _counts(item: Detection, clause: Clause) -> bool:
     return right_class and clause.get("color", item.color) == item.color
 
 
-@register("geneval", needs=("images", "metadata"))
 def geneval(
     detector: str = "shapes",
     *,

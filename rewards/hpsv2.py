@@ -21,14 +21,12 @@ from torch import Tensor
 
 from rewards.clip import ClipReward, OpenClip, check_dtype
 from rewards.pictures import CLIP_MEAN, CLIP_STD
-from rewards.registry import register
 from rewards.weights import find_file
 
 WEIGHTS = "xswu/HPSv2"
 FILE = "HPS_v2.1_compressed.pt"
 
 
-@register("hpsv2")
 class HPSv2(ClipReward):
     """HPSv2.1: how much people prefer the picture among others of its prompt.
 

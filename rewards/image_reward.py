@@ -27,9 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.compat import ensure_torchvision
 from rewards.pictures import CLIP_MEAN, CLIP_STD, pictures
-from rewards.registry import register
 from rewards.weights import find_file, read_tensors
 
 FILE = "ImageReward.pt"
@@ -60,7 +58,6 @@ class ImageRewardNetwork(nn.Module):
     """BLIP's two encoders and the MLP, in the sizes of the published ``tensors`` and with their values."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        ensure_torchvision()
         from transformers import BlipTextModel, BlipVisionModel
 
         super().__init__()
@@ -87,7 +84,6 @@ class ImageRewardNetwork(nn.Module):
         return scores
 
 
-@register("image_reward")
 class ImageReward:
     """How well people would like the image for its prompt, by ImageReward-v1.0: about −2 to 2.
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
 from rewards.pictures import pictures
-from rewards.registry import register
 
 
 @dataclass
@@ -50,13 +49,11 @@ def _encoded_bytes(picture: Image.Image, quality: int) -> int:
     return buffer.tell()
 
 
-@register("jpeg_compressibility", needs=("images",))
 def jpeg_compressibility(*, quality: int = JpegSize.quality) -> JpegSize:
     """Minus the kilobytes of the picture as a JPEG: rewards plain pictures."""
     return JpegSize("jpeg_compressibility", -1, quality)
 
 
-@register("jpeg_incompressibility", needs=("images",))
 def jpeg_incompressibility(*, quality: int = JpegSize.quality) -> JpegSize:
     """The kilobytes of the picture as a JPEG: rewards busy pictures."""
     return JpegSize("jpeg_incompressibility", 1, quality)

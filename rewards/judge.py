@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewards.base import Metadata, Scores, check_images
-from rewards.registry import register
 
 PADDING = 0  # word ids start at 1
 Output = Literal["probability", "logit"]
@@ -166,7 +165,6 @@ class Judge:
         return Scores(values.to(samples.device), valid.to(samples.device))
 
 
-@register("judge", needs=Judge.needs)
 def judge(path: str | None = None, output: Literal["probability", "logit"] = "probability") -> Judge:
     """Probability that a drawing shows its prompt, by a small learned network of the shapes world.
 

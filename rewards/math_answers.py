@@ -28,14 +28,12 @@ from typing import Any
 import torch
 
 from rewards.base import Metadata, Samples, Scores, check_texts
-from rewards.registry import register
 
 log = logging.getLogger(__name__)
 REMEMBERED = 65536
 """Texts whose reading, and pairs whose comparison, are kept: the samples of a prompt are often the same."""
 
 
-@register("math")
 class MathAnswer:
     """1 if the text's answer equals the metadata's by math-verify, else 0; a row without an answer is invalid.
 

@@ -31,12 +31,10 @@ from torch import Tensor
 
 from rewards.base import Metadata, Scores, check_images
 from rewards.pictures import pictures
-from rewards.registry import register
 
 _QUOTED = (re.compile(r'"([^"]*)"'), re.compile(r"“([^”]*)”"))
 
 
-@register("ocr")
 class Ocr:
     """Share of the prompt's quoted text that can be read in the picture (RapidOCR).
 

@@ -15,13 +15,11 @@ from functools import partial
 from torch import Tensor
 
 from rewards.clip import ClipReward, TransformersClip, check_dtype
-from rewards.registry import register
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-@register("pickscore")
 class PickScore(ClipReward):
     """PickScore v1: how likely people are to pick the picture for its prompt.
 

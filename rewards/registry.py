@@ -1,47 +1,85 @@
-"""Rewards by name. Open to other packages by entry points of the group `difrl.rewards`, and to anybody by import path:
-`package.module.name` of a function that scores, of a class of rewards, or of a reward."""
+"""Rewards by name.
+
+Other packages add rewards through entry points of the group `difrl.rewards`. Without any registration a reward is found by
+its import path: `package.module.name` of a function that scores, of a class of rewards, or of a reward object.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from rewards.base import Reward
-from rewards.functions import Function
+if TYPE_CHECKING:
+    from rewards.base import Reward
 
 GROUP = "difrl.rewards"
-Factory = Callable[..., Reward]
+Factory = Callable[..., "Reward"]
 F = TypeVar("F", bound=Factory)
+T = TypeVar("T")
 _ARGUMENTS = ("samples", "prompts", "metadata")
 
 
-class Entry(NamedTuple):
-    """One registered reward, as `available` lists it."""
+class Summary(NamedTuple):
+    """One registered reward, as `list_rewards` returns it."""
 
     name: str
-    summary: str  # a sentence
-    details: str  # what its docstring says after that
-    options: dict[str, str]  # option -> its type and default, as written
+    summary: str
+    """First line of its docstring."""
     needs: tuple[str, ...]
 
 
-class _Registered(NamedTuple):
-    factory: Factory
+class Entry(NamedTuple):
+    """One registered reward with its options, as `available` returns it."""
+
+    name: str
+    summary: str
+    """First line of its docstring."""
+    details: str
+    """The rest of its docstring."""
+    options: dict[str, str]
+    """Option -> its type and default, as written in the source."""
     needs: tuple[str, ...]
 
 
-_REGISTRY: dict[str, _Registered] = {}
+class _Registered(NamedTuple, Generic[T]):
+    factory: T
+    needs: tuple[str, ...]
+
+
+# The built-in rewards are imported when they are first used: a string is `module:name` in this package.
+_REGISTRY: dict[str, _Registered[Factory | str]] = {
+    "aesthetic": _Registered("aesthetic:Aesthetic", ("images",)),
+    "clip_score": _Registered("clip_score:ClipScore", ("images", "prompts")),
+    "exact_match": _Registered("text_match:ExactMatch", ("texts", "metadata")),
+    "format": _Registered("text_form:Format", ("texts",)),
+    "geneval": _Registered("geneval:geneval", ("images", "metadata")),
+    "hpsv2": _Registered("hpsv2:HPSv2", ("images", "prompts")),
+    "image_reward": _Registered("image_reward:ImageReward", ("images", "prompts")),
+    "jpeg_compressibility": _Registered("jpeg:jpeg_compressibility", ("images",)),
+    "jpeg_incompressibility": _Registered("jpeg:jpeg_incompressibility", ("images",)),
+    "judge": _Registered("judge:judge", ("images", "prompts")),
+    "length": _Registered("text_form:Length", ("texts",)),
+    "math": _Registered("math_answers:MathAnswer", ("texts", "metadata")),
+    "ocr": _Registered("ocr:Ocr", ("images", "prompts")),
+    "pickscore": _Registered("pickscore:PickScore", ("images", "prompts")),
+    "regex_match": _Registered("text_match:RegexMatch", ("texts", "metadata")),
+    "remote": _Registered("remote:Remote", ("prompts", "metadata")),
+    "reward_model": _Registered("reward_model:RewardModel", ("texts", "prompts")),
+    "vlm_judge": _Registered("vlm_judge:VlmJudge", ("images", "prompts")),
+}
 
 
 def register(name: str, needs: tuple[str, ...] | None = None) -> Callable[[F], F]:
-    """Decorator: make a class of rewards, or a function that returns a reward, known by ``name``.
+    """Return a decorator that registers a class of rewards, or a function that returns a reward, as ``name``.
 
-    Its docstring's first line is the description, a sentence, and its arguments are the options. ``needs`` is what the
-    reward reads: a class says so itself; for a function it is given here, so that `available` need not build the reward.
+    The first line of its docstring is the summary, a sentence. Its arguments are the options. ``needs`` lists the inputs
+    that the reward reads. Classes carry it as an attribute; a function has none, so pass it here.
     """
 
     def add(factory: F) -> F:
@@ -50,9 +88,7 @@ def register(name: str, needs: tuple[str, ...] | None = None) -> Callable[[F], F
             raise ValueError(f"two rewards are called '{name}': {known.factory!r} and {factory!r}; rename one")
         read = getattr(factory, "needs", None) if needs is None else needs
         if read is None:
-            raise ValueError(
-                f"what does the reward '{name}' read? {factory!r} has no needs: register it with needs=(…)"
-            )
+            raise ValueError(f"the reward '{name}' has no needs: found {factory!r}; register it with needs=(…)")
         _REGISTRY[name] = _Registered(factory, read)
         return factory
 
@@ -60,73 +96,101 @@ def register(name: str, needs: tuple[str, ...] | None = None) -> Callable[[F], F
 
 
 def make(name: str, **options: Any) -> Reward:
-    """The reward called ``name``: registered, from an entry point, or imported where ``name`` is a path with dots.
+    """Build the reward called ``name``: a registered one, one of an entry point, or an import path with dots.
 
     The path ``package.module.name`` (or ``package.module:name``) may lead to a class, which is built with the options; to
-    a function ``(samples, prompts, metadata, **options)``, which is then the reward; or to a reward.
+    a function ``(samples, prompts, metadata, **options)``, which then is the reward; or to a reward object.
     """
-    if "." in name or ":" in name:
-        return _imported(name, options)
-    factory = _registered(name)
+    if _is_path(name):
+        return _import_reward(name, options)
+    factory = _registered(name).factory
     _check_options(name, factory, options)
     return factory(**options)
 
 
+def list_rewards() -> list[Summary]:
+    """Return name, summary and needs of every reward, in the order of names, without importing the built-in ones."""
+    listed = []
+    for name in _names():
+        factory, needs = _REGISTRY.get(name) or _registered(name)
+        docstring = _read_docstring(factory) if isinstance(factory, str) else inspect.getdoc(factory) or ""
+        listed.append(Summary(name, docstring.partition("\n")[0], needs))
+    return listed
+
+
 def available() -> list[Entry]:
-    """Every registered reward, by name, those of entry points included."""
-    plugins = {point.name: point.load() for point in entry_points(group=GROUP)}
-    entries = [_describe(name, plugin, getattr(plugin, "needs", ())) for name, plugin in plugins.items()]
-    entries += [_describe(name, item.factory, item.needs) for name, item in _REGISTRY.items() if name not in plugins]
-    return sorted(entries)
+    """Return every reward with its options, in the order of names. Imports all of them."""
+    return [find(name) for name in _names()]
 
 
 def find(name: str) -> Entry:
-    """The reward of that name, as `available` lists it, or at that import path; ValueError if there is none."""
-    if "." in name or ":" in name:
-        return _found(name)
-    _registered(name)
-    return next(entry for entry in available() if entry.name == name)
+    """Return the reward of that name or import path with its options; ValueError if there is none."""
+    if not _is_path(name):
+        registered = _registered(name)
+        return _describe(name, registered.factory, registered.needs)
+    from rewards.base import Reward
 
-
-def _found(path: str) -> Entry:
-    """What an import path leads to; a function says by itself neither its needs nor which arguments are options."""
-    target = _target(path)
+    target = _import_target(name)
     if isinstance(target, type):
-        return _describe(path, target, getattr(target, "needs", ()))
+        return _describe(name, target, getattr(target, "needs", ()))
     if isinstance(target, Reward):
-        return _describe(path, type(target), target.needs)._replace(options={})
-    return _describe(path, target, (), len(_ARGUMENTS))
+        return _describe(name, type(target), target.needs)._replace(options={})
+    return _describe(name, target, (), len(_ARGUMENTS))
 
 
-def _describe(name: str, factory: Callable[..., Any], needs: tuple[str, ...], arguments: int = 0) -> Entry:
-    """An entry; the first so many parameters are no options."""
-    parameters = list(inspect.signature(factory).parameters.values())[arguments:]
-    summary, _, details = (inspect.getdoc(factory) or "").partition("\n")
-    return Entry(name, summary, details.strip(), {p.name: _option(p) for p in parameters}, needs)
+def _names() -> list[str]:
+    return sorted({*_REGISTRY, *(point.name for point in entry_points(group=GROUP))})
 
 
-def _option(parameter: inspect.Parameter) -> str:
-    kind, default = parameter.annotation, parameter.default
-    words = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    said = [words] if kind is not inspect.Parameter.empty else []
-    return " ".join([*said, f"= {default!r}"] if default is not inspect.Parameter.empty else said)
+def _is_path(name: str) -> bool:
+    return "." in name or ":" in name
 
 
-def _registered(name: str) -> Factory:
+def _registered(name: str) -> _Registered[Factory]:
+    """Return the reward of that name, imported; ValueError if there is none."""
     if name in _REGISTRY:
-        return _REGISTRY[name].factory
-    plugins = {point.name: point for point in entry_points(group=GROUP)}
-    if name in plugins:
-        factory: Factory = plugins[name].load()
-        return factory
-    known = sorted({*_REGISTRY, *plugins})
+        factory, needs = _REGISTRY[name]
+        if isinstance(factory, str):
+            module, _, attribute = factory.partition(":")
+            factory = getattr(import_module(f"rewards.{module}"), attribute)
+        return _Registered(factory, needs)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            plugin = point.load()
+            return _Registered(plugin, getattr(plugin, "needs", ()))
+    known = _names()
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean '{near[0]}'?" if near else "write package.module.name for one of your own."
     raise ValueError(f"there is no reward '{name}'; {hint} Known rewards: {', '.join(known)}")
 
 
-def _target(path: str) -> Any:
-    """The class, the reward or the function that an import path leads to."""
+def _read_docstring(path: str) -> str:
+    """Return the docstring of a built-in reward from its source: importing the module would take seconds."""
+    module, _, attribute = path.partition(":")
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    definitions = (node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
+    return next(ast.get_docstring(node) or "" for node in definitions if node.name == attribute)
+
+
+def _describe(name: str, factory: Callable[..., Any], needs: tuple[str, ...], skipped: int = 0) -> Entry:
+    """Return the entry of a class or function. Its first `skipped` parameters are not options."""
+    parameters = list(inspect.signature(factory).parameters.values())[skipped:]
+    summary, _, details = (inspect.getdoc(factory) or "").partition("\n")
+    return Entry(name, summary, details.strip(), {p.name: _format_option(p) for p in parameters}, needs)
+
+
+def _format_option(parameter: inspect.Parameter) -> str:
+    """Return type and default as in the source, e.g. `float = 1.0`; empty without either."""
+    annotation, words = parameter.annotation, []
+    if annotation is not inspect.Parameter.empty:
+        words.append(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation)))
+    if parameter.default is not inspect.Parameter.empty:
+        words.append(f"= {parameter.default!r}")
+    return " ".join(words)
+
+
+def _import_target(path: str) -> Any:
+    """Import the class, the reward or the function at `path`; ValueError if there is none."""
     module, _, attribute = path.replace(":", ".").rpartition(".")
     try:
         target = getattr(import_module(module), attribute)
@@ -142,25 +206,30 @@ def _target(path: str) -> Any:
     return target
 
 
-def _imported(path: str, options: dict[str, Any]) -> Reward:
-    target = _target(path)
+def _import_reward(path: str, options: dict[str, Any]) -> Reward:
+    from rewards.base import Reward
+    from rewards.functions import Function
+
+    target = _import_target(path)
     if isinstance(target, type):
         _check_options(path, target, options)
         return target(**options)
     if isinstance(target, Reward):
         if options:
-            raise ValueError(f"the reward '{path}' is made already and takes no options, found {', '.join(options)}")
+            raise ValueError(
+                f"the reward '{path}' is an object already and takes no options, found {', '.join(options)}"
+            )
         return target
     _check_options(path, target, options, *_ARGUMENTS)
     return Function(path.replace(":", ".").rpartition(".")[2], target, options)
 
 
 def _check_options(name: str, factory: Callable[..., Any], options: dict[str, Any], *arguments: str) -> None:
-    """Name the misspelt or missing option; leave errors inside the factory as they are."""
-    parameters = inspect.signature(factory).parameters
+    """Raise ValueError for a misspelt or missing option; leave errors inside the factory as they are."""
+    signature = inspect.signature(factory)
     try:
-        inspect.signature(factory).bind(*arguments, **options)
+        signature.bind(*arguments, **options)
     except TypeError as error:
-        known = ", ".join(list(parameters)[len(arguments) :]) or "none"
+        known = ", ".join(list(signature.parameters)[len(arguments) :]) or "none"
         called = f"; it is called with ({', '.join(arguments)})" if arguments else ""
         raise ValueError(f"options of the reward '{name}': {error}{called}; it takes: {known}") from error

@@ -20,10 +20,8 @@ from rewards.base import Metadata, RewardError, Samples, Scores, check_images, c
 from rewards.encoding import checked_format, encoded
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, concurrently, secret
 from rewards.protocol import PROTOCOL
-from rewards.registry import register
 
 
-@register("remote")
 class Remote:
     """A reward of a server that `difrl serve` started, by its URL and the reward's name there.
 

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 
 from rewards.base import Metadata, Samples, Scores, check_texts
-from rewards.compat import ensure_torchvision
-from rewards.registry import register
 
 FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
@@ -41,7 +39,6 @@ class _Loaded(NamedTuple):
     limit: int | None  # tokens that the model can read
 
 
-@register("reward_model")
 class RewardModel:
     """What a trained reward model or classifier (transformers, by hub id or folder) says of the text.
 
@@ -134,7 +131,6 @@ class RewardModel:
         return self._kept
 
     def _loaded(self) -> _Loaded:
-        ensure_torchvision()
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)

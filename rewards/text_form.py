@@ -10,10 +10,8 @@ import torch
 
 from rewards.base import Metadata, Samples, Scores, all_valid, check_texts
 from rewards.math_answers import compiled
-from rewards.registry import register
 
 
-@register("format")
 class Format:
     """1 if the regular expression `pattern` matches the whole text, else 0."""
 
@@ -33,7 +31,6 @@ class Format:
         return all_valid(torch.tensor(matches))
 
 
-@register("length")
 class Length:
     """0 up to `longest` − `margin` characters (or tokens of `tokenizer`), falling to −1 at `longest`: DAPO's punishment.
 

@@ -22,7 +22,6 @@ import torch
 
 from rewards.base import Metadata, RewardError, Samples, Scores, check_texts
 from rewards.math_answers import compiled, last_match
-from rewards.registry import register
 
 REMEMBERED = 65536
 """Patterns that are kept: the samples of a prompt share theirs."""
@@ -49,7 +48,6 @@ NORMAL_FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
-@register("exact_match")
 class ExactMatch:
     """1 if the text is the metadata's answer (or one of a list), letter by letter after `normalise`, else 0.
 
@@ -89,7 +87,6 @@ class ExactMatch:
         return text if self.pattern is None else last_match(self.pattern, text)
 
 
-@register("regex_match")
 class RegexMatch:
     """1 if the regular expression in the metadata is found in the text, else 0; `format` has one for all texts.
 

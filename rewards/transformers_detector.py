@@ -27,7 +27,6 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.classes import ANY, UnknownClass, check_known, key
-from rewards.compat import ensure_torchvision
 from rewards.detectors import Detection, Mask, Wanted
 from rewards.pictures import pictures
 
@@ -244,7 +243,6 @@ def _boxed(result: Mapping[str, Tensor], labels: Sequence[str], size: tuple[int,
 
 def _load(path: str, device: torch.device) -> _Finder:
     """The finder for a checkpoint, by the model type of its config."""
-    ensure_torchvision()
     from transformers import (
         MODEL_FOR_OBJECT_DETECTION_MAPPING,
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,

@@ -29,7 +29,6 @@ from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.encoding import checked_format, encoded
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, concurrently, secret
 from rewards.math_answers import compiled
-from rewards.registry import register
 
 log = logging.getLogger(__name__)
 QUESTION = (
@@ -39,7 +38,6 @@ QUESTION = (
 TOLD = 20  # most likely tokens asked for: the most that OpenAI's endpoint and, by default, vLLM's give
 
 
-@register("vlm_judge")
 class VlmJudge:
     """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, brought to [0,1].
 

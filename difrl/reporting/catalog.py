@@ -13,7 +13,7 @@ from difrl.config.load import load_mapping, read_config, recipe_summary
 from difrl.config.presets import PRESETS
 from difrl.config.yaml_source import ConfigError
 from difrl.runtime.paths import recipes
-from rewards import Entry, find
+from rewards import Summary, find
 
 
 def _table(*columns: str) -> Table:
@@ -58,7 +58,7 @@ KINDS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of 
 OTHER = "other rewards"
 
 
-def rewards_table(entries: Sequence[Entry]) -> Group:
+def rewards_table(entries: Sequence[Summary]) -> Group:
     """Every reward and what it measures, by what it scores."""
     tables: dict[str, Table] = {}
     for entry in sorted(entries, key=lambda entry: [*KINDS, ""].index(_medium(entry))):
@@ -68,7 +68,7 @@ def rewards_table(entries: Sequence[Entry]) -> Group:
     return Group(*tables.values(), "options and details: difrl rewards NAME")
 
 
-def _medium(entry: Entry) -> str:
+def _medium(entry: Summary) -> str:
     return next((need for need in entry.needs if need in KINDS), "")
 
 

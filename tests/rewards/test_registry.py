@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rewards import Scores, available, make, register, registry, score
+from rewards import Judge, Scores, available, find, list_rewards, make, register, registry, score
 from rewards.base import all_valid
 
 
@@ -49,6 +49,15 @@ def test_the_built_in_rewards_are_listed_with_what_they_need() -> None:
     assert entries["geneval"].options["exact"] == "bool = False"
     assert entries["ocr"].needs == ("images", "prompts")
     assert all(entry.summary.endswith(".") and entry.needs for entry in entries.values())
+
+
+def test_the_list_agrees_with_the_rewards_themselves() -> None:
+    """The list reads docstrings from the source and has the needs of built-in rewards in a table."""
+    assert list_rewards() == [(entry.name, entry.summary, entry.needs) for entry in available()]
+    for name, registered in registry._REGISTRY.items():
+        factory = registry._registered(name).factory
+        assert getattr(factory, "needs", registered.needs) == registered.needs, name
+    assert find("judge").needs == Judge.needs
 
 
 @pytest.mark.parametrize("name", ["geneval", "jpeg_compressibility", "jpeg_incompressibility", "ocr"])
@@ -99,7 +108,7 @@ def test_what_a_function_is_given_to_read_is_what_is_listed(monkeypatch: pytest.
     monkeypatch.setattr(registry, "_REGISTRY", {})
     register("long", needs=("texts", "prompts"))(lambda: Length())
     assert registry.find("long").needs == ("texts", "prompts")
-    with pytest.raises(ValueError, match=r"what does the reward 'short' read\?.*register it with needs="):
+    with pytest.raises(ValueError, match=r"the reward 'short' has no needs.*register it with needs="):
         register("short")(lambda: Length())
     with pytest.raises(ValueError, match="no reward 'short'"):
         registry.find("short")
@@ -121,7 +130,7 @@ def test_a_function_by_import_path_is_the_reward(plugin: None) -> None:
 
 def test_a_reward_by_import_path_is_taken_as_it_is(plugin: None) -> None:
     assert make("my_rewards.made")(["ab"], [""], [{}]).values.tolist() == [6.0]
-    with pytest.raises(ValueError, match="is made already and takes no options, found scale"):
+    with pytest.raises(ValueError, match="is an object already and takes no options, found scale"):
         make("my_rewards.made", scale=1.0)
 
 
@@ -174,3 +183,4 @@ def test_entry_points_are_known_by_name(plugin: None, monkeypatch: pytest.Monkey
     (entry,) = (entry for entry in available() if entry.name == "characters")
     assert entry.needs == ("texts",)
     assert entry.summary == "Characters of the text."
+    assert ("characters", "Characters of the text.", ("texts",)) in list_rewards()
