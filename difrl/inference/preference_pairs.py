@@ -11,7 +11,6 @@ A group is drawn for each prompt, as training draws it, and scored. What is kept
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Scored
 from difrl.policies.load import load_policy
 from difrl.runtime.errors import UserError
+from difrl.runtime.files import atomic_write_text
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import Sampled
 
@@ -183,11 +183,5 @@ def _begun(folder: Path, config: RunConfig, keep: Keep) -> tuple[list[dict[str, 
 
 def _save(folder: Path, rows: list[dict[str, Any]], made: Made, settings: Mapping[str, Any], file: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / file, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
-    _replace(folder / "progress.json", json.dumps({"made": asdict(made), "settings": settings}))
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    atomic_write_text(folder / file, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+    atomic_write_text(folder / "progress.json", json.dumps({"made": asdict(made), "settings": settings}))

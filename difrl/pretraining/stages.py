@@ -7,7 +7,6 @@ so a stage that was killed continues from its last checkpoint as if it had not b
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from difrl.runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ class Stage:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, self.path.with_suffix(".tmp"))
-        os.replace(self.path.with_suffix(".tmp"), self.path)
+        with atomic_write(self.path) as aside:
+            torch.save(state, aside)
 
     def _load(self) -> None:
         state = torch.load(self.path, weights_only=True)

@@ -7,11 +7,11 @@ evaluations do not: their numbers stay those of the trained model itself.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from difrl.runtime.errors import UserError
+from difrl.runtime.files import atomic_write_text
 
 NAME = "inference.json"
 
@@ -30,11 +30,9 @@ class Chosen:
     why: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Written aside and renamed, so that what was chosen before survives a full disk."""
+        """Write inference.json. An earlier one survives a full disk."""
         path = folder / NAME
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        atomic_write_text(path, json.dumps(asdict(self), indent=1) + "\n")
         return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Self
 
 from difrl.reporting.trackers import Tracker
 from difrl.runtime.errors import UserError
+from difrl.runtime.files import atomic_write_text, flush_to_disk
 
 
 class MetricsError(UserError):
@@ -29,7 +29,7 @@ class MetricsFile:
         self.path = run / "metrics.jsonl"
         self.trackers = trackers
         kept = [line for line, row in _lines(self.path) if done and (row["step"] or 0) <= done]
-        self._replace("".join(f"{line}\n" for line in kept))
+        atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Append one line. NaN and infinity become null."""
@@ -41,18 +41,12 @@ class MetricsFile:
 
     def amend(self, metrics: Mapping[str, float]) -> None:
         """Write the last line again, with these metrics."""
-        self._replace("".join(self.path.read_text().splitlines(keepends=True)[:-1]))
+        atomic_write_text(self.path, "".join(self.path.read_text().splitlines(keepends=True)[:-1]))
         self.write(metrics)
 
     def sync(self) -> None:
         """Flush the file to the disk: a checkpoint that survives a crash must not be newer than its metrics."""
-        with self.path.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-    def _replace(self, text: str) -> None:
-        aside = self.path.with_suffix(".partial")
-        aside.write_text(text)
-        os.replace(aside, self.path)
+        flush_to_disk(self.path)
 
     def __enter__(self) -> Self:
         return self

@@ -29,6 +29,7 @@ from torch import Tensor
 from difrl.core import Coefficient
 from difrl.runtime.distributed import Processes
 from difrl.runtime.errors import UserError
+from difrl.runtime.files import atomic_write_text, flush_to_disk
 from difrl.training.trainer import Trainer
 
 PREFIX = "step-"
@@ -72,7 +73,7 @@ def mark_result(run: Path, step: int | None) -> None:
     if step is None:
         (run / RESULT).unlink(missing_ok=True)
     else:
-        _flush(run / RESULT, json.dumps({"step": step}).encode())
+        atomic_write_text(run / RESULT, json.dumps({"step": step}))
 
 
 def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes, spared: Collection[int] = ()) -> None:
@@ -112,7 +113,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
             "processes": processes.count,
             "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
         }
-        _flush(aside / "state.json", json.dumps(state, indent=2).encode())
+        atomic_write_text(aside / "state.json", json.dumps(state, indent=2))
         if place.exists():
             shutil.rmtree(place)
         os.replace(aside, place)
@@ -283,12 +284,4 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _flush(path: Path, content: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
+    flush_to_disk(path)

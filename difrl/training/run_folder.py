@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from difrl.config import (
 from difrl.config.load import read_config, to_yaml
 from difrl.runtime.distributed import Processes
 from difrl.runtime.errors import UserError
+from difrl.runtime.files import atomic_write_text
 from difrl.training import checkpoint
 
 FREE: Mapping[str, Any] = {
@@ -92,9 +92,7 @@ def prepare_folder(config: RunConfig, processes: Processes) -> None:
     processes.wait()  # until every process has looked at the folder as it was
     if processes.is_main:
         (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-        aside = known.with_suffix(".partial")
-        aside.write_text(to_yaml(config), encoding="utf-8")
-        os.replace(aside, known)
+        atomic_write_text(known, to_yaml(config))
     processes.wait()
 
 

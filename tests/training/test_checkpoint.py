@@ -247,7 +247,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "_write", failing(checkpoint._write))
-        patched.setattr(checkpoint, "_flush", failing(checkpoint._flush))
+        patched.setattr(checkpoint, "atomic_write_text", failing(checkpoint.atomic_write_text))
         with pytest.raises(CheckpointError, match=r"step-000003.*No space left.*untouched.*--resume"):
             checkpoint.save(trained, tmp_path, 3, 1, processes)
     assert contents(tmp_path) == before

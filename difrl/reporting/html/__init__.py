@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from difrl.reporting.html.page import render
 from difrl.reporting.html.read_run import read_run
+from difrl.runtime.files import atomic_write_text
 
 __all__ = ["write_report"]
 
@@ -24,7 +24,5 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [read_run(Path(folder)) for folder in run_dirs]
     target = out / "report.html" if out.is_dir() else out
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    aside.write_text(render(runs), encoding="utf-8")
-    os.replace(aside, target)
+    atomic_write_text(target, render(runs))
     return target

@@ -1,0 +1,32 @@
+"""Files that are written aside and renamed, so that a full disk or a killed process leaves the earlier file whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the content of a file is on the disk, where a crash of the machine does not lose it."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for the block to write. It takes the place of `path` unless the block raises."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        yield aside
+        flush_to_disk(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with `atomic_write`."""
+    with atomic_write(path) as aside:
+        aside.write_text(text, encoding="utf-8")
