@@ -64,7 +64,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def skeleton(small: Path) -> Family:
-    return StableDiffusion3(StableDiffusion3.skeleton(str(small), None))
+    return StableDiffusion3.build_skeleton(str(small), None)
 
 
 def evaluations(family: Family, /, **sections: Any) -> Evaluations:
@@ -354,7 +354,7 @@ def test_a_pipeline_folder_that_does_not_name_its_optional_parts(small: Path, tm
     for name in ("text_encoder_3", "tokenizer_3"):
         del index[name]
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert isinstance(StableDiffusion3(StableDiffusion3.skeleton(str(folder), None)).denoiser, nn.Module)
+    assert isinstance(StableDiffusion3.build_skeleton(str(folder), None).denoiser, nn.Module)
 
 
 def test_every_broken_input_is_named_at_once(small: Path) -> None:

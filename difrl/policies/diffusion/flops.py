@@ -29,4 +29,4 @@ def cost_of(
         condition = {name: torch.empty(1, *s, dtype=dtype, device="meta") for name, s in shapes.items()}
         return family.call(x_t, torch.zeros(1, device="meta"), condition)
 
-    return cost_of_call(denoiser, call, denoiser.enable_gradient_checkpointing if recompute else None)  # type: ignore[arg-type]
+    return cost_of_call(denoiser, call, denoiser.enable_gradient_checkpointing if recompute else None)

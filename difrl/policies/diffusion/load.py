@@ -8,13 +8,11 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from peft import LoraConfig as PeftLoraConfig
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from difrl.config import (
     ForwardLikelihood,
-    LoraConfig,
     ModelConfig,
     ReverseLikelihood,
     RolloutConfig,
@@ -30,10 +28,10 @@ from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import Comparison, compared_with, in_reward, needs_of, references_of
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, copies_of, trained_weights
+from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import quiet
-from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode, stable_seed
+from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode
 
 STOCHASTIC_SOLVERS = frozenset(
     {
@@ -53,18 +51,18 @@ STOCHASTIC_SOLVERS = frozenset(
 def family_class(path: str, revision: str | None = None) -> type[Family]:
     """The family of the pipeline at a folder or hub id, from its model_index.json."""
     try:
-        found = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
+        class_name = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
     except (OSError, KeyError) as error:
         raise ModelError(
             f"model.path: {path!r} has no readable model_index.json ({type(error).__name__}); expected a diffusers "
             "pipeline folder or hub id. For a hub model check the name, the network and `hf auth login`"
         ) from error
-    if found not in FAMILIES:
+    if class_name not in (known := FAMILIES.names()):
         raise ModelError(
-            f"model.path: {path!r} is a {found}, which no family of difrl handles; expected one of "
-            f"{', '.join(FAMILIES)} (docs/extending.md shows how to add a family)"
+            f"model.path: {path!r} is a {class_name}, which no model family handles; expected one of {', '.join(known)} "
+            "(docs/extending.md shows how to add a family)"
         )
-    return FAMILIES[found]
+    return FAMILIES[class_name]
 
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
@@ -73,7 +71,7 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     cls = family_class(path, model.revision)
     try:
         with quiet():
-            family = cls(cls.load(path, DTYPES[model.dtype], model.revision))
+            family = cls.load(path, DTYPES[model.dtype], model.revision)
     except OSError as error:  # of the hub too: its errors are OSErrors
         raise ModelError(
             f"model.path: {path!r} cannot be loaded: {error} Expected every part that its model_index.json names; copy or "
@@ -89,20 +87,20 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     family.pipeline.set_progress_bar_config(disable=True)
     set_attention(family.denoiser, model.attention)
     if model.gradient_checkpointing:
-        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        family.denoiser.enable_gradient_checkpointing()
     return family
 
 
-def set_attention(denoiser: nn.Module, backend: str) -> None:
+def set_attention(denoiser: ModelMixin, backend: str) -> None:
     """Chooses diffusers' attention implementation, or says why it cannot run here."""
     if backend == "sdpa":
         return
     problem = f"model.attention: {backend} cannot run here"
     try:
         if backend == "xformers":
-            denoiser.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+            denoiser.enable_xformers_memory_efficient_attention()
             return
-        denoiser.set_attention_backend(backend)  # type: ignore[operator]
+        denoiser.set_attention_backend(backend)
     except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
         raise ModelError(f"{problem}: {error}. Use model.attention: sdpa, torch's own") from error
     processors = [getattr(m, "processor", None) for m in denoiser.modules()]
@@ -113,35 +111,15 @@ def set_attention(denoiser: nn.Module, backend: str) -> None:
         )
 
 
-def make_trainable(family: Family, model: ModelConfig, seed: int = 0) -> dict[str, nn.Parameter]:
-    """The trained parameters by name, in float32: the adapter's for LoRA, the denoiser's for full training."""
-    if model.train == "lora":
-        with torch.random.fork_rng():  # every process and every resumed run must begin with the same adapter
-            torch.manual_seed(stable_seed(seed, "lora"))
-            _add_lora(family, model.lora)
-    else:
-        family.denoiser.requires_grad_(True)
-    return trained_weights(family.denoiser)
-
-
-def _add_lora(family: Family, lora: LoraConfig) -> None:
-    denoiser = family.denoiser
-    if lora.warm_start is not None:
-        family.pipeline.load_lora_weights(lora.warm_start, adapter_name=ADAPTER)
-        trained = [p for name, p in denoiser.named_parameters() if ".lora_" in name]
-        if not trained:
-            raise ModelError(f"model.lora.warm_start: {lora.warm_start!r} holds no LoRA weights for the denoiser")
-        for p in trained:
-            p.requires_grad_(True)
-        return
-    targets = list(lora.targets or family.lora_targets)
-    absent = [t for t in targets if not any(name.endswith(t) for name, _ in denoiser.named_modules())]
-    if lora.targets is not None and absent:
-        raise ModelError(f"model.lora.targets: no module of {type(denoiser).__name__} ends in {absent}")
-    config = PeftLoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets, init_lora_weights=True
+def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -> dict[str, nn.Parameter]:
+    """Make the denoiser trainable. Return the trained parameters by name, in float32."""
+    return make_trainable(
+        family.denoiser,
+        model,
+        seed,
+        lora_targets=family.lora_targets,
+        load_adapter=lambda path: family.pipeline.load_lora_weights(path, adapter_name=ADAPTER),
     )
-    denoiser.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
 
 
 def kind_of(config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel) -> Kind:
@@ -231,7 +209,7 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
     """Build the policy of a run over a frozen pipeline."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
-    trained = make_trainable(family, config.model, config.seed)
+    trained = make_denoiser_trainable(family, config.model, config.seed)
     keep = keep_base or needs_base(config)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     try:

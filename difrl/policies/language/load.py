@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
+from torch import nn
 
-from difrl.config import LoraConfig, ModelConfig, RunConfig
+from difrl.config import ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
@@ -20,10 +20,10 @@ from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import Comparison, compared_with, in_reward, needs_of, references_of
 from difrl.policies.snapshots import BASE, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, copies_of, trained_weights
+from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import quiet
-from samplers import Decoding, stable_seed
+from samplers import Decoding
 
 
 def load_language_policy(
@@ -51,8 +51,7 @@ def build_language_policy(
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
         recompute_layers(model)
-    add_trained(model, config.model, config.seed)
-    trained = trained_weights(model)
+    trained = make_language_model_trainable(model, config.model, config.seed)
     network = Network.of(model, dtype)  # now, since an adapter may be on the head
     teacher_networks = {name: Network.of(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
@@ -136,28 +135,16 @@ def load_frozen(
     return found
 
 
-def add_trained(network: Any, model: ModelConfig, seed: int) -> None:
-    """Makes an adapter, or everything, take gradients."""
-    if model.train == "full":
-        network.requires_grad_(True)
-        return
-    with torch.random.fork_rng():  # every process and every resumed run must begin with the same adapter
-        torch.manual_seed(stable_seed(seed, "lora"))
-        _add_lora(network, model.lora)
-
-
-def _add_lora(network: Any, lora: LoraConfig) -> None:
-    if lora.warm_start is not None:
-        network.load_adapter(lora.warm_start, adapter_name=ADAPTER, is_trainable=True)
-        return
-    names = [name for name, _ in network.named_modules()]
-    if absent := [t for t in lora.targets or [] if not any(name.endswith(t) for name in names)]:
-        raise ModelError(f"model.lora.targets: no module of {type(network).__name__} ends in {absent}")
-    targets: Any = lora.targets or "all-linear"
-    settings = PeftLoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets, task_type="CAUSAL_LM"
+def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -> dict[str, nn.Parameter]:
+    """Make a causal language model trainable. Return the trained parameters by name, in float32."""
+    return make_trainable(
+        network,
+        model,
+        seed,
+        lora_targets="all-linear",
+        load_adapter=lambda path: network.load_adapter(path, adapter_name=ADAPTER, is_trainable=True),
+        task_type="CAUSAL_LM",
     )
-    network.add_adapter(settings, adapter_name=ADAPTER)
 
 
 def _same_vocabulary(name: str, network: Network, teacher: Network) -> None:

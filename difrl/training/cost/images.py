@@ -12,7 +12,7 @@ from difrl.config import RunConfig
 from difrl.config.run import shows_base
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.flops import cost_of
-from difrl.policies.diffusion.load import family_class, make_trainable, needs_base
+from difrl.policies.diffusion.load import family_class, make_denoiser_trainable, needs_base
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.runtime.dtypes import DTYPES
@@ -58,7 +58,7 @@ def _skeleton(path: str, config: RunConfig) -> Family:
     """The pipeline as load_family would leave it, on the meta device."""
     cls = family_class(path, config.model.revision)
     try:
-        family = cls(cls.skeleton(path, config.model.revision))
+        family = cls.build_skeleton(path, config.model.revision)
     except OSError as error:
         raise ModelError(f"model.path: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -83,11 +83,11 @@ def _parameters(family: Family) -> Iterator[nn.Parameter]:
 
 
 def _make_trainable(family: Family, config: RunConfig) -> list[nn.Parameter]:
-    """What make_trainable trains; an adapter to continue from is taken to have the rank that the recipe says."""
+    """What make_denoiser_trainable trains; an adapter to continue from is taken to have the rank that the recipe says."""
     lora = config.model.lora
     start = lora.warm_start
     if start is not None and not Path(start).exists() and (start.startswith((".", "/", "~")) or start.count("/") != 1):
         raise ModelError(f"model.lora.warm_start: no folder {start!r}; expected a folder or a hub id of a LoRA")
     model = config.model.model_copy(update={"lora": lora.model_copy(update={"warm_start": None})})
     with torch.device("meta"):
-        return list(make_trainable(family, model).values())
+        return list(make_denoiser_trainable(family, model).values())

@@ -10,12 +10,11 @@ import torch
 from difrl.config import RunConfig
 from difrl.config.run import shows_base
 from difrl.policies.language.flops import language_skeleton, text_cost
-from difrl.policies.language.load import add_trained, load_tokenizer, teacher_key
+from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
 from difrl.policies.language.tokenization import Texts, texts_of
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import compared_with
 from difrl.policies.snapshots import BASE
-from difrl.policies.trainable import trained_weights
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.parts import Inputs, Parts, Words, kept
 from difrl.training.cost.plan_texts import TextPlan
@@ -74,8 +73,8 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
 def _trained(network: Any, config: RunConfig) -> list[torch.nn.Parameter]:
     lora = config.model.lora.model_copy(update={"warm_start": None})
     with torch.device("meta"):
-        add_trained(network, config.model.model_copy(update={"lora": lora}), config.seed)
-    return list(trained_weights(network).values())
+        trained = make_language_model_trainable(network, config.model.model_copy(update={"lora": lora}), config.seed)
+    return list(trained.values())
 
 
 def _lengths(texts: Texts, prompts: Any) -> list[int]:

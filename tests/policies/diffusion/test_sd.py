@@ -259,7 +259,7 @@ def test_picture_sizes_are_what_the_unet_can_halve(sd: Path) -> None:
 
 
 def test_skeleton_has_the_shapes_of_the_model(sd: Path) -> None:
-    family, skeleton = policy_of(sd).family, StableDiffusion(StableDiffusion.skeleton(str(sd), None))
+    family, skeleton = policy_of(sd).family, StableDiffusion.build_skeleton(str(sd), None)
     assert {p.device.type for p in skeleton.denoiser.parameters()} == {"meta"}
     encoded = {name: tuple(value.shape[1:]) for name, value in family.encode_prompts(TEXTS, None).items()}
     assert skeleton.condition_shapes(None) == encoded
@@ -286,7 +286,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 
 def test_cost_is_counted_without_weights(sd: Path) -> None:
     """Every product of one evaluation, and twice as many in the backward pass but for the first layer's."""
-    family = StableDiffusion(StableDiffusion.skeleton(str(sd), None))
+    family = StableDiffusion.build_skeleton(str(sd), None)
     cost = cost_of(family, (4, 4, 4), None, torch.float32, recompute=False)
     first_layer = 2 * 9 * 4 * 8 * 16  # multiplications of a 3x3 convolution of 4 to 8 channels at 16 pixels
     assert cost.forward > 10 * first_layer

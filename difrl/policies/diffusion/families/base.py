@@ -1,79 +1,114 @@
-"""What a policy needs to know of a diffusers pipeline; everything here is the pipeline's own code under one name."""
+"""The contract between a policy and a pipeline of diffusers: encode prompts, call the denoiser, decode latents."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model_state_dict
+from torch import Tensor
 
-from samplers import Process
+from difrl.policies.diffusion.families.meta_parts import build_meta_parts
+from samplers import Process, Scheduler
 
 
 class Family(ABC):
-    """One pipeline and the names of its parts. Holds no weights of its own."""
+    """A pipeline behind one interface. A family holds no weights of its own; images are [B, 3, H, W] in [0, 1].
 
-    lora_targets: tuple[str, ...]
+    What is not abstract fits pipelines with an image autoencoder `vae` and a denoiser whose config has `in_channels` and
+    `sample_size`.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    denoiser_name: ClassVar[str]
+    """Name of the pipeline's part that is trained."""
+    lora_targets: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the linear modules that LoRA adapts by default."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
 
     @classmethod
-    @abstractmethod
-    def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Any:
-        """The pipeline at a hub id or folder, its weights in `dtype`."""
+    def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
+        """Load the pipeline at a hub id or folder, with weights in `dtype`."""
+        settings = cls.part_overrides(DiffusionPipeline.load_config(path, revision=revision))
+        return cls(
+            cls.pipeline_class.from_pretrained(path, dtype=dtype, revision=revision, use_safetensors=True, **settings)
+        )
 
     @classmethod
-    @abstractmethod
-    def skeleton(cls, path: str, revision: str | None) -> Any:
-        """The same pipeline without weights (families/skeleton.py) or tokenizers, to count what it would cost."""
+    def build_skeleton(cls, path: str, revision: str | None) -> Self:
+        """Build the same pipeline on the meta device, without weights and tokenizers, to count its cost."""
+        index = DiffusionPipeline.load_config(path, revision=revision)
+        settings = cls.part_overrides(index)
+        return cls(cls.pipeline_class(**build_meta_parts(path, revision, index, settings), **settings))
+
+    @classmethod
+    def part_overrides(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parts, by name, that replace those of model_index.json (`index`); None leaves a part out."""
+        return {}
 
     @property
-    @abstractmethod
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> ModelMixin:
         """The module that is trained."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler from which the times of a run are taken."""
+        return self.pipeline.scheduler
 
     @property
     @abstractmethod
     def process(self) -> Process:
-        """The corruption process the model was trained with."""
+        """The corruption process that the model was trained with."""
 
     @abstractmethod
     def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
-        """What the denoiser is conditioned on: name -> [len(texts), ...]."""
+        """Return the conditions of the denoiser for N texts: name -> [N, ...]."""
 
     @abstractmethod
     def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
-        """Shapes of what `encode_prompts` gives for one text, for a skeleton, which cannot encode."""
+        """Return the shapes of one text's conditions, without N. A skeleton, which cannot encode, has them too."""
 
     @abstractmethod
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """The denoiser's raw output for states [B, ...] at its own timesteps [B]."""
-
-    @abstractmethod
-    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        """Shape of one latent for an image of that many pixels; the model's own size by default."""
-
-    @abstractmethod
-    def sequence_length(self, latent_shape: Sequence[int]) -> int:
-        """Image tokens of one latent, on which dynamically shifted schedules depend."""
-
-    @abstractmethod
-    def save_lora(self, folder: Path) -> None:
-        """Writes the adapter so that the pipeline's own load_lora_weights reads it, scale included."""
+        """Return the denoiser's raw output [B, ...] for states [B, ...] at its own timesteps [B]."""
 
     @property
-    def scheduler(self) -> Any:
-        """The pipeline's scheduler, from which the times of a run are taken."""
-        return self.pipeline.scheduler
+    def patch_size(self) -> int:
+        """Side of the square of latents that is one token of the denoiser."""
+        return 1
+
+    @property
+    def size_multiple(self) -> int:
+        """Number that must divide the height and the width of a latent."""
+        return self.patch_size
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        """Return the shape of one latent, for a size in pixels or by default the model's own.
+
+        Raise ValueError for a size that the denoiser cannot take. A pipeline itself fails late, in the middle of a pass.
+        """
+        config, factor = self.denoiser.config, self.pipeline.vae_scale_factor
+        unit = factor * self.size_multiple
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels is not None and pixels % unit:
+                raise ValueError(f"rollout.{name}: found {pixels} pixels, expected a multiple of {unit} for this model")
+        return (config.in_channels, *(pixels // factor if pixels else config.sample_size for pixels in (height, width)))
+
+    def sequence_length(self, latent_shape: Sequence[int]) -> int:
+        """Return the number of image tokens of one latent, on which dynamically shifted schedules depend."""
+        return (latent_shape[-2] // self.patch_size) * (latent_shape[-1] // self.patch_size)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1], float32, of latents [B, ...]."""
+        """Return the images of latents [B, ...], float32."""
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
@@ -82,8 +117,16 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Latents [B, ...], float32, of images [B, 3, H, W] in [0, 1]: the mean of the autoencoder's posterior."""
+        """Return the latents [B, ...] of images, float32: the mean of the autoencoder's posterior."""
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents: Tensor = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
         return (latents.float() - shift) * vae.config.scaling_factor
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter so that the pipeline's own load_lora_weights reads it, scale included."""
+        weights = get_peft_model_state_dict(self.denoiser)
+        layers = {name: value.detach().float().cpu().contiguous() for name, value in weights.items()}
+        # Without the metadata, alpha is lost on reload and the adapter comes back at another strength.
+        metadata = _collate_lora_metadata({self.denoiser_name: self.denoiser})
+        self.pipeline_class.save_lora_weights(folder, **{f"{self.denoiser_name}_lora_layers": layers}, **metadata)
