@@ -1,8 +1,7 @@
-"""Draw samples from a denoiser: processes, transition kernels, grids, guidance, rollouts, search and solvers.
-And completions from a language model: decoding with keyed noise, and RLG over its logits.
+"""Draw samples from a denoiser (processes, kernels, grids, guidance, rollouts, search, solvers), and completions from a
+language model (decoding with keyed noise, RLG over its logits).
 
-`t` runs from 1 (noise) to 0 (data); the state at a time s < t is `x_next`. Knows nothing of rewards or
-training.
+`t` runs from 1 (noise) to 0 (data); the state at a time s < t is `x_next`. Independent of rewards and of training.
 """
 
 from __future__ import annotations

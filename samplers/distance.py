@@ -1,4 +1,4 @@
-"""How far a guided model moves from another along its own samples: a measurement that rides on a run."""
+"""Distance between a guided model and a reference along the guided model's samples, measured while they are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from samplers.process import raised
 
 
 class Remembering:
-    """A denoiser that keeps its last output, so that who asks about the same state again need not evaluate it."""
+    """A denoiser that keeps its last output, so that a second use of the same state needs no evaluation."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
@@ -20,16 +20,16 @@ class Remembering:
         self._state, self._output = x_t, self.denoiser(x_t, t, condition)
         return self._output
 
-    def recalled(self, x_t: Tensor) -> Tensor | None:
-        """The output at this very tensor, if it was the last to be asked for."""
+    def last_output(self, x_t: Tensor) -> Tensor | None:
+        """Return the output at `x_t`, if the last call had this very tensor, else None."""
         return self._output if x_t is self._state else None
 
 
 class Distance:
-    """A denoiser that measures ||output - reference||^2, averaged over dimensions, at every state it is asked for.
+    """A denoiser that measures ||output - reference||^2, averaged over dimensions, at every state that it is called with.
 
-    `remembered` is the reference inside the denoiser's own blend, where there is one, whose output is taken if it has
-    seen the state; else `reference` is evaluated.
+    `remembered` is the reference inside the denoiser's own blend. Its output is used where the blend has evaluated it at
+    the state; elsewhere `reference` is evaluated.
     """
 
     def __init__(self, denoiser: Denoiser, reference: Denoiser, remembered: Remembering) -> None:
@@ -38,7 +38,7 @@ class Distance:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         output = self.denoiser(x_t, t, condition)
-        reference = self.remembered.recalled(x_t)
+        reference = self.remembered.last_output(x_t)
         if reference is None:
             reference = self.reference(x_t, t, condition)
         rows = rows_of(condition)
@@ -46,6 +46,6 @@ class Distance:
         self._calls.add(rows, 1.0)
         return output
 
-    def of(self, count: int) -> Tensor:
-        """[count] float64: each sample's mean over the states at which it was evaluated."""
-        return self._sums.of(count) / self._calls.of(count)
+    def means(self, count: int) -> Tensor:
+        """Return the mean over each sample's states, [count] float64 for samples 0 .. count-1."""
+        return self._sums.sums(count) / self._calls.sums(count)

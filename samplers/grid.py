@@ -1,7 +1,7 @@
-"""The times of a run, and which of its steps are stochastic decisions.
+"""The times of a run, and the steps of it that are stochastic decisions.
 
-Times come from a diffusers scheduler, so that shifts and spacings are exactly the pipeline's. They are kept
-as they are, also where the last step is nearly empty (SD3's default sigmas end 0.001, 0 before shifting).
+Times come from a diffusers scheduler, so that shifts and spacings are exactly the pipeline's. They are left
+unchanged, also where the last step is nearly empty (SD3's default sigmas end 0.001, 0 before shifting).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Scheduler = Any
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Times [N+1] float64, falling from at most 1 to 0, or to a table's first point where that ends it."""
+    """Times of a run of N steps, [N+1] float64, falling from at most 1 to 0 (or to the first point of a table)."""
 
     times: Tensor
 
@@ -57,12 +57,11 @@ class Grid:
         sequence_length: int | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> Grid:
-        """The times at which a pipeline with this scheduler calls its model, and the time at which it ends.
+        """Return the times at which a pipeline with this scheduler calls its model, and the time at which it ends.
 
-        The scheduler is left as it is. `sequence_length` (tokens of one image) is for dynamic shifting,
-        `sigmas` for pipelines that give their own. DDIM's "linspace" spacing, and "trailing" when `steps`
-        does not divide the table, aim each step at another time than the one the model is called with next;
-        the grid has the latter.
+        The scheduler is not changed. `sequence_length` (tokens of one image) is for dynamic shifting, `sigmas` for
+        pipelines that pass their own. With DDIM's "linspace" spacing, and with "trailing" when `steps` does not
+        divide the table, a step ends at another time than the one of the model's next call; the grid has the latter.
         """
         scheduler = scheduled(scheduler, process, steps, device, sequence_length=sequence_length, sigmas=sigmas)
         if process.prediction == FLOW:
@@ -83,7 +82,7 @@ def scheduled(
     sequence_length: int | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Scheduler:
-    """A copy of `scheduler` with its timesteps set, checked to be made for the process's outputs."""
+    """Return a copy of `scheduler` with its timesteps set. ValueError if it is made for other outputs than the process's."""
     config, name = scheduler.config, type(scheduler).__name__
     prediction = config.get("prediction_type", FLOW)
     if prediction != process.prediction:
@@ -104,7 +103,7 @@ def scheduled(
 
 
 def _shift(config: Any, name: str, sequence_length: int | None) -> float:
-    """mu of dynamic shifting, as in the pipelines: linear in the length through two points."""
+    """Return mu of dynamic shifting as in the pipelines: linear in the length through two points."""
     if sequence_length is None:
         raise ValueError(
             f"{name} shifts its times by the image size (use_dynamic_shifting); pass sequence_length, "
@@ -117,7 +116,7 @@ def _shift(config: Any, name: str, sequence_length: int | None) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """Steps start .. start+size-1 of a run are drawn from the kernel and are decisions; others use the ODE.
+    """Steps start .. start+size-1 of a run: they are drawn from the kernel and are decisions; other steps take the ODE.
 
     The last step, to t = 0, is never in a window: its transition is deterministic. A size of 0 is an ODE run.
     """
@@ -131,16 +130,12 @@ class Window:
 
     @classmethod
     def all(cls, steps: int) -> Window:
-        """Every step of a run of `steps` but the last."""
+        """Return every step of a run of `steps` but the last."""
         return cls(0, max(steps - 1, 0))
 
     @classmethod
-    def fixed(cls, start: int, size: int) -> Window:
-        return cls(start, size)
-
-    @classmethod
     def random(cls, size: int, low: int, high: int, seed: int, step: int) -> Window:
-        """`size` steps inside low .. high-1, the start uniform and keyed by (seed, step)."""
+        """Return `size` steps inside low .. high-1, with a uniform start keyed by (seed, step)."""
         if not 0 <= low <= high - size:
             raise ValueError(f"a window of {size} steps does not fit into steps {low} .. {high - 1}")
         generator = torch.Generator().manual_seed(stable_seed(seed, step, "window"))
@@ -148,7 +143,7 @@ class Window:
 
     @classmethod
     def sliding(cls, size: int, low: int, high: int, shift: int) -> Window:
-        """`size` steps inside low .. high-1 that have moved by `shift` from `low`, and stay at the end of the range.
+        """Return `size` steps inside low .. high-1, moved by `shift` from `low` and stopped at the end of the range.
 
         MixGRPO's l <- min(l + s, T - w) (2507.21802).
         """
@@ -158,26 +153,29 @@ class Window:
 
     @classmethod
     def growing(cls, first: int, last: int, end: int, progress: float) -> Window:
-        """The steps before `end`: `first` of them at progress 0, one more at a time, `last` of them towards 1.
+        """Return the steps before `end`: `first` of them at progress 0, growing one by one to `last` of them at 1.
 
         The last - first + 1 sizes take equal parts of the run (B2-DiffuRL's backward progressive training,
         2503.11240).
         """
         if not 0 < first <= last <= end:
-            raise ValueError(f"a window that grows from {first} to {last} of the {end} steps before its end")
+            raise ValueError(
+                f"a window cannot grow from {first} to {last} of the {end} steps before its end; expected "
+                "0 < first <= last <= end"
+            )
         size = min(last, first + int(progress * (last - first + 1)))
         return cls(end - size, size)
 
     @classmethod
     def noisy(cls, stds: Tensor, floor: float = 0.01) -> Window:
-        """The first run of steps whose std (`transition_std`) is at least `floor`, without the last step.
+        """Return the first run of steps whose std (`transition_std`) is at least `floor`, without the last step.
 
         Where a grid ends in an almost empty step, interpolating kernels enter it with a std of 1e-3, and such
         a decision would dominate every likelihood ratio.
         """
-        loud = (stds[:-1] >= floor).tolist()
-        start = loud.index(True) if True in loud else 0
-        size = loud[start:].index(False) if False in loud[start:] else len(loud) - start
+        noisy = (stds[:-1] >= floor).tolist()
+        start = noisy.index(True) if True in noisy else 0
+        size = noisy[start:].index(False) if False in noisy[start:] else len(noisy) - start
         return cls(start, size)
 
     @property
@@ -188,7 +186,7 @@ class Window:
         return step in self.indices
 
     def check(self, steps: int) -> None:
-        """That a run of `steps` has these steps, and that its last is not among them."""
+        """Raise ValueError unless a run of `steps` has these steps, and its last is not among them."""
         last = self.start + self.size - 1
         if self.size and last > steps - 2:
             raise ValueError(

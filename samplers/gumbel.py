@@ -1,8 +1,8 @@
 """Gumbel noise keyed by (sample, position, token): the argmax of logits + noise is a sample of their softmax.
 
 The noise is a hash of its key in integer arithmetic, so it is the same in every batch, in any order and in every
-process, and a whole vocabulary of it costs a few elementwise passes on the device of the keys. Text draws with it what
-images draw with `keyed`.
+process. A whole vocabulary of it costs a few elementwise passes on the device of the keys. It is for text what `keyed`
+is for images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from samplers.noise import stable_seed
 
 
 def _signed(word: int) -> int:
-    """The int64 of the same 64 bits."""
+    """Return the int64 of the same 64 bits."""
     return word - (1 << 64) if word >> 63 else word
 
 
@@ -27,16 +27,16 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def sample_keys(*, seed: int, step: int, samples: Sequence[int] | Tensor, use: str) -> Tensor:
-    """One key a sample, [B] int64 on the CPU; the arguments are those of `keyed`."""
+    """Return one key a sample, [B] int64 on the CPU. The arguments are those of `keyed`."""
     numbers = torch.as_tensor(samples).tolist()
     return torch.tensor([stable_seed(int(seed), int(step), use, int(number)) for number in numbers], dtype=torch.int64)
 
 
 def gumbel(keys: Tensor, position: int, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise [B, V] float32 for `keys` [B] int64, on their device; finite everywhere.
+    """Return standard Gumbel noise [B, V] float32 for `keys` [B] int64, on their device; finite everywhere.
 
     -log(E) with E = -log1p(-v) ~ Exp(1), v uniform: the large values, which win an argmax, come from the v near 0, where
-    floats are dense. Every sample and position has a SplitMix64 stream of its own, and a token's number is its place in it.
+    floats are dense. Each sample and position has a SplitMix64 stream of its own, and token i takes its i-th number.
     """
     streams = _mix(keys + _STRIDE * torch.tensor(position + 1, dtype=torch.int64, device=keys.device))
     tokens = torch.arange(1, vocabulary + 1, dtype=torch.int64, device=keys.device) * _STRIDE
@@ -47,7 +47,7 @@ def gumbel(keys: Tensor, position: int, vocabulary: int) -> Tensor:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64 bits; integer products wrap around. Works in place."""
+    """Apply SplitMix64's finaliser, a bijection of 64 bits, in place. Integer products wrap around."""
     words ^= _shifted(words, 30)
     words *= _FIRST
     words ^= _shifted(words, 27)
@@ -57,5 +57,5 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:
-    """The logical right shift of 64-bit words; torch's own drags the sign along."""
+    """Return the logical right shift of 64-bit words; torch's own copies the sign bit."""
     return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""From clean samples back to noise: the deterministic sampler run backwards."""
+"""Map clean samples back to noise, by running the deterministic sampler backwards."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from samplers.process import Process, raised
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, process: Process, grid: Grid, x0: Tensor, condition: Condition) -> Tensor:
-    """The states [B,N,...] at grid.times[0] … grid.times[N-1] whose ODE ends, approximately, in `x0` [B,...].
+    """Return the states [B,N,...] at grid.times[0] … grid.times[N-1] from which the ODE ends approximately in `x0` [B,...].
 
-    DDIM inversion (2105.05233; for flow matching the backward Euler path): each step of `ode` from s to t < s is
-    undone with the output at the state that is known, x_s = alpha_s x0_hat(x_t, t) + sigma_s eps_hat(x_t, t). What
-    the ODE then makes of these states differs from x0 by the order of the step. N evaluations a sample.
+    DDIM inversion (2105.05233; for flow matching the backward Euler path). Each step of `ode` from s to t < s is undone
+    with the output at its end, x_s = alpha_s x0_hat(x_t, t) + sigma_s eps_hat(x_t, t). The ODE from these states ends
+    within the order of a step of x0. N evaluations a sample.
     """
     if process.prediction == "sample" and grid.times[-1] == 0:
         raise ValueError(
-            "inversion begins with the noise that the model sees in a clean sample, and an x0 prediction holds none; "
+            "inversion begins with the noise that the model predicts at a clean sample, and an x0 prediction holds none; "
             "take a model that predicts epsilon, v or the velocity"
         )
     times, batch, x = grid.times.to(x0.device), x0.shape[0], raised(x0)

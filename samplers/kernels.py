@@ -1,7 +1,7 @@
-"""Transition kernels: a raw output at (x_t, t) and a time s < t give the Gaussian of the next state.
+"""Transition kernels: from a raw output at (x_t, t) and a time s < t to the Gaussian of the next state.
 
-One signature for all, `kernel(process, output, x_t, t, s) -> Gaussian`, and one function for sampling and for
-evaluating a recorded transition again. There are two kinds:
+All have one signature, `kernel(process, output, x_t, t, s) -> Gaussian`, and the same function samples a transition and
+evaluates a recorded one again. There are two kinds:
 
 * interpolating: mean = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat. `ode`, `ddim`, `cps` and `precise`
   differ only in std, and hold for every process.
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.grid import Grid
+from samplers.grid import Grid, Window
 from samplers.process import FLOW, Process, expand, raised
 
 Reduction = Literal["mean", "sum"]
@@ -35,14 +35,14 @@ class Gaussian(NamedTuple):
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + std noise, for `noise` ~ N(0, I) of the mean's shape."""
+        """Return mean + std noise, for `noise` ~ N(0, I) of the mean's shape."""
         if noise.shape != self.mean.shape:
-            # Broadcasting would give samples the same noise without a word.
+            # Broadcasting would silently give several samples the same noise.
             raise ValueError(f"noise {tuple(noise.shape)}, state {tuple(self.mean.shape)}: give one shape")
         return self.mean + self.std * noise.to(self.mean.dtype)
 
     def log_prob(self, x: Tensor, reduce: Reduction = "mean") -> Tensor:
-        """log N(x; mean, std^2) -> [B], averaged over non-batch dimensions (as the field does) or summed.
+        """Return log N(x; mean, std^2), [B], averaged over non-batch dimensions (the field's convention) or summed.
 
         Clip ranges published for the average hold for latents of about 65,000 numbers only.
         """
@@ -50,9 +50,9 @@ class Gaussian(NamedTuple):
         return _reduce(-0.5 * z.square() - self.std.log() - 0.5 * math.log(2 * math.pi), reduce)
 
     def kl(self, other: Gaussian, reduce: Reduction = "mean") -> Tensor:
-        """KL(self || other) = |mean - other.mean|^2 / (2 std^2), reduced as in `log_prob` -> [B].
+        """Return KL(self || other) = |mean - other.mean|^2 / (2 std^2), [B], reduced as in `log_prob`.
 
-        Both must be one kernel's at the same times, so that their std is the same.
+        Both must come from one kernel at the same times, so that they have the same std.
         """
         if self.std is not other.std and not torch.equal(self.std, other.std):
             raise ValueError(
@@ -79,17 +79,17 @@ def _interpolate(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Te
 
 
 def _noise_ratio(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """rho = (alpha_t sigma_s) / (alpha_s sigma_t) in [0,1]; for flow s(1-t)/(t(1-s))."""
+    """Return rho = (alpha_t sigma_s) / (alpha_s sigma_t), in [0, 1]; for flow matching s(1-t)/(t(1-s))."""
     return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
 
 
 def ode(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-    """std = 0: DDIM at eta = 0 (2010.02502); under flow matching the Euler step x + (s-t) v."""
+    """Deterministic step, std = 0: DDIM at eta = 0 (2010.02502); for flow matching the Euler step x + (s-t) v."""
     return _interpolate(process, output, x_t, t, s, torch.zeros_like(process.sigma(s)))
 
 
 def ddim(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
-    """std = eta (sigma_s/sigma_t) sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2); 2010.02502, eq. 16.
+    """DDIM (2010.02502, eq. 16): std = eta (sigma_s/sigma_t) sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2).
 
     Written as eta sigma_s sqrt(1 - rho^2). At eta = 1 it is the posterior q(x_s | x_t, x0_hat) of DDPM.
     """
@@ -99,19 +99,20 @@ def ddim(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *,
 
 
 def cps(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
-    """std = sigma_s sin(eta pi/2): coefficient-preserving sampling, 2509.05952.
+    """Coefficient-preserving sampling (2509.05952): std = sigma_s sin(eta pi/2).
 
-    Every state has its full noise level, kept and fresh together, but samples lose variance: Gaussian data
-    come out with (1 + cos(eta pi/2))/2 of theirs. The paper's "log-prob" leaves out the variance; ours is a
-    true one.
+    Every state has its full noise level, kept and fresh noise together, but samples lose variance: samples of
+    Gaussian data have (1 + cos(eta pi/2))/2 of the data's variance. The paper's "log-prob" leaves out the variance
+    of the kernel; `Gaussian.log_prob` includes it.
     """
     return _interpolate(process, output, x_t, t, s, process.sigma(s) * math.sin(noise_level * math.pi / 2))
 
 
 def precise(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
-    """std = sigma_s sqrt(1 - rho^(eta^2)): Flow-SDE's equation solved exactly with x0_hat frozen, 2605.23522.
+    """Precise (2605.23522): std = sigma_s sqrt(1 - rho^(eta^2)).
 
-    At eta = sqrt(2) it is `ddim` at eta = 1. The paper's own noise schedule is not included.
+    The exact solution of Flow-SDE's equation with x0_hat held fixed. At eta = sqrt(2) it is `ddim` at eta = 1. The
+    paper's own noise schedule is not included.
     """
     rho = _noise_ratio(process, t, s)
     std = process.sigma(s) * (1 - rho ** (noise_level**2)).clamp(min=0).sqrt()
@@ -119,7 +120,7 @@ def precise(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor,
 
 
 def _euler_maruyama(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, g: Tensor) -> Gaussian:
-    """mean = x + (v - g^2 score / 2) dt, std = g sqrt(-dt), with score = -eps_hat/t and dt = s - t < 0."""
+    """Take one step: mean = x + (v - g^2 score / 2) dt, std = g sqrt(-dt), score = -eps_hat/t, dt = s - t < 0."""
     if process.prediction != FLOW:
         raise ValueError(
             f"flow_sde and dance_sde are SDEs of flow matching, and this process has {process.prediction!r} "
@@ -135,14 +136,14 @@ def _euler_maruyama(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s:
 def flow_sde(
     process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float, t_cap: float
 ) -> Gaussian:
-    """g = eta sqrt(t/(1-t)): Flow-GRPO, 2505.05470. At t = 1 the denominator is 1 - t_cap."""
+    """Flow-GRPO (2505.05470): g = eta sqrt(t/(1-t)). At t = 1 the denominator is 1 - t_cap."""
     t = t.double()
     g = noise_level * (t / (1 - torch.where(t >= 1, t_cap, t))).sqrt()
     return _euler_maruyama(process, output, x_t, t, s, g)
 
 
 def dance_sde(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
-    """g = eta: DanceGRPO, 2505.07818."""
+    """DanceGRPO (2505.07818): g = eta."""
     return _euler_maruyama(process, output, x_t, t, s, torch.full_like(t, noise_level, dtype=torch.float64))
 
 
@@ -162,7 +163,7 @@ KERNELS: Mapping[str, _Entry] = {
 
 
 def make_kernel(name: str, noise_level: float, grid: Grid) -> Kernel:
-    """The kernel `name` of KERNELS at a noise level, for the times of `grid`."""
+    """Return the kernel `name` of KERNELS at a noise level, for the times of `grid`."""
     if name not in KERNELS:
         raise ValueError(f"unknown kernel {name!r}; known: {', '.join(KERNELS)}")
     entry = KERNELS[name]
@@ -173,10 +174,23 @@ def make_kernel(name: str, noise_level: float, grid: Grid) -> Kernel:
 
 
 def transition_std(kernel: Kernel, process: Process, grid: Grid) -> Tensor:
-    """The std of each of a grid's N steps under a kernel, [N] float64 on the grid's device.
+    """Return the std of each of a grid's N steps under a kernel, [N] float64 on the grid's device.
 
     No kernel's std depends on the output or the state, so this needs no model.
     """
     t, s = grid.times[:-1], grid.times[1:]
-    nothing = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
-    return kernel(process, nothing, nothing, t, s).std.flatten()
+    zeros = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
+    return kernel(process, zeros, zeros, t, s).std.flatten()
+
+
+def check_window(kernel: Kernel, process: Process, grid: Grid, window: Window) -> None:
+    """Raise ValueError unless the grid has the window's steps and the kernel adds noise at each of them."""
+    window.check(grid.steps)
+    stds = transition_std(kernel, process, grid).tolist()
+    noiseless = [step for step in window.indices if not stds[step] > 0]
+    if noiseless:
+        raise ValueError(
+            f"the kernel adds no noise (std is 0) at steps {noiseless}, so they have no log-probability and cannot be "
+            "decisions; raise noise_level, take a stochastic kernel, or leave these steps out of the window (a window of "
+            "size 0 is an ODE run)"
+        )

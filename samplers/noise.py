@@ -1,8 +1,8 @@
-"""Noise keyed by what it is for, not by when it is asked for.
+"""Noise keyed by its purpose, not by the order in which it is drawn.
 
 Each sample's noise comes from its own generator, seeded by a hash of (seed, step, sample, use, index). It
-therefore does not depend on which other samples share the batch or the process, nor on the order of the
-draws. Generators run on the CPU, so that every device gets the same numbers.
+therefore does not depend on the other samples of the batch or the process, nor on the order of the draws.
+Generators run on the CPU, so that every device gets the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 
 def stable_seed(*key: int | str) -> int:
-    """A 63-bit hash of a key, the same in every process, version and platform (Python's `hash` is not)."""
+    """Return a 63-bit hash of a key, the same in every process, version and platform (Python's `hash` is not)."""
     # repr keeps 1 and "1" apart, and quotes keep the parts apart.
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -32,10 +32,16 @@ def keyed(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """N(0, I) noise [B, *shape] for B = len(samples).
+    """Return N(0, I) noise [B, *shape] for B = len(samples).
 
-    seed: of the run. step: of training. samples: the global numbers of the samples in that step. use: a word
-    for what the noise is for ("init", "sde", ...). index: a further number, such as the denoising step.
+    Args:
+      shape: of one sample's noise.
+      seed: of the run.
+      step: of training.
+      samples: global numbers of the samples in that step.
+      use: purpose of the noise ("init", "sde", ...).
+      index: a further number, such as the denoising step.
+      device, dtype: of the result.
     """
 
     def normal(generator: Generator) -> Tensor:
@@ -55,7 +61,7 @@ def keyed_uniform(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1), [B, *shape]; the key is that of `keyed`."""
+    """Return uniform numbers in [0, 1), [B, *shape]. The arguments are those of `keyed`."""
 
     def uniform(generator: Generator) -> Tensor:
         return torch.rand(tuple(shape), generator=generator)
@@ -71,7 +77,7 @@ def _draw(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Draws in float32 always, so that a dtype changes the rounding of the noise and not the noise."""
+    """Draw in float32 always, so that a dtype changes the rounding of the noise and not the noise."""
     numbers = torch.as_tensor(samples).tolist()
     out = torch.empty(len(numbers), *shape)
     generator = Generator()

@@ -1,9 +1,9 @@
-"""Corruption processes x_t = alpha_t x0 + sigma_t eps, and what a model's raw output means under each.
+"""Corruption processes x_t = alpha_t x0 + sigma_t eps, and the meaning of a model's raw output under each.
 
-`t` runs from 1 (noise) to 0 (data). This module is the one place that knows prediction types: everything
-after `split` is written in (x0_hat, eps_hat), with score = -eps_hat / sigma_t. Coefficients are float64
-whatever the precision of `t` (they are one number a sample); tensors are raised to float32 at least, and
-float64 stays float64.
+`t` runs from 1 (noise) to 0 (data). Only this module distinguishes prediction types: everything after `split`
+is written in (x0_hat, eps_hat), with score = -eps_hat / sigma_t. Coefficients are float64 whatever the
+precision of `t` (there is one number a sample); tensors are raised to float32 at least, and float64 stays
+float64.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ VPPrediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 def raised(x: Tensor) -> Tensor:
-    """`x` in float32 at least: half precisions are raised, float64 is kept."""
+    """Return `x` in float32 at least: half precisions are raised, float64 is kept."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
-    """Coefficients [B] (or one for all) as [B,1,...], in the dtype and on the device of `x` [B,...]."""
+    """Return coefficients [B] (or one for all) as [B,1,...], in the dtype and on the device of `x` [B,...]."""
     return values.to(x.device, x.dtype).expand(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Process(Protocol):
-    """alpha, sigma and the meaning of a raw output. `t` is a float tensor [B], or one value for all."""
+    """Coefficients alpha and sigma, and the meaning of a raw output. `t` is a float tensor [B], or one value for all."""
 
     @property
     def prediction(self) -> str:
-        """What the raw output is, in diffusers' words: a scheduler must be configured for the same."""
+        """The kind of raw output, in diffusers' terms. A scheduler must be configured for the same kind."""
 
     @property
     def scheduler_settings(self) -> Mapping[str, Any]:
-        """With which a diffusers scheduler not made for this process alone draws its samples."""
+        """Settings with which a diffusers scheduler that supports several processes follows this one."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Factor of the data, in t's shape."""
+        """Factor of the data, in the shape of t."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Factor of the noise, in t's shape."""
+        """Factor of the noise, in the shape of t."""
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The number that the model itself is given for `t`."""
+        """Return the number that the model itself receives for `t`."""
 
     def time(self, timestep: Tensor) -> Tensor:
         """Inverse of `timestep`."""
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
-        """-d lambda/dt > 0, where lambda = log(alpha_t^2 / sigma_t^2); in t's shape."""
+        """-d lambda/dt > 0, where lambda = log(alpha_t^2 / sigma_t^2); in the shape of t."""
 
     def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0_hat, eps_hat) from a raw output at the state `x`, all [B,...]."""
+        """Return (x0_hat, eps_hat) for a raw output at the state `x`; all [B,...]."""
 
     def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
-        """The raw output that `split` turns into (x0_hat, eps_hat) at x = alpha x0_hat + sigma eps_hat."""
+        """Return the raw output that `split` turns into (x0_hat, eps_hat) at x = alpha x0_hat + sigma eps_hat."""
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The raw output that pretraining regresses on, for clean data `x0` and its noise `eps`."""
+        """Return the raw output that pretraining regresses on, for clean data `x0` and its noise `eps`."""
 
 
 def corrupt(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def corrupt(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 class FlowMatching:
     """Rectified flow: alpha = 1 - t, sigma = t, output v = eps - x0 (2209.03003; SD3, 2403.03206).
 
-    The model is given t * num_train_timesteps.
+    The model receives t * num_train_timesteps.
     """
 
     num_train_timesteps: int = 1000
@@ -122,9 +122,9 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1 from a table `alphas_cumprod` [T]; output eps, v = alpha eps - sigma x0, or x0.
 
     Index i of the table is t = (i+1)/T, exactly; t = 0 is clean data, which the table does not hold. Between
-    the points the angle phi of (alpha, sigma) = (cos phi, sin phi) is linear in t. Unlike the log-SNR, to
-    which it is equivalent to second order in 1/T, the angle is finite at both ends: at clean data, and at the
-    pure noise of a zero-terminal-SNR table (2305.08891).
+    the points the angle phi of (alpha, sigma) = (cos phi, sin phi) is linear in t. This interpolation agrees
+    with a linear log-SNR to second order in 1/T. Unlike the log-SNR the angle is finite at both ends: at clean
+    data, and at the pure noise of a zero-terminal-SNR table (2305.08891).
     """
 
     alphas_cumprod: Tensor
@@ -170,7 +170,7 @@ class VariancePreserving:
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """lambda = 2 log cot phi, so -d lambda/dt = 2 phi' / (sin phi cos phi).
 
-        phi' is constant between table points; at one it is that of the interval towards noise.
+        phi' is constant between table points; at a point it is the slope of the interval towards noise.
         """
         angle, slope = self._angle(t)
         return 2 * slope / (angle.sin() * angle.cos())
@@ -200,13 +200,13 @@ class VariancePreserving:
         return len(self.angles) - 1
 
     def _position(self, t: Tensor) -> Tensor:
-        """t * T, where table points come out whole although a float32 `t` is off by up to T 2^-25."""
+        """Return t * T. Table points come out whole, although a float32 `t` is off by up to T 2^-25."""
         position = t.double() * self._steps
         error = (position - position.round()).detach()
         return position - torch.where(error.abs() < self._steps * 2**-23, error, 0.0)
 
     def _angle(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """phi(t) and d phi/dt."""
+        """Return phi(t) and d phi/dt."""
         position = self._position(t)
         low = position.detach().floor().long().clamp(0, self._steps - 1)
         angles = self.angles.to(t.device)

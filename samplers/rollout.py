@@ -1,6 +1,6 @@
-"""From noise to data with a denoiser, a grid and a kernel, recording the decisions that will be trained.
+"""Sample from noise to data with a denoiser, a grid and a kernel, and record the decisions that will be trained.
 
-Left out: solvers of higher order (solvers.py), which need no kernel and record nothing.
+Solvers of higher order need no kernel and record nothing; they are in solvers.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samplers.grid import Grid, Window
 from samplers.guidance import Condition, Denoiser
-from samplers.kernels import Kernel, Reduction, ode, transition_std
+from samplers.kernels import Kernel, Reduction, check_window, ode
 from samplers.process import Process, raised
 
 
@@ -26,8 +26,8 @@ class Trajectory:
     x_next: Tensor  # [B,J,...]
     t: Tensor  # [B,J] float64: kept exact, so that a decision evaluates again to the same number
     s: Tensor  # [B,J] float64
-    log_prob: Tensor  # [B,J] as `log_prob_reduce` says
-    mean: Tensor | None = None  # [B,J,...] of the kernel, where asked for
+    log_prob: Tensor  # [B,J], averaged or summed over dimensions (`log_prob_reduce`)
+    mean: Tensor | None = None  # [B,J,...] of the kernel, with `keep_means`
 
 
 @torch.no_grad()
@@ -46,17 +46,22 @@ def rollout(
     keep_means: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
-    """Denoises `x_init` [B,...] (the state at grid.times[start]) along the rest of the grid.
+    """Denoise `x_init` [B,...], the state at grid.times[start], along the rest of the grid.
 
     Steps in `window` are drawn from `kernel` with `noise(step)` [B,...] ~ N(0, I) and recorded; the others
-    take the ODE. A `start` above 0, at or before the window, continues what `advance` began. The state stays
-    in float32 at least, so the denoiser is given float32 and casts for its model itself. `keep_means` records
-    the transitions' means too. `on_step(step, x_next)` sees every state.
+    take the ODE. A `start` above 0, at or before the window, continues from a state of `advance`. The state stays
+    in float32 at least, so the denoiser receives float32 and casts for its model itself. `keep_means` records
+    the means of the transitions too. `on_step(step, x_next)` is called with every state.
     """
     batch = x_init.shape[0]
     if len(condition) != batch:
         raise ValueError(f"{batch} initial states for {len(condition)} conditions; give one condition a sample")
-    _check_window(process, grid, kernel, window, start)
+    check_window(kernel, process, grid, window)
+    if not 0 <= start < grid.steps or (window.size and start > window.start):
+        raise ValueError(
+            f"a rollout of {grid.steps} steps with decisions from step {window.start} cannot start at step {start}; "
+            "start at the window or before it"
+        )
     times = grid.times.to(x_init.device)
     x_t = raised(x_init)
     states: list[Tensor] = []
@@ -101,10 +106,10 @@ def advance(
     steps: int,
     noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """The state at grid.times[steps], [B,...], from `x_init` at grid.times[0]: what several rollouts may share.
+    """Return the state at grid.times[steps], [B,...], from `x_init` at grid.times[0]: a prefix for several rollouts.
 
-    Every step is drawn from `kernel` with `noise(step)`, or takes its mean where there is no noise (the ODE's
-    is the whole step). Nothing is recorded: these steps are no decisions.
+    Every step is drawn from `kernel` with `noise(step)`. Without noise it takes the kernel's mean, which is the whole
+    step for `ode`. Nothing is recorded: these steps are no decisions.
     """
     if not 0 <= steps < grid.steps:
         raise ValueError(f"a prefix has 0 to {grid.steps - 1} of a run's {grid.steps} steps, got {steps}")
@@ -117,23 +122,6 @@ def advance(
     return x
 
 
-def _check_window(process: Process, grid: Grid, kernel: Kernel, window: Window, start: int) -> None:
-    window.check(grid.steps)
-    if not 0 <= start < grid.steps or (window.size and start > window.start):
-        raise ValueError(
-            f"a rollout of {grid.steps} steps with decisions from step {window.start} cannot start at step {start}; "
-            "start at the window or before it"
-        )
-    stds = transition_std(kernel, process, grid).tolist()
-    silent = [step for step in window.indices if not stds[step] > 0]
-    if silent:
-        raise ValueError(
-            f"the kernel adds no noise (std is 0) at steps {silent}, so they have no log-probability and "
-            "cannot be decisions; raise noise_level, take a stochastic kernel, or leave them out of the "
-            "window (a window of size 0 is an ODE run)"
-        )
-
-
 def _stack(rows: Sequence[Tensor], like: Tensor) -> Tensor:
-    """[B,J,...] from J tensors of the shape of `like`, also for J = 0."""
+    """Stack J tensors of the shape of `like` to [B,J,...], also for J = 0."""
     return torch.stack(list(rows), 1) if rows else like.unsqueeze(1)[:, :0]

@@ -1,4 +1,4 @@
-"""Any diffusers scheduler (DPM-Solver++, UniPC, Heun, ...) as a solver, for runs that record nothing."""
+"""Any diffusers scheduler (DPM-Solver++, UniPC, Heun, ...) as a solver, for runs that record no decisions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def solve(
     *,
     sequence_length: int | None = None,
 ) -> Tensor:
-    """x0 [B,...] from unit noise `x_init` [B,...], in `steps` of the scheduler, as a pipeline would.
+    """Return x0 [B,...] from unit noise `x_init` [B,...], in `steps` of the scheduler, as a pipeline would.
 
     A copy of the scheduler takes the steps, in float32 at least. The model is called at the scheduler's
     timesteps; some flow solvers round these to whole numbers while they integrate over unrounded ones.
-    Stochastic schedulers draw from torch's global generator: for noise that is keyed, use `rollout`.
+    Stochastic schedulers draw from torch's global generator; for keyed noise use `rollout`.
     """
     scheduler = scheduled(scheduler, process, steps, x_init.device, sequence_length=sequence_length)
     x = raised(x_init)

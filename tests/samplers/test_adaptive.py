@@ -53,7 +53,7 @@ def test_a_sample_stops_after_the_step_at_which_the_outputs_agree():
     alone = run(turning, condition)
     torch.testing.assert_close(found, torch.cat([plain[:, :3], alone[:, 3:]], 1), rtol=0, atol=1e-15)
     assert counted.evaluations == 7
-    assert agreement.saved.of(1).tolist() == [1.0]
+    assert agreement.saved.sums(1).tolist() == [1.0]
 
 
 def test_samples_stop_by_themselves():
@@ -61,9 +61,9 @@ def test_samples_stop_by_themselves():
     agreement, counted = Agreement(0.8), counting(turning)
     rates = [1.0, 0.1, 4.0]
     found = run(adaptive_classifier_free(counted, 3.0, agreement), condition_of(rates))
-    assert agreement.saved.of(3).tolist() == [1.0, 3.0, 0.0]
+    assert agreement.saved.sums(3).tolist() == [1.0, 3.0, 0.0]
     assert counted.evaluations == 2 * 4 * 3 - 4
-    assert counted.per_sample.of(3).tolist() == [7.0, 5.0, 8.0]
+    assert counted.per_sample.sums(3).tolist() == [7.0, 5.0, 8.0]
     for row, rate in enumerate(rates):
         alone = run(adaptive_classifier_free(turning, 3.0, Agreement(0.8)), condition_of([rate]))
         assert torch.equal(found[row], alone[0])
@@ -78,13 +78,13 @@ def test_the_limits_of_the_threshold(threshold, saved):
     guided = 4 - saved
     torch.testing.assert_close(found[:, :guided], plain[:, :guided], rtol=0, atol=1e-15)
     torch.testing.assert_close(found[:, guided:], run(turning, condition)[:, guided:], rtol=0, atol=1e-15)
-    assert agreement.saved.of(2).tolist() == [saved, saved]
+    assert agreement.saved.sums(2).tolist() == [saved, saved]
 
 
 def test_outputs_that_are_the_same_agree_at_1():
     agreement = Agreement(1.0)
     run(adaptive_reinforcement_learning(fixed(1.0, 0.0), fixed(1.0, 0.0), 2.0, agreement), condition_of([1.0]))
-    assert agreement.saved.of(1).tolist() == [3.0]
+    assert agreement.saved.sums(1).tolist() == [3.0]
 
 
 def test_rounding_does_not_decide():
@@ -95,7 +95,7 @@ def test_rounding_does_not_decide():
 
     agreement = Agreement(0.6 + 1e-9)
     run(adaptive_reinforcement_learning(single(1.0, 0.0), single(3.0, 4.0), 2.0, agreement), condition_of([1.0]))
-    assert agreement.saved.of(1).tolist() == [0.0]
+    assert agreement.saved.sums(1).tolist() == [0.0]
 
 
 def test_a_new_run_starts_afresh():
@@ -104,11 +104,11 @@ def test_a_new_run_starts_afresh():
     guided = adaptive_classifier_free(turning, 3.0, agreement)
     first, second = run(guided, condition_of([1.0])), run(guided, condition_of([1.0]))
     assert torch.equal(first, second)
-    assert agreement.saved.of(1).tolist() == [2.0]
+    assert agreement.saved.sums(1).tolist() == [2.0]
     # Solvers that evaluate a time twice do not begin again by it.
     twice = Agreement(-1.1)
     run(adaptive_classifier_free(turning, 3.0, twice), condition_of([1.0]), [1.0, 0.5, 0.5, 0.25, 0.25])
-    assert twice.saved.of(1).tolist() == [4.0]
+    assert twice.saved.sums(1).tolist() == [4.0]
 
 
 def test_rlg_goes_on_with_the_tuned_model():
@@ -124,7 +124,7 @@ def test_rlg_goes_on_with_the_tuned_model():
     assert run(guided, condition_of([1.0, 1.0]))[0].tolist() == [[5.0, 8.0], *[[3.0, 4.0]] * 3]
     assert (base.evaluations, tuned.evaluations) == (2, 8)
     assert passes == [2]  # and no pass of nothing
-    assert agreement.saved.of(2).tolist() == [3.0, 3.0]
+    assert agreement.saved.sums(2).tolist() == [3.0, 3.0]
     never = adaptive_reinforcement_learning(base, tuned, 2.0, Agreement(0.6 + 1e-9))
     assert run(never, condition_of([1.0]))[0].tolist() == [[5.0, 8.0]] * 4
 
@@ -134,7 +134,7 @@ def test_rlg_weights_that_cost_one_evaluation_still_do(weight):
     base, tuned, agreement = fixed(1.0, 0.0), fixed(3.0, 4.0), Agreement(1.1)
     run(adaptive_reinforcement_learning(base, tuned, weight, agreement), condition_of([1.0]))
     assert (base.evaluations, tuned.evaluations) == ((4, 0), (0, 4))[int(weight)]
-    assert agreement.saved.of(1).tolist() == [0.0]
+    assert agreement.saved.sums(1).tolist() == [0.0]
 
 
 def test_first_steps_come_before_any_comparison():
@@ -142,7 +142,7 @@ def test_first_steps_come_before_any_comparison():
     base, tuned, agreement = fixed(1.0, 0.0), fixed(3.0, 4.0), Agreement(0.5)
     guided = adaptive_reinforcement_learning(base, tuned, 2.0, agreement, first_steps=2, grid=GRID)
     assert run(guided, condition_of([1.0]))[0].tolist() == [[3.0, 4.0], [3.0, 4.0], [5.0, 8.0], [3.0, 4.0]]
-    assert (base.evaluations, agreement.saved.of(1).tolist()) == (1, [1.0])
+    assert (base.evaluations, agreement.saved.sums(1).tolist()) == (1, [1.0])
 
 
 def test_rlg_over_guided_models_counts_what_it_saves():
@@ -161,10 +161,10 @@ def test_rlg_over_guided_models_counts_what_it_saves():
     base, tuned = (adaptive_classifier_free(c, 3.0, a) for c, a in zip(counted, inner, strict=True))
     guided = adaptive_reinforcement_learning(base, tuned, 1.5, outer)
     found = run(guided, condition)
-    made = sum(c.per_sample.of(4) for c in counted)
-    saved = sum(a.saved.of(4) for a in (*inner, outer))
+    made = sum(c.per_sample.sums(4) for c in counted)
+    saved = sum(a.saved.sums(4) for a in (*inner, outer))
     assert (made + saved).tolist() == [16.0] * 4
-    assert len(set(outer.saved.of(4).tolist())) > 1  # samples stop at different steps, so the base sees some of them
+    assert len(set(outer.saved.sums(4).tolist())) > 1  # samples stop at different steps, so the base sees some of them
     for row in range(4):
         base, tuned = (adaptive_classifier_free(d, 3.0, Agreement(0.8)) for d in (turning, tilted))
         one = adaptive_reinforcement_learning(base, tuned, 1.5, Agreement(0.93, cost=2))

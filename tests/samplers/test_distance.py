@@ -30,7 +30,7 @@ def test_rlg_moves_by_w_times_the_difference(weight, evaluations):
     measured = Distance(reinforcement_learning(remembered, tuned, weight), other, remembered)
     run(measured)
     expected = 4 * weight**2 * (1 + 0.25) / 2
-    assert measured.of(2).tolist() == pytest.approx([expected, expected / 4])
+    assert measured.means(2).tolist() == pytest.approx([expected, expected / 4])
     # The blend's own base is asked again for nothing; where there is none, one more evaluation a state.
     assert (base.evaluations, tuned.evaluations, other.evaluations) == evaluations
 
@@ -40,13 +40,13 @@ def test_half_precision_is_raised_before_subtracting():
     base, tuned = (lambda x_t, t, condition, v=v: torch.full_like(x_t, v).bfloat16() for v in (0.5, 256.0))
     measured = Distance(tuned, base, Remembering(base))
     run(measured, (1.0,))
-    assert measured.of(2).tolist() == [255.5**2] * 2
+    assert measured.means(2).tolist() == [255.5**2] * 2
 
 
 def test_rows_say_whose_state_it_is():
     base, tuned = constant(1.0), constant(3.0)
     measured = Distance(tuned, base, Remembering(base))
     measured(X[1:], torch.ones(1), CONDITION.numbered().select([1]))
-    found = measured.of(2)
+    found = measured.means(2)
     assert found[0].isnan()
     assert found[1] == 4.0

@@ -92,7 +92,7 @@ def test_no_window_holds_the_last_step(steps, size, seed, step):
         assert last not in window
     if size:
         with pytest.raises(ValueError, match="never a decision"):
-            Window.fixed(steps - size if steps >= size else 0, size).check(steps)
+            Window(steps - size if steps >= size else 0, size).check(steps)
 
 
 def test_random_windows_are_keyed_and_cover_their_range():
@@ -150,5 +150,5 @@ def test_growing_window_as_published():
 
 @pytest.mark.parametrize(("first", "last", "end"), [(0, 3, 5), (3, 2, 5), (2, 6, 5)])
 def test_growing_window_that_cannot_be(first, last, end):
-    with pytest.raises(ValueError, match="a window that grows"):
+    with pytest.raises(ValueError, match="a window cannot grow"):
         Window.growing(first, last, end, 0.0)

@@ -118,7 +118,7 @@ def test_rows_keep_their_sample():
     assert numbered.select([1]).repeat_interleave(2).rows.tolist() == [1, 1]
     counted = counting(shifted)
     classifier_free(counted, 3.0)(X[1:], T[1:], numbered.select([1]))
-    assert counted.per_sample.of(3).tolist() == [0.0, 2.0, 0.0]
+    assert counted.per_sample.sums(3).tolist() == [0.0, 2.0, 0.0]
     both = with_negatives(numbered, torch.tensor([1]))
     assert both.tensors["shift"].flatten().tolist() == [20.0, 1.0, 2.0]
     assert rows_of(both).tolist() == [1, 0, 1]

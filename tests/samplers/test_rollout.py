@@ -47,7 +47,7 @@ def run(samples, window, *, kernel=None, process=FLOW, denoiser=model, **options
 @pytest.mark.parametrize("name", ["ddim", "cps", "precise", "flow_sde", "dance_sde"])
 def test_evaluating_a_recorded_decision_again_gives_the_same_number(name):
     kernel = make_kernel(name, 0.7, GRID)
-    trajectory = run([0, 1, 2], Window.fixed(1, 3), kernel=kernel)
+    trajectory = run([0, 1, 2], Window(1, 3), kernel=kernel)
     assert trajectory.log_prob.shape == trajectory.t.shape == (3, 3)
     assert trajectory.x_t.shape == (3, 3, 2, 3)
     assert trajectory.t[0].tolist() == pytest.approx([5 / 6, 4 / 6, 3 / 6])
@@ -60,7 +60,7 @@ def test_evaluating_a_recorded_decision_again_gives_the_same_number(name):
 
 
 def test_decisions_in_a_row_share_their_states_and_the_rest_is_the_ode():
-    trajectory = run([0, 1], Window.fixed(1, 3))
+    trajectory = run([0, 1], Window(1, 3))
     assert torch.equal(trajectory.x_next[:, :-1], trajectory.x_t[:, 1:])
     condition = Condition({"gain": 1 + 0.1 * torch.arange(2.0)[:, None]})
     x = trajectory.x_next[:, -1]
@@ -139,7 +139,7 @@ def test_gaussian_data_come_out_of_a_sampled_run(world, nothing):
         make_kernel("ddim", 1.0, grid),
         x_init,
         nothing(2048),
-        window=Window.fixed(20, 40),
+        window=Window(20, 40),
         noise=lambda step: keyed((2,), seed=1, step=0, samples=samples, use="sde", index=step),
     )
     # Standard errors of 2048 samples: 0.024 in the mean, 0.038 in the variance, which 100 steps bias by 0.04.
@@ -150,7 +150,7 @@ def test_gaussian_data_come_out_of_a_sampled_run(world, nothing):
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"adds no noise .* at steps \[1, 2\]"):
-        run([0], Window.fixed(1, 2), kernel=make_kernel("ode", 0.0, GRID))
+        run([0], Window(1, 2), kernel=make_kernel("ode", 0.0, GRID))
     with pytest.raises(ValueError, match=r"adds no noise .* at steps \[0, 1, 2, 3, 4\]"):
         run([0], Window.all(6), kernel=make_kernel("cps", 0.0, GRID))
     with pytest.raises(ValueError, match="never a decision"):
@@ -208,7 +208,7 @@ def begun(samples, steps, *, kernel=ode, noise=None, process=FLOW):
 @pytest.mark.parametrize("process", [FLOW, VariancePreserving(torch.linspace(0.999, 0.001, 1000).double(), "epsilon")])
 def test_a_run_in_two_parts_is_the_run(process):
     """The ODE up to the window, and the rest from there: the same floats as a rollout from noise."""
-    kernel, window = make_kernel("ddim", 0.7, GRID), Window.fixed(3, 2)
+    kernel, window = make_kernel("ddim", 0.7, GRID), Window(3, 2)
     whole = run([0, 1], window, kernel=kernel, process=process)
     gain = Condition({"gain": 1 + 0.1 * torch.arange(2.0)[:, None]})
     rest = rollout(
@@ -235,6 +235,6 @@ def test_a_prefix_drawn_from_the_kernel_is_the_states_of_a_run():
 
 def test_a_rollout_cannot_start_after_its_window():
     with pytest.raises(ValueError, match="cannot start at step 2"):
-        run([0], Window.fixed(1, 2), start=2)
+        run([0], Window(1, 2), start=2)
     with pytest.raises(ValueError, match="a prefix has 0 to 5"):
         begun([0], 6)

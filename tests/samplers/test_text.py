@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from samplers import Completions, Decoding, Prompts, generate, gumbel, sample_keys
-from samplers.text import _masked, draw
+from samplers.text import _cut_at_end, draw
 from tests.samplers.causal import chosen, logits_after, next_logp, numbered, sequences, tiny_gpt2, tiny_qwen2
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1, 10, 2], [2], [2]]
@@ -259,7 +259,7 @@ def test_decoding_stops_where_all_have_ended():
 
 def test_what_follows_the_end_may_be_anything():
     tokens, logp = torch.tensor([[9, 5], [5, 9]]), torch.tensor([[-1.0, torch.nan], [-2.0, -3.0]])
-    found = _masked(tokens, logp, DECODING)
+    found = _cut_at_end(tokens, logp, DECODING)
     assert found.tokens.tolist() == [[9, 0], [5, 9]]
     assert found.logp.tolist() == [[-1.0, 0.0], [-2.0, -3.0]]
 

@@ -40,10 +40,10 @@ class Steered:
         divergence/base: mean over the run's states of ||out - out_base||^2, averaged over dimensions. cost/evaluations:
         of the model, for the sample itself; cost/saved: those that adaptive guidance left out.
         """
-        made = sum((c.per_sample.of(count).cpu() for c in self.counted), torch.zeros(count))
-        saved = sum((a.saved.of(count).cpu() for a in self.agreements), torch.zeros(count))
+        made = sum((c.per_sample.sums(count).cpu() for c in self.counted), torch.zeros(count))
+        saved = sum((a.saved.sums(count).cpu() for a in self.agreements), torch.zeros(count))
         costs = {"cost/evaluations": made.float(), "cost/saved": saved.float()}
-        return costs if self.distance is None else {"divergence/base": self.distance.of(count).float(), **costs}
+        return costs if self.distance is None else {"divergence/base": self.distance.means(count).float(), **costs}
 
 
 def steer(denoiser: Callable[[str], Denoiser], scale: float, steering: Steering, grid: Grid) -> Steered:

@@ -29,7 +29,7 @@ def windows_of(config: RunConfig, grid: Grid, kernel: Kernel, process: Process) 
             return lambda key: loud
         case FixedWindow(start=start, size=size):
             low, _ = _range(start, None, size, loud)
-            return lambda key: Window.fixed(low, size)
+            return lambda key: Window(low, size)
         case RandomWindow(start=start, end=end, size=size):
             low, high = _range(start, end, size, loud)
             return lambda key: Window.random(size, low, high, key.seed, key.step)
