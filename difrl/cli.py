@@ -18,7 +18,6 @@ from rich.markup import escape
 from difrl.runtime.errors import UserError
 
 app = typer.Typer(
-    help="Reinforcement-learning fine-tuning of image generators and language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -39,6 +38,24 @@ AdaptiveGuidance = Annotated[
 
 # Options that take several values after one flag, as in `--rlg 0 0.5 1`, of commands whose arguments come first.
 SPREAD = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
+
+
+def print_version(asked: bool) -> None:
+    """Print the installed version and exit, if the option is given."""
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"difrl {version('difrl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Reinforcement-learning fine-tuning of image generators and language models."""
 
 
 @app.command()

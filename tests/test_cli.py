@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -528,6 +529,42 @@ def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["difrl", "train", "quickstart"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("--help", 0),
+        ("train --help", 0),
+        ("--version", 0),
+        ("recipes", 0),
+        ("rewards", 0),
+        ("train quickstart --print-config", 0),
+        ("train quickstart train.step=2", 1),
+        ("train quikstart", 1),
+    ],
+)
+def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments: str, status: int) -> None:
+    """Such imports take seconds."""
+    source = f"""
+import sys
+from difrl import cli
+sys.argv = ["difrl", *{arguments.split()!r}]
+try:
+    cli.main()
+except SystemExit as end:
+    assert end.code == {status}, end.code
+assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_version_is_printed(difrl: Command) -> None:
+    assert difrl("--version") == (0, f"difrl {version('difrl')}\n", "")
 
 
 @pytest.mark.slow

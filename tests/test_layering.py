@@ -1,15 +1,50 @@
-"""difrl/core is tensors only: it imports the standard library, torch and itself. Nothing else."""
+"""Each room of difrl imports only rooms below it, and difrl/core only torch and the standard library."""
 
 from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from difrl.runtime.paths import PACKAGE
 
 CORE = PACKAGE / "core"
+MODULES = {
+    ".".join(["difrl", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""Name of every module of difrl -> its file."""
+
+
+def read_floors() -> list[list[str]]:
+    """Return the rooms from top to bottom, those side by side in one list: the contract of import-linter."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (one for one in settings["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
+    return [floor.split(" | ") for floor in contract["layers"]]
+
+
+FLOOR_OF = {room: number for number, floor in enumerate(reversed(read_floors())) for room in floor}
+
+
+def imported_modules(name: str) -> set[str]:
+    """Return the modules of difrl that a module imports: at once, in functions, and for types alone."""
+    path, found = MODULES[name], set()
+    parents = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import name`: the name may be a module.
+            found |= {inner if (inner := f"{module}.{alias.name}") in MODULES else module for alias in node.names}
+    return {module for module in found if module in MODULES} - {name}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1]
 
 
 def imports(source: str, package: str) -> Iterator[str]:
@@ -21,6 +56,23 @@ def imports(source: str, package: str) -> Iterator[str]:
             parents = package.split(".")
             base = parents[: len(parents) - node.level + 1] if node.level else []
             yield ".".join([*base, *([node.module] if node.module else [])])
+
+
+def test_every_room_is_on_a_floor() -> None:
+    """And there are at most twelve beside the command line: a folder or a file at the top of difrl."""
+    rooms = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_") and path.name != "py.typed"}
+    assert rooms - {"assets", "configs"} == set(FLOOR_OF) - {"__main__"}
+    assert len(rooms - {"cli"}) <= 12
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    upward = [
+        f"{MODULES[name].relative_to(PACKAGE.parent)} imports {module}"
+        for name in MODULES.keys() - {"difrl"}
+        for module in imported_modules(name) - {"difrl"}
+        if room_of(module) != room_of(name) and FLOOR_OF[room_of(module)] >= FLOOR_OF[room_of(name)]
+    ]
+    assert not upward, "\n".join(sorted(upward))
 
 
 def allowed(module: str) -> bool:
