@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -102,6 +104,34 @@ def tiny_sd(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_auraflow(folder: Path, seed: int = 0) -> Path:
+    """Saves a random AuraFlow pipeline for 8x8 images."""
+    torch.manual_seed(seed)
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=WIDTH,
+        pos_embed_max_size=4,
+    )
+    for p in transformer.parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.15)
+    pipeline = AuraFlowPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        vae=_vae(),
+        text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(),
     )
     pipeline.save_pretrained(folder)
     return folder
