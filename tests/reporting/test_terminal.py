@@ -19,7 +19,7 @@ from difrl.reporting.terminal import (
     open_display,
     summary_table,
 )
-from difrl.reporting.terminal.progress import Progress
+from difrl.reporting.terminal.history import History
 
 FACTS = RunFacts("quickstart", steps=40, samples_per_step=144, details=("awm", "tiny-sd3"))
 BEFORE = {"eval/reward/geneval": 0.45, "eval/reward/mean": 0.45, "eval/watch/judge": 0.7, "eval/diversity/dino": 0.4}
@@ -118,22 +118,21 @@ def test_trend_is_a_slope_beyond_two_standard_errors():
 
 def test_time_left_counts_evaluations_and_speed_does_not():
     clock = Clock()
-    progress = Progress(RunFacts("a", steps=10, samples_per_step=50), clock)
+    history = History(RunFacts("a", steps=10, samples_per_step=50), clock)
     clock.now = 100.0
-    progress.record_evaluation({"step": 0, "eval/reward/mean": 0.5})
+    history.record_evaluation({"step": 0, "eval/reward/mean": 0.5})
     for step in (1, 2):
         clock.now += 3.0
-        progress.record({"step": step, "reward/mean": 0.5, "time/rollout": 1.5, "time/update": 1.0})
-    assert progress.step_seconds() == pytest.approx(3.0)
-    assert progress.seconds_left() == pytest.approx(24.0)
-    assert progress.samples_per_second() == pytest.approx(50 / 2.5)
-    assert progress.elapsed() == pytest.approx(106.0)
+        history.record({"step": step, "reward/mean": 0.5, "time/rollout": 1.5, "time/update": 1.0})
+    assert history.step_seconds() == pytest.approx(3.0)
+    assert history.seconds_left() == pytest.approx(24.0)
+    assert history.samples_per_second() == pytest.approx(50 / 2.5)
 
 
 def test_a_resumed_run_counts_from_where_it_was():
-    progress = Progress(RunFacts("a", steps=10, samples_per_step=1, first_step=6), Clock())
-    progress.record({"reward/mean": 0.5})
-    assert progress.step == 7
+    history = History(RunFacts("a", steps=10, samples_per_step=1, first_step=6), Clock())
+    history.record({"reward/mean": 0.5})
+    assert history.step == 7
 
 
 def test_live_panel_fits_eighty_columns_and_shows_everything():
@@ -164,6 +163,15 @@ def test_live_panel_before_the_first_step():
     display.start(FACTS)
     assert "waiting for the first step" in "\n".join(panel(display))
     display.close()
+
+
+def test_the_clock_of_the_panel_runs_on_after_the_last_step():
+    """The sweep and the report follow, and they take time."""
+    display, _ = on_screen()
+    train(display, steps=FACTS.steps)
+    display.bar.tasks[0].start_time -= 106
+    display.close()
+    assert "left · 1:46" in panel(display)[1]
 
 
 def test_live_display_gives_the_terminal_back_after_an_error():

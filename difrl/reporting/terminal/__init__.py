@@ -15,9 +15,9 @@ from rich.console import Console
 
 from difrl.reporting.summary import Summary
 from difrl.reporting.terminal.final_summary import summary_table
+from difrl.reporting.terminal.history import RunFacts
 from difrl.reporting.terminal.live import LiveDisplay
 from difrl.reporting.terminal.plain import PlainDisplay, speaks_unicode
-from difrl.reporting.terminal.progress import RunFacts
 
 __all__ = [
     "Display",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from difrl.reporting import number_format as formats
@@ -20,16 +20,25 @@ def summary_table(
     before: Mapping[str, float], after: Mapping[str, float], stderr: Mapping[str, float] | None = None
 ) -> Table:
     """Before → after ± standard error for every metric both evaluations have; see `summary.changes`."""
-    table = Table(box=None, padding=(0, 2, 0, 0), title="On the evaluation prompts", title_justify="left",
-                  title_style="bold")  # fmt: skip
-    for heading, justify in (("", "left"), ("", "left"), ("before", "right"), ("", "center")):
-        table.add_column(heading, justify=justify, no_wrap=True, header_style="dim")  # type: ignore[arg-type]
-    table.add_column("after", no_wrap=True, header_style="dim")
-    table.add_column("change", no_wrap=True, header_style="dim")
+    table = Table(
+        Column(),
+        Column(),
+        Column("before", justify="right"),
+        Column(justify="center"),
+        "after",
+        "change",
+        box=None,
+        padding=(0, 2, 0, 0),
+        title="On the evaluation prompts",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    for column in table.columns:
+        column.no_wrap = True
     for change in changes(before, after, stderr):
         colour = COLOURS[change.direction]
-        known = math.isfinite(change.after_stderr)
-        error = f" ± {formats.number(change.after_stderr)}" if known else ""
+        error = f" ± {formats.number(change.after_stderr)}" if math.isfinite(change.after_stderr) else ""
         clear = "" if change.direction else " (not clear)"
         table.add_row(
             escape(change.name),
@@ -43,21 +52,19 @@ def summary_table(
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """The table, a warning where a watched measure fell, and the paths, each unbroken on its own line."""
+    """Print the table, a warning if a watched metric fell, and the paths, each unbroken on its own line."""
     console.print()
-    if changes(summary.before, summary.after):
+    found = changes(summary.before, summary.after)
+    if found:
         console.print(summary_table(summary.before, summary.after))
-        fell = suspicious(changes(summary.before, summary.after))
-        if fell:
+        if fell := suspicious(found):
             names = ", ".join(change.label for change in fell)
             console.print(f"[red]{escape(names)} fell while the trained reward rose: look at the samples.[/red]")
         console.print()
     if summary.guard:
         console.print(f"[red]{escape(summary.guard)}[/red]\n")
-    took = f"{summary.steps} steps" + (
-        f" in {formats.duration(summary.seconds)}" if math.isfinite(summary.seconds) else ""
-    )
-    console.print(f"[dim]done     [/dim]{took}")
+    took = f" in {formats.duration(summary.seconds)}" if math.isfinite(summary.seconds) else ""
+    console.print(f"[dim]done     [/dim]{summary.steps} steps{took}")
     for word, path in (("model", summary.model), ("samples", summary.picture), ("report", summary.report)):
         if path:
             console.print(Text.assemble((f"{word:<9}", "dim"), path), soft_wrap=True)

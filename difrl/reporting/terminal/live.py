@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 from rich.console import Console, ConsoleRenderable, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from difrl.reporting import number_format as formats
 from difrl.reporting.summary import Summary
 from difrl.reporting.terminal.final_summary import COLOURS, print_summary
-from difrl.reporting.terminal.progress import Progress, RunFacts, Standing, started
+from difrl.reporting.terminal.history import History, Row, RunFacts, started
 
 MOST_ROWS = 4  # watched rewards, and anchors, that get a line of their own
 SPARK = 24  # characters of history beside each number
 DOT = " · "
+
+
+class Elapsed(ProgressColumn):
+    """Time since the start. It runs on after the last step, unlike rich's own column."""
+
+    def render(self, task: Task) -> Text:
+        return Text(formats.duration(task.elapsed or 0), style="dim")
 
 
 class LiveDisplay:
@@ -28,26 +34,38 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.progress: Progress | None = None
-        self._live: Live | None = None
-        self._lock = threading.Lock()  # the panel is drawn from rich's refresh thread while the trainer records
+        self.history: History | None = None
+        self.bar = Progress(
+            TextColumn("step [bold]{task.completed}[/bold]/{task.total}"),
+            BarColumn(None, complete_style="cyan", finished_style="cyan"),
+            TextColumn("[bold]{task.fields[left]}[/bold] left"),
+            TextColumn("[dim]·[/dim]"),
+            Elapsed(),
+            console=console,
+            expand=True,
+        )
+        self.live = Live(console=console, refresh_per_second=4)
 
     def start(self, facts: RunFacts) -> None:
-        self.progress = Progress(facts)
-        self._live = Live(console=self.console, get_renderable=self.panel, refresh_per_second=4)
-        self._live.start()
+        self.history = History(facts)
+        self.bar.add_task("", completed=facts.first_step, total=facts.steps, left=formats.duration(float("nan")))
+        self.live.start()
+        self.live.update(self.panel(), refresh=True)
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        with self._lock:
-            started(self.progress).record(metrics)
+        history = started(self.history)
+        history.record(metrics)
+        left = formats.duration(history.seconds_left())
+        self.bar.update(self.bar.task_ids[0], completed=history.step, left=left)
+        self.live.update(self.panel())
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
-        progress = started(self.progress)
-        with self._lock:
-            progress.record_evaluation(metrics)
-        place = f"[dim]step {progress.evaluated_at[-1]:>{len(str(progress.facts.steps))}}[/dim]"
-        parts = [f"{escape(one.name)} [bold]{one.text}[/bold]" for one in progress.standings()]
+        history = started(self.history)
+        history.record_evaluation(metrics)
+        place = f"[dim]step {history.evaluated_at[-1]:>{len(str(history.facts.steps))}}[/dim]"
+        parts = [f"{escape(row.name)} [bold]{row.text}[/bold]" for row in history.evaluated()]
         self.console.print("   ".join([place, *parts]))
+        self.live.update(self.panel())
 
     def message(self, text: str) -> None:
         self.console.print(Text(text, style="yellow"))
@@ -57,75 +75,48 @@ class LiveDisplay:
         print_summary(self.console, summary)
 
     def close(self) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
+        self.live.stop()
 
     def panel(self) -> ConsoleRenderable:
-        with self._lock:
-            progress = started(self.progress)
-            heading = f"[bold]{escape(progress.facts.name)}[/bold]"
-            details = escape(DOT.join(progress.facts.details))
-            body = Group(self._bar(progress), Text(), self._rows(progress), Text(), self._foot(progress))
-            return Panel(
-                body,
-                title=heading,
-                title_align="left",
-                subtitle=f"[dim]{details}[/dim]" if details else None,
-                subtitle_align="right",
-                border_style="dim",
-                padding=(0, 1),
-            )
-
-    def _bar(self, progress: Progress) -> Table:
-        facts = progress.facts
-        table = Table.grid(padding=(0, 2), expand=True)
-        table.add_column(no_wrap=True)
-        table.add_column(ratio=1)
-        table.add_column(no_wrap=True, justify="right")
-        left = formats.duration(progress.seconds_left())
-        table.add_row(
-            f"step [bold]{progress.step}[/bold]/{facts.steps}",
-            ProgressBar(total=max(1, facts.steps), completed=progress.step, complete_style="cyan"),
-            f"[bold]{left}[/bold] left",
+        history = started(self.history)
+        rows = Table.grid(padding=(0, 1), expand=True)
+        rows.add_column(no_wrap=True, max_width=14, style="dim")
+        rows.add_column(no_wrap=True, min_width=13)
+        rows.add_column(no_wrap=True)
+        rows.add_column(no_wrap=True, width=SPARK, style="cyan")
+        rows.add_column(no_wrap=True, ratio=1, justify="right", style="dim")
+        for row in [history.reward(), *history.evaluated()[: 1 + MOST_ROWS]]:
+            rows.add_row(*_cells(row, COLOURS[row.direction or 0]))
+        for row in history.anchors()[:MOST_ROWS]:
+            rows.add_row(*_cells(row, "dim"))  # neither direction is better
+        details = escape(DOT.join(history.facts.details))
+        return Panel(
+            Group(self.bar, Text(), rows, Text(), _speed(history)),
+            title=f"[bold]{escape(history.facts.name)}[/bold]",
+            title_align="left",
+            subtitle=f"[dim]{details}[/dim]" if details else None,
+            subtitle_align="right",
+            border_style="dim",
+            padding=(0, 1),
         )
-        return table
 
-    def _rows(self, progress: Progress) -> Table:
-        table = Table.grid(padding=(0, 1), expand=True)
-        table.add_column(no_wrap=True, max_width=14, style="dim")
-        table.add_column(no_wrap=True, min_width=13)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, width=SPARK, style="cyan")
-        table.add_column(no_wrap=True, ratio=1, justify="right", style="dim")
-        name, rewards = progress.rewards()
-        shown = [Standing(name, "training prompts", rewards, formats.trend(rewards))]
-        shown += progress.standings()[: 1 + MOST_ROWS]
-        for one in shown:
-            arrow = Text(formats.ARROWS[one.direction] if one.values else " ", style=COLOURS[one.direction])
-            table.add_row(escape(one.name), f"[bold]{one.text}[/bold]", arrow, _spark(one.values), escape(one.note))
-        for key in progress.anchors()[:MOST_ROWS]:
-            values = progress.history[key]
-            arrow = Text(formats.ARROWS[formats.trend(values)], style="dim")  # neither direction is better
-            latest = f"[bold]{formats.number(values[-1])}[/bold]"
-            table.add_row(f"KL to {escape(key.removeprefix('kl/'))}", latest, arrow, _spark(values), "")
-        return table
 
-    def _foot(self, progress: Progress) -> Table:
-        table = Table.grid(expand=True)
-        table.add_column(no_wrap=True, ratio=1, style="dim", overflow="ellipsis")
-        table.add_column(no_wrap=True, justify="right", style="dim")
-        stages = progress.stage_seconds()
+def _cells(row: Row, colour: str) -> tuple[str, str, Text, str, str]:
+    arrow = "" if row.direction is None else formats.ARROWS[row.direction]
+    spark = formats.sparkline(row.values, SPARK) if len(row.values) > 1 else ""
+    return escape(row.name), f"[bold]{row.text}[/bold]", Text(arrow, style=colour), spark, escape(row.note)
+
+
+def _speed(history: History) -> Text:
+    parts = ["waiting for the first step"]
+    if history.steps:
+        stages = history.stage_seconds()
         whole = sum(stages.values())
         shares = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in stages.items() if whole > 0)
-        if progress.history:
-            speed = f"[default bold]{progress.samples_per_second():.1f}[/default bold] samples/s"
-            split = f"{DOT}{formats.number(progress.step_seconds())} s a step" + (f": {shares}" if shares else "")
-        else:
-            speed, split = "waiting for the first step", ""
-        table.add_row(speed + split, f"  {formats.duration(progress.elapsed())}")
-        return table
-
-
-def _spark(values: list[float]) -> str:
-    return formats.sparkline(values, SPARK) if len(values) > 1 else ""
+        parts = [
+            f"[not dim bold]{history.samples_per_second():.1f}[/] samples/s",
+            f"{formats.number(history.step_seconds())} s a step" + (f": {shares}" if shares else ""),
+        ]
+    text = Text.from_markup(DOT.join(parts), style="dim", overflow="ellipsis")
+    text.no_wrap = True
+    return text

@@ -12,7 +12,7 @@ from rich.console import Console
 from difrl.reporting import number_format as formats
 from difrl.reporting.summary import Summary
 from difrl.reporting.terminal.final_summary import print_summary
-from difrl.reporting.terminal.progress import Progress, RunFacts, started
+from difrl.reporting.terminal.history import History, RunFacts, started
 
 ASCII = str.maketrans({"↗": "^", "→": ">", "↘": "v", "±": "+/-", "·": "-"})
 WIDTH = 100
@@ -23,31 +23,31 @@ class PlainDisplay:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
-        self.progress: Progress | None = None
+        self.history: History | None = None
 
     def start(self, facts: RunFacts) -> None:
-        self.progress = Progress(facts)
-        details = "".join(f" · {detail}" for detail in facts.details)
-        self.message(f"{facts.name}{details} · {facts.steps} steps of {facts.samples_per_step} samples")
+        self.history = History(facts)
+        size = f"{facts.steps} steps of {facts.samples_per_step} samples"
+        self.message(" · ".join([facts.name, *facts.details, size]))
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        progress = started(self.progress)
-        progress.record(metrics)
-        name, rewards = progress.rewards()
+        history = started(self.history)
+        history.record(metrics)
+        reward = history.reward()
         fields = [
-            self._place("step", progress.step),
-            f"{name} {formats.number(progress.latest(progress.facts.reward)):>7} {formats.ARROWS[formats.trend(rewards)]}",
-            *(f"{key.replace('/', ' ')} {formats.number(progress.latest(key)):>7}" for key in progress.anchors()),
-            f"{progress.samples_per_second():6.1f} samples/s",
-            f"{formats.duration(progress.seconds_left()):>8} left",
+            _place("step", history.step, history.facts.steps),
+            f"{reward.name} {reward.text:>7} {formats.ARROWS[reward.direction or 0]}",
+            *(f"{row.name} {row.text:>7}" for row in history.anchors()),
+            f"{history.samples_per_second():6.1f} samples/s",
+            f"{formats.duration(history.seconds_left()):>8} left",
         ]
         self.message("   ".join(fields))
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:
-        progress = started(self.progress)
-        progress.record_evaluation(metrics)
-        parts = [f"{one.name} {one.text}" for one in progress.standings()]
-        self.message("   ".join([self._place("eval", progress.evaluated_at[-1]), *parts]))
+        history = started(self.history)
+        history.record_evaluation(metrics)
+        parts = [f"{row.name} {row.text}" for row in history.evaluated()]
+        self.message("   ".join([_place("eval", history.evaluated_at[-1], history.facts.steps), *parts]))
 
     def message(self, text: str) -> None:
         """Characters that the stream cannot write are spelled in ASCII: no log may stop a run."""
@@ -64,9 +64,9 @@ class PlainDisplay:
 
     def close(self) -> None: ...
 
-    def _place(self, word: str, step: int) -> str:
-        steps = started(self.progress).facts.steps
-        return f"{word} {step:>{len(str(steps))}}/{steps}"
+
+def _place(word: str, step: int, steps: int) -> str:
+    return f"{word} {step:>{len(str(steps))}}/{steps}"
 
 
 def speaks_unicode(stream: object) -> bool:
