@@ -1,9 +1,10 @@
-"""How much people like a picture, whatever its prompt: LAION's aesthetic predictor, version 2 (LAION-5B, 2210.08402).
+"""LAION's aesthetic predictor, version 2 (LAION-5B, 2210.08402): how much people like a picture, whatever its prompt.
 
-Five linear layers, 768 → 1024 → 128 → 64 → 16 → 1 with nothing between them, on the normalised embedding of OpenAI's
-CLIP ViT-L/14, fitted to ratings from 1 to 10. This is the aesthetic reward of DDPO (2305.13301) and after it. The
-layers are published as `sac+logos+ava1-l14-linearMSE.pth` in christophschuhmann/improved-aesthetic-predictor on GitHub,
-a pickle, which is read as tensors alone; the hub id is a mirror of that file.
+Five linear layers, 768 → 1024 → 128 → 64 → 16 → 1 without activations between them, on the normalised embedding of
+OpenAI's CLIP ViT-L/14, fitted to ratings from 1 to 10. It is the aesthetic reward of DDPO (2305.13301) and of the work
+that followed. The layers are published as `sac+logos+ava1-l14-linearMSE.pth` in
+christophschuhmann/improved-aesthetic-predictor on GitHub. This file is a pickle; only its tensors are read. The default
+hub id is a mirror of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from rewards.clip import ClipReward, TransformersClip, check_dtype
-from rewards.weights import fill, find_file, read_tensors
+from rewards.clip import DTYPES, ClipReward, TransformersClip
+from rewards.options import check_choice
+from rewards.weights import find_file, load_weights, read_tensors
 
 MODEL = "openai/clip-vit-large-patch14"
 HEAD = "camenduru/improved-aesthetic-predictor"
@@ -22,7 +24,7 @@ FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
 
 class AestheticHead(nn.Module):
-    """Rating [B] of embeddings [B,width] of length one. The dropouts only keep the published names of the layers."""
+    """Rating [B] of unit embeddings [B,width]. The dropouts are there so that the layers have their published names."""
 
     def __init__(self, width: int = 768) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class AestheticHead(nn.Module):
 class Aesthetic(ClipReward):
     """Rating of the picture from 1 to 10 by LAION's aesthetic predictor (version 2).
 
-    model: CLIP by hub id or folder. head: a file, a folder with `filename`, or a hub id.
+    model: hub id or folder of CLIP. head: a file, a folder that contains `filename`, or a hub id.
     """
 
     name = "aesthetic"
@@ -60,20 +62,22 @@ class Aesthetic(ClipReward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> None:
-        super().__init__(partial(TransformersClip, model, dtype=check_dtype(dtype, self.name)), batch_size)
+        super().__init__(
+            partial(TransformersClip, model, dtype=check_choice(self.name, "dtype", dtype, DTYPES)), batch_size
+        )
         self._source, self._filename = head, filename
         self._head: AestheticHead | None = None
 
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Values [B] of one batch; the prompts are not read."""
+        """Return the ratings [B] of one batch. The prompts are not used."""
         embeddings = self.encoder.images(images)
         if self._head is None:
-            self._head = self._read_head(embeddings.shape[1])
+            self._head = self._load_head(embeddings.shape[1])
         return self._head.to(embeddings.device)(embeddings)
 
-    def _read_head(self, width: int) -> AestheticHead:
-        """The layers on embeddings of this width, always in float32."""
+    def _load_head(self, width: int) -> AestheticHead:
+        """Load the layers, always in float32, for embeddings of this width."""
         path = find_file(self._source, self._filename)
         head = AestheticHead(width).eval()
-        fill(head, read_tensors(path), path)
+        load_weights(head, read_tensors(path), path)
         return head

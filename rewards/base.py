@@ -1,9 +1,9 @@
-"""What a reward is, and the one function through which rewards are called.
+"""The reward protocol, and `score`, the function through which rewards are called.
 
-A reward is a callable ``(samples, prompts, metadata) -> Scores`` with a name and a list of what it needs. A
-row that cannot be scored (no quoted text for an OCR reward, no metadata for GenEval) is *invalid*; it is
-never scored 0, because a 0 would enter the group's baseline as if the sample were bad. A reward that breaks
-raises; `score` says where.
+A reward is a callable ``(samples, prompts, metadata) -> Scores`` with a name and a list of its inputs. A row that
+cannot be scored (no quoted text for an OCR reward, no metadata for GenEval) is *invalid*. It is never scored 0,
+because a 0 would enter the group's baseline as if the sample were bad. A reward that fails raises an exception, and
+`score` adds the reward's name, row and prompt to it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-_NOT_THEIRS = [str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))]
 Samples = Tensor | Sequence[str]
 Metadata = Sequence[Mapping[str, Any]]
 
@@ -26,26 +25,37 @@ Metadata = Sequence[Mapping[str, Any]]
 class Scores(NamedTuple):
     """The result of a reward for B samples."""
 
-    values: Tensor  # [B] float32; what stands in an invalid row means nothing
+    values: Tensor  # [B] float32; values of invalid rows have no meaning
     valid: Tensor  # [B] bool; False: this row could not be scored
+
+    @classmethod
+    def from_list(cls, values: Sequence[float | None]) -> Self:
+        """Return scores on the CPU; None marks an invalid row, whose value is 0."""
+        filled = [0.0 if value is None else float(value) for value in values]
+        valid = [value is not None for value in values]
+        return cls(torch.tensor(filled, dtype=torch.float32), torch.tensor(valid, dtype=torch.bool))
+
+    def to(self, device: torch.device | str) -> Scores:
+        """Return the scores on a device."""
+        return Scores(self.values.to(device), self.valid.to(device))
 
 
 Answer = Scores | Tensor | Sequence[float | None]
-"""What a reward may return: scores, one number a sample, or a list in which None marks an invalid row."""
+"""Return types of a reward: scores, one number a sample, or a list in which None marks an invalid row."""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scorer of images or texts. Rewards load lazily, batch themselves and run without gradient."""
+    """A scorer of images or texts. Rewards load lazily, split large inputs into batches and run without gradient."""
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The reward's name in error messages."""
         ...
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`images` or `texts`, then `prompts` and `metadata` where they are read."""
+        """The inputs: `images` or `texts`, then `prompts` and `metadata` if the reward reads them."""
         ...
 
     def __call__(self, samples: Any, prompts: Sequence[str], metadata: Metadata) -> Answer:
@@ -53,12 +63,20 @@ class Reward(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> Reward:
-        """Move what the reward holds to ``device``; returns the reward."""
+        """Move the reward's models to ``device``, and return the reward."""
         ...
 
 
+class WithoutDevice:
+    """Base class of rewards without tensors of their own: those that run on the CPU or on another machine."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the reward unchanged: there is nothing to move."""
+        return self
+
+
 class RewardError(RuntimeError):
-    """A reward broke. Carries the reward's name and, where one row is to blame, its index and prompt."""
+    """A reward failed. Holds the reward's name and, if one row is the cause, its index and prompt."""
 
     def __init__(self, name: str, problem: str, row: int | None = None, prompt: str | None = None) -> None:
         self.name, self.row, self.prompt = name, row, prompt
@@ -67,15 +85,15 @@ class RewardError(RuntimeError):
 
 
 def all_valid(values: Tensor) -> Scores:
-    """Scores in which every row counts."""
+    """Return scores whose rows are all valid."""
     values = values.to(torch.float32)
     return Scores(values, torch.ones(values.shape, dtype=torch.bool, device=values.device))
 
 
 def check_images(images: Samples, name: str) -> Tensor:
-    """Return ``images`` clamped to [0,1] if they are [B,3,H,W] floats, else raise."""
+    """Return ``images`` clamped to [0,1]. Raise ValueError unless they are [B,3,H,W] floats."""
     if not isinstance(images, Tensor):
-        found = "texts" if all(isinstance(one, str) for one in images) else type(images).__name__
+        found = "texts" if all(isinstance(image, str) for image in images) else type(images).__name__
         raise ValueError(f"reward '{name}' expects float images [B,3,H,W] in [0,1], found {found}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
@@ -85,18 +103,17 @@ def check_images(images: Samples, name: str) -> Tensor:
 
 
 def check_texts(samples: Samples, name: str) -> Sequence[str]:
-    """Return ``samples`` if they are texts, else raise."""
+    """Return ``samples``. Raise ValueError unless they are texts."""
     if isinstance(samples, str | Tensor) or not all(isinstance(text, str) for text in samples):
         raise ValueError(f"reward '{name}' expects a sequence of texts, found {type(samples).__name__}")
     return samples
 
 
 def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-    """Call ``reward`` and check its answer: for each of the B samples a finite value or the mark invalid.
+    """Call ``reward`` on B samples and check its result: each row must be a finite value or marked invalid.
 
-    Everything that goes wrong, inside the reward or in what it returns, is a `RewardError` naming the reward,
-    and the row and prompt where they are known. Invalid rows come back with value 0 so that no stray NaN can
-    spread.
+    Every failure, an exception in the reward or a malformed result, is raised as a `RewardError` with the reward's
+    name, and with the row and prompt where they are known. Invalid rows get the value 0, so that no NaN can spread.
     """
     count = len(samples)
     if not count == len(prompts) == len(metadata):
@@ -108,17 +125,19 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     except RewardError:
         raise
     except Exception as error:
-        raise RewardError(reward.name, f"{type(error).__name__}: {error}{_place(error)} ({_batch(prompts)})") from error
-    return _checked(reward.name, result, count, prompts)
+        place = f"{_user_line(error)} ({_describe_batch(prompts)})"
+        raise RewardError(reward.name, f"{type(error).__name__}: {error}{place}") from error
+    return _check_result(reward.name, result, prompts)
 
 
-def _checked(name: str, result: object, count: int, prompts: Sequence[str]) -> Scores:
-    values, valid = result if isinstance(result, Scores) else _listed(name, result)
+def _check_result(name: str, result: object, prompts: Sequence[str]) -> Scores:
+    count = len(prompts)
+    values, valid = result if isinstance(result, Scores) else _to_scores(name, result)
     if values.shape != (count,) or valid.shape != (count,):
         raise RewardError(
             name,
             f"returned values {tuple(values.shape)} and valid {tuple(valid.shape)} for {count} samples; "
-            f"both must have shape ({count},) ({_batch(prompts)})",
+            f"both must have shape ({count},) ({_describe_batch(prompts)})",
         )
     values, valid = values.detach().to(torch.float32), valid.to(torch.bool)
     broken = (valid & ~torch.isfinite(values)).nonzero().flatten()
@@ -129,36 +148,36 @@ def _checked(name: str, result: object, count: int, prompts: Sequence[str]) -> S
     return Scores(torch.where(valid, values, torch.zeros_like(values)), valid)
 
 
-def _listed(name: str, result: object) -> Scores:
-    """Scores of numbers: a tensor, or a plain sequence in which None stands for a row that could not be scored."""
+def _to_scores(name: str, result: object) -> Scores:
+    """Return the scores of a tensor, or of a list of numbers in which None marks an invalid row."""
     if isinstance(result, Tensor):
         return Scores(result, torch.ones_like(result, dtype=torch.bool))
-    if not isinstance(result, list | tuple) or not all(one is None or isinstance(one, Real) for one in result):
-        found = (
-            f"a {type(result).__name__} of other things" if isinstance(result, list | tuple) else type(result).__name__
-        )
-        raise RewardError(
-            name,
-            f"returned {found}, expected a list of numbers with None for invalid rows, a tensor [B], or "
-            "rewards.Scores(values, valid)",
-        )
-    values = torch.tensor([0.0 if one is None else float(one) for one in result])
-    return Scores(values, torch.tensor([one is not None for one in result], dtype=torch.bool))
+    if isinstance(result, list | tuple) and all(value is None or isinstance(value, Real) for value in result):
+        return Scores.from_list(result)
+    kind = type(result).__name__
+    found = f"a {kind} of other things" if isinstance(result, list | tuple) else kind
+    raise RewardError(
+        name,
+        f"returned {found}, expected a list of numbers with None for invalid rows, a tensor [B], or "
+        "rewards.Scores(values, valid)",
+    )
 
 
-def _place(error: Exception) -> str:
-    """Where a reward of the user's own raised it: the last of the lines passed that is neither here nor installed."""
-    passed = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [f" in {file.name}, line {line}" for file, line in passed if file.is_file() and _is_theirs(file)]
+def _user_line(error: Exception) -> str:
+    """Return the last line of the user's own code in the traceback, as " in FILE, line N", or an empty string."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [f" in {file.name}, line {line}" for file, line in frames if file.is_file() and not _is_library(file)]
     return own[-1] if own else ""
 
 
-def _is_theirs(file: Path) -> bool:
-    return not any(file.is_relative_to(folder) for folder in _NOT_THEIRS)
+def _is_library(file: Path) -> bool:
+    """Whether a file belongs to this package, to the standard library or to an installed package."""
+    folders = (Path(__file__).parent, sysconfig.get_path("stdlib"))
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return installed or any(file.is_relative_to(folder) for folder in folders)
 
 
-def _batch(prompts: Sequence[str]) -> str:
-    """What was being scored, where no single row is to blame."""
+def _describe_batch(prompts: Sequence[str]) -> str:
     distinct = list(dict.fromkeys(prompts))
-    shown = ", ".join(map(repr, distinct[:3])) + (", …" if len(distinct) > 3 else "")
-    return f"in a batch of {len(prompts)} samples of {shown}" if prompts else "in an empty batch"
+    first = ", ".join(map(repr, distinct[:3])) + (", …" if len(distinct) > 3 else "")
+    return f"in a batch of {len(prompts)} samples of {first}" if prompts else "in an empty batch"

@@ -1,8 +1,8 @@
-"""Image and text encoders of the CLIP family (2103.00020) behind one interface, and what rewards on them share.
+"""Image and text encoders of the CLIP family (2103.00020) behind one interface, and the base class of rewards on them.
 
-An encoder gives embeddings of length one, so that the cosine of a picture and a prompt is the dot product. Two
-libraries hold the weights: transformers (a folder that `save_pretrained` wrote) and open_clip (an architecture by
-name and a tag or a checkpoint).
+Encoders return embeddings of length one, so that the cosine of a picture and a prompt is the dot product. Two
+libraries provide the weights: transformers (a folder written by `save_pretrained`) and open_clip (the name of an
+architecture, with a tag or a checkpoint).
 """
 
 from __future__ import annotations
@@ -19,72 +19,68 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.pictures import pictures
-from rewards.weights import a_few, fill, read_tensors
+from rewards.options import check_at_least_one
+from rewards.pictures import to_pictures
+from rewards.weights import join_differences, load_weights, read_tensors
 
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _OPEN_CLIP_PRECISION}
 
 Pixels = Callable[[Tensor, int], Tensor]
-"""(images [B,3,H,W] in [0,1], size of the model's input) -> what the model takes [B,3,size,size]."""
+"""(images [B,3,H,W] in [0,1], size of the model's input) -> the model's input [B,3,size,size]."""
 
 
 class Encoder(Protocol):
-    """Embeds pictures and texts in one space. Weights may be of a lower precision; embeddings are float32."""
+    """A model that embeds pictures and texts in one space. Weights may have a lower precision; embeddings are float32."""
 
-    logit_scale: float  # what the model multiplies cosines by, 100 in most CLIP models
+    logit_scale: float  # factor that the model applies to cosines, 100 in most CLIP models
 
     def images(self, images: Tensor) -> Tensor:
-        """Embeddings [B,D], of length one, of images [B,3,H,W] in [0,1]."""
+        """Return unit embeddings [B,D] of images [B,3,H,W] in [0,1]."""
         ...
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B,D], of length one; a text longer than the context (77 tokens) is cut."""
+        """Return unit embeddings [B,D]. Texts are cut at the length of the context (77 tokens)."""
         ...
 
     def to(self, device: torch.device) -> Encoder:
-        """Move the model; returns the encoder."""
+        """Move the model, and return the encoder."""
         ...
 
 
 class TransformersClip:
-    """A CLIPModel of transformers with its processor, each a hub id or a local folder."""
+    """A CLIPModel of transformers and its processor, each from a hub id or a local folder."""
 
     def __init__(self, model: str, processor: str | None = None, *, dtype: str = "float32") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        with _explained(f"the CLIP model {model}"):
+        with _explain_errors(f"the CLIP model {model}"):
             self.model, found = CLIPModel.from_pretrained(
                 model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        missing, unexpected = found["missing_keys"], found["unexpected_keys"]
-        shapes = [f"{name} {list(file)} instead of {list(own)}" for name, file, own in found["mismatched_keys"]]
-        # transformers makes up what is missing and warns; scores of random weights look like scores.
-        if missing or unexpected or shapes:
-            raise ValueError(
-                f"the weights in {model} are not those of a CLIPModel: missing {a_few(missing)}; "
-                f"unexpected {a_few(unexpected)}; of another shape {a_few(shapes)}"
-            )
-        with _explained(f"the CLIP processor {processor or model}"):
-            # PIL's resizing is the published one; transformers' default, torchvision's, differs a little.
+        # transformers only warns, and fills missing weights with random ones, whose scores look like real scores.
+        if problem := join_differences(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"]):
+            raise ValueError(f"the weights in {model} are not those of a CLIPModel: {problem}")
+        with _explain_errors(f"the CLIP processor {processor or model}"):
+            # Published scores use PIL's resizing; torchvision's, the default of transformers, differs slightly.
             self.processor = CLIPProcessor.from_pretrained(processor or model, backend="pil")
         self.context: int = self.model.config.text_config.max_position_embeddings
-        # Read in float32: bfloat16 would round ln 100 so that the scale becomes 99.
+        # In float32: bfloat16 would round ln 100, and the scale would become 99.
         self.logit_scale = self.model.logit_scale.exp().item()
         self.model.eval().to(DTYPES[dtype])
 
     def images(self, images: Tensor) -> Tensor:
-        """Embeddings [B,D], of length one, of images [B,3,H,W] in [0,1]."""
-        return self.pictures(pictures(images))
+        """Return unit embeddings [B,D] of images [B,3,H,W] in [0,1]."""
+        return self.pictures(to_pictures(images))
 
-    def pictures(self, shown: Sequence[Image.Image]) -> Tensor:
-        """Embeddings [B,D], of length one, of B pictures, each of its own size."""
-        inputs = self.processor(images=list(shown), return_tensors="pt")
+    def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return unit embeddings [B,D] of B pictures, which may differ in size."""
+        inputs = self.processor(images=list(pictures), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B,D], of length one; a text longer than the context is cut."""
+        """Return unit embeddings [B,D]. Texts are cut at the length of the context."""
         inputs = self.processor(
             text=list(texts), padding=True, truncation=True, max_length=self.context, return_tensors="pt"
         ).to(self.model.device)
@@ -92,14 +88,14 @@ class TransformersClip:
         return _unit(features.pooler_output)
 
     def to(self, device: torch.device) -> TransformersClip:
-        """Move the model; returns the encoder."""
+        """Move the model, and return the encoder."""
         self.model.to(device)
         return self
 
 
 class OpenClip:
-    """A model of open_clip: an architecture by name with a tag or a checkpoint file, or `hf-hub:owner/name`, or
-    `local-dir:folder`. ``pixels`` stands in for the model's own preprocessing where a reward publishes another."""
+    """A model of open_clip: the name of an architecture with a tag or a checkpoint file, `hf-hub:owner/name`, or
+    `local-dir:folder`. ``pixels`` replaces the model's own preprocessing, for rewards that were published with another."""
 
     def __init__(
         self, model: str, pretrained: str | None = None, *, dtype: str = "float32", pixels: Pixels | None = None
@@ -111,10 +107,13 @@ class OpenClip:
         precision = _OPEN_CLIP_PRECISION[dtype]
         self._dtype = DTYPES[dtype]
         path = Path(pretrained or "").expanduser()
-        tensors = _read(path) if path.is_file() else None  # first, for a damaged file is told before a model is made
-        with _explained(f"open_clip's model {model} with the weights {pretrained}"):
+        tensors: dict[str, Tensor] | None = None
+        if path.is_file():  # read first, so that a damaged file is reported before the model is built
+            # Training in several processes puts the prefix of its wrapper before each name.
+            tensors = {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
+        with _explain_errors(f"open_clip's model {model} with the weights {pretrained}"):
             if tensors is not None:
-                with _no_warning_of_random_weights():
+                with _without_random_weights_warning():
                     self.model, _, self._transform = open_clip.create_model_and_transforms(model, precision=precision)
             else:
                 self.model, self._transform = open_clip.create_model_from_pretrained(
@@ -122,7 +121,7 @@ class OpenClip:
                 )
             self.tokenizer = open_clip.get_tokenizer(model)
         if tensors is not None:
-            fill(self.model, tensors, path)
+            load_weights(self.model, tensors, path)
         size: int | Sequence[int] = self.model.visual.image_size
         self._size = size if isinstance(size, int) else size[0]
         self._pixels = pixels
@@ -134,25 +133,25 @@ class OpenClip:
         return self.model.logit_scale.device
 
     def images(self, images: Tensor) -> Tensor:
-        """Embeddings [B,D], of length one, of images [B,3,H,W] in [0,1]."""
+        """Return unit embeddings [B,D] of images [B,3,H,W] in [0,1]."""
         if self._pixels is None:
-            pixels = torch.stack([self._transform(picture) for picture in pictures(images)])
+            pixels = torch.stack([self._transform(picture) for picture in to_pictures(images)])
         else:
             pixels = self._pixels(images.to(self._device), self._size)
         return _unit(self.model.encode_image(pixels.to(self._device, self._dtype)))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B,D], of length one; a text longer than the context is cut."""
+        """Return unit embeddings [B,D]. Texts are cut at the length of the context."""
         return _unit(self.model.encode_text(self.tokenizer(list(texts)).to(self._device)))
 
     def to(self, device: torch.device) -> OpenClip:
-        """Move the model; returns the encoder."""
+        """Move the model, and return the encoder."""
         self.model.to(device)
         return self
 
 
 class ClipReward:
-    """A reward on CLIP embeddings, by default the cosine of picture and prompt; others override `values`.
+    """Base class of rewards on CLIP embeddings: by default the cosine of picture and prompt. Others override `values`.
 
     The encoder is loaded at the first call. Images are scored ``batch_size`` at a time.
     """
@@ -161,21 +160,20 @@ class ClipReward:
     needs: tuple[str, ...] = ("images", "prompts")
 
     def __init__(self, load: Callable[[], Encoder], batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"reward '{self.name}': batch_size is {batch_size}, expected 1 or more")
+        check_at_least_one(self.name, batch_size=batch_size)
         self.batch_size = batch_size
         self._load, self._device = load, torch.device("cpu")
         self._encoder: Encoder | None = None
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded when first asked for."""
+        """The encoder, loaded at the first access."""
         if self._encoder is None:
             self._encoder = self._load().to(self._device)
         return self._encoder
 
     def to(self, device: torch.device | str) -> ClipReward:
-        """Move the encoder."""
+        """Move the encoder, and return the reward."""
         self._device = torch.device(device)
         if self._encoder is not None:
             self._encoder.to(self._device)
@@ -192,36 +190,24 @@ class ClipReward:
         return all_valid(torch.cat([torch.zeros(0), *(part.cpu() for part in parts)]).to(samples.device))
 
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Values [B] of one batch: images [B,3,H,W] in [0,1] and their prompts."""
+        """Return values [B] of one batch: images [B,3,H,W] in [0,1] and their prompts."""
         return cosines(self.encoder, images, prompts)
 
 
 def cosines(encoder: Encoder, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """cos(picture, prompt) [B] in [−1,1]. A prompt that occurs several times, as in a group, is encoded once."""
+    """Return cos(picture, prompt) [B] in [−1,1]. A prompt that occurs several times, as in a group, is encoded once."""
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     texts = encoder.texts(list(rows))[[rows[prompt] for prompt in prompts]]
     return (encoder.images(images) * texts).sum(1)
-
-
-def check_dtype(dtype: str, name: str) -> str:
-    """Return ``dtype`` if it is one that encoders run in, else raise."""
-    if dtype not in DTYPES:
-        raise ValueError(f"reward '{name}': dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    return dtype
 
 
 def _unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    # Training in several processes leaves each name with the prefix of its wrapper.
-    return {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
-
-
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """The libraries' many errors of loading, as one that names what was being loaded."""
+def _explain_errors(what: str) -> Iterator[None]:
+    """Turn any error of the libraries while loading into a ValueError that names the model."""
     try:
         yield
     except Exception as error:
@@ -229,15 +215,15 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _no_warning_of_random_weights() -> Iterator[None]:
-    """open_clip warns that a model made without weights is random; here they come from a file right afterwards."""
+def _without_random_weights_warning() -> Iterator[None]:
+    """Suppress open_clip's warning that a model without weights is random: they are loaded from a file afterwards."""
     root = logging.getLogger()
 
-    def other(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No pretrained weights loaded")
 
-    root.addFilter(other)
+    root.addFilter(keep)
     try:
         yield
     finally:
-        root.removeFilter(other)
+        root.removeFilter(keep)

@@ -1,15 +1,15 @@
-"""Does the picture show the prompt, by a CLIP model (2103.00020) of your choice.
+"""CLIP score: similarity of the picture and its prompt, by any CLIP model (2103.00020).
 
-The value is the cosine of the two embeddings unless another is asked for:
+The option ``value`` is one of
 
     cosine       cos                     in [−1,1]; a good match is about 0.3
-    logit        logit scale · cos       what the model itself compares in a softmax, about 100 times as large
+    logit        logit scale · cos       the logit of the model's own softmax, about 100 times as large
     clipscore    2.5 · max(cos, 0)       CLIPScore (2104.08718)
 
-The cosine is the default because it needs no constant and tells bad pictures apart also below zero. Numbers of
-different models cannot be compared. CLIPScore as published takes ViT-B/32 and puts "A photo depicts " before the
+The cosine is the default: it needs no constant, and it still distinguishes bad pictures below zero. Values of
+different models cannot be compared. CLIPScore was published with ViT-B/32 and with "A photo depicts " before the
 caption; write that into the prompts to reproduce it. Flow-GRPO's clip score is `logit` divided by 30, with ViT-L/14
-resized by torchvision instead of PIL.
+and pictures resized by torchvision instead of PIL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import partial
 
 from torch import Tensor
 
-from rewards.clip import ClipReward, OpenClip, TransformersClip, check_dtype
+from rewards.clip import DTYPES, ClipReward, OpenClip, TransformersClip
+from rewards.options import check_choice
 
 BACKENDS = ("transformers", "open_clip")
 VALUES = ("cosine", "logit", "clipscore")
@@ -43,22 +44,19 @@ class ClipScore(ClipReward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"reward 'clip_score': backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-        if value not in VALUES:
-            raise ValueError(f"reward 'clip_score': value is {value!r}, expected one of {', '.join(VALUES)}")
+        check_choice(self.name, "backend", backend, BACKENDS)
+        check_choice(self.name, "dtype", dtype, DTYPES)
+        self.value = check_choice(self.name, "value", value, VALUES)
         if backend == "transformers" and pretrained is not None:
             raise ValueError(
                 f"reward 'clip_score': pretrained={pretrained!r} is for backend=open_clip; "
-                "in transformers the model's hub id or folder holds the weights"
+                "with transformers the weights are those of the model's hub id or folder"
             )
-        dtype = check_dtype(dtype, self.name)
         load = partial(OpenClip, model, pretrained) if backend == "open_clip" else partial(TransformersClip, model)
         super().__init__(partial(load, dtype=dtype), batch_size)
-        self.value = value
 
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Values [B] of one batch."""
+        """Return values [B] of one batch."""
         cosines = super().values(images, prompts)
         if self.value == "logit":
             return cosines * self.encoder.logit_scale

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 
 Format = Literal["png", "jpeg"]
 """png: what 8 bits hold, exactly. jpeg: at quality 95 with full colour, a few times smaller, and not the same picture."""
@@ -35,7 +35,7 @@ class TooManyPixels(ValueError):
 
 def encoded(images: Tensor, format: str) -> list[bytes]:
     """A file of each of the images [B,3,H,W] in [0,1], rounded to 8 bits."""
-    return [_file(picture, format) for picture in pictures(images)]
+    return [_file(picture, format) for picture in to_pictures(images)]
 
 
 def decoded(files: Sequence[bytes], most: int) -> Tensor:

@@ -2,13 +2,14 @@
 
     score = cos(picture, prompt)
 
-of an open_clip ViT-H/14 fine-tuned on people's rankings. The published tables show 100 times that: 23 to 28 on average
-over the pictures of a generator (v2.0). The weights exist only as a pickle, which is read as tensors alone.
+The model is an open_clip ViT-H/14 fine-tuned on people's rankings. The published tables show 100 times the score: 23 to
+28 on average over the pictures of a generator (v2.0). The weights exist only as a pickle, of which only the tensors are
+read.
 
-The published preprocessing is not open_clip's: the whole picture is kept, its longer side resized to 224 with a
-bicubic filter that may overshoot [0,1], and the rest filled with black. It resizes a float tensor, which torchvision
-antialiases since version 0.17 and did not before; ``antialias=False`` is the older behaviour, of the time when the
-weights of v2.0 and the paper's tables were made.
+The published preprocessing is not open_clip's. The whole picture is kept: its longer side is resized to 224 with a
+bicubic filter that may overshoot [0,1], and the rest is filled with black. The resized input is a float tensor.
+torchvision antialiases these since version 0.17; ``antialias=False`` is the older behaviour, from the time of the v2.0
+weights and of the paper's tables.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.clip import ClipReward, OpenClip, check_dtype
+from rewards.clip import DTYPES, ClipReward, OpenClip
+from rewards.options import check_choice
 from rewards.pictures import CLIP_MEAN, CLIP_STD
 from rewards.weights import find_file
 
@@ -28,9 +30,9 @@ FILE = "HPS_v2.1_compressed.pt"
 
 
 class HPSv2(ClipReward):
-    """HPSv2.1: how much people prefer the picture among others of its prompt.
+    """HPSv2.1: how much people prefer the picture to others of its prompt.
 
-    Cosine of picture and prompt. weights: a checkpoint, a folder that holds `filename`, or a hub id.
+    The value is the cosine of picture and prompt. weights: a checkpoint, a folder that contains `filename`, or a hub id.
     """
 
     name = "hpsv2"
@@ -46,17 +48,20 @@ class HPSv2(ClipReward):
         batch_size: int = 16,
     ) -> None:
         self.weights, self.filename, self.architecture = weights, filename, architecture
-        self.antialias, self.dtype = antialias, check_dtype(dtype, self.name)
-        super().__init__(self._model, batch_size)
+        self.antialias, self.dtype = antialias, check_choice(self.name, "dtype", dtype, DTYPES)
+        super().__init__(self._load_model, batch_size)
 
-    def _model(self) -> OpenClip:
+    def _load_model(self) -> OpenClip:
         checkpoint = str(find_file(self.weights, self.filename))
         pixels = partial(letterbox, antialias=self.antialias)
         return OpenClip(self.architecture, checkpoint, dtype=self.dtype, pixels=pixels)
 
 
 def letterbox(images: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """Images [B,3,H,W] in [0,1], rounded to 8 bits, whole and centred on black, normalised: [B,3,size,size]."""
+    """Return images [B,3,H,W] in [0,1] as HPSv2's input [B,3,size,size].
+
+    They are rounded to 8 bits, resized as a whole, centred on black and normalised.
+    """
     images = (images * 255).round() / 255
     scale = size / max(images.shape[-2:])
     height, width = (round(side * scale) for side in images.shape[-2:])

@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.pictures import CLIP_MEAN, CLIP_STD, pictures
-from rewards.weights import find_file, read_tensors
+from rewards.pictures import CLIP_MEAN, CLIP_STD, to_pictures
+from rewards.weights import describe_differences, find_file, read_tensors
 
 FILE = "ImageReward.pt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -71,9 +71,11 @@ class ImageRewardNetwork(nn.Module):
             *(nn.Linear(text.hidden_size, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2)),
             *(nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1)),
         )
-        published = {name: published_name(name) for name in self.state_dict()}
-        _refuse_others(tensors, {published[name]: value.shape for name, value in self.state_dict().items()})
-        self.load_state_dict({name: tensors[theirs] for name, theirs in published.items()})
+        used = {name: value for name, value in tensors.items() if not name.startswith(UNUSED)}
+        own = {published_name(name): value for name, value in self.state_dict().items()}
+        if problem := describe_differences(used, own):
+            raise ValueError(f"its tensors are others: {problem}")
+        self.load_state_dict({name: tensors[published_name(name)] for name in self.state_dict()})
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class ImageReward:
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1]; metadata are not read."""
-        shown = pictures(check_images(samples, self.name))
+        shown = to_pictures(check_images(samples, self.name))
         network, tokenizer = self.network, self._load()[1]
         scores = []
         for start in range(0, len(shown), self.batch_size):
@@ -226,19 +228,3 @@ def _heads(width: int) -> int:
 
 def _layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix))
-
-
-def _refuse_others(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """ValueError where ``tensors`` are not those of ``shapes``, by their published names."""
-    other = {
-        "missing": [name for name in shapes if name not in tensors],
-        "unexpected": [name for name in tensors if name not in shapes and not name.startswith(UNUSED)],
-        "of another shape": [
-            f"{name} {tuple(tensors[name].shape)} for {tuple(shape)}"
-            for name, shape in shapes.items()
-            if name in tensors and tensors[name].shape != shape
-        ],
-    }
-    told = [f"{len(n)} {what}: {', '.join(n[:8])}{', …' if len(n) > 8 else ''}" for what, n in other.items() if n]
-    if told:
-        raise ValueError(f"its tensors are others: {'; '.join(told)}")

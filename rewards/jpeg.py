@@ -1,8 +1,8 @@
 """Size of the picture as a JPEG: the first two rewards of DDPO (2305.13301, section 5.2).
 
-Compressibility is −(kilobytes at quality 95), incompressibility +(kilobytes); a kilobyte is 1,000 bytes, as
-in the published code. The number depends on the size of the image, so compare only pictures of one size, and
-a little on the JPEG library (here Pillow's).
+Compressibility is −(kilobytes at quality 95), incompressibility +(kilobytes). A kilobyte is 1,000 bytes, as in the
+published code. The number depends on the size of the image, so only pictures of one size can be compared. It depends a
+little on the JPEG library too (here Pillow's).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.pictures import pictures
+from rewards.base import Metadata, Scores, WithoutDevice, all_valid, check_images
+from rewards.pictures import to_pictures
 
 
 @dataclass
-class JpegSize:
-    """``sign`` × kilobytes of the image as a JPEG of the given quality."""
+class JpegSize(WithoutDevice):
+    """``sign`` × kilobytes of the image as a JPEG of this quality."""
 
     name: str
     sign: int
@@ -32,18 +32,14 @@ class JpegSize:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"reward '{self.name}': quality is {self.quality}, expected 1 to 100")
 
-    def to(self, device: torch.device | str) -> JpegSize:
-        """Nothing to move: encoding runs on the CPU."""
-        return self
-
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1]."""
-        shown = pictures(check_images(samples, self.name))
-        kilobytes = [_encoded_bytes(picture, self.quality) / 1000 for picture in shown]
+        pictures = to_pictures(check_images(samples, self.name))
+        kilobytes = [_jpeg_bytes(picture, self.quality) / 1000 for picture in pictures]
         return all_valid(self.sign * torch.tensor(kilobytes, device=samples.device))
 
 
-def _encoded_bytes(picture: Image.Image, quality: int) -> int:
+def _jpeg_bytes(picture: Image.Image, quality: int) -> int:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=quality)
     return buffer.tell()

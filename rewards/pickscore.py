@@ -2,9 +2,9 @@
 
     score = s · cos(picture, prompt),   s the model's logit scale
 
-of a CLIP ViT-H/14 fine-tuned on people's choices, so that σ(score − other score) is the probability that the picture
-is picked over the other. Real pictures lie around 20. Flow-GRPO divides by 26 (`divisor`) to come near [0,1].
-Published, and so here: the processor of the model it was fine-tuned from, prompts cut at 77 tokens.
+The model is a CLIP ViT-H/14 fine-tuned on people's choices: σ(score − other score) is the probability that the picture
+is picked over the other. Real pictures score around 20. Flow-GRPO divides by 26 (`divisor`) to get near [0,1].
+As published, the processor is that of the model it was fine-tuned from, and prompts are cut at 77 tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import partial
 
 from torch import Tensor
 
-from rewards.clip import ClipReward, TransformersClip, check_dtype
+from rewards.clip import DTYPES, ClipReward, TransformersClip
+from rewards.options import check_choice
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -39,10 +40,10 @@ class PickScore(ClipReward):
     ) -> None:
         if divisor <= 0:
             raise ValueError(f"reward 'pickscore': divisor is {divisor}, expected a positive number")
-        load = partial(TransformersClip, model, processor, dtype=check_dtype(dtype, self.name))
+        load = partial(TransformersClip, model, processor, dtype=check_choice(self.name, "dtype", dtype, DTYPES))
         super().__init__(load, batch_size)
         self.divisor = divisor
 
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Values [B] of one batch."""
+        """Return values [B] of one batch."""
         return super().values(images, prompts) * self.encoder.logit_scale / self.divisor

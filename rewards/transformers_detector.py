@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rewards.classes import ANY, UnknownClass, check_known, key
 from rewards.detectors import Detection, Mask, Wanted
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 
 _MASKS = ("mask2former", "maskformer")
 _QUERIES = {"owlv2": "a photo of a {}", "owlvit": "a photo of a {}"}
@@ -70,7 +70,7 @@ class TransformersDetector:
         found: Found = [[] for _ in images]
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            results = self._find(pictures(images[batch]), [asked[row] for row in batch], self.threshold)
+            results = self._find(to_pictures(images[batch]), [asked[row] for row in batch], self.threshold)
             for row, items in zip(batch, results, strict=True):
                 found[row] = items
         return found

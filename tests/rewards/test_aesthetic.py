@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rewards import Aesthetic, RewardError, make, score
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from tests.tiny_clip import random_images, tiny_clip
 
 IMAGES = random_images(3)
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_equals_the_layers_one_after_the_other(folder: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
-    inputs = CLIPProcessor.from_pretrained(folder, backend="pil")(images=pictures(IMAGES), return_tensors="pt")
+    inputs = CLIPProcessor.from_pretrained(folder, backend="pil")(images=to_pictures(IMAGES), return_tensors="pt")
     with torch.no_grad():
         features = CLIPModel.from_pretrained(folder).eval().get_image_features(**inputs).pooler_output.double()
     rating = features / features.norm(dim=-1, keepdim=True)

@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from rewards import make, score
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from tests.tiny_clip import ARCHITECTURE, SIZE, random_images, tiny_clip, tiny_open_clip
 
 IMAGES = random_images(4)
@@ -37,7 +37,7 @@ def preprocessed() -> Tensor:
     """OpenAI's preprocessing by torchvision's transforms of pictures."""
     resize = transforms.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
     steps = [resize, transforms.CenterCrop(SIZE), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    return torch.stack([transforms.Compose(steps)(picture) for picture in pictures(IMAGES)])
+    return torch.stack([transforms.Compose(steps)(picture) for picture in to_pictures(IMAGES)])
 
 
 @torch.no_grad()

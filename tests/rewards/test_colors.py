@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPProcessor
 from rewards import ClipColors, Detection, GenEval, RewardError, score
 from rewards.colors import COLOR_NAMES
 from rewards.detectors import Wanted
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from tests.tiny_clip import tiny_clip
 
 Box = tuple[float, float, float, float]
@@ -26,17 +26,17 @@ def thing(box: Box, mask: np.ndarray | None = None, label: str = "cat") -> Detec
 
 
 def test_the_object_as_clip_sees_it() -> None:
-    image = pictures(torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(1, 3, 10, 12))[0]
+    image = to_pictures(torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(1, 3, 10, 12))[0]
     mask = np.zeros((10, 12), dtype=bool)
     mask[2:6, 3:8] = True
     mask[2, 3] = False
-    seen = ClipColors().cut(image, thing((3, 2, 8, 6), mask))
+    seen = ClipColors().cut_out(image, thing((3, 2, 8, 6), mask))
     assert seen.size == (5, 4)
     grey, red = (153, 153, 153), (255, 0, 0)
     assert (seen.getpixel((0, 0)), seen.getpixel((1, 0)), seen.getpixel((4, 3))) == (grey, red, red)
-    whole = ClipColors(crop=False).cut(image, thing((3, 2, 8, 6), mask))
+    whole = ClipColors(crop=False).cut_out(image, thing((3, 2, 8, 6), mask))
     assert (whole.size, whole.getpixel((0, 0)), whole.getpixel((3, 3))) == ((12, 10), grey, red)
-    kept = ClipColors(background=None).cut(image, thing((3, 2, 8, 6), mask))
+    kept = ClipColors(background=None).cut_out(image, thing((3, 2, 8, 6), mask))
     assert (kept.size, kept.getpixel((0, 0))) == ((5, 4), red)
 
 
@@ -45,8 +45,8 @@ def test_the_object_as_clip_sees_it() -> None:
     [((3.4, 2.6, 8.6, 5.2), (6, 2)), ((11.8, 0.0, 12.0, 4.0), (1, 4)), ((0.2, 3.0, 0.4, 3.1), (1, 1))],
 )
 def test_boxes_without_masks_are_cut_to_whole_pixels_and_at_least_one(box: Box, size: tuple[int, int]) -> None:
-    image = pictures(torch.zeros(1, 3, 10, 12))[0]
-    assert ClipColors().cut(image, thing(box)).size == size
+    image = to_pictures(torch.zeros(1, 3, 10, 12))[0]
+    assert ClipColors().cut_out(image, thing(box)).size == size
 
 
 def test_colours_are_those_of_the_embeddings(clip: Path) -> None:
@@ -54,7 +54,7 @@ def test_colours_are_those_of_the_embeddings(clip: Path) -> None:
     boxes: list[Box] = [(0, 0, 32, 32), (4, 4, 20, 30), (10, 0, 32, 16), (16, 16, 32, 32)]
     objects = [(row, thing(box, label=label)) for row in (0, 1) for box in boxes for label in ("cat", "tv remote")]
     model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip, backend="pil")
-    shown, expected, margins = pictures(images), [], []
+    shown, expected, margins = to_pictures(images), [], []
     for row, item in objects:
         crop = shown[row].crop(tuple(map(int, item.box)))
         likes = []

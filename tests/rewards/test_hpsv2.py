@@ -14,7 +14,7 @@ from torchvision.transforms import functional as vision
 
 from rewards import HPSv2, RewardError, make, score
 from rewards.hpsv2 import letterbox
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from tests.tiny_clip import ARCHITECTURE, SIZE, random_images, tiny_open_clip
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def published(image: Tensor, antialias: bool) -> Tensor:
     """A picture [3,H,W] by torchvision, step by step as the published transform does it."""
-    tensor = vision.to_tensor(pictures(image[None])[0])
+    tensor = vision.to_tensor(to_pictures(image[None])[0])
     scale = SIZE / max(tensor.shape[1:])
     height, width = round(tensor.shape[1] * scale), round(tensor.shape[2] * scale)
     tensor = vision.resize(tensor, [height, width], InterpolationMode.BICUBIC, antialias=antialias)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rewards import Ocr, RewardError, make, ocr, score
-from rewards.ocr import edit_distance, normalise, quoted, similarity
+from rewards.ocr import edit_distance, normalise, quoted_text, similarity
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_edit_distance_is_a_metric(one: str, other: str, third: str) -> None:
 
 
 def test_quoted_text() -> None:
-    assert quoted('a sign that says "Open 24 h" and "closed"') == "Open 24 h"
-    assert quoted("a sign that says “Ouvert”") == "Ouvert"
-    assert quoted('a “friendly” sign that says "Open"') == "Open"  # the straight marks, as published
-    assert quoted("a dog's bowl") == quoted('an open " mark') == quoted('nothing: ""') == ""
+    assert quoted_text('a sign that says "Open 24 h" and "closed"') == "Open 24 h"
+    assert quoted_text("a sign that says “Ouvert”") == "Ouvert"
+    assert quoted_text('a “friendly” sign that says "Open"') == "Open"  # the straight marks, as published
+    assert quoted_text("a dog's bowl") == quoted_text('an open " mark') == quoted_text('nothing: ""') == ""
 
 
 def test_similarity_by_hand() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rewards import PickScore, make, score
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from tests.tiny_clip import random_images, tiny_clip
 
 IMAGES = random_images(3, 56, 40)
@@ -32,7 +32,7 @@ def test_equals_the_published_formula(folders: tuple[str, str]) -> None:
     model, base = folders
     clip = CLIPModel.from_pretrained(model).eval()
     inputs = CLIPProcessor.from_pretrained(base, backend="pil")(
-        images=pictures(IMAGES), text=PROMPTS, padding=True, truncation=True, max_length=77, return_tensors="pt"
+        images=to_pictures(IMAGES), text=PROMPTS, padding=True, truncation=True, max_length=77, return_tensors="pt"
     )
     with torch.no_grad():
         output = clip(**inputs)

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from rewards import Detection, GenEval, RewardError, TransformersDetector, make, score, transformers_detector
-from rewards.pictures import pictures
+from rewards.pictures import to_pictures
 from rewards.transformers_detector import enclosing, phrase_scores
 from tests.rewards import tiny_detectors
 from tests.tiny_clip import tiny_clip
@@ -68,7 +68,7 @@ def test_masks_agree_with_the_library(saved: Saved) -> None:
     model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
-        outputs = model(**processor(images=pictures(image), return_tensors="pt"))
+        outputs = model(**processor(images=to_pictures(image), return_tensors="pt"))
     (theirs,) = processor.post_process_instance_segmentation(
         outputs, threshold=0.3, target_sizes=[(384, 384)], return_binary_maps=True
     )
@@ -88,7 +88,7 @@ def test_masks_of_a_picture_that_the_processor_stretches(saved: Saved) -> None:
     folder = saved("mask2former")
     image = picture(64, 80)  # stretched to 96 columns, whose masks have 24
     model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
-    inputs = AutoImageProcessor.from_pretrained(folder)(images=pictures(image), return_tensors="pt")
+    inputs = AutoImageProcessor.from_pretrained(folder)(images=to_pictures(image), return_tensors="pt")
     assert inputs["pixel_values"].shape[-2:] == (64, 96)
     with torch.no_grad():
         logits = model(**inputs).masks_queries_logits
@@ -111,7 +111,7 @@ def test_boxes_agree_with_the_library(saved: Saved, name: str, kind: Any) -> Non
     folder, images = saved(name), picture(48, 80, count=3)
     model, processor = kind.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
     with torch.no_grad():
-        outputs = model(**processor(images=pictures(images), return_tensors="pt"))
+        outputs = model(**processor(images=to_pictures(images), return_tensors="pt"))
     theirs = processor.post_process_object_detection(outputs, threshold=0.15, target_sizes=[(48, 80)] * 3)
     detector = TransformersDetector(folder, threshold=0.15, batch_size=2)
     for result, found in zip(theirs, detector(images), strict=True):
@@ -143,7 +143,7 @@ def test_queries_agree_with_the_library(saved: Saved) -> None:
     for row, found in enumerate(TransformersDetector(folder)(images, wanted)):
         texts = [[f"a photo of a {name}" for name in wanted[row]]]
         with torch.no_grad():
-            outputs = model(**processor(images=pictures(images[row : row + 1]), text=texts, return_tensors="pt"))
+            outputs = model(**processor(images=to_pictures(images[row : row + 1]), text=texts, return_tensors="pt"))
         (result,) = processor.post_process_grounded_object_detection(
             outputs, threshold=0.3, target_sizes=[(48, 80)], text_labels=[wanted[row]]
         )
@@ -165,7 +165,7 @@ def test_phrases_agree_with_the_library(saved: Saved) -> None:
     processor = GroundingDinoProcessor.from_pretrained(folder)
     found = TransformersDetector(folder, threshold=0.2)(images, wanted)
     for row in range(2):
-        inputs = processor(images=pictures(images[row : row + 1]), text=[wanted[row]], return_tensors="pt")
+        inputs = processor(images=to_pictures(images[row : row + 1]), text=[wanted[row]], return_tensors="pt")
         with torch.no_grad():
             outputs = model(**inputs)
         (result,) = processor.post_process_grounded_object_detection(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rewards.weights import fill, find_file, read_tensors
+from rewards.weights import find_file, load_weights, read_tensors
 
 TENSORS = {"weight": torch.arange(3.0)}
 
@@ -70,10 +70,10 @@ def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_weights_fill_a_module_only_if_all_of_them_fit() -> None:
     layer, source = torch.nn.Linear(2, 1), Path("head.pth")
-    fill(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, source)
+    load_weights(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, source)
     assert layer(torch.tensor([3.0, 4.0])).item() == 7
     with pytest.raises(ValueError, match=r"head\.pth are not those of Linear: missing bias; unexpected a, b, c, … \(4"):
-        fill(layer, {"weight": torch.ones(1, 2), **{name: torch.ones(1) for name in "abcd"}}, source)
+        load_weights(layer, {"weight": torch.ones(1, 2), **{name: torch.ones(1) for name in "abcd"}}, source)
     with pytest.raises(ValueError, match=r"of another shape weight \[2, 1\] instead of \[1, 2\]"):
-        fill(layer, {"weight": torch.ones(2, 1), "bias": torch.zeros(1)}, source)
+        load_weights(layer, {"weight": torch.ones(2, 1), "bias": torch.zeros(1)}, source)
     assert layer.weight.tolist() == [[1.0, 1.0]]
