@@ -1,8 +1,8 @@
-"""From rewards to advantages: how much better a sample did than the others of its group.
+"""Advantages from rewards: how much better a sample is than the others of its group.
 
-Rows whose reward is not valid (a scorer failed on them) are outside every statistic and get 0. Nothing here
-touches a model, so all tensors may be gathered over processes first: then the result does not depend on how
-many.
+Rows whose reward is not valid (it could not be scored) have no part in any statistic and get 0. Nothing here
+needs a model, so all tensors may be gathered over processes first; then the result does not depend on the number
+of processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def advantages(
     scale: float = 1.0,
     eps: float = 1e-4,
 ) -> Tensor:
-    """A_i = scale * clip((r_i - b_i) / (s_i + eps), -clip, clip).
+    """Return A_i = scale * clip((r_i - b_i) / (s_i + eps), -clip, clip).
 
       baseline "mean":           b_i = mean of the group
                "leave_one_out":  b_i = mean of the group's other samples (RLOO, 2402.14740)
@@ -38,15 +38,14 @@ def advantages(
       std      "group":          s_i = standard deviation of the group (GRPO, 2402.03300)
                "global":         s_i = standard deviation of all rewards of the batch (an option of Flow-GRPO,
                                  2505.05470)
-               "beta":           f(p), f the density of Beta(1 + a/3, 1 + b/3), p the mean of the group, (a, b)
-                                 fitted to the means of all groups: rewards in [0, 1] (BNPO, 2506.02864); eps plays
-                                 no part
-               "none":           no division (Dr.GRPO, 2503.20783), and eps plays no part
+               "beta":           f(p) without eps, f the density of Beta(1 + a/3, 1 + b/3), p the mean of the group,
+                                 (a, b) fitted to the means of all groups; rewards in [0, 1] (BNPO, 2506.02864)
+               "none":           no division (Dr.GRPO, 2503.20783)
 
-    Standard deviations divide by n. A group whose rewards all agree, or with one valid sample, says nothing:
-    exactly 0. Plain REINFORCE, of baseline "none", compares no group: with std "none" every reward counts as it is,
-    with "global" it is the batch whose rewards must not all agree. clip = 5 with scale = 1/5 is AWM's setting
-    (2509.25050).
+    Standard deviations divide by n. A group whose rewards are all equal, or with one valid sample, carries no
+    information and gets exactly 0. Plain REINFORCE, with baseline "none", compares no groups: with std "none" every
+    reward counts as it is, and with std "global" only a batch whose rewards are all equal gets 0. clip = 5 with
+    scale = 1/5 is AWM's setting (2509.25050).
 
     Args:
       rewards: [B].
@@ -71,7 +70,11 @@ def advantages(
     scaled = centred / _divisor(r, groups, valid, group_std, std, eps)
     if clip is not None:
         scaled = scaled.clamp(-clip, clip)
-    return torch.where(valid & _told(rewards, groups, valid, baseline, std), scaled * scale, 0.0).to(rewards.dtype)
+    counts = valid
+    if not (baseline == "none" and std == "none"):
+        compared = torch.zeros_like(groups) if baseline == "none" and std == "global" else groups
+        counts = valid & informative(rewards, compared, valid)
+    return torch.where(counts, scaled * scale, 0.0).to(rewards.dtype)
 
 
 def decoupled(
@@ -85,59 +88,49 @@ def decoupled(
     scale: float = 1.0,
     eps: float = 1e-4,
 ) -> Tensor:
-    """Every reward normalised within its group, summed by weight, then normalised over the batch (GDPO, 2601.05242).
+    """Normalise each reward within its group, sum by weight, and normalise the sum over the batch (GDPO, 2601.05242).
 
         S_i = sum_k w_k A_ik,    A_ik = the advantage of reward k, divided by its standard deviation in the group
         A_i = scale * clip((S_i - mean S) / (std S + eps), -clip, clip)
 
-    so that a reward pulls by its weight and not by its spread. The mean of S is 0 but for rounding, since the A_ik
-    of a group sum to 0; where no reward of a group differs, A_i is exactly 0. A reward of weight 0 has no part: its column
-    may be NaN in valid rows, which it need not have scored, and a group that differs in it alone gets exactly 0.
+    The influence of a reward is its weight, whatever its spread. The mean of S is 0 except for rounding, since the A_ik
+    of a group sum to 0; where no reward of a group differs, A_i is exactly 0. A reward of weight 0 has no part: its
+    column may be NaN in valid rows, and a group that differs in it alone gets exactly 0.
 
     Args:
-      columns: reward name -> [B]; what stands where valid is False has no effect.
-      weights: of the same names.
-      groups, valid: as of `advantages`.
+      columns: reward name -> [B]; values where valid is False have no effect.
+      weights: for the same names.
+      groups, valid: as in `advantages`.
     """
     names = list(columns)
     if not names or names != list(weights):
         raise ValueError(f"columns are {names} and weights {list(weights)}, expected the same names, at least one")
-    filled = {name: torch.where(valid, column, 0.0) for name, column in columns.items() if weights[name] != 0}
-    if not filled:
+    used = {name: torch.where(valid, column, 0.0) for name, column in columns.items() if weights[name] != 0}
+    if not used:
         return torch.zeros_like(columns[names[0]])
-    parts = [
-        weights[name] * advantages(column, groups, valid, baseline=baseline, eps=eps) for name, column in filled.items()
-    ]
+    parts = [weights[name] * advantages(r, groups, valid, baseline=baseline, eps=eps) for name, r in used.items()]
     total = torch.stack(parts).sum(0)
-    batch = torch.zeros_like(groups)
-    kept = torch.stack([informative(column, groups, valid) for column in filled.values()]).any(0)
-    scaled = advantages(total, batch, valid, std="group", clip=clip, scale=scale, eps=eps)
-    return torch.where(kept, scaled, 0.0)
+    differs = torch.stack([informative(r, groups, valid) for r in used.values()]).any(0)
+    scaled = advantages(total, torch.zeros_like(groups), valid, std="group", clip=clip, scale=scale, eps=eps)
+    return torch.where(differs, scaled, 0.0)
 
 
 def reweighted(advantages: Tensor, positive: float, negative: float) -> Tensor:
-    """A times `positive` where A > 0 and `negative` where A < 0. Any shape.
+    """Multiply A by `positive` where A > 0 and by `negative` where A < 0. Any shape.
 
-    With rewards of +1 and -1 and no baseline: positive 0 is NSR, negative 0 is PSR, positive 0.1 the weighted
-    REINFORCE of 2506.01347. There positive rho_1 and negative 1 - rho_1 are the forward correction of a verifier with false
-    negatives at rate rho_1 (2510.00915): the weights rho_1 and rho_1 - 1, whose expectation over the verifier's errors is
-    (1 - rho_0 - rho_1) (r - 1), r the truth and rho_0 the rate of false positives, which need not be known.
+    For rewards of +1 and -1 without a baseline: positive = 0 is NSR, negative = 0 is PSR, and positive = 0.1 is the
+    weighted REINFORCE of 2506.01347. There positive = rho_1 and negative = 1 - rho_1 are the forward correction of a
+    verifier with false negatives at rate rho_1 (2510.00915). The results rho_1 and rho_1 - 1 have the expectation
+    (1 - rho_0 - rho_1) (r - 1) over the verifier's errors, where r is the true label. The rate of false positives rho_0
+    need not be known.
     """
     return torch.where(advantages > 0, advantages * positive, advantages * negative)
 
 
 def informative(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """True on every row (valid or not) of a group with two different valid rewards. [B] each -> bool [B]."""
+    """Return True on every row (valid or not) of a group with two different valid rewards. [B] each -> bool [B]."""
     _check(rewards, groups, valid)
     return group_spread(groups, rewards.detach(), valid) > 0
-
-
-def _told(rewards: Tensor, groups: Tensor, valid: Tensor, baseline: Baseline, std: Std) -> Tensor:
-    """True on the rows whose rewards differ among those that they are measured by."""
-    if baseline == "none" and std == "none":
-        return torch.ones_like(valid)
-    whole = baseline == "none" and std == "global"
-    return informative(rewards, torch.zeros_like(groups) if whole else groups, valid)
 
 
 def _divisor(r: Tensor, groups: Tensor, valid: Tensor, group_std: Tensor, std: Std, eps: float) -> Tensor:
@@ -153,16 +146,16 @@ def _divisor(r: Tensor, groups: Tensor, valid: Tensor, group_std: Tensor, std: S
 
 
 def _beta_density(r: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """f(p) of every row, p its group's mean: f the density of Beta(1 + a/3, 1 + b/3) (2506.02864).
+    """Return f(p) for every row, p its group's mean and f the density of Beta(1 + a/3, 1 + b/3) (2506.02864).
 
     (a, b) by moments: a = c m, b = c (1 - m), c = m (1 - m) / v - 1, with mean m and unbiased variance v of the
-    groups' means; both parameters of f are at least 1, and f at least 1e-6, as in the authors' code. 1 where means do
-    not vary.
+    groups' means. As in the authors' code both parameters of f are at least 1, and f is at least 1e-6. Where the means
+    do not vary, f is 1.
     """
     if not bool(((r >= 0) & (r <= 1))[valid].all()):
         low, high = float(r[valid].min()), float(r[valid].max())
         raise ValueError(
-            f"rewards lie in [{low:g}, {high:g}], and std 'beta' wants them in [0, 1], best of all 0 or 1; rescale them "
+            f"rewards lie in [{low:g}, {high:g}], but std 'beta' needs them in [0, 1], ideally 0 or 1; rescale them "
             "by the rewards' weights, or use another std"
         )
     p = group_mean_std(groups, r, valid)[0]
@@ -188,5 +181,5 @@ def _check(rewards: Tensor, groups: Tensor, valid: Tensor) -> None:
     if not torch.isfinite(rewards[valid]).all():
         row = int(torch.nonzero(valid & ~torch.isfinite(rewards))[0])
         raise ValueError(
-            f"the reward of row {row} is {float(rewards[row])} but marked valid; mark it invalid or mend it"
+            f"the reward of row {row} is {float(rewards[row])} but marked valid; expected a finite number, or valid = False"
         )

@@ -1,12 +1,12 @@
-"""How far one distribution over finitely many elements is from another: the f-divergences.
+"""The f-divergences between two distributions over finitely many elements.
 
     D_f(theta || ref) = sum_v ref_v f(u_v),    u = theta / ref,    f convex, f(1) = f'(1) = 0
 
-so that every term is >= 0. Each is exact over a whole distribution (`full`), or estimated from elements drawn from
-theta (`of_own`) or from the reference (`of_reference`), of which only the log-ratio is needed. What is said here
-holds at one decision: where decisions depend on the ones before, no estimator of a single one sees what it does to
-those after it. A sum over decisions with prefixes drawn from the reference is, for forward KL and for it alone,
-that of the whole sequences (the chain rule).
+so that every term is >= 0. Each is exact over a whole distribution (`full`), or estimated from the log-ratios of
+elements drawn from theta (`of_own`) or from the reference (`of_reference`). All statements here hold at one decision:
+where decisions depend on earlier ones, no estimator at a single decision includes its effect on later ones. For forward
+KL alone, the sum over decisions with prefixes drawn from the reference is the divergence of whole sequences (the chain
+rule).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ Curve = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FDivergence:
-    """One of them; every function takes delta = log u = log theta - log ref.
+    """An f-divergence. Every function takes delta = log u = log theta - log ref.
 
     Attributes:
       generator: f(u); must not overflow for u <= 1.
       perspective: f(u) / u; must not overflow for u >= 1.
       slope: f'(u).
-      at_zero: f(0), what an element costs that theta never gives. Infinite: theta may drop nothing.
-      at_infinity: f'(infinity), what an element costs that the reference never gives. Infinite: theta may add nothing.
+      at_zero: f(0), the cost of an element with probability 0 under theta. Infinite: theta must cover the reference.
+      at_infinity: f'(infinity), the cost of an element with probability 0 under the reference. Infinite: theta must stay
+        inside the support of the reference.
     """
 
     generator: Curve
@@ -46,10 +47,13 @@ class FDivergence:
     at_infinity: float
 
     def full(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """D_f(p || q), exact, with gradient in log_p. [..., V], [..., V] -> [...], float32 at least.
+        """Return the exact D_f(p || q), with gradient in log_p. [..., V], [..., V] -> [...], float32 at least.
 
-        log_p, log_q: normalised over the last dimension; -inf is an element that never comes. q is the reference,
-          to be detached by the caller. Terms are p f(u) / u where p > q and q f(u) elsewhere: neither overflows.
+        Terms are p f(u) / u where p > q and q f(u) elsewhere, so that neither overflows.
+
+        Args:
+          log_p, log_q: normalised over the last dimension; -inf for an element of probability 0. q is the reference,
+            detached by the caller.
         """
         if log_p.shape != log_q.shape:
             raise ValueError(
@@ -61,33 +65,33 @@ class FDivergence:
         delta = torch.where(in_p & in_q, log_p - log_q, 0.0)
         more, less = p * self.perspective(delta.clamp(min=0)), q * self.generator(delta.clamp(max=0))
         terms = torch.where(in_p & in_q, torch.where(delta > 0, more, less), 0.0)
-        dropped, added = _where(in_q & ~in_p, q, self.at_zero), _where(in_p & ~in_q, p, self.at_infinity)
+        dropped, added = _scaled(in_q & ~in_p, q, self.at_zero), _scaled(in_p & ~in_q, p, self.at_infinity)
         return (terms + dropped + added).sum(dim=-1)
 
     def of_own(self, delta: Tensor) -> Tensor:
-        """From elements drawn from theta: f(u) / u, with f'(u) as its derivative in delta. Any shape, elementwise.
+        """Estimate D_f from elements drawn from theta: value f(u) / u, derivative f'(u) in delta. Any shape, elementwise.
 
-        Its mean is D_f (where theta gives every element that the reference gives), and the mean of its gradient is
-        that of D_f: grad D_f = sum_v f'(u_v) grad theta_v = E_theta[f'(u) grad log theta] (f-DPG, 2302.08215). The two belong to
-        different functions of delta, so the value is detached. Reverse KL has the value of k3 and the gradient of k2,
-        forward KL the gradient of k3.
+        The mean of the value is D_f (where theta covers the reference), and the mean of the gradient is that of D_f:
+        grad D_f = sum_v f'(u_v) grad theta_v = E_theta[f'(u) grad log theta] (f-DPG, 2302.08215). Value and derivative
+        belong to different functions of delta, so the value is detached. Reverse KL has the value of k3 and the gradient
+        of k2, forward KL the gradient of k3.
         """
         fixed = delta.detach()
         return self.perspective(fixed) + self.slope(fixed) * (delta - fixed)
 
     def of_reference(self, delta: Tensor) -> Tensor:
-        """From elements drawn from the reference: f(u), differentiated as it stands. Any shape, elementwise.
+        """Estimate D_f from elements drawn from the reference: f(u), with its own gradient. Any shape, elementwise.
 
-        Its mean is D_f and its gradient's mean that of D_f, since the sampling does not depend on theta (so DPH-RL,
-        2509.07430, for forward KL and Jensen-Shannon). Forward KL is often written -log u: u - 1, of mean 0, is what
-        makes the gradient (u - 1) grad log theta vanish at theta = ref sample by sample.
+        The mean of the value is D_f and the mean of the gradient is that of D_f, since the sampling does not depend on
+        theta (DPH-RL, 2509.07430, for forward KL and Jensen-Shannon). Forward KL is often written -log u. The term u - 1,
+        of mean 0, makes the gradient (u - 1) grad log theta vanish at theta = ref sample by sample.
         """
         return self.generator(delta)
 
 
-def _where(chosen: Tensor, mass: Tensor, factor: float) -> Tensor:
-    """mass * factor where chosen, else 0; an infinite factor leaves no NaN in the gradient of the others."""
-    return torch.where(chosen, torch.where(chosen, mass, 1.0) * factor, 0.0)
+def _scaled(selected: Tensor, mass: Tensor, factor: float) -> Tensor:
+    """Return mass * factor where selected, else 0. An infinite factor leaves no NaN in the gradient of the others."""
+    return torch.where(selected, torch.where(selected, mass, 1.0) * factor, 0.0)
 
 
 def _forward(delta: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def _shannon(delta: Tensor) -> Tensor:
 
 
 def _mirrored(curve: Curve) -> Curve:
-    """f(1 / u): the perspective of a divergence is the generator of the one with theta and ref exchanged, at 1 / u."""
+    """Return f(1 / u). A divergence's perspective is the generator of the one with theta and ref exchanged, at 1 / u."""
     return lambda delta: curve(-delta)
 
 
@@ -118,7 +122,7 @@ REVERSE_KL = FDivergence(
     at_zero=1.0,
     at_infinity=math.inf,
 )
-"""KL(theta || ref), f = u log u - u + 1: seeks modes, may drop what the reference gives."""
+"""KL(theta || ref), f = u log u - u + 1: mode-seeking, it may drop elements of the reference."""
 
 FORWARD_KL = FDivergence(
     generator=_forward,
@@ -127,7 +131,7 @@ FORWARD_KL = FDivergence(
     at_zero=math.inf,
     at_infinity=1.0,
 )
-"""KL(ref || theta), f = u - 1 - log u: covers what the reference gives."""
+"""KL(ref || theta), f = u - 1 - log u: mass-covering."""
 
 JENSEN_SHANNON = FDivergence(
     generator=_shannon,
@@ -136,7 +140,7 @@ JENSEN_SHANNON = FDivergence(
     at_zero=math.log(2.0),
     at_infinity=math.log(2.0),
 )
-"""KL(theta || m) + KL(ref || m), m = (theta + ref) / 2: at most 2 log 2, and twice what has a factor 1/2 before each KL.
+"""KL(theta || m) + KL(ref || m), m = (theta + ref) / 2: at most 2 log 2, twice the definition with factors 1/2.
 f' is that of f-DPO (2309.16240) and f-DPG (2302.08215)."""
 
 HELLINGER = FDivergence(
@@ -146,7 +150,7 @@ HELLINGER = FDivergence(
     at_zero=0.5,
     at_infinity=0.5,
 )
-"""Squared: sum_v (sqrt theta - sqrt ref)^2 / 2 = 1 - sum_v sqrt(theta ref), at most 1."""
+"""Squared Hellinger distance: sum_v (sqrt theta - sqrt ref)^2 / 2 = 1 - sum_v sqrt(theta ref), at most 1."""
 
 TOTAL_VARIATION = FDivergence(
     generator=lambda delta: torch.expm1(delta).abs() / 2,
@@ -155,7 +159,7 @@ TOTAL_VARIATION = FDivergence(
     at_zero=0.5,
     at_infinity=0.5,
 )
-"""sum_v |theta - ref| / 2, at most 1. At theta = ref, where it has no derivative, 0 is taken."""
+"""sum_v |theta - ref| / 2, at most 1. At theta = ref, where f has no derivative, the slope is 0."""
 
 CHI_SQUARED = FDivergence(
     generator=lambda delta: torch.expm1(delta).square(),
@@ -168,9 +172,10 @@ CHI_SQUARED = FDivergence(
 
 
 def alpha_divergence(alpha: float) -> FDivergence:
-    """f = (u^(1 - alpha) - (1 - alpha) u - alpha) / (alpha (alpha - 1)), f' = (1 - u^-alpha) / alpha (f-DPO, 2309.16240).
+    """Return the alpha-divergence: f = (u^(1 - alpha) - (1 - alpha) u - alpha) / (alpha (alpha - 1)).
 
-    1 is forward KL, 0 reverse KL, 1/2 four times the squared Hellinger, -1 half of chi squared.
+    f' = (1 - u^-alpha) / alpha (f-DPO, 2309.16240). alpha = 1 is forward KL, 0 reverse KL, 1/2 four times the squared
+    Hellinger distance, -1 half of chi squared.
     """
     if alpha in (0.0, 1.0):
         return FORWARD_KL if alpha else REVERSE_KL
@@ -187,26 +192,22 @@ def alpha_divergence(alpha: float) -> FDivergence:
     )
 
 
-def _always(divergence: FDivergence) -> Callable[[float], FDivergence]:
-    return lambda alpha: divergence
-
-
 F_DIVERGENCES: Mapping[str, Callable[[float], FDivergence]] = MappingProxyType(
     {
-        "reverse_kl": _always(REVERSE_KL),
-        "forward_kl": _always(FORWARD_KL),
-        "jensen_shannon": _always(JENSEN_SHANNON),
+        "reverse_kl": lambda alpha: REVERSE_KL,
+        "forward_kl": lambda alpha: FORWARD_KL,
+        "jensen_shannon": lambda alpha: JENSEN_SHANNON,
         "alpha": alpha_divergence,
-        "hellinger": _always(HELLINGER),
-        "total_variation": _always(TOTAL_VARIATION),
-        "chi_squared": _always(CHI_SQUARED),
+        "hellinger": lambda alpha: HELLINGER,
+        "total_variation": lambda alpha: TOTAL_VARIATION,
+        "chi_squared": lambda alpha: CHI_SQUARED,
     }
 )
-"""Name -> the divergence at an alpha, which only "alpha" reads."""
+"""Name -> the divergence at an alpha, on which only "alpha" depends."""
 
 
 def f_divergence(name: str, alpha: float = 0.5) -> FDivergence:
-    """A divergence by name; alpha is read by "alpha" alone."""
+    """Return a divergence by name. Only "alpha" depends on alpha."""
     if name not in F_DIVERGENCES:
         raise ValueError(f"no f-divergence {name!r}, expected one of {sorted(F_DIVERGENCES)}")
     return F_DIVERGENCES[name](alpha)

@@ -1,7 +1,7 @@
 """Statistics within groups: rows that share a prompt, or form a pair, share a group id.
 
 Ids are any int64 values in any order; the rows of a group need not be neighbours. Results are broadcast back
-to the rows. Sums run in float64, so that the order of the rows does not show in float32 results.
+to the rows. Sums run in float64, so that float32 results do not depend on the order of the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def compact(groups: Tensor) -> tuple[Tensor, int]:
-    """Ids [B] -> (index [B] in 0..G-1, G)."""
+    """Number the groups: ids [B] -> (index [B] in 0..G-1, G)."""
     if groups.ndim != 1 or groups.is_floating_point():
         raise ValueError(
             f"groups are {groups.dtype} of shape {list(groups.shape)}, expected int64 [B], one id a sample"
@@ -23,7 +23,7 @@ def compact(groups: Tensor) -> tuple[Tensor, int]:
 
 
 def group_sum(groups: Tensor, x: Tensor) -> Tensor:
-    """sum_{k in group(i)} x_k for every row i. groups [B], x [B, ...] -> [B, ...], float64."""
+    """Return sum_{k in group(i)} x_k for every row i. groups [B], x [B, ...] -> [B, ...], float64."""
     index, number = compact(groups)
     if x.shape[:1] != groups.shape:
         raise ValueError(f"x has shape {list(x.shape)}, expected {groups.shape[0]} rows, one for each group id")
@@ -32,16 +32,16 @@ def group_sum(groups: Tensor, x: Tensor) -> Tensor:
 
 
 def group_mean(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """sum_k w_k x_k / sum_k w_k over the group of every row; 0 where a group has no weight.
+    """Return sum_k w_k x_k / sum_k w_k over the group of every row; 0 where a group has no weight.
 
     Args:
       groups: [B] ids.
-      x: [B, ...]; what stands where the weight is 0 (padding, NaN) has no effect.
-      weights: as x, non-negative: a bool mask, or for instance exp(reward / temperature). None weighs all
-        alike.
+      x: [B, ...]; values with weight 0 (padding, NaN) have no effect.
+      weights: in the shape of x, non-negative: a bool mask, or for example exp(reward / temperature). None weighs
+        all values equally.
 
     Returns:
-      as x, in x's dtype (rewards that are not floating point come back as float32).
+      in the shape and dtype of x (float32 where x is not floating point).
     """
     w = torch.ones_like(x, dtype=torch.float64) if weights is None else weights.to(torch.float64)
     total = group_sum(groups, torch.where(w > 0, x.to(torch.float64) * w, 0.0))
@@ -50,9 +50,9 @@ def group_mean(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> Tens
 
 
 def group_mean_std(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation (divided by n, as numpy.std) over the group of every row.
+    """Return mean and population standard deviation (dividing by n, as numpy.std) over the group of every row.
 
-    Args and shapes as `group_mean`.
+    Arguments and shapes as in `group_mean`.
     """
     values = x.to(torch.float64)
     mean = group_mean(groups, values, weights)
@@ -61,9 +61,9 @@ def group_mean_std(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> 
 
 
 def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
-    """max - min of the valid x over the group of every row, 0 for a group without any. x, valid [B] -> [B].
+    """Return max - min of the valid x over the group of every row, 0 for a group without any. x, valid [B] -> [B].
 
-    Exactly 0 for a group of equal values, which a standard deviation in floating point need not be.
+    It is exactly 0 for a group of equal values, unlike a standard deviation in floating point.
     """
     index, number = compact(groups)
     inf = torch.tensor(torch.inf, dtype=torch.float64, device=x.device)
@@ -74,9 +74,9 @@ def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
 
 
 def group_logsumexp(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """log sum_k exp(x_k) over the unmasked of the group of every row, 0 for a group without any.
+    """Return log sum_k exp(x_k) over the unmasked x of the group of every row, 0 for a group without any.
 
-    groups [B], x [B, ...], mask as x -> as x, float64.
+    groups [B], x and mask [B, ...] -> [B, ...], float64.
     """
     high = _group_max(groups, x, mask)
     mass = group_sum(groups, torch.where(mask, (x.to(torch.float64) - high).exp(), 0.0))
@@ -84,14 +84,14 @@ def group_logsumexp(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def group_softmax(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """exp(x_i) / sum_k exp(x_k) over the unmasked of the group, 0 where masked. Shapes as `group_logsumexp`."""
+    """Return exp(x_i) / sum_k exp(x_k) over the unmasked x of the group, 0 where masked. Shapes as `group_logsumexp`."""
     return torch.where(mask, (x.to(torch.float64) - group_logsumexp(groups, x, mask)).exp(), 0.0)
 
 
 def group_first_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """True at one row of each group and column: the first of those that hold its largest unmasked x.
+    """Return True at one row of each group and column: the first row with the largest unmasked x.
 
-    groups [B], x [B, ...], mask as x -> bool, as x; no row of a group without any unmasked.
+    groups [B], x and mask [B, ...] -> bool [B, ...]. A group without an unmasked x has no such row.
     """
     largest = mask & (x == _group_max(groups, x, mask))
     rows = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
@@ -100,7 +100,7 @@ def group_first_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _group_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """max of the unmasked x over the group of every row, float64; 0 for a group without any."""
+    """Return the maximum of the unmasked x over the group of every row, float64; 0 for a group without any."""
     index, number = compact(groups)
     values = torch.where(mask, x.to(torch.float64), -torch.inf)
     place = index.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
@@ -113,7 +113,7 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
 
 
 def mean_and_stderr(values: Tensor) -> tuple[float, float]:
-    """Mean and standard error of the finite values; rows that could not be scored are NaN and have no part in them."""
+    """Return mean and standard error of the finite values. Rows that could not be scored are NaN and are left out."""
     values = values[values.isfinite()].double()
     if len(values) == 0:
         return math.nan, math.nan

@@ -213,7 +213,7 @@ def test_beta_normalised_where_it_says_nothing() -> None:
         std="beta",
     )
     assert more.tolist() == pytest.approx([*expected.tolist(), 0.0, 0.0])
-    with pytest.raises(ValueError, match=r"rewards lie in \[1, 6\], and std 'beta' wants them in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"rewards lie in \[1, 6\], but std 'beta' needs them in \[0, 1\]"):
         advantages(REWARDS, GROUPS, ALL, std="beta")
 
 

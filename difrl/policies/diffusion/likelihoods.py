@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import ForwardLikelihood, ReverseLikelihood
-from difrl.core import forward_logp
+from difrl.core import elbo, forward_logp
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, Key
 from difrl.policies.diffusion.noising import Model, noising_of
@@ -171,18 +171,10 @@ class Forward:
 
     def logp(self, output: Tensor, flat: dict[str, Tensor]) -> Tensor:
         """ℓ [N]; elbo sums over dimensions, the other weightings average."""
-        t, noise, weighting = flat["t"], flat["noise"], self.config.weighting
+        t = flat["t"]
+        if self.config.weighting == "elbo":
+            eps_hat = self.process.split(output, flat["x_t"], t)[1]
+            rate, density = self.process.log_snr_rate(t), density_of(self.config.times)(t)
+            return elbo(flat["noise"], eps_hat, t, rate, density, self.config.cutoff)
         found, target = ERRORS[self.config.error](self.process, output, flat)
-        if weighting != "elbo":
-            return forward_logp(found, target, t, weighting)
-        return forward_logp(
-            found,
-            target,
-            t,
-            weighting,
-            eps=noise,
-            eps_hat=self.process.split(output, flat["x_t"], t)[1],
-            log_snr_rate=self.process.log_snr_rate(t),
-            density=density_of(self.config.times)(t),
-            cutoff=self.config.cutoff,
-        )
+        return forward_logp(found, target, t, self.config.weighting)
