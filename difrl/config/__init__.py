@@ -18,6 +18,7 @@ from difrl.config.schema.anchors import (
 from difrl.config.schema.base import Section
 from difrl.config.schema.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
 from difrl.config.schema.generation import GenerationConfig, TeacherConfig
+from difrl.config.schema.kernels import KernelEntry, register_kernel
 from difrl.config.schema.likelihood import (
     ForwardLikelihood,
     FreshNoise,
@@ -41,9 +42,11 @@ from difrl.config.schema.objective import (
     KLCovObjective,
     NegativeAwareObjective,
     ObjectiveConfig,
+    ObjectiveSection,
     OfDecisions,
     PreferenceObjective,
     RatioNormalisedObjective,
+    register_objective,
 )
 from difrl.config.schema.rewards import (
     ClipShape,
@@ -107,6 +110,7 @@ __all__ = [
     "GuardConfig",
     "InversionNoise",
     "KLCovObjective",
+    "KernelEntry",
     "LikelihoodConfig",
     "LinearSchedule",
     "LogSigmoidShape",
@@ -119,6 +123,7 @@ __all__ = [
     "NoiseConfig",
     "NoiseShape",
     "ObjectiveConfig",
+    "ObjectiveSection",
     "OfDecisions",
     "ParShape",
     "PreferenceObjective",
@@ -147,4 +152,6 @@ __all__ = [
     "TokensLikelihood",
     "TrainConfig",
     "UniformTimes",
+    "register_kernel",
+    "register_objective",
 ]

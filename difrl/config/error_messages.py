@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from difrl.config.checks import MisfitError
+from difrl.config.schema.base import Section
 from difrl.config.yaml_source import KeyPath, Located, dotted
 
 Model = type[BaseModel]
@@ -177,7 +178,7 @@ def _kinds(models: Iterable[Model]) -> list[str]:
 def _models(annotation: Any) -> list[Model]:
     """Every section an annotation allows, inside unions, lists and mappings too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return list(annotation.variants()) if issubclass(annotation, Section) else [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
 
 

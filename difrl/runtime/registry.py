@@ -25,8 +25,8 @@ class Registry(Generic[T]):
         return item
 
     def names(self) -> list[str]:
-        """Return every known name, in order, those of entry points included."""
-        return sorted({*self._registered, *entry_points(group=self.group).names})
+        """Return every known name: first those that were registered, in their order, then those of entry points."""
+        return list(dict.fromkeys([*self._registered, *sorted(entry_points(group=self.group).names)]))
 
     def __getitem__(self, name: str) -> T:
         """Return the object of that name. Raise LookupError, with the nearest name, if there is none."""

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from difrl import config
 from difrl.config import RunConfig
-from difrl.config.checks.sampling import _HIGHEST_NOISE
 from difrl.config.load import (
     ConfigError,
     expand,
@@ -23,9 +22,10 @@ from difrl.config.load import (
     to_yaml,
 )
 from difrl.config.presets import PRESETS
+from difrl.config.schema.kernels import KERNELS
 from difrl.config.yaml_source import parse
 from difrl.runtime import paths
-from samplers.kernels import KERNELS
+from samplers import kernels
 from tests.recipes import NAMED
 
 BASE = """\
@@ -258,8 +258,8 @@ def test_parts_that_do_not_fit_are_refused(folder: Path, overrides: list[str], p
 
 
 def test_highest_noise_levels_are_those_of_the_kernels() -> None:
-    finite = {name: entry.highest for name, entry in KERNELS.items() if entry.highest != float("inf")}
-    assert finite == _HIGHEST_NOISE
+    highest = {name: entry.highest for name, entry in kernels.KERNELS.items()}
+    assert {name: KERNELS[name].highest_noise for name in highest} == highest
 
 
 @pytest.mark.parametrize(

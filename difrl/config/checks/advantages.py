@@ -60,7 +60,7 @@ def _groups_can_be_compared(config: RunConfig) -> Iterator[Misfit]:
     plain = advantage.baseline == "none" and advantage.std in ("global", "none")
     silent = config.data.rows == "prompts" and all(reward.silent for reward in config.rewards)
     charged = any(anchor.place == "reward" for anchor in config.anchors)
-    if config.objective.kind in ("centred", "preference", "anchored_preference"):
+    if config.objective.compares:
         reason = f"{config.objective.kind} compares the samples of a prompt"
     elif plain or (silent and not charged):
         return

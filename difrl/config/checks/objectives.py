@@ -18,28 +18,29 @@ if TYPE_CHECKING:
         PreferenceObjective,
         RatioNormalisedObjective,
     )
+    from difrl.config.schema.objective import ObjectiveSection
     from difrl.config.schema.run import RunSections as RunConfig
 
 
 def objective_misfits(config: RunConfig) -> Iterator[Misfit]:
     """All that the objective cannot work with."""
-    yield from _BY_KIND.get(config.objective.kind, _nothing)(config, config.objective)
+    yield from _BY_KIND.get(config.objective.kind, _declared_by_section)(config, config.objective)
     yield from _mixtures_are_read(config)
     yield from _factors_are_of_single_decisions(config)
     yield from _bound_is_counted_once(config)
 
 
 def ignores_old(config: RunConfig) -> bool:
-    """Whether the objective measures θ from another reference than old."""
-    objective = config.objective
-    return objective.kind in ("preference", "anchored_preference") and objective.reference != "old"
+    """Return whether the objective measures θ from another reference than old."""
+    return config.objective.measured_from != "old"
 
 
 _OLD_DISTRIBUTION = "likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
 
 
-def _nothing(config: RunConfig, objective: Any) -> Iterator[Misfit]:
-    yield from ()
+def _declared_by_section(config: RunConfig, objective: ObjectiveSection) -> Iterator[Misfit]:
+    for path, problem in objective.conflicts(config.likelihood, config.advantage):
+        yield Misfit(path, problem)
 
 
 def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) -> Iterator[Misfit]:
@@ -155,13 +156,13 @@ def _preference(config: RunConfig, objective: PreferenceObjective | AnchoredPref
 def _mixtures_are_read(config: RunConfig) -> Iterator[Misfit]:
     likelihood = config.likelihood
     unread = likelihood.kind == "forward" and likelihood.mix is not None
-    if unread and config.objective.kind != "negative_aware":
+    if unread and not config.objective.reads_mixtures:
         problem = f"{config.objective.kind} does not read mixtures; remove mix, or set objective.kind: negative_aware"
         yield Misfit(("likelihood", "mix"), problem)
 
 
 def _factors_are_of_single_decisions(config: RunConfig) -> Iterator[Misfit]:
-    likelihood, decisions = config.likelihood, decisions_of(config)
+    likelihood, decisions = config.likelihood, config.objective.reduction
     if likelihood.kind == "reverse" and likelihood.step_weight != "none" and decisions != "each":
         problem = f"a weight of each step has no meaning for the {decisions} of a sample's steps"
         yield Misfit(("likelihood", "step_weight"), f"{problem}; set none, or objective.decisions: each")
@@ -169,17 +170,11 @@ def _factors_are_of_single_decisions(config: RunConfig) -> Iterator[Misfit]:
 
 def _bound_is_counted_once(config: RunConfig) -> Iterator[Misfit]:
     likelihood = config.likelihood
-    if likelihood.kind == "forward" and likelihood.weighting == "elbo" and decisions_of(config) == "sum":
+    if likelihood.kind == "forward" and likelihood.weighting == "elbo" and config.objective.reduction == "sum":
         problem = (
             f"every decision of elbo estimates the whole bound, and their sum counts it {likelihood.decisions} times"
         )
         yield Misfit(("objective", "decisions"), f"{problem}; set decisions: mean")
-
-
-def decisions_of(config: RunConfig) -> str:
-    """negative_aware is linear in decisions, and has no choice of them."""
-    objective = config.objective
-    return "each" if objective.kind == "negative_aware" else objective.decisions
 
 
 _BY_KIND: Mapping[str, Callable[[RunConfig, Any], Iterator[Misfit]]] = {

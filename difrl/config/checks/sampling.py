@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import Misfit
+from difrl.config.schema.kernels import KERNELS
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -20,14 +21,10 @@ def sampling_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _branches_differ(config)
 
 
-# As in samplers.kernels.KERNELS, which a test compares: importing it here would bring in diffusers.
-_HIGHEST_NOISE = {"ode": 0.0, "ddim": 1.0, "cps": 1.0}
-
-
 def _kernel_takes_noise_level(config: RunConfig) -> Iterator[Misfit]:
     kernel, noise_level = config.rollout.kernel, config.rollout.noise_level
-    highest = _HIGHEST_NOISE.get(kernel)
-    if highest is not None and noise_level > highest:
+    highest = KERNELS[kernel].highest_noise
+    if noise_level > highest:
         advice = "has no noise; set 0, or another kernel" if highest == 0 else f"takes at most {highest:g}"
         yield Misfit(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import Misfit
-from difrl.config.checks.objectives import decisions_of
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -88,7 +87,7 @@ def _engine_has_its_settings(config: RunConfig) -> Iterator[Misfit]:
                 problem = "the network itself draws the samples, so nothing is corrected and no memory is shared"
                 yield Misfit(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
         return
-    if (decisions := decisions_of(config)) != "each":
+    if (decisions := config.objective.reduction) != "each":
         problem = f"a token's importance weight says nothing of the {decisions} of a sample's tokens; set transformers"
         yield Misfit(("generation", "engine"), f"{problem}, or objective.decisions: each")
     if config.data.rows != "prompts":
@@ -97,7 +96,7 @@ def _engine_has_its_settings(config: RunConfig) -> Iterator[Misfit]:
 
 
 def _aggregation_acts(config: RunConfig) -> Iterator[Misfit]:
-    decisions, aggregation = decisions_of(config), config.train.aggregation
+    decisions, aggregation = config.objective.reduction, config.train.aggregation
     if decisions != "each" and aggregation != "decision":
         problem = f"the objective takes the {decisions} of a sample's tokens, so that every sample counts alike"
         yield Misfit(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
@@ -112,7 +111,7 @@ def _attention_is_of_transformers(config: RunConfig) -> Iterator[Misfit]:
 
 
 def _decisions_are_charged_alone(config: RunConfig) -> Iterator[Misfit]:
-    decisions = decisions_of(config)
+    decisions = config.objective.reduction
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "decision" and decisions != "each":
             problem = (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, SerializeAsAny
+from pydantic_core import PydanticKnownError
 
 from difrl.config.schema.base import Section
+from difrl.config.schema.data import AdvantageConfig
 from difrl.config.schema.likelihood import LikelihoodConfig
+from difrl.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from difrl.core import Objective
@@ -19,13 +23,52 @@ _OF_DECISIONS = "each decision by itself, or the mean or sum of a sample's"
 
 
 class ObjectiveSection(Section):
-    """A section that builds an objective."""
+    """Base of the sections that build an objective. A subclass declares `kind: Literal[NAME]`, its keys and `build`.
+
+    A key `decisions` must be the reduction of the objective, a key `reference` the snapshot from which θ is measured.
+    """
 
     kind: str
+
+    compares: ClassVar[bool] = False
+    """True if the loss compares the samples of a group, so that a sample alone has no loss."""
+    reads_mixtures: ClassVar[bool] = False
+    """True if the mixed likelihoods ℓ⁺ and ℓ⁻ of likelihood.mix are read."""
+
+    @property
+    def reduction(self) -> OfDecisions:
+        """The value of the key `decisions`; "each" for a section without that key."""
+        return dict(self).get("decisions", "each")
+
+    @property
+    def measured_from(self) -> str:
+        """The value of the key `reference`; "old" for a section without that key."""
+        return dict(self).get("reference", "old")
+
+    def conflicts(
+        self, likelihood: LikelihoodConfig, advantage: AdvantageConfig
+    ) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        """Yield the key to change and a sentence for each setting that the objective cannot work with; none by default.
+
+        The conflicts of the objectives of difrl are in difrl/config/checks/objectives.py.
+        """
+        return ()
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         """Return the objective, for a run with that likelihood."""
         raise NotImplementedError(f"{type(self).__name__} must define build(likelihood)")
+
+    @classmethod
+    def variants(cls) -> list[type[Section]]:
+        return [OBJECTIVES[name] for name in OBJECTIVES.names()]
+
+
+OBJECTIVES = Registry[type[ObjectiveSection]]("objective", "difrl.objectives")
+
+
+def register_objective(name: str, section: type[ObjectiveSection]) -> None:
+    """Make a section available as `objective: {kind: NAME}`. Raise ValueError if another section has that name."""
+    OBJECTIVES.register(name, section)
 
 
 class ClippedObjective(ObjectiveSection):
@@ -106,6 +149,7 @@ class DivergenceMaskedObjective(ObjectiveSection):
 class CentredObjective(ObjectiveSection):
     """(a / β) (β (Δ − mean Δ) − (r − mean r))², means within a group: CRD (arXiv:2603.14128)."""
 
+    compares: ClassVar[bool] = True
     kind: Literal["centred"]
     beta: float = Field(1.0, gt=0, description="β of the tilted distribution old · exp(r / β)")
     bound: float = Field(5.0, gt=0, description="a: unit rewards are clip(A, ±a) / 2a + ½")
@@ -129,6 +173,7 @@ class CentredObjective(ObjectiveSection):
 class NegativeAwareObjective(ObjectiveSection):
     """(a / b) (−r ℓ⁺ − (1 − r) ℓ⁻), b from likelihood.mix: DiffusionNFT (arXiv:2509.16117)."""
 
+    reads_mixtures: ClassVar[bool] = True
     kind: Literal["negative_aware"]
     bound: float = Field(5.0, gt=0, description="a: r is clip(A, ±a) / 2a + ½")
 
@@ -143,6 +188,7 @@ class NegativeAwareObjective(ObjectiveSection):
 class PreferenceObjective(ObjectiveSection):
     """−log σ(β (Δ_w − Δ_l)) of the best and the worst of each group: DPO (arXiv:2305.18290) and its relatives."""
 
+    compares: ClassVar[bool] = True
     kind: Literal["preference"]
     beta: float = Field(0.1, gt=0, description="how strongly θ is held to the reference")
     loss: Literal["logistic", "squared"] = Field("logistic", description="squared is IPO (arXiv:2310.12036)")
@@ -171,6 +217,7 @@ class PreferenceObjective(ObjectiveSection):
 class AnchoredPreferenceObjective(ObjectiveSection):
     """KL(softmax(A / target_temperature) ‖ softmax(Δ / temperature)) within a group: ADPO (arXiv:2510.18913)."""
 
+    compares: ClassVar[bool] = True
     kind: Literal["anchored_preference"]
     temperature: float = Field(1.0, gt=0, description="of log-ratios: 1 / β")
     target_temperature: float = Field(1.0, gt=0, description="of advantages; small is close to hard labels")
@@ -185,15 +232,33 @@ class AnchoredPreferenceObjective(ObjectiveSection):
         )
 
 
-ObjectiveConfig = Annotated[
-    ClippedObjective
-    | RatioNormalisedObjective
-    | ClipCovObjective
-    | KLCovObjective
-    | DivergenceMaskedObjective
-    | CentredObjective
-    | NegativeAwareObjective
-    | PreferenceObjective
-    | AnchoredPreferenceObjective,
-    Field(discriminator="kind"),
-]
+register_objective("clipped", ClippedObjective)
+register_objective("ratio_normalised", RatioNormalisedObjective)
+register_objective("clip_cov", ClipCovObjective)
+register_objective("kl_cov", KLCovObjective)
+register_objective("divergence_masked", DivergenceMaskedObjective)
+register_objective("centred", CentredObjective)
+register_objective("negative_aware", NegativeAwareObjective)
+register_objective("preference", PreferenceObjective)
+register_objective("anchored_preference", AnchoredPreferenceObjective)
+
+
+def _section_of_kind(value: Any) -> ObjectiveSection:
+    """Return the section of the class that `kind` chooses, as a discriminated union would."""
+    if isinstance(value, ObjectiveSection):
+        return value
+    if not isinstance(value, Mapping):
+        raise PydanticKnownError("model_attributes_type")
+    if "kind" not in value:
+        raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
+    kind = str(value["kind"])
+    try:
+        section = OBJECTIVES[kind]
+    except LookupError as error:
+        known = ", ".join(f"'{name}'" for name in OBJECTIVES.names())
+        context = {"discriminator": "'kind'", "tag": kind, "expected_tags": known}
+        raise PydanticKnownError("union_tag_invalid", context) from error
+    return section.model_validate(value)
+
+
+ObjectiveConfig = Annotated[SerializeAsAny[ObjectiveSection], PlainValidator(_section_of_kind)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from difrl.config.schema.base import Section
+from difrl.config.schema.kernels import KERNELS, KernelName
+
+if TYPE_CHECKING:
+    from samplers import Grid, Kernel
 
 
 class AllWindow(Section):
@@ -68,7 +72,7 @@ class RolloutConfig(Section):
     """How samples are drawn."""
 
     steps: int = Field(10, gt=1, description="denoising steps")
-    kernel: Literal["ode", "ddim", "cps", "precise", "flow_sde", "dance_sde"] = "ode"
+    kernel: KernelName = "ode"
     noise_level: float = Field(0.0, ge=0, description="η of the kernel")
     window: AnyWindow = AllWindow()
     branch: BranchConfig | None = Field(
@@ -90,3 +94,7 @@ class RolloutConfig(Section):
     def silent(self) -> bool:
         """Whether samples are drawn without noise after the first."""
         return self.solver is not None or self.kernel == "ode" or self.noise_level == 0
+
+    def build_kernel(self, grid: Grid) -> Kernel:
+        """Return the kernel, for the times of `grid`."""
+        return KERNELS[self.kernel].build(self.noise_level, grid)

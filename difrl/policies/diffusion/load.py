@@ -31,7 +31,7 @@ from difrl.policies.snapshots import BASE, CURRENT, Snapshots
 from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import quiet
-from samplers import Grid, Kernel, Process, Scheduler, Window, make_kernel, ode
+from samplers import Grid, Kernel, Process, Scheduler, Window, ode
 
 STOCHASTIC_SOLVERS = frozenset(
     {
@@ -155,7 +155,7 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
         return Grid.from_scheduler(copy.deepcopy(family.scheduler), process, steps, sequence_length=length)
 
     grid = grid_of(rollout.steps)
-    kernel = make_kernel(rollout.kernel, rollout.noise_level, grid)
+    kernel = rollout.build_kernel(grid)
     scheduler = _scheduler(rollout, family)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
     window = windows_of(config, grid, kernel, process)
