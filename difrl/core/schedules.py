@@ -1,7 +1,7 @@
-"""Numbers that change over a run: of anchors, of rewards, of a snapshot's decay, of the learning rate.
+"""Numbers that change over a run: coefficients of anchors, weights of rewards, decays of snapshots, the learning rate.
 
-n counts from 0, in whatever the caller counts: steps, or optimizer updates. All are frozen: a coefficient that
-reacts to the run returns its successor, and says by `state` what a checkpoint must hold of it.
+n counts from 0, in the unit of the caller: steps, or optimizer updates. All are frozen. A coefficient that reacts to
+the run returns its successor, and `state` is the part of it that a checkpoint must hold.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from difrl.core.numerics import unit
 
 @dataclass(frozen=True)
 class Coefficient:
-    """What a caller may ask of a coefficient. `value` is to be defined; the rest has a default."""
+    """A number for each step. Subclasses define `value`; by default the number is the same for all samples and fixed."""
 
     def value(self, step: int) -> float:
-        """The number at a step."""
+        """Return the number at a step."""
         raise NotImplementedError(f"{type(self).__name__} must define value(step)")
 
-    def rows(self, step: int, advantages: Tensor) -> Tensor:
-        """One number a sample, [B], given the samples' advantages [B]: value(step), unless it adapts."""
+    def per_sample(self, step: int, advantages: Tensor) -> Tensor:
+        """Return one number a sample, [B], for advantages [B]; value(step) unless it depends on them."""
         return torch.full_like(advantages, self.value(step))
 
-    def observed(self, measured: float) -> Coefficient:
-        """The coefficient of the next step, given the mean divergence or reward of this one: itself, or adapted."""
+    def updated(self, measured: float) -> Coefficient:
+        """Return the coefficient of the next step, for the mean divergence or reward measured at this one."""
         return self
 
     def state(self) -> dict[str, float]:
-        """What it has learnt from `observed`, for a checkpoint; {} if it does not adapt."""
+        """Return the numbers that `updated` changes, for a checkpoint; {} if it changes none."""
         return {}
 
-    def restored(self, state: Mapping[str, float]) -> Coefficient:
-        """This coefficient with the state of another run of it."""
+    def with_state(self, state: Mapping[str, float]) -> Coefficient:
+        """Return this coefficient with the state of a checkpoint."""
         return self
 
 
 @dataclass(frozen=True)
 class Schedule(Coefficient):
-    """From start to end over `steps` along `shape`, then end; before that a warm-up from 0, and `hold` at start.
+    """A warm-up from 0, `hold` at start, then from start to end over `steps` along `shape`, then end.
 
     n < warmup:   start (n + 1) / warmup
     after it:     start + (end - start) shape(u),    u = min(1, max(0, n - warmup - hold) / steps)
@@ -62,7 +62,7 @@ class Schedule(Coefficient):
             )
 
     def shape(self, u: float) -> float:
-        """[0, 1] -> [0, 1], from 0 to 1."""
+        """Return the progress from start (0) to end (1) at u in [0, 1], with shape(0) = 0 and shape(1) = 1."""
         raise NotImplementedError(f"{type(self).__name__} must define shape(u)")
 
     def value(self, step: int) -> float:
@@ -90,7 +90,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Constant(Coefficient):
-    """One level throughout, after a warm-up of level (n + 1) / warmup."""
+    """One level throughout, after a warm-up at level (n + 1) / warmup."""
 
     level: float
     warmup: int = 0
@@ -104,16 +104,31 @@ class Constant(Coefficient):
 
 
 @dataclass(frozen=True)
-class TargetKL(Coefficient):
+class Controller(Coefficient):
+    """A level that reacts to the run: subclasses define `updated`, and the level is the state."""
+
+    level: float
+
+    def value(self, step: int) -> float:
+        return self.level
+
+    def state(self) -> dict[str, float]:
+        return {"level": self.level}
+
+    def with_state(self, state: Mapping[str, float]) -> Coefficient:
+        return replace(self, level=state["level"])
+
+
+@dataclass(frozen=True)
+class TargetKL(Controller):
     """Proportional control in log space of a divergence towards a target (1909.08593, section 2.2).
 
         e = clip((D - target) / target, -bound, bound),    level <- level (1 + gain e)
 
-    D is the mean divergence of a step in the units of its kind. Published: gain = 0.1, bound = 0.2, so that a
+    D is the mean divergence of a step, in the units of its kind. Published: gain = 0.1, bound = 0.2, so that a
     step changes the level by at most 2 %.
     """
 
-    level: float
     target: float
     gain: float = 0.1
     bound: float = 0.2
@@ -125,35 +140,25 @@ class TargetKL(Coefficient):
                 "0, and gain times bound below 1, so that the level stays above 0"
             )
 
-    def value(self, step: int) -> float:
-        return self.level
-
-    def observed(self, measured: float) -> TargetKL:
+    def updated(self, measured: float) -> TargetKL:
         if not math.isfinite(measured):
             raise ValueError(f"the divergence is {measured}, expected a finite number; a controller cannot react to it")
         error = min(self.bound, max(-self.bound, (measured - self.target) / self.target))
         return replace(self, level=self.level * (1.0 + self.gain * error))
 
-    def state(self) -> dict[str, float]:
-        return {"level": self.level}
-
-    def restored(self, state: Mapping[str, float]) -> TargetKL:
-        return replace(self, level=state["level"])
-
 
 @dataclass(frozen=True)
-class Multiplier(Coefficient):
-    """A Lagrange multiplier as the weight of a reward: it holds the reward's mean on one side of a threshold (2310.04373).
+class Multiplier(Controller):
+    """A Lagrange multiplier as the weight of a reward: it keeps the reward's mean on one side of a threshold (2310.04373).
 
         at least:   maximise E r_0 subject to E r >= threshold,   weight +level,   level <- level + rate (threshold - m)
         at most:    maximise E r_0 subject to E r <= threshold,   weight -level,   level <- level + rate (m - threshold)
 
-    with m the mean of r in a step, and the level kept in [0, highest]: gradient descent of the dual problem. The weight is
-    0 where the constraint holds without it. The authors' code mixes the rewards by sigmoid(level), and has momentum 0.9;
-    here the bound is `highest`, and there is no momentum.
+    with m the mean of r in a step, and the level kept in [0, highest]: gradient descent on the dual problem. The weight
+    tends to 0 where the constraint holds without it. The authors' code mixes the rewards by sigmoid(level) and has momentum
+    0.9; here the bound is `highest`, and there is no momentum.
     """
 
-    level: float
     threshold: float
     at_least: bool = True
     rate: float = 0.1
@@ -173,7 +178,7 @@ class Multiplier(Coefficient):
     def value(self, step: int) -> float:
         return self._sign * self.level
 
-    def observed(self, measured: float) -> Multiplier:
+    def updated(self, measured: float) -> Multiplier:
         if not math.isfinite(measured):
             raise ValueError(
                 f"the mean reward is {measured}, expected a finite number; a multiplier cannot react to it"
@@ -181,21 +186,15 @@ class Multiplier(Coefficient):
         moved = self.level + self.rate * self._sign * (self.threshold - measured)
         return replace(self, level=min(self.highest, max(0.0, moved)))
 
-    def state(self) -> dict[str, float]:
-        return {"level": self.level}
-
-    def restored(self, state: Mapping[str, float]) -> Multiplier:
-        return replace(self, level=state["level"])
-
 
 @dataclass(frozen=True)
 class RewardAdaptive(Coefficient):
-    """Holds good samples harder than bad ones (CRD, 2603.14128): one number a sample.
+    """One number a sample, larger for better samples: they are held to the anchor more strongly (CRD, 2603.14128).
 
         c_i = base (kappa + (1 - kappa) r_i) = floor + (base - floor) r_i,    kappa = floor / base
         r_i = clip(A_i, -a, a) / (2 a) + 1/2 in [0, 1], as in the objective of CRD,    a = limit
 
-    Published: base = 0.1, floor = 1e-4, a = 5. A sample of no advantage gets about half of base.
+    Published: base = 0.1, floor = 1e-4, a = 5. A sample with advantage 0 gets about half of base.
     """
 
     base: Coefficient
@@ -207,8 +206,8 @@ class RewardAdaptive(Coefficient):
             raise ValueError(f"floor is {self.floor} and limit {self.limit}, expected floor >= 0 and limit > 0")
 
     def value(self, step: int) -> float:
-        """Of the best sample: r = 1."""
+        """Return the number of the best samples, r = 1."""
         return self.base.value(step)
 
-    def rows(self, step: int, advantages: Tensor) -> Tensor:
+    def per_sample(self, step: int, advantages: Tensor) -> Tensor:
         return self.floor + (self.value(step) - self.floor) * unit(advantages, self.limit)

@@ -253,7 +253,7 @@ def _coefficients(
             f"{sorted(adaptive) or 'none'}: it was written by an earlier version or under other {section}. Resume with the "
             f"{section} the run was started with, or start a new run"
         )
-    return {name: c.restored(saved.get(name, {})) for name, c in coefficients.items()}
+    return {name: c.with_state(saved.get(name, {})) for name, c in coefficients.items()}
 
 
 def random_state() -> dict[str, Tensor]:

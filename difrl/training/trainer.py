@@ -216,11 +216,11 @@ class Trainer:
 
     def _adapt(self, metrics: Metrics) -> None:
         """Shows every coefficient the step's divergence, and every weight its mean reward: the same on all processes."""
-        self.coefficients = {name: c.observed(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
+        self.coefficients = {name: c.updated(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
         for reward in self.config.rewards:
             mean = metrics.get(reward.column, math.nan)
             if math.isfinite(mean):  # where it could score no sample of the step there is nothing to react to
-                self.weights[reward.label] = self.weights[reward.label].observed(mean)
+                self.weights[reward.label] = self.weights[reward.label].updated(mean)
 
     def _restart_if_due(self, step: int) -> None:
         every = self.config.train.restart_every
@@ -259,7 +259,9 @@ class Trainer:
             lik = collapse(lik, self.objective.decisions)
             mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
             loss, details = self.objective(lik, part.of(columns), part.scored.groups, mine)
-            coefficients = {name: self.coefficients[name].rows(step, part.advantages) for name in self.held_on_own}
+            coefficients = {
+                name: self.coefficients[name].per_sample(step, part.advantages) for name in self.held_on_own
+            }
             total = reduce(loss + penalty(lik, coefficients), self._weights(lik.mask), count)
             total.backward()
             levels = {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}

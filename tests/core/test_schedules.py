@@ -39,8 +39,8 @@ def test_decays_of_crd_and_nft_are_linear_schedules(schedule: Schedule, publishe
 
 def test_defaults_do_not_adapt() -> None:
     coefficient = Linear(1, 0, 10)
-    assert coefficient.rows(5, torch.randn(3)).tolist() == [0.5, 0.5, 0.5]
-    assert coefficient.observed(3.0) is coefficient
+    assert coefficient.per_sample(5, torch.randn(3)).tolist() == [0.5, 0.5, 0.5]
+    assert coefficient.updated(3.0) is coefficient
 
 
 def test_target_kl_by_hand() -> None:
@@ -48,11 +48,11 @@ def test_target_kl_by_hand() -> None:
     controller = TargetKL(2.0, target=0.1)
     levels = []
     for divergence in (0.05, 0.1, 0.11, 7.0, 0.0):
-        controller = controller.observed(divergence)
+        controller = controller.updated(divergence)
         levels.append(controller.value(3))
     expected = [2 * 0.98, 2 * 0.98, 2 * 0.98 * 1.01, 2 * 0.98 * 1.01 * 1.02, 2 * 0.98 * 1.01 * 1.02 * 0.98]
     assert levels == pytest.approx(expected, rel=1e-12)
-    assert controller.rows(0, torch.zeros(2)).tolist() == pytest.approx([levels[-1]] * 2)
+    assert controller.per_sample(0, torch.zeros(2)).tolist() == pytest.approx([levels[-1]] * 2)
 
 
 @given(st.floats(1e-6, 1e6), st.floats(0.5, 2.0))
@@ -60,21 +60,21 @@ def test_target_kl_holds_a_divergence_that_falls_with_the_level(level: float, po
     """D = level^-power = target at level 1: the controller gets there from either side and stays."""
     controller = TargetKL(level, target=1.0, gain=0.5, bound=0.5)
     for _ in range(150):
-        controller = controller.observed(controller.value(0) ** -power)
+        controller = controller.updated(controller.value(0) ** -power)
     assert controller.value(0) == pytest.approx(1.0, rel=1e-3)  # 150 steps: 0.5 % or more of any error is gone a step
 
 
 def test_the_state_of_a_controller_is_all_that_it_learnt() -> None:
-    before = TargetKL(0.3, target=0.1).observed(1.0)
-    assert TargetKL(0.3, target=0.1).restored(before.state()) == before
+    before = TargetKL(0.3, target=0.1).updated(1.0)
+    assert TargetKL(0.3, target=0.1).with_state(before.state()) == before
     assert (Constant(1.0).state(), Linear(0, 1, 2).state()) == ({}, {})
 
 
-def levels(multiplier: Multiplier, means: list[float]) -> list[float]:
+def levels(multiplier: Coefficient, means: list[float]) -> list[float]:
     """Its value after each of the means was observed."""
     found = []
     for mean in means:
-        multiplier = multiplier.observed(mean)  # type: ignore[assignment]
+        multiplier = multiplier.updated(mean)
         found.append(multiplier.value(0))
     return found
 
@@ -93,16 +93,16 @@ def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float
     """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""
     multiplier: Coefficient = Multiplier(start, threshold, at_least, rate=0.2)
     for _ in range(200):
-        multiplier = multiplier.observed(multiplier.value(0))
+        multiplier = multiplier.updated(multiplier.value(0))
     expected = max(threshold, 0.0) if at_least else min(threshold, 0.0)
     assert multiplier.value(0) == pytest.approx(expected, abs=1e-6)
 
 
 def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> None:
-    before = Multiplier(1.0, threshold=0.5).observed(0.0)
-    assert Multiplier(1.0, threshold=0.5).restored(before.state()) == before
+    before = Multiplier(1.0, threshold=0.5).updated(0.0)
+    assert Multiplier(1.0, threshold=0.5).with_state(before.state()) == before
     with pytest.raises(ValueError, match="the mean reward is nan"):
-        before.observed(float("nan"))
+        before.updated(float("nan"))
     for wrong in ({"level": -1.0}, {"level": 11.0}, {"level": 1.0, "rate": 0.0}):
         with pytest.raises(ValueError, match="expected a rate above 0 and a level"):
             Multiplier(threshold=0.0, **wrong)
@@ -111,10 +111,12 @@ def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> Non
 def test_reward_adaptive_by_hand() -> None:
     """beta (kappa + (1 - kappa) r), kappa = 1e-4 / beta, r = clip(A, -5, 5) / 10 + 1/2."""
     beta, kappa = 0.1, 1e-4 / 0.1
-    found = RewardAdaptive(Constant(beta)).rows(0, torch.tensor([-9.0, -5.0, 0.0, 2.5, 5.0, 50.0], dtype=torch.float64))
+    found = RewardAdaptive(Constant(beta)).per_sample(
+        0, torch.tensor([-9.0, -5.0, 0.0, 2.5, 5.0, 50.0], dtype=torch.float64)
+    )
     assert found.tolist() == pytest.approx([beta * (kappa + (1 - kappa) * r) for r in (0, 0, 0.5, 0.75, 1, 1)])
     scheduled = RewardAdaptive(Linear(0.2, 0.0, 10), floor=0.0, limit=1.0)
-    assert scheduled.rows(5, torch.tensor([1.0])).tolist() == pytest.approx([0.1])
+    assert scheduled.per_sample(5, torch.tensor([1.0])).tolist() == pytest.approx([0.1])
     assert scheduled.value(5) == pytest.approx(0.1)
 
 
@@ -124,7 +126,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="gain times bound below 1"):
         TargetKL(1.0, target=1.0, gain=2.0, bound=0.5)
     with pytest.raises(ValueError, match="the divergence is nan"):
-        TargetKL(1.0, target=1.0).observed(float("nan"))
+        TargetKL(1.0, target=1.0).updated(float("nan"))
     with pytest.raises(ValueError, match="floor is -1"):
         RewardAdaptive(Constant(1.0), floor=-1.0)
     with pytest.raises(ValueError, match="hold -1"):

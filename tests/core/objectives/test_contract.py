@@ -245,7 +245,7 @@ class RewardAdaptive(Coefficient):
     def value(self, step: int) -> float:
         return self.beta
 
-    def rows(self, step: int, advantages: Tensor) -> Tensor:
+    def per_sample(self, step: int, advantages: Tensor) -> Tensor:
         return self.beta * (self.kappa + (1 - self.kappa) * unit(advantages, 5.0))
 
 
@@ -259,7 +259,7 @@ class Targeted(Coefficient):
     def value(self, step: int) -> float:
         return self.level
 
-    def observed(self, divergence: float) -> Coefficient:
+    def updated(self, divergence: float) -> Coefficient:
         return replace(self, level=self.level * (2.0 if divergence > self.target else 0.5))
 
 
@@ -267,9 +267,9 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
     policy = fake_policy.make(4, 2)
     policy.mask[:] = True
     lik, a = policy.likelihoods(), torch.tensor([5.0, -5.0, 0.0, 9.0])
-    rows = RewardAdaptive(0.1, 0.001).rows(3, a)
+    rows = RewardAdaptive(0.1, 0.001).per_sample(3, a)
     torch.testing.assert_close(rows, torch.tensor([0.1, 0.0001, 0.05005, 0.1]))
-    found = penalty(lik, {"base": rows, "old": Targeted(0.5, 1.0).observed(2.0).value(0)})
+    found = penalty(lik, {"base": rows, "old": Targeted(0.5, 1.0).updated(2.0).value(0)})
     expected = rows[:, None] * lik.divergence["base"] + 1.0 * lik.divergence["old"]
     torch.testing.assert_close(found, expected)
     assert torch.equal(penalty(lik, {}), torch.zeros_like(lik.logp))
