@@ -52,7 +52,7 @@ VERBS = """
     yields iterates lets leaves uses needs requires expects accepts allows means describes represents contains provides
     implements handles manages controls performs executes runs
 """
-DETERMINERS = "a an the this that these those every each all any some its their his her your one two both another"
+DETERMINERS = "a an the this these those every each all any some its their his her your one two both another"
 
 BANNED = set(f"{QUESTIONS} {PREPOSITIONS} {PRONOUNS} {CONJUNCTIONS} {AUXILIARIES} {VERBS}".split())
 
