@@ -1,4 +1,4 @@
-"""Learning from soft preferences over a whole group: ADPO."""
+"""Objective for soft preferences over a whole group: ADPO."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from difrl.core.likelihoods import Likelihoods
 from difrl.core.objectives.base import GroupObjective, LossAndMetrics, Tensors
 
 ROUNDING = 1e-5
-"""By how much n q must exceed 1 to be above average: in a group that agrees it is 1 but for the rounding of exp and log."""
+"""Margin by which n q must exceed 1 to be above average. With equal advantages n q is 1 up to the rounding of exp and log."""
 
 
 @dataclass(frozen=True)
 class AnchoredPreference(GroupObjective):
-    """ADPO (2510.18913): cross-entropy between softmaxes of advantages and of log ratios over a group.
+    """ADPO (2510.18913): the softmax of log ratios over a group fits the softmax of advantages.
 
         L = KL(q || p),    q = softmax(A / target_temperature),    p = softmax(D / temperature),
         D = l_theta - l_ref, softmaxes over the samples of the group at decision j
 
     For a pair it is DPO (2305.18290) with soft labels at beta = 1 / temperature (up to the labels' entropy),
-    and DPO itself as target_temperature tends to 0. Its optimum is pi_ref exp(A temperature /
-    target_temperature). A row holds n q (log q - log p), n the size of its group, and the gradient (n /
-    temperature) (p - q) grad l, so that the mean over rows is the mean over groups weighed by size.
+    and DPO itself as target_temperature tends to 0. Its optimum is pi_ref exp(A temperature / target_temperature).
+    A row holds n q (log q - log p), n the size of its group, and the gradient (n / temperature) (p - q) grad l, so
+    that the mean over rows is the mean over groups, weighted by their size.
 
     Attributes:
       temperature: of log ratios; 1 / beta.
       target_temperature: of advantages.
-      reference: the name of the likelihoods' reference: "base", or "old" for an anchor that moves along.
+      reference: name of the likelihoods' reference: "base", or "old" for an anchor that moves with theta.
 
-    Metrics: "preference/kl" (L, mean over groups); "preference/accuracy" (share of the mass p on the samples
-    of above-average q).
+    Metrics: "preference/kl" (L, mean over groups); "preference/accuracy" (mass of p on the samples with
+    above-average q).
     """
 
     temperature: float = 1.0
@@ -47,12 +47,12 @@ class AnchoredPreference(GroupObjective):
             )
 
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
-        found = {
+        statistics = {
             "target": group_logsumexp(groups, advantages / self.target_temperature, mask),
             "model": group_logsumexp(groups, rows["delta"] / self.temperature, mask),
             "size": group_sum(groups, mask),
         }
-        return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
+        return {name: value.to(rows["delta"].dtype) for name, value in statistics.items()}
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         scaled = lik.log_ratio(self.reference) / self.temperature

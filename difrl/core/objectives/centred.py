@@ -1,4 +1,4 @@
-"""Log ratios regressed on rewards, both centred within a group: centred reward distillation."""
+"""Regression of log ratios on rewards, both centred within a group: centred reward distillation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Form = Literal["squared", "bce"]
 Reward = Literal["unit", "raw"]
 
 RAW_BOUND = 0.5
-"""Of raw rewards: r = A is clip(A, -a, a) / (2 a) + 1/2 without its clipping at a = 1/2, but for a shift."""
+"""a of raw rewards: up to a shift, r = A is clip(A, -a, a) / (2 a) + 1/2 at a = 1/2 without the clipping."""
 
 
 def _squared(implicit: Tensor, reward: Tensor) -> Tensor:
@@ -38,32 +38,33 @@ FORMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"squ
 
 @dataclass(frozen=True)
 class CentredRewardDistillation(Objective):
-    """CRD (2603.14128): where r - beta log(pi_theta / pi_old) is one constant in each group, pi_theta is the
-    tilted pi_old exp(r / beta), whatever the constant.
+    """CRD (2603.14128): fit beta log(pi_theta / pi_old) to r up to a constant in each group.
+
+    Where the two differ by a constant, pi_theta is the tilted distribution pi_old exp(r / beta), whatever the constant.
 
         L_ij = (a / beta) f(beta (D_ij - mean D), r_i - mean r),    D = l_theta - l_old
         f(x, y) = (x - y)^2  ("squared"),  or  BCE(sigmoid(x); sigmoid(y))  ("bce")
         r = clip(A, -a, a) / (2 a) + 1/2 ("unit"), or the advantages as they are ("raw", a = 1/2)
 
-    Means run over the samples of the group at decision j, of which mean D is a constant. With a temperature T
-    the loss is the average of two, whose means weigh samples by softmax(r / T) and by softmax(-r / T): each
-    sample is compared with the good ones, and with the bad ones. At theta = old, squared and without
-    temperature, the gradient is -(A - mean A) grad l for |A| <= a.
+    Means run over the samples of the group at decision j; mean D is a constant in the gradient. With a temperature T
+    the loss is the average of two losses, whose means weight samples by softmax(r / T) and by softmax(-r / T): each
+    sample is compared with the good samples and with the bad ones. At theta = old, squared and without temperature,
+    the gradient is -(A - mean A) grad l for |A| <= a.
 
-    decisions = "each" is the published form, with one time a sample. Over several, "mean" or "sum" of D come
-    before the square: needed where only their sum is a log-likelihood; with "each", beta depends on how much
-    of it a single decision holds. Advantages that are rewards (no standard deviation, no clipping) under
-    "raw" make beta that of the tilted distribution.
+    decisions = "each" is the published form, with one time a sample. With several decisions a sample, "mean" or "sum"
+    are taken of D before the square. This is needed where only the sum is a log-likelihood; with "each", beta is relative
+    to the part of it that a single decision holds. With "raw" and advantages that are the rewards (no standard
+    deviation, no clipping), beta is that of the tilted distribution.
 
     Attributes:
-      beta: of the tilt.
-      bound: a, of unit rewards; unused by raw ones.
+      beta: strength of the tilt.
+      bound: a for "unit"; unused for "raw".
       form: f.
-      reward: what r is.
-      temperature: T, or None for plain means.
+      reward: r.
+      temperature: T, or None for unweighted means.
 
-    Metrics: ratio; approx_kl; "centred/error" (squared error of the centred pair, whatever f is; mean over
-    the two directions).
+    Metrics: ratio; approx_kl; "centred/error" (squared error of the centred pair, for every f; mean over the two
+    directions).
     """
 
     beta: float = 1.0
@@ -91,19 +92,19 @@ class CentredRewardDistillation(Objective):
 
     @property
     def slopes(self) -> tuple[float, ...]:
-        """Of the exponents by which samples are weighed in the means, one for each direction."""
+        """Slopes of the exponents that weight samples in the means, one for each direction."""
         return (0.0,) if self.temperature is None else (1.0 / self.temperature, -1.0 / self.temperature)
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"delta": lik.log_ratio("old").detach()}
 
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
-        r, found = self._rewards(advantages), {}
+        r, means = self._rewards(advantages), {}
         for number, slope in enumerate(self.slopes):
             weights = group_softmax(groups, slope * r, mask)
-            found[f"delta/{number}"] = group_mean(groups, rows["delta"], weights)
-            found[f"reward/{number}"] = group_mean(groups, r, weights)
-        return found
+            means[f"delta/{number}"] = group_mean(groups, rows["delta"], weights)
+            means[f"reward/{number}"] = group_mean(groups, r, weights)
+        return means
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         r, delta = self._rewards(advantages), lik.log_ratio("old")

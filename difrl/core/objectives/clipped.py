@@ -20,12 +20,12 @@ class Clipped(Objective):
 
     low = high is PPO and GRPO (2402.03300); high > low is DAPO's clip-higher (2503.14476); both infinite is
     the importance-weighted policy gradient; decisions = "mean" is GSPO's sequence ratio (2507.18071). At
-    theta = old the gradient is -A grad l. A published range holds for the published reduction of l: a ratio
-    of log-likelihoods averaged over d dimensions is the d-th root of the true one.
+    theta = old the gradient is -A grad l. A published range is valid for the published reduction of l: the ratio
+    for log-likelihoods averaged over d dimensions is the d-th root of the true one.
 
     Attributes:
-      low: how far rho may fall below 1, where A < 0, before the gradient stops; None or inf: no bound.
-      high: how far rho may rise above 1, where A > 0; None or inf: no bound.
+      low: the gradient stops where A < 0 and rho < 1 - low. None or inf: no bound.
+      high: the gradient stops where A > 0 and rho > 1 + high. None or inf: no bound.
 
     Metrics: ratio (rho); clip_high (1 where A > 0 and rho > 1 + high); clip_low (1 where A < 0 and rho < 1 -
     low); approx_kl (rho - 1 - log rho, whose mean over samples of old is KL(old || theta)).
@@ -44,7 +44,7 @@ class Clipped(Objective):
 
 
 def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """max(-a ratio, -a clip(ratio, 1 - low, 1 + high)) and where it is clipped; any one shape."""
+    """Return max(-a ratio, -a clip(ratio, 1 - low, 1 + high)), and metrics of where it is clipped. Any shape."""
     lower = 1.0 - (math.inf if low is None else low)
     upper = 1.0 + (math.inf if high is None else high)
     loss = torch.maximum(-a * ratio, -a * ratio.clamp(lower, upper))
@@ -55,7 +55,7 @@ def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -
 
 
 def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
-    """ratio, and approx_kl = rho - 1 - log rho, of a log ratio to old; detached."""
+    """Return ratio and approx_kl = rho - 1 - log rho of a log ratio to old, detached."""
     log_ratio = log_ratio.detach()
     return {"ratio": log_ratio.exp(), "approx_kl": log_ratio.expm1() - log_ratio}
 

@@ -1,11 +1,13 @@
-"""Policy gradients that hold back the few decisions which cost the policy most of its entropy: Clip-Cov and KL-Cov.
+"""Policy gradients that preserve entropy by restraining few decisions: Clip-Cov and KL-Cov.
 
-A step of policy gradient lowers the entropy of a softmax by about the covariance of log-probability and advantage
-(2505.22617, eq. 8), of which few decisions hold most. A decision's share in it, over all decisions of an update, is
+A policy-gradient step lowers the entropy of a softmax by about the covariance of log-probability and advantage
+(2505.22617, eq. 8). A few decisions contribute most of it. The contribution of a decision, over all decisions of an
+update, is
 
     cov_ij = (l_ij - mean l) (A_ij - mean A)
 
-Clip-Cov takes a part of those with a large share out of the gradient, KL-Cov holds the largest to old.
+Clip-Cov removes some of the decisions with large contributions from the gradient; KL-Cov penalises the KL from old at
+the largest ones.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
 
 
 def covariances(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """cov_ij (2505.22617, eq. 10), 0 where masked; their mean is the covariance. [B, J] each -> [B, J].
+    """Return cov_ij (2505.22617, eq. 10), 0 where masked; its mean is the covariance. [B, J] each -> [B, J].
 
-    Means run in float64, so that the order of the rows does not show.
+    Means run in float64, so that results do not depend on the order of the rows.
     """
     count = mask.sum().clamp(min=1)
 
@@ -41,14 +43,14 @@ class ClipCov(Objective):
         L_ij = (1 - p_ij) max(-A rho, -A clip(rho, 1 - low, 1 + high))
         p_ij = min(1, share N / n)  where lowest < cov_ij < highest, else 0
 
-    N decisions, n of them between the bounds and not clipped already. The paper draws share N of the n by lot and detaches
-    them; p is the probability of being drawn, so this is the mean of its loss, and of its gradient, over all draws. That
-    needs no random number, and does not depend on the order of the rows.
+    There are N decisions, and n of them are between the bounds and not clipped by rho. The paper draws share N of the n
+    at random and detaches them. p is the probability of being drawn, so this is the mean of the paper's loss, and of its
+    gradient, over all draws. It needs no random numbers, and does not depend on the order of the rows.
 
     Attributes:
-      low, high: bounds of rho, as of Clipped.
-      share: r, of all decisions.
-      lowest, highest: omega, between which a covariance must lie.
+      low, high: bounds of rho, as in Clipped.
+      share: r, relative to all decisions.
+      lowest, highest: omega, the bounds between which a covariance must lie.
 
     Metrics: those of Clipped; "covariance/mean" (cov_ij); "covariance/held" (p_ij).
     """
@@ -63,7 +65,9 @@ class ClipCov(Objective):
         check_bounds(self.low, self.high)
         check_share(self.share)
         if not self.lowest < self.highest:
-            raise ValueError(f"covariances lie between {self.lowest} and {self.highest}, expected a lower bound first")
+            raise ValueError(
+                f"lowest is {self.lowest} and highest {self.highest}, expected lowest below highest; exchange the bounds"
+            )
 
     @property
     def scope(self) -> Scope:
@@ -87,18 +91,18 @@ class ClipCov(Objective):
 
 @dataclass(frozen=True)
 class KLCov(Objective):
-    """The policy gradient, with a penalty on the decisions of the largest covariance (2505.22617, eq. 13-14).
+    """The policy gradient, with a penalty on the decisions with the largest covariances (2505.22617, eq. 13-14).
 
         L_ij = -A rho + coefficient |log rho|  where cov_ij is among the share N largest of N, else -A rho
 
-    |log rho| is the authors' estimate of KL(old || theta). Its slope at theta = old is 0, but 1 as soon as rounding tells
-    the two apart: let old be evaluated as theta is, not read from what a sampler recorded.
+    |log rho| is the authors' estimate of KL(old || theta). Its slope is 0 at theta = old, but 1 as soon as rounding
+    separates the two: evaluate old in the same way as theta, and do not use the log-probabilities of the sampler.
 
     Attributes:
-      share: k, of all decisions; one at the least. Of equal covariances all count.
-      coefficient: of the penalty.
+      share: k, relative to all decisions; at least one decision. Of equal covariances all count.
+      coefficient: factor of the penalty.
 
-    Metrics: ratio, approx_kl; "covariance/mean" (cov_ij); "covariance/held" (1 where the penalty is).
+    Metrics: ratio, approx_kl; "covariance/mean" (cov_ij); "covariance/held" (1 where the penalty applies).
     """
 
     share: float = 2e-3
@@ -118,10 +122,10 @@ class KLCov(Objective):
 
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         cov = covariances(rows["logp"], advantages, mask)
-        kept = cov[mask]
-        number = min(len(kept), max(1, int(self.share * len(kept))))
-        largest = kept.topk(number).values.amin() if number else cov.new_zeros(())
-        return {"covariance": cov, "held": (mask & (cov >= largest)).to(cov.dtype)}
+        unmasked = cov[mask]
+        number = min(len(unmasked), max(1, int(self.share * len(unmasked))))
+        threshold = unmasked.topk(number).values.amin() if number else cov.new_zeros(())
+        return {"covariance": cov, "held": (mask & (cov >= threshold)).to(cov.dtype)}
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
@@ -130,11 +134,11 @@ class KLCov(Objective):
 
 
 def covariance_metrics(statistics: Tensors) -> dict[str, Tensor]:
-    """The statistics as metrics."""
+    """Return the statistics under the names of metrics."""
     return {"covariance/mean": statistics["covariance"], "covariance/held": statistics["held"]}
 
 
 def check_share(share: float) -> None:
-    """Raise ValueError unless it is a share of something."""
+    """Raise ValueError unless the share is in (0, 1]."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, expected a number above 0 and at most 1")

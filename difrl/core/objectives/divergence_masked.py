@@ -1,4 +1,4 @@
-"""The policy gradient without what would lead further out of a trust region: Flow-DPPO."""
+"""The policy gradient without the decisions that would lead further out of a trust region: Flow-DPPO."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from difrl.core.objectives.clipped import ratio_metrics
 
 @dataclass(frozen=True)
 class DivergenceMasked(Objective):
-    """Flow-DPPO (2606.11025): a trust region in KL itself, not in a ratio that estimates it from one sample.
+    """Flow-DPPO (2606.11025): a trust region in the exact KL, not in a ratio that estimates it from one sample.
 
         L_ij = -A rho, and 0 where KL(old || theta) >= delta and (A > 0 and rho > 1, or A < 0 and rho < 1)
 
-    What leads back towards old is kept however far theta is. At theta = old the gradient is -A grad l.
+    A decision that leads back towards old is kept, however far theta is from old. At theta = old the gradient is
+    -A grad l.
 
     Attributes:
-      delta: the KL, in the reduction of l, from which on a decision may lead no further away.
+      delta: size of the trust region, a KL in the reduction of l.
 
     Metrics: ratio; approx_kl; "trust/kl" (the exact KL); "trust/dropped" (1 where the loss was dropped).
     """

@@ -1,4 +1,4 @@
-"""Supervised learning from good and bad samples at once: DiffusionNFT."""
+"""Supervised learning from good and bad samples: DiffusionNFT."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from difrl.core.objectives.clipped import ratio_metrics
 
 @dataclass(frozen=True)
 class NegativeAware(Objective):
-    """DiffusionNFT (2509.16117): a mixture towards theta fits good samples, one away from it fits bad ones.
+    """DiffusionNFT (2509.16117): an output mixed towards theta fits good samples, one mixed away from it bad ones.
 
         L_ij = (a / b) (-r l+ - (1 - r) l-),    r = clip(A, -a, a) / (2 a) + 1/2
         l+, l-: the likelihoods under b out_theta + (1 - b) out_old and (1 + b) out_old - b out_theta
 
-    The factor a / b makes the gradient at theta = old exactly -A grad l for |A| <= a, since there both
-    mixtures move by +b and -b times what out_theta does.
+    The factor a / b makes the gradient at theta = old exactly -A grad l for |A| <= a, since there the two mixtures
+    move by +b and -b times the movement of out_theta.
 
     Attributes:
-      mix: b, as the likelihoods were mixed.
+      mix: b, the mixing factor of the likelihoods.
       bound: a.
 
     Metrics: ratio and approx_kl of theta itself; "negative/plus" and "negative/minus" (-l+ and -l-).
@@ -35,7 +35,7 @@ class NegativeAware(Objective):
     def __post_init__(self) -> None:
         check_bound(self.bound)
         if not self.mix > 0:
-            raise ValueError(f"mix is {self.mix}, expected b > 0 of the mixed likelihoods")
+            raise ValueError(f"mix is {self.mix}, expected the mixing factor b > 0 of the likelihoods")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Learning from which of two samples is better: DPO and its relatives."""
+"""Objectives for pairs of a better and a worse sample: DPO and its relatives."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ LOSSES: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Preference(GroupObjective):
-    """DPO (2305.18290) and its relatives: the better of two samples should gain more over the reference.
+    """DPO (2305.18290) and its relatives: the better of two samples should gain more probability over the reference.
 
-        h = g(D_w) - g(D_l),    D = l_theta - l_ref,    g = f' of the divergence that holds theta to the reference
-        L = loss(h), or ((1 - e) loss(h) - e loss(-h)) / (1 - 2 e) where a share e of the labels is flipped
-        (rDPO, 2403.00409: unbiased for the loss of clean labels)
+        h = g(D_w) - g(D_l),    D = l_theta - l_ref,    g = f' of the divergence between theta and the reference
+        L = loss(h), or ((1 - e) loss(h) - e loss(-h)) / (1 - 2 e) if a share e of the labels is flipped
+        (rDPO, 2403.00409: unbiased for the loss with clean labels)
 
-    g is log u, -1/u, log(2u / (1 + u)) or (1 - u^-alpha) / alpha but for a constant, u = exp(D) (f-DPO, 2309.16240).
+    g is, up to a constant, log u, -1/u, log(2u / (1 + u)) or (1 - u^-alpha) / alpha, u = exp(D) (f-DPO, 2309.16240).
 
-    w and l are the samples of highest and lowest advantage of each group (with ties, the first of each); a
-    group in which all agree, and every other sample, has no loss. The rows of a pair hold half of L each,
-    scaled so that the mean over all rows is the mean over groups weighed by their size: for pairs, the mean
-    over pairs. The other half of the pair is seen as a constant, with twice the gradient: exact for any split.
+    w and l are the samples with the highest and the lowest advantage of each group (the first of each with ties). A
+    group with equal advantages, and every other sample, has no loss. Each of the two rows of a pair holds half of L,
+    scaled so that the mean over all rows is the mean over groups, weighted by their size: for pairs, the mean over
+    pairs. In each row the other half is a constant, and the gradient is doubled, which is exact for any split.
 
-    For images l is the forward likelihood and a pair shares (t, noise): with decisions = "each" this is
-    Diffusion-DPO (2311.12908), whose beta times T is ours times the weighting.
+    For images l is the forward likelihood and a pair shares (t, noise). With decisions = "each" this is
+    Diffusion-DPO (2311.12908), whose beta times T is our beta times the weighting.
 
     Attributes:
-      beta: how strongly theta is held to the reference.
+      beta: strength of the regularisation towards the reference.
       loss, divergence: as above.
-      alpha: of the alpha-divergence; 1 is forward KL, towards 0 reverse KL.
+      alpha: parameter of the alpha-divergence; 1 is forward KL, the limit 0 reverse KL.
       flip: e, in [0, 1/2).
-      reference: the name of the likelihoods' reference.
+      reference: name of the likelihoods' reference.
 
     Metrics: "preference/margin" (h of the pairs) and "preference/accuracy" (1 where h > 0), both means over
-    groups; a group that agrees counts as 0.
+    groups; a group with equal advantages counts as 0.
     """
 
     beta: float = 0.1
@@ -76,17 +76,17 @@ class Preference(GroupObjective):
             )
 
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
-        # Of a group that agrees one row is both.
+        # In a group with equal advantages one row is both, and its sign is 0.
         best, worst = group_first_max(groups, advantages, mask), group_first_max(groups, -advantages, mask)
         sign = torch.where(best & worst, 0.0, best.to(torch.float64) - worst.to(torch.float64))
         partner = sign.abs() * (group_sum(groups, rows["delta"] * sign.abs()) - rows["delta"])
-        found = {"partner": partner, "sign": sign, "size": group_sum(groups, mask)}
-        return {name: value.to(rows["delta"].dtype) for name, value in found.items()}
+        statistics = {"partner": partner, "sign": sign, "size": group_sum(groups, mask)}
+        return {name: value.to(rows["delta"].dtype) for name, value in statistics.items()}
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         sign, half = statistics["sign"], statistics["size"] / 2.0
         slope, pair_loss = f_divergence(self.divergence, self.alpha).slope, LOSSES[self.loss]
-        # Rows without a partner are cut off here: an infinite f' of theirs would make a zero gradient NaN.
+        # Rows without a partner are cut off before f': an infinite f' would turn their zero gradient into NaN.
         delta = torch.where(sign != 0, lik.log_ratio(self.reference), 0.0)
         margin = sign * (slope(delta) - slope(statistics["partner"]))
         flipped = self.flip * pair_loss(-margin, self.beta)

@@ -1,4 +1,4 @@
-"""The clipped surrogate of a ratio that is centred and of one spread at every decision: GRPO-Guard."""
+"""The clipped surrogate of a ratio with the same centre and spread at every decision: GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class RatioNormalised(Objective):
         log rho  = (z . d / std - |d|^2 / (2 std^2)) / D,    d = mean_theta - mean_old
         log rho~ = z . d / D                                 with scale = std, bias = |d|^2 / (2 std^2 D)
 
-    so that log rho has a mean below 0 and a spread that grows as the step's noise shrinks, and an upper bound
-    is never met, while log rho~ has mean 0 and spread |d| / D at every step. The bias carries its gradient.
-    The paper also divides a step's loss by |dt|, so that steps pull equally: that is the likelihoods'
-    `weight` w. At theta = old the gradient is -A w scale grad l.
+    log rho has a mean below 0, so that it rarely reaches an upper bound, and a spread that grows as the noise of the step
+    shrinks. log rho~ has mean 0 and spread |d| / D at every step. The bias carries its gradient. The paper also divides
+    the loss of a step by |dt|, so that all steps have the same influence: that is the `weight` w of the likelihoods. At
+    theta = old the gradient is -A w scale grad l.
 
     Attributes:
-      low, high: bounds of rho~, as of Clipped.
-      bias: "closed_form" reads the likelihoods' bias; "batch" takes the mean of -log rho over the step's
-        samples at each j, a constant, for likelihoods that have no closed form.
+      low, high: bounds of rho~, as in Clipped.
+      bias: "closed_form" takes the likelihoods' bias; "batch" takes the mean of -log rho over the samples of the step
+        at each j, as a constant, for likelihoods without a closed form.
 
     Metrics: those of Clipped (ratio and approx_kl of rho itself); "ratio/normalised" (rho~).
     """
@@ -61,10 +61,8 @@ class RatioNormalised(Objective):
         return {} if self.bias == "closed_form" else {"bias": -lik.log_ratio("old").detach()}
 
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
-        def mean(x: Tensor) -> Tensor:
-            return ((x * mask).sum(0) / mask.sum(0).clamp(min=1)).expand_as(x)
-
-        return {name: mean(value) for name, value in rows.items()}
+        count = mask.sum(0).clamp(min=1)
+        return {name: ((value * mask).sum(0) / count).expand_as(value) for name, value in rows.items()}
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         bias = lik["bias"] if self.bias == "closed_form" else statistics["bias"]

@@ -125,7 +125,7 @@ def test_no_decision_is_no_error() -> None:
     ("make", "reason"),
     [
         (lambda: ClipCov(share=0.0), "share is 0"),
-        (lambda: ClipCov(lowest=2.0, highest=1.0), r"between 2\.0 and 1\.0"),
+        (lambda: ClipCov(lowest=2.0, highest=1.0), r"lowest is 2\.0 and highest 1\.0"),
         (lambda: ClipCov(low=-1.0), "clip low is -1"),
         (lambda: KLCov(share=1.5), "share is 1.5"),
         (lambda: KLCov(coefficient=0.0), "coefficient is 0"),
