@@ -19,7 +19,7 @@ from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TUNED, Steering
 from difrl.reporting.html import write_report
 from difrl.reporting.inference_defaults import Chosen
-from difrl.reporting.number_format import CLEAR, number
+from difrl.reporting.number_format import CLEAR, number, plus_minus
 from difrl.reporting.summary import STDERR
 from difrl.reporting.sweep_peaks import WATCHED, best, peak, watched
 from difrl.runtime.distributed import Processes
@@ -165,7 +165,7 @@ def _cell(result: Mapping[str, Any], name: str, row: int) -> str:
     value, error = result[name][row], result.get(f"{name}/stderr", {})
     if value is None:
         return "-"
-    spread = f" ± {number(error[row])}" if error and error[row] is not None else ""
+    spread = plus_minus(error[row]) if error else ""
     if not name.startswith(HIGHEST) or row != peak(result[name]):
         return f"{number(value)}{spread}"
     mark = f"{PEAK} " if name.startswith(WATCHED) else ""

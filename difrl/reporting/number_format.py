@@ -30,6 +30,11 @@ def signed(value: float) -> str:
     return number(value) if math.isnan(value) or value < 0 else f"+{number(value)}"
 
 
+def plus_minus(error: float | None) -> str:
+    """Return " ± 0.015", to be put behind a value; empty if the error is unknown."""
+    return "" if error is None or not math.isfinite(error) else f" ± {number(error)}"
+
+
 def count(value: float) -> str:
     """1234 -> 1,234 and 1234567 -> 1.23 M."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):

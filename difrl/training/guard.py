@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from difrl.config import GuardConfig
-from difrl.reporting.number_format import number
+from difrl.reporting.number_format import number, plus_minus
 from difrl.reporting.summary import STDERR
 
 TRAINED = "eval/reward/mean"
@@ -159,5 +159,4 @@ def _known(row: Row, key: str) -> bool:
 
 
 def _shown(row: Row, key: str) -> str:
-    error = row.get(key + STDERR, math.nan)
-    return number(row[key]) + (f" ± {number(error)}" if math.isfinite(error) else "")
+    return number(row[key]) + plus_minus(row.get(key + STDERR))

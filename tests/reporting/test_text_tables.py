@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from difrl.reporting.html.text_tables import over_training, read_written, side_by_side, written
+from difrl.reporting.html.text_tables import over_training, parse_text_samples, read_text_samples, side_by_side
 
 
 def sheet(texts: list[list[str]], scores: Any = None, label: str = "") -> dict[str, Any]:
@@ -17,8 +17,8 @@ def sheet(texts: list[list[str]], scores: Any = None, label: str = "") -> dict[s
 
 def test_before_after_and_the_mean_reward_of_each_prompt() -> None:
     first, last = (
-        written(sheet([["x", "<b>"], ["", "y"]], [[0.0, 1.0], [None, 0.0]])),
-        written(sheet([["z"], ["w"]], [[1.0], [None]]), 9),
+        parse_text_samples(sheet([["x", "<b>"], ["", "y"]], [[0.0, 1.0], [None, 0.0]])),
+        parse_text_samples(sheet([["z"], ["w"]], [[1.0], [None]]), 9),
     )
     assert first is not None
     assert last is not None
@@ -31,13 +31,13 @@ def test_before_after_and_the_mean_reward_of_each_prompt() -> None:
 
 
 def test_one_step_alone_has_no_before() -> None:
-    only = written(sheet([["x"], ["y"]]), 4)
+    only = parse_text_samples(sheet([["x"], ["y"]]), 4)
     assert only is not None
     assert over_training([only]).count("<th>") == 3
 
 
 def test_a_column_a_set_and_no_more_than_four_of_each() -> None:
-    found = written(sheet([["x"] * 6, ["y"]], label="w = 2"))
+    found = parse_text_samples(sheet([["x"] * 6, ["y"]], label="w = 2"))
     assert found is not None
     page = side_by_side(found)
     assert "<th>w = 2</th>" in page
@@ -49,7 +49,7 @@ def test_a_column_a_set_and_no_more_than_four_of_each() -> None:
     "value", [None, [], {"prompts": ["a"]}, sheet([["x"]]), sheet([["x"], ["y"]], [[1.0, 2.0], [1.0]])]
 )
 def test_what_is_no_sheet_of_texts(value: Any) -> None:
-    assert written(value) is None
+    assert parse_text_samples(value) is None
 
 
 def test_a_damaged_file_is_named_and_pictures_are_left_alone(tmp_path: Path) -> None:
@@ -58,5 +58,5 @@ def test_a_damaged_file_is_named_and_pictures_are_left_alone(tmp_path: Path) -> 
     (tmp_path / "step-000002.json").write_text(json.dumps({"prompts": ["a"], "columns": 1, "scores": [[1.0]]}))
     (tmp_path / "step-000002.png").write_bytes(b"")
     problems: list[str] = []
-    assert [one.step for one in read_written(tmp_path, problems)] == [0]
+    assert [one.step for one in read_text_samples(tmp_path, problems)] == [0]
     assert problems == ["step-000001.json is not what was expected of a sheet of texts; it is left out."]

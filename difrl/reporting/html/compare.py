@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from difrl.reporting import number_format as formats
 from difrl.reporting.html.figures import training_figure
-from difrl.reporting.html.panels import COLOURS, comparison_charts
+from difrl.reporting.html.panels import comparison_charts, nth_colour
 from difrl.reporting.html.read_run import RunRecord
 from difrl.reporting.html.sections import TONE, VERDICT, axis_switch, note, picture, section
 from difrl.reporting.summary import Change
@@ -29,26 +27,21 @@ def comparison(runs: Sequence[RunRecord]) -> str:
 
 
 def _table(runs: Sequence[RunRecord]) -> str:
-    """A row a run, a column a measure that any of them has."""
-    found = [run.changes() for run in runs]
-    measures = list(dict.fromkeys((change.key, change.name, change.role) for row in found for change in row))
-    head = "".join(f"<th>{escape(name)}<small>{role}</small></th>" for _, name, role in measures)
+    """Return a row a run, a column a metric that any of them has."""
+    found = [{change.key: change for change in run.changes()} for run in runs]
+    columns = {key: change for row in found for key, change in row.items()}
+    head = "".join(f"<th>{escape(change.name)}<small>{change.role}</small></th>" for change in columns.values())
     rows = ""
     for index, (run, row) in enumerate(zip(runs, found, strict=True)):
-        by_key = {change.key: change for change in row}
-        cells = "".join(f"<td>{_cell(by_key.get(key))}</td>" for key, _, _ in measures)
-        rows += f"<tr><th>{_name(run, index)}</th>{cells}{_cost(run)}</tr>"
+        warning = ' <span title="see the notes on this run folder below">⚠</span>' if run.problems else ""
+        link = f'<a href="#run-{escape(run.name, quote=True)}">{escape(run.name)}</a>'
+        cells = "".join(f"<td>{_cell(row.get(key))}</td>" for key in columns)
+        rows += f'<tr><th><i class="c{nth_colour(index)}"></i>{link}{warning}</th>{cells}{_cost(run)}</tr>'
     return (
         f'<section><div class="scroll"><table><thead><tr><th>run</th>{head}<th>steps</th>'
         f"<th>{runs[0].nfe_name}</th><th>time</th></tr></thead><tbody>{rows}</tbody></table></div>"
         f"{note('Before → after on evaluation prompts, ± one standard error.')}</section>"
     )
-
-
-def _name(run: RunRecord, index: int) -> str:
-    warning = ' <span title="see the notes on this run folder below">⚠</span>' if run.problems else ""
-    link = f'<a href="#run-{escape(run.name, quote=True)}">{escape(run.name)}</a>'
-    return f'<i class="c{index % COLOURS + 1}"></i>{link}{warning}'
 
 
 def _cost(run: RunRecord) -> str:
@@ -62,11 +55,10 @@ def _cost(run: RunRecord) -> str:
 def _cell(change: Change | None) -> str:
     if change is None:
         return "–"
-    error = f" ± {formats.number(change.after_stderr)}" if math.isfinite(change.after_stderr) else ""
     tone, verdict = TONE[change.direction], VERDICT[change.direction]
     return (
         f"{formats.number(change.before)} → <b>{formats.number(change.after)}</b>"
-        f'<span class="error">{error}</span>'
+        f'<span class="error">{formats.plus_minus(change.after_stderr)}</span>'
         f'<small class="change {tone}" title="{verdict}">{formats.signed(change.difference)}</small>'
     )
 
@@ -87,7 +79,7 @@ def _differences(runs: Sequence[RunRecord]) -> str:
     return section("Settings that differ", f'<div class="scroll"><table class="settings">{table}</table></div>')
 
 
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(value: object, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(value, dict) and value:
         return [pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}{key}.")]
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):

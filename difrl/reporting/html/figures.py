@@ -22,7 +22,12 @@ def training_figure(chart: Chart, nfe_name: str) -> str:
     for axis in AXES:
         lines = [line for line in (curve.line(axis) for curve in chart.curves) if line.x]
         if axis == "step" or any(max(line.x) > 0 for line in lines):
-            drawings[axis] = _draw(chart, lines, titles[axis], axis == "step")
+            log, whole_x = chart.log and any(map(_wide, lines)), axis == "step"
+            drawings[axis] = (
+                stacked_chart(lines, titles[axis], whole_x=whole_x)
+                if chart.stacked
+                else line_chart(lines, titles[axis], log=log, whole_x=whole_x)
+            )
     drawings = {axis: svg for axis, svg in drawings.items() if svg}
     if not drawings:
         return ""
@@ -33,7 +38,11 @@ def training_figure(chart: Chart, nfe_name: str) -> str:
 def figure(title: str, lines: Sequence[Line], plots: str, note: str = "", axes: str = "", values: bool = True) -> str:
     """values: the legend shows the latest value of each line, which makes sense along time only."""
     small = f'<p class="note">{escape(note)}</p>' if note else ""
-    legend = "".join(_legend(line, values) for line in lines)
+    legend = ""
+    for line in lines:
+        tip = escape(f"{line.key}: {definition(line.key)}".rstrip(": "), quote=True)
+        latest = f" <b>{formats.number(line.latest)}</b>" if values else ""
+        legend += f'<li tabindex="0" data-tip="{tip}"><i class="c{line.colour}"></i>{escape(line.label)}{latest}</li>'
     which = f' data-axes="{axes}"' if axes else ""
     return (
         f'<figure class="chart"{which}><figcaption><h3>{escape(title)}</h3><ul class="legend">{legend}</ul>'
@@ -52,18 +61,6 @@ def smoothing_note(charts: Sequence[Chart]) -> str:
     return f"Thin lines: every step; thick lines: running mean of {window} points.{binned}"
 
 
-def _draw(chart: Chart, lines: list[Line], x_title: str, whole_x: bool) -> str:
-    if chart.stacked:
-        return stacked_chart(lines, x_title, whole_x=whole_x)
-    return line_chart(lines, x_title, log=chart.log and any(map(_wide, lines)), whole_x=whole_x)
-
-
 def _wide(line: Line) -> bool:
     values = [value for value in line.y if math.isfinite(value)]
     return bool(values) and min(values) > 0 and max(values) / min(values) > WIDE_RANGE
-
-
-def _legend(line: Line, value: bool) -> str:
-    tip = escape(f"{line.key}: {definition(line.key)}".rstrip(": "), quote=True)
-    latest = f" <b>{formats.number(line.latest)}</b>" if value else ""
-    return f'<li tabindex="0" data-tip="{tip}"><i class="c{line.colour}"></i>{escape(line.label)}{latest}</li>'

@@ -135,12 +135,12 @@ DEFINITIONS: dict[str, str] = {
 
 
 def definition(key: str) -> str:
-    """The sentence for a metric, or an empty string where it is not one of the known ones."""
-    return next((text for pattern, text in DEFINITIONS.items() if fnmatchcase(key, pattern)), "")
+    """Return the definition of a metric, or an empty string if it has none."""
+    return DEFINITIONS.get(_pattern(key), "")
 
 
 def entries(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """(pattern, definition) of what occurs in `keys`, each once, in the order of DEFINITIONS."""
+    """Return (pattern, definition) of the metrics in `keys`, each once, in the order of DEFINITIONS."""
     used = {_pattern(key) for key in keys}
     return [(pattern, text) for pattern, text in DEFINITIONS.items() if pattern in used]
 

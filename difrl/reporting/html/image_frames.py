@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from difrl.reporting.number_format import mean
+
 MOST_FRAMES = 24  # a long run is thinned to this many: first and last stay, the rest at even distances
 LARGEST = 500_000  # bytes: a larger picture is stored again as JPEG
 WIDEST = 2000  # pixels, of a picture stored again
@@ -40,12 +42,10 @@ class Frame:
 
 def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
     found = sorted((int(match[1]), path) for path in folder.glob("step-*.png") if (match := STEP.search(path.name)))
-    kept = found
     if len(found) > MOST_FRAMES:
-        places = {round(index * (len(found) - 1) / (MOST_FRAMES - 1)) for index in range(MOST_FRAMES)}
-        kept = [found[place] for place in sorted(places)]
+        found = [found[round(index * (len(found) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)]
     frames = []
-    for step, path in kept:
+    for step, path in found:
         picture = read_picture(path, problems)
         if picture is not None:
             prompts, score = _notes(path.with_suffix(".json"), problems)
@@ -64,19 +64,14 @@ def read_picture(path: Path, problems: list[str]) -> Picture | None:
         return None
     kind = (image.format or "png").lower()
     if len(data) > LARGEST:
-        data, image = _smaller(image)
-        kind = "jpeg"
+        image, kind = image.convert("RGB"), "jpeg"
+        if image.width > WIDEST:
+            image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=88)
+        data = buffer.getvalue()
     text = base64.b64encode(data).decode("ascii")
     return Picture(f"data:image/{kind};base64,{text}", image.width, image.height)
-
-
-def _smaller(image: Image.Image) -> tuple[bytes, Image.Image]:
-    image = image.convert("RGB")
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
-    held = io.BytesIO()
-    image.save(held, "JPEG", quality=88)
-    return held.getvalue(), image
 
 
 def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:
@@ -90,5 +85,4 @@ def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:
     except (ValueError, TypeError, AttributeError):
         problems.append(f"{path.name} is not what was expected beside a sample grid; its scores are not shown.")
         return (), math.nan
-    known = [one for one in numbers if math.isfinite(one)]
-    return prompts, sum(known) / len(known) if known else math.nan
+    return prompts, mean(numbers)

@@ -19,11 +19,19 @@ def render(runs: Sequence[RunRecord]) -> str:
     for run in runs:
         if names.count(run.name) > 1:
             run.name = f"{run.folder.resolve().parent.name}/{run.name}"
-    several = len(runs) > 1
     title = " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs"
-    body = comparison(runs) if several else ""
-    body += "".join(_several(run) if several else _single(run) for run in runs)
-    style, script = _asset("page.css"), _asset("page.js")
+    if len(runs) > 1:
+        body = comparison(runs)
+        for run in runs:
+            body += (
+                f'<details class="run" id="run-{escape(run.name, quote=True)}"><summary>'
+                f"<h2>{escape(run.name)}</h2></summary>{_facts(run)}{_parts(run)}</details>"
+            )
+    else:
+        (run,) = runs
+        name = f'<p class="kicker">difrl run</p><h1>{escape(run.name)}</h1>'
+        body = f"<header>{name}{_facts(run)}</header>{_parts(run)}"
+    style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -34,37 +42,27 @@ def render(runs: Sequence[RunRecord]) -> str:
     )
 
 
-def _single(run: RunRecord) -> str:
-    title = f'<p class="kicker">difrl run</p><h1>{escape(run.name)}</h1>'
-    return f"<header>{title}{_facts(run)}</header>{_parts(run)}"
-
-
-def _several(run: RunRecord) -> str:
-    return (
-        f'<details class="run" id="run-{escape(run.name, quote=True)}"><summary>'
-        f"<h2>{escape(run.name)}</h2></summary>{_facts(run)}{_parts(run)}</details>"
-    )
-
-
 def _parts(run: RunRecord) -> str:
-    return "".join(
-        (
-            sections.problems(run),
-            sections.headline(run),
-            sections.samples(run),
-            sections.curves(run),
-            sections.sweep(run),
-            sections.settings(run),
-        )
+    parts = (
+        sections.problems,
+        sections.headline,
+        sections.samples,
+        sections.curves,
+        sections.sweep,
+        sections.settings,
     )
+    return "".join(part(run) for part in parts)
 
 
 def _facts(run: RunRecord) -> str:
     """Algorithm, model, how far the run came and what it cost, as a line of small facts."""
-    model = run.config.get("model")
-    facts = [run.config.get("algorithm"), model.get("path") if isinstance(model, dict) else None]
-    if isinstance(model, dict) and model.get("train"):
-        facts.append({"lora": "LoRA", "full": "all weights"}.get(model["train"], model["train"]))
+    model = run.settings("model")
+    trained = str(model.get("train", ""))
+    facts = [
+        run.config.get("algorithm"),
+        model.get("path"),
+        {"lora": "LoRA", "full": "all weights"}.get(trained, trained),
+    ]
     steps = int(run.rows[-1]["step"]) if run.rows else 0
     planned = run.planned_steps
     facts.append(f"{steps} of {planned} steps" if planned and planned != steps else f"{steps} steps")
@@ -83,7 +81,3 @@ def _glossary(runs: Sequence[RunRecord]) -> str:
         f"<div><dt><code>{escape(pattern)}</code></dt><dd>{escape(text)}</dd></div>" for pattern, text in entries(keys)
     )
     return f'<section class="glossary"><h2>What the numbers are</h2><dl>{items}</dl></section>'
-
-
-def _asset(name: str) -> str:
-    return files("difrl.reporting.html").joinpath(name).read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from difrl.reporting.html.charts import Line
@@ -44,68 +44,74 @@ class Chart:
 
 
 def training_charts(run: RunRecord) -> list[Chart]:
-    """The charts of one run, in reading order; a chart without data is left out."""
+    """Return the charts of one run, in reading order. A chart without data is left out."""
+    evaluated = "eval/reward/mean" in run.metrics()
+    lr_moves = len(set(run.series("lr", "step")[1])) > 1
     charts = [
-        _reward(run),
+        _chart(
+            run,
+            "Reward",
+            {"reward/mean": "training prompts", "eval/reward/mean": "evaluation prompts"},
+            "Band: one standard error of the mean on evaluation prompts." if evaluated else "",
+        ),
         _each_reward(run),
         _family(run, "Watched, never optimised", "watch/", "A fall while the reward rises: it is being exploited."),
         _family(run, "Divergence from anchors", "kl/", "How far training has moved from each anchor.", log=True),
         _family(run, "Coefficients of anchors", "coefficient/", "What each divergence is multiplied by.", log=True),
         _family(run, "Diversity within a prompt", "diversity/", "A fall: samples of one prompt grow alike."),
-        _named(
+        _chart(
             run,
             "Ratio to the sampling policy",
             {"ratio/mean": "mean"},
             "Band: one standard deviation over decisions. Near 1, samples are on-policy.",
             error="ratio/std",
         ),
-        _named(
+        _chart(
             run,
             "Shares without gradient",
             {"clip/high": "clipped above", "clip/low": "clipped below", "groups/zero_std": "idle groups"},
             "Idle: all samples of the prompt had the same reward.",
         ),
-        _named(run, "Gradient norm", {"grad_norm": "before clipping"}, log=True),
-        _named(run, "Loss", {"loss": "loss"}),
-        _named(run, "Learning rate", {"lr": "learning rate"} if _moves(run, "lr") else {}, smooth=False),
-        _times(run),
+        _chart(run, "Gradient norm", {"grad_norm": "before clipping"}, log=True),
+        _chart(run, "Loss", {"loss": "loss"}),
+        _chart(run, "Learning rate", {"lr": "learning rate"} if lr_moves else {}, smooth=False),
+        _chart(run, "Where the time goes", _names(run, "time/"), "Seconds a step.", stacked=True),
     ]
     return [chart for chart in charts if chart.curves]
 
 
 def other_charts(run: RunRecord) -> list[Chart]:
-    """Metrics no chart above shows, grouped by the first part of their name: nothing logged is hidden."""
+    """Return charts of the metrics that no chart above shows, grouped by the first part of their name."""
     shown = {curve.key for chart in training_charts(run) for curve in chart.curves} | {"ratio/std"}
     groups: dict[str, list[str]] = {}
     for key in run.metrics():
-        if key not in shown and not key.endswith(STDERR) and not _repeats_mean(run, key):
-            groups.setdefault(key.rpartition("/")[0] or key, []).append(key)
+        group = key.rpartition("/")[0]
+        same_as_mean = group in ("reward", "eval/reward") and run.series(key, "step") == run.series(
+            f"{group}/mean", "step"
+        )
+        if key not in shown and not key.endswith(STDERR) and not same_as_mean:
+            groups.setdefault(group or key, []).append(key)
     return [
-        Chart(name, [Curve(run, key, key.rpartition("/")[2], _colour(index)) for index, key in enumerate(keys)])
+        Chart(name, [Curve(run, key, key.rpartition("/")[2], nth_colour(index)) for index, key in enumerate(keys)])
         for name, keys in groups.items()
     ]
 
 
 def comparison_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """One chart a measure, one colour a run."""
+    """Return one chart a metric, with one colour a run."""
     metrics = list(dict.fromkeys(key for run in runs for key in run.metrics()))
-    wanted = ["eval/reward/mean" if "eval/reward/mean" in metrics else "reward/mean"]
+    keys = ["eval/reward/mean" if "eval/reward/mean" in metrics else "reward/mean"]
     for prefix in ("eval/watch/", "eval/diversity/", "kl/"):
-        wanted += [key for key in metrics if key.startswith(prefix) and not key.endswith(STDERR)]
+        keys += [key for key in metrics if key.startswith(prefix) and not key.endswith(STDERR)]
     charts = []
-    for key in wanted:
-        evaluated = key.startswith("eval/")
-        curves = [
-            Curve(run, key, run.name, _colour(index), f"{key}{STDERR}" if evaluated else "", evaluated)
-            for index, run in enumerate(runs)
-            if key in run.metrics()
-        ]
-        charts.append(Chart(spoken(key), curves, log=key.startswith("kl/")))
+    for key in keys:
+        curves = [_curve(run, key, run.name, i) for i, run in enumerate(runs) if key in run.metrics()]
+        charts.append(Chart(metric_title(key), curves, log=key.startswith("kl/")))
     return [chart for chart in charts if chart.curves]
 
 
-def spoken(key: str) -> str:
-    """A metric's name as a title."""
+def metric_title(key: str) -> str:
+    """Return the title of a chart of this metric alone."""
     if key.endswith("reward/mean"):
         return "Reward on evaluation prompts" if key.startswith("eval/") else "Reward"
     name = key.rpartition("/")[2]
@@ -118,82 +124,51 @@ def spoken(key: str) -> str:
     return next((title for part, title in titles.items() if part in key), key)
 
 
-def _reward(run: RunRecord) -> Chart:
-    metrics, curves, note = run.metrics(), [], ""
-    if "reward/mean" in metrics:
-        curves.append(Curve(run, "reward/mean", "training prompts", 1))
-    if "eval/reward/mean" in metrics:
-        error = f"eval/reward/mean{STDERR}"
-        curves.append(Curve(run, "eval/reward/mean", "evaluation prompts", 2, error, dots=True))
-        note = "Band: one standard error of the mean on evaluation prompts."
-    return Chart("Reward", curves, note)
+def nth_colour(index: int) -> int:
+    """Return the colour, 1 to COLOURS, of the curve or run at this index."""
+    return index % COLOURS + 1
 
 
 def _each_reward(run: RunRecord) -> Chart:
-    """Single rewards, where there are several: on evaluation prompts if evaluated, else from the rollouts."""
+    """Return the single rewards if there are several: on evaluation prompts if evaluated, else on training prompts."""
     for prefix, note in (("eval/reward/", "On evaluation prompts."), ("reward/", "On training prompts.")):
-        keys = [key for key in run.metrics() if key.startswith(prefix) and not key.endswith((STDERR, "/mean"))]
-        if len(keys) > 1:
-            evaluated = prefix.startswith("eval/")
-            curves = [
-                Curve(
-                    run,
-                    key,
-                    key.removeprefix(prefix),
-                    _colour(index),
-                    f"{key}{STDERR}" if evaluated else "",
-                    evaluated,
-                )
-                for index, key in enumerate(keys)
-            ]
-            return Chart("Each trained reward", curves, note)
+        labels = {key: name for key, name in _names(run, prefix).items() if not key.endswith("/mean")}
+        if len(labels) > 1:
+            return _chart(run, "Each trained reward", labels, note)
     return Chart("Each trained reward")
 
 
-def _family(run: RunRecord, title: str, prefix: str, note: str, log: bool = False) -> Chart:
-    """Every name under a prefix: from the rollouts, then on evaluation prompts."""
-    curves: list[Curve] = []
-    for start in (prefix, f"eval/{prefix}"):
-        for key in run.metrics():
-            if key.startswith(start) and not key.endswith(STDERR):
-                evaluated = start != prefix
-                label = key.removeprefix(start) + (", evaluation" if evaluated else "")
-                error = f"{key}{STDERR}" if evaluated else ""
-                curves.append(Curve(run, key, label, _colour(len(curves)), error, evaluated))
-    return Chart(title, curves, note, log=log)
+def _family(run: RunRecord, title: str, prefix: str, note: str, *, log: bool = False) -> Chart:
+    """Return every metric under a prefix, of training steps and then of evaluations."""
+    evaluated = {key: f"{name}, evaluation" for key, name in _names(run, f"eval/{prefix}").items()}
+    return _chart(run, title, _names(run, prefix) | evaluated, note, log=log)
 
 
-def _named(
+def _names(run: RunRecord, prefix: str) -> dict[str, str]:
+    """Return the metrics of a run under a prefix, as key -> name."""
+    return {
+        key: key.removeprefix(prefix) for key in run.metrics() if key.startswith(prefix) and not key.endswith(STDERR)
+    }
+
+
+def _chart(
     run: RunRecord,
     title: str,
-    labels: dict[str, str],
+    labels: Mapping[str, str],
     note: str = "",
     *,
     error: str = "",
     log: bool = False,
+    stacked: bool = False,
     smooth: bool = True,
 ) -> Chart:
-    """The metrics in `labels` that the run has."""
+    """Return a chart of the metrics in `labels` that the run has."""
     found = [(key, label) for key, label in labels.items() if key in run.metrics()]
-    curves = [Curve(run, key, label, _colour(index), error, smooth=smooth) for index, (key, label) in enumerate(found)]
-    return Chart(title, curves, note, log=log)
+    curves = [_curve(run, key, label, index, error, smooth) for index, (key, label) in enumerate(found)]
+    return Chart(title, curves, note, stacked, log)
 
 
-def _moves(run: RunRecord, key: str) -> bool:
-    return len(set(run.series(key, "step")[1])) > 1
-
-
-def _times(run: RunRecord) -> Chart:
-    keys = [key for key in run.metrics() if key.startswith("time/")]
-    curves = [Curve(run, key, key.removeprefix("time/"), _colour(index)) for index, key in enumerate(keys)]
-    return Chart("Where the time goes", curves, "Seconds a step.", stacked=True)
-
-
-def _repeats_mean(run: RunRecord, key: str) -> bool:
-    """The only reward, where it is the mean over rewards under another name."""
-    prefix = key.rpartition("/")[0]
-    return prefix in ("reward", "eval/reward") and run.series(key, "step") == run.series(f"{prefix}/mean", "step")
-
-
-def _colour(index: int) -> int:
-    return index % COLOURS + 1
+def _curve(run: RunRecord, key: str, label: str, index: int, error: str = "", smooth: bool = True) -> Curve:
+    """Return a curve; evaluations show every point and the band of their standard error."""
+    evaluated = key.startswith("eval/")
+    return Curve(run, key, label, nth_colour(index), f"{key}{STDERR}" if evaluated else error, evaluated, smooth)

@@ -10,12 +10,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from difrl.reporting.html.image_frames import Frame, Picture, read_frames, read_picture
-from difrl.reporting.html.text_tables import Written, read_written, written
+from difrl.reporting.html.text_tables import TextSamples, parse_text_samples, read_text_samples
 from difrl.reporting.inference_defaults import Chosen, ChosenError, read_chosen
 from difrl.reporting.summary import Change, changes
 
@@ -32,7 +31,7 @@ class Sweep:
     picture: Picture | None = None
     first_steps: int = 0
     adaptive: float | None = None
-    written: Written | None = None
+    texts: TextSamples | None = None
     """Texts at each weight."""
 
 
@@ -44,12 +43,12 @@ class RunRecord:
     folder: Path
     rows: list[Row] = field(default_factory=list)
     config_text: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
-    written: list[Written] = field(default_factory=list)
+    texts: list[TextSamples] = field(default_factory=list)
     sweep: Sweep | None = None
     chosen: Chosen | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def metrics(self) -> list[str]:
@@ -63,9 +62,9 @@ class RunRecord:
 
     def evaluation(self, which: int) -> Row:
         """The first (0) or the last (-1) row with evaluation metrics, or summary.json's where it has them."""
-        told = self.summary.get("before" if which == 0 else "after")
-        if isinstance(told, dict) and told:
-            return _numbers(told)
+        saved = _numbers(self.summary.get("before" if which == 0 else "after"))
+        if saved:
+            return saved
         rows = [row for row in self.rows if any(key.startswith("eval/") for key in row)]
         return rows[which] if rows else {}
 
@@ -74,16 +73,18 @@ class RunRecord:
         first, last = self.evaluation(0), self.evaluation(-1)
         return changes(first, last) if first is not last else []
 
+    def settings(self, section: str) -> dict[str, object]:
+        """Return a section of config.yaml, empty if there is none."""
+        found = self.config.get(section)
+        return found if isinstance(found, dict) else {}
+
     @property
     def nfe_name(self) -> str:
-        likelihood = self.config.get("likelihood")
-        text = isinstance(likelihood, dict) and likelihood.get("kind") == "tokens"
-        return "tokens generated" if text else "denoiser evaluations"
+        return "tokens generated" if self.settings("likelihood").get("kind") == "tokens" else "denoiser evaluations"
 
     @property
     def planned_steps(self) -> int | None:
-        train = self.config.get("train")
-        steps = train.get("steps") if isinstance(train, dict) else None
+        steps = self.settings("train").get("steps")
         return steps if isinstance(steps, int) else None
 
 
@@ -102,10 +103,13 @@ def read_run(folder: Path) -> RunRecord:
     else:
         run.problems.append("config.yaml is missing, so the settings of this run are not shown.")
     run.frames = read_frames(folder / "samples", run.problems)
-    run.written = read_written(folder / "samples", run.problems)
+    run.texts = read_text_samples(folder / "samples", run.problems)
     run.summary = _read_json(folder / "summary.json", run.problems)
     run.sweep = _read_sweep(folder, run.problems)
-    run.chosen = _read_chosen(folder, run.problems)
+    try:
+        run.chosen = read_chosen(folder)
+    except ChosenError:
+        run.problems.append("inference.json cannot be read; the run's default weight is not shown.")
     return run
 
 
@@ -119,13 +123,17 @@ def read_metrics(path: Path, problems: list[str]) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = _parse_line(line)
-        if row is None:
+        try:
+            value: object = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
             last = number == len(lines)
             why = "is cut short, as when a run is killed while writing it" if last else "is not a JSON object"
             problems.append(f"Line {number} of metrics.jsonl {why}; it is left out.")
             continue
-        if "step" not in row or not math.isfinite(row["step"]):
+        row = _numbers(value)
+        if not math.isfinite(row.get("step", math.nan)):
             problems.append(f"Line {number} of metrics.jsonl has no step; it is left out.")
             continue
         step = int(row["step"])
@@ -137,19 +145,12 @@ def read_metrics(path: Path, problems: list[str]) -> list[Row]:
     return _with_axes(found)
 
 
-def _parse_line(line: str) -> Row | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return _numbers(value) if isinstance(value, dict) else None
-
-
-def _numbers(values: dict[str, Any]) -> Row:
-    """Numbers as floats, null as NaN; anything else is no metric."""
+def _numbers(values: object) -> Row:
+    """Return the metrics of a JSON object, with null as NaN. Leave out anything that is no number."""
+    items = values.items() if isinstance(values, dict) else ()
     return {
         key: math.nan if value is None else float(value)
-        for key, value in values.items()
+        for key, value in items
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
 
@@ -174,7 +175,7 @@ def _with_axes(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _parse_config(text: str, problems: list[str]) -> dict[str, Any]:
+def _parse_config(text: str, problems: list[str]) -> dict[str, object]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -183,7 +184,7 @@ def _parse_config(text: str, problems: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+def _read_json(path: Path, problems: list[str]) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
@@ -208,7 +209,7 @@ def _read_sweep(folder: Path, problems: list[str]) -> Sweep | None:
             problems.append(f"rlg.json has {len(numbers)} values of {key} for {len(weights)} weights; left out.")
             continue
         series[key] = [float(one) if isinstance(one, int | float) else math.nan for one in numbers]
-    name, texts = value.get("picture"), written(value.get("samples"))
+    name, texts = value.get("picture"), parse_text_samples(value.get("samples"))
     picture = read_picture(folder / name, problems) if isinstance(name, str) and texts is None else None
     order = sorted(range(len(weights)), key=lambda index: weights[index])
     return Sweep(
@@ -221,14 +222,6 @@ def _read_sweep(folder: Path, problems: list[str]) -> Sweep | None:
     )
 
 
-def _setting(value: dict[str, Any], key: str) -> float | None:
+def _setting(value: dict[str, object], key: str) -> float | None:
     found = value.get(key)
     return float(found) if isinstance(found, int | float) else None
-
-
-def _read_chosen(folder: Path, problems: list[str]) -> Chosen | None:
-    try:
-        return read_chosen(folder)
-    except ChosenError:
-        problems.append("inference.json cannot be read; the run's default weight is not shown.")
-        return None

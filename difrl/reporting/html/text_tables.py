@@ -21,117 +21,98 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Completions:
-    """Of P prompts, in one way to draw them."""
+    """Completions of P prompts, drawn in one way."""
 
     label: str
     texts: list[list[str]]
     """[P][N]."""
     scores: list[list[float]]
-    """[P][N], NaN where nothing scored the text."""
-
-    def mean(self, row: int) -> float:
-        """Of the scores of a prompt's completions."""
-        known = [score for score in self.scores[row] if math.isfinite(score)]
-        return formats.mean(known) if known else math.nan
+    """[P][N], NaN for a text that was not scored."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """A sheet of texts."""
+class TextSamples:
+    """Texts of one step, or of the weights of a sweep."""
 
     prompts: list[str]
     sets: list[Completions]
     step: int = 0
 
 
-def read_written(folder: Path, problems: list[str]) -> list[Written]:
-    """The sheets of a run's steps, in order. Files of pictures are left alone."""
+def read_text_samples(folder: Path, problems: list[str]) -> list[TextSamples]:
+    """Return the texts of a run's steps, in order. Files that belong to pictures are left out."""
     found = []
     for path in sorted(folder.glob("step-*.json")):
         match = STEP.search(path.name)
         if match is None or path.with_suffix(".png").exists():
             continue
         try:
-            sheet = written(json.loads(path.read_text(encoding="utf-8")), int(match[1]))
+            samples = parse_text_samples(json.loads(path.read_text(encoding="utf-8")), int(match[1]))
         except (OSError, ValueError):
-            sheet = None
-        if sheet is None:
+            samples = None
+        if samples is None:
             problems.append(f"{path.name} is not what was expected of a sheet of texts; it is left out.")
         else:
-            found.append(sheet)
-    first = found[0].prompts if found else []
-    return [sheet for sheet in found if sheet.prompts == first]
+            found.append(samples)
+    return [samples for samples in found if samples.prompts == found[0].prompts]
 
 
-def written(value: Any, step: int = 0) -> Written | None:
-    """What TextSheet.described() says; None if it is something else, a sheet of pictures for instance."""
+def parse_text_samples(value: Any, step: int = 0) -> TextSamples | None:
+    """Return the samples that `TextSheet.described` wrote, None for anything else, such as a sheet of pictures."""
     try:
         prompts = [str(prompt) for prompt in value["prompts"]]
-        sets = [_completions(one, len(prompts)) for one in value["sets"]]
+        sets = [_parse_completions(one, len(prompts)) for one in value["sets"]]
     except (KeyError, TypeError, ValueError):
         return None
-    return Written(prompts, sets, step) if prompts and sets else None
+    return TextSamples(prompts, sets, step) if prompts and sets else None
 
 
-def _completions(value: Any, count: int) -> Completions:
+def _parse_completions(value: Any, count: int) -> Completions:
     texts = [[str(text) for text in row] for row in value["texts"]]
-    said = value["scores"] or [[None] * len(row) for row in texts]
-    scores = [[math.nan if score is None else float(score) for score in row] for row in said]
-    if [len(row) for row in texts] != [len(row) for row in scores] or len(texts) != count:
+    scores = value["scores"] or [[None] * len(row) for row in texts]
+    numbers = [[math.nan if score is None else float(score) for score in row] for row in scores]
+    if [len(row) for row in texts] != [len(row) for row in numbers] or len(texts) != count:
         raise ValueError("scores that do not belong to the texts")
-    return Completions(str(value["label"]), texts, scores)
+    return Completions(str(value["label"]), texts, numbers)
 
 
-def over_training(sheets: Sequence[Written]) -> str:
-    """A row a prompt: what the model wrote before training and after it, and the mean reward of both and in between."""
-    first, last = sheets[0], sheets[-1]
-    same = first is last
-    heads = (
-        ["prompt", f"step {last.step}", "reward"]
-        if same
-        else ["prompt", *(f"step {s.step}" for s in (first, last)), "reward"]
-    )
+def over_training(steps: Sequence[TextSamples]) -> str:
+    """Return a row a prompt: completions of the first and the last step, and the mean reward of every step."""
+    shown = [steps[0], steps[-1]] if len(steps) > 1 else list(steps)
     rows = []
-    for row, prompt in enumerate(last.prompts):
-        cells = [_cell(sheet.sets[0], row) for sheet in ([last] if same else [first, last])]
-        rows.append([_prompt(prompt), *cells, _history([sheet.sets[0].mean(row) for sheet in sheets])])
-    return _table(heads, rows)
+    for row, prompt in enumerate(steps[-1].prompts):
+        rewards = _rewards([formats.mean(samples.sets[0].scores[row]) for samples in steps])
+        rows.append([prompt, *(_cell(samples.sets[0], row) for samples in shown), rewards])
+    return _table(["prompt", *(f"step {samples.step}" for samples in shown), "reward"], rows)
 
 
-def side_by_side(sheet: Written) -> str:
-    """A row a prompt, a column a set."""
-    rows = [[_prompt(prompt), *(_cell(one, row) for one in sheet.sets)] for row, prompt in enumerate(sheet.prompts)]
-    return _table(["prompt", *(one.label for one in sheet.sets)], rows)
+def side_by_side(samples: TextSamples) -> str:
+    """Return a row a prompt, a column a set."""
+    rows = [[prompt, *(_cell(one, row) for one in samples.sets)] for row, prompt in enumerate(samples.prompts)]
+    return _table(["prompt", *(one.label for one in samples.sets)], rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table. The first cell of a row is a prompt, the others are HTML."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    body = ""
+    for prompt, *cells in rows:
+        body += f"<tr><td><b>{escape(prompt)}</b></td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return f'<div class="scroll"><table class="texts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _prompt(text: str) -> str:
-    return f"<b>{escape(text)}</b>"
+def _cell(completions: Completions, row: int) -> str:
+    pairs = list(zip(completions.texts[row], completions.scores[row], strict=True))
+    cell = ""
+    for text, score in pairs[:SHOWN]:
+        small = f"<small>{formats.number(score)}</small>" if math.isfinite(score) else ""
+        cell += f"<p><q>{escape(text) if text else '<i>empty</i>'}</q>{small}</p>"
+    return cell + (f"<p><small>and {len(pairs) - SHOWN} more</small></p>" if len(pairs) > SHOWN else "")
 
 
-def _cell(one: Completions, row: int) -> str:
-    pairs = list(zip(one.texts[row], one.scores[row], strict=True))
-    more = f"<p><small>and {len(pairs) - SHOWN} more</small></p>" if len(pairs) > SHOWN else ""
-    return "".join(_completion(text, score) for text, score in pairs[:SHOWN]) + more
-
-
-def _completion(text: str, score: float) -> str:
-    known = f"<small>{formats.number(score)}</small>" if math.isfinite(score) else ""
-    return f"<p><q>{escape(text) if text else '<i>empty</i>'}</q>{known}</p>"
-
-
-def _history(means: Sequence[float]) -> str:
-    known = [mean for mean in means if math.isfinite(mean)]
+def _rewards(means: Sequence[float]) -> str:
+    known = [formats.number(mean) for mean in means if math.isfinite(mean)]
     if not known:
         return ""
-    ends = (
-        f"{formats.number(known[0])} → <b>{formats.number(known[-1])}</b>"
-        if known[1:]
-        else f"<b>{formats.number(known[0])}</b>"
-    )
-    return f"{ends}{sparkline(means)}"
+    first = f"{known[0]} → " if len(known) > 1 else ""
+    return f"{first}<b>{known[-1]}</b>{sparkline(means)}"

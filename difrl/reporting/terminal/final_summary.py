@@ -38,14 +38,13 @@ def summary_table(
         column.no_wrap = True
     for change in changes(before, after, stderr):
         colour = COLOURS[change.direction]
-        error = f" ± {formats.number(change.after_stderr)}" if math.isfinite(change.after_stderr) else ""
         clear = "" if change.direction else " (not clear)"
         table.add_row(
             escape(change.name),
             f"[dim]{change.role}[/dim]",
             formats.number(change.before),
             "→",
-            f"[bold]{formats.number(change.after)}[/bold]{error}",
+            f"[bold]{formats.number(change.after)}[/bold]{formats.plus_minus(change.after_stderr)}",
             f"[{colour}]{formats.signed(change.difference)}{clear}[/{colour}]",
         )
     return table

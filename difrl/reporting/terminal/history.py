@@ -44,10 +44,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        if not self.values:
-            return "-"
-        error = f" ± {formats.number(self.error)}" if math.isfinite(self.error) else ""
-        return formats.number(self.values[-1]) + error
+        return formats.number(self.values[-1]) + formats.plus_minus(self.error) if self.values else "-"
 
 
 @dataclass
