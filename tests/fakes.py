@@ -71,19 +71,26 @@ class FakePolicy:
         return Likelihoods(
             logp=log_normal(x, out, std),
             mask=self.mask[rows],
-            references={"old": log_normal(x, out_old, std), "base": log_normal(x, out_base, std)},
-            divergence={"base": columns(velocity, out, out_base), "old": kl(out_old, out, std)},
-            bias=kl(out_old, out, std),
-            scale=scale,
-            weight=1.0 / scale,
-            mixed=(
-                log_normal(x, self.mix * out + (1 - self.mix) * out_old, std),
-                log_normal(x, (1 + self.mix) * out_old - self.mix * out, std),
-            ),
+            terms={
+                "references/old": log_normal(x, out_old, std),
+                "references/base": log_normal(x, out_base, std),
+                "divergence/base": columns(velocity, out, out_base),
+                "divergence/old": kl(out_old, out, std),
+                "bias": kl(out_old, out, std),
+                "scale": scale,
+                "weight": 1.0 / scale,
+                "mixed/plus": log_normal(x, self.mix * out + (1 - self.mix) * out_old, std),
+                "mixed/minus": log_normal(x, (1 + self.mix) * out_old - self.mix * out, std),
+            },
         )
 
     def grad(self, scalar: Tensor) -> Tensor:
         return torch.autograd.grad(scalar, self.weight, retain_graph=True)[0]
+
+
+def without(lik: Likelihoods, *names: str) -> Likelihoods:
+    """Return the likelihoods with all terms but these."""
+    return replace(lik, terms={name: term for name, term in lik.terms.items() if name not in names})
 
 
 def log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -191,7 +198,7 @@ class LinearPolicy:
         return decisions.tensors["log_prob"]
 
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
-        estimate = decisions.tensors["log_prob"] - self.likelihoods(rollout, decisions).references["base"]
+        estimate = decisions.tensors["log_prob"] - self.likelihoods(rollout, decisions)["references/base"]
         return {"base": Penalty(estimate, estimate)}
 
     def twins(self) -> list[str]:

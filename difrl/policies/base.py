@@ -104,7 +104,7 @@ class Policy(Protocol):
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         """Evaluates the decisions. References and anchors are evaluated first, under their own weights.
 
-        needs: which tensors, in the words of `Likelihoods.tensors`, beside logp and mask; None: all that the run uses.
+        needs: which tensors, by the names of `Likelihoods.terms`, beside logp and mask; None: all that the run uses.
         """
 
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:

@@ -39,7 +39,7 @@ class Comparison:
     old: str
     """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
     needs: frozenset[str]
-    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+    """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
 
     in_reward: Mapping[str, Reference] = field(default_factory=dict)
     """What recorded likelihoods are compared with, for the reward."""
@@ -80,7 +80,7 @@ def _reference(anchor: AnchorConfig) -> Reference:
 
 
 def needs_of(config: RunConfig) -> frozenset[str]:
-    """What a run reads of its likelihoods, in the words of `Likelihoods.tensors`."""
+    """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
     return config.objective.build(config.likelihood).needs | _measured(config, "own")
 
 

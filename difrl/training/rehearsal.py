@@ -32,7 +32,7 @@ class Rehearsal:
     labels: tuple[str, ...]
     """Of the anchors that are measured on it."""
     needs: frozenset[str]
-    """What they read of the likelihoods, in the words of `Likelihoods.tensors`."""
+    """What they read of the likelihoods, by the names of `Likelihoods.terms`."""
 
     def draw(self, step: int) -> Rollout:
         """The rehearsed samples of a step, without images."""

@@ -323,12 +323,12 @@ class Trainer:
         objective, groups = self.objective, batch.scored.groups
         if self_contained(objective, groups, self._extent(decisions)):
             return None
-        whole: dict[str, Tensor] = {}
+        parts: dict[int, list[Likelihoods]] = defaultdict(list)
         for rows, columns in self._chunks(decisions):
             lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns), objective.needs)
-            for name, value in lik.tensors().items():
-                whole.setdefault(name, value.new_zeros(decisions.mask.shape))[rows, columns] = value
-        lik = collapse(Likelihoods.from_tensors(whole), objective.decisions)
+            parts[rows.start].append(lik)
+        whole = Likelihoods.cat([Likelihoods.cat(row, dim=1) for row in parts.values()])
+        lik = collapse(whole, objective.decisions)
         a = batch.of(slice(None)).reshape(len(lik), -1).expand_as(lik.logp).to(lik.logp.dtype)
         if objective.scope == "group":  # which no two processes share
             return objective.statistics(objective.summarise(lik), lik.mask, a, groups)
@@ -360,7 +360,7 @@ class Trainer:
             check_first_update(found, recorded, few.mask, dtype, diagnose)
             for name in twins:
                 names = Names(other=f"that of {name!r}, whose weights are the same,")
-                check_first_update(lik.logp[rows], lik.references[name][rows], few.mask, dtype, diagnose, names)
+                check_first_update(lik.logp[rows], lik[f"references/{name}"][rows], few.mask, dtype, diagnose, names)
 
         return compare
 
@@ -423,7 +423,11 @@ def observed(scored: Scored, diversity: Diversity) -> dict[str, Tensor]:
 
 def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor], total: Tensor) -> None:
     """Adds a micro-batch to the sums of the step."""
-    columns = dict(details) | {f"kl/{name}": value.detach() for name, value in lik.divergence.items()}
+    columns = dict(details)
+    for name, term in lik.terms.items():
+        kind, _, anchor = name.partition("/")
+        if kind == "divergence":
+            columns[f"kl/{anchor}"] = term.detach()
     if "ratio" in details:
         # From 1, not from 0: ratios of 1 ± 1e-4 are usual, and float32 squares around 1 are that coarse.
         columns["ratio_spread"] = (details["ratio"].double() - 1) ** 2

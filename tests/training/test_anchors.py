@@ -80,7 +80,8 @@ class Chain:
             old = log_normal(x, self.compared[-1])
         logp = log_normal(x, self.theta)
         divergence = (self.theta.square().sum(-1) / 2).expand_as(logp)
-        return Likelihoods(logp, decisions.mask, {"old": old}, {a.label: divergence for a in self.config.anchors})
+        terms = {f"divergence/{a.label}": divergence for a in self.config.anchors}
+        return Likelihoods(logp, decisions.mask, {"references/old": old, **terms})
 
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         return decisions.tensors["log_prob"]
@@ -266,7 +267,7 @@ def test_reward_adaptive_anchor_weighs_each_sample() -> None:
     )
     lik = lik_policy.likelihoods(rollout, lik_policy.decisions(rollout, NOTHING))
     levels = [0.1 + 0.3 * r for r in (0.75, 0.25, 0.25, 0.75)]
-    cost = torch.tensor(levels)[:, None] * lik.divergence["base"].detach()
+    cost = torch.tensor(levels)[:, None] * lik["divergence/base"].detach()
     row = trainer.step(0)
     mask = lik.mask
     mean = float(torch.tensor(levels)[:, None].expand_as(cost)[mask].mean())

@@ -126,8 +126,8 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
             continue
         advantage = scored.rewards[i] - scored.rewards[mates].mean() if len(mates) > 1 else 0.0
         js = [j for j in range(4) if rollout.tape["mask"][i, j]]
-        weights = [1.0] if lik.weight is None else [float(lik.weight[i, j]) for j in js]
-        terms = [(lik.logp[i, j], lik.divergence["base"][i, j]) for j in js]
+        weights = [float(lik["weight"][i, j]) for j in js] if "weight" in lik.terms else [1.0]
+        terms = [(lik.logp[i, j], lik["divergence/base"][i, j]) for j in js]
         if decisions == "each":
             for (logp, divergence), weight in zip(terms, weights, strict=True):
                 total = total - advantage * weight * logp + 0.3 * divergence
@@ -182,8 +182,8 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
         length = int(rollout.tape["mask"][i].sum())
         divisor = {"decision": decisions, "sample": len(valid) * length, "length": len(valid) * 4}[per]
         for j in range(length):
-            weight = 1.0 if lik.weight is None else float(lik.weight[i, j])
-            total = total + (-advantage * weight * lik.logp[i, j] + 0.3 * lik.divergence["base"][i, j]) / divisor
+            weight = float(lik["weight"][i, j]) if "weight" in lik.terms else 1.0
+            total = total + (-advantage * weight * lik.logp[i, j] + 0.3 * lik["divergence/base"][i, j]) / divisor
     total.backward()
     assert 0 < len(valid) < len(rollout)
     for one in (found, *(other[0] for other in others)):
@@ -203,7 +203,9 @@ class Table(LinearPolicy):
         self.evaluations += len(rollout)
         logp = self.RATIO.log()[rollout.samples][:, None] + (self.weight - self.weight.detach())
         divergence = self.DIVERGENCE[rollout.samples][:, None]
-        return Likelihoods(logp, decisions.mask, {"old": torch.zeros_like(divergence)}, {"base": divergence})
+        return Likelihoods(
+            logp, decisions.mask, {"references/old": torch.zeros_like(divergence), "divergence/base": divergence}
+        )
 
     def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         return self.RATIO.log()[rollout.samples][:, None]
@@ -254,7 +256,7 @@ def test_spread_of_ratios_is_seen_below_float32() -> None:
 
         def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
-            return Likelihoods.from_tensors({n: x if n == "mask" else x.float() for n, x in lik.tensors().items()})
+            return lik.map(lambda x: x if x.dtype == torch.bool else x.float())
 
     row = linear_trainer(policy=Near(), scorer=Listed(dict.fromkeys(range(4), 0.0)), data=SMALL).step(0)
     assert row["ratio/std"] == pytest.approx(1e-5, rel=0.01)
@@ -398,7 +400,7 @@ def test_gradient_that_is_not_finite_leaves_the_weights() -> None:
         def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
             steep = lik.logp + math.inf * (self.weight - self.weight.detach()).sum()
-            return Likelihoods(torch.where(steep.isnan(), lik.logp, steep), lik.mask, lik.references, lik.divergence)
+            return Likelihoods(torch.where(steep.isnan(), lik.logp, steep), lik.mask, lik.terms)
 
     trainer = linear_trainer(policy=Broken())
     before = trainer.policy.parameters["weight"].detach().clone()

@@ -67,7 +67,7 @@ class Objective(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of the likelihoods' tensors (as in `Likelihoods.tensors`) that are read beside logp and mask."""
+        """Names of the likelihoods' terms that are read beside logp and mask."""
         return frozenset({"references/old"})
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ class Objective(ABC):
                     f"expected {list(lik.logp.shape)} without gradient: this minibatch's rows of get_statistics"
                 )
         loss, metrics = self.loss_and_metrics(lik, expanded, statistics)
-        return (loss if lik.weight is None else loss * lik.weight), metrics
+        return (loss * lik["weight"] if "weight" in lik.terms else loss), metrics
 
 
 @dataclass(frozen=True)

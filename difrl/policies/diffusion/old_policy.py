@@ -30,4 +30,4 @@ OLD: Mapping[str, Old] = {
 """By likelihood.old."""
 
 READERS = frozenset({"bias", "mixed/plus", "mixed/minus"})
-"""What may take an evaluation under old weights beside ℓ_old itself, in the words of `Likelihoods.tensors`."""
+"""What may take an evaluation under old weights beside ℓ_old itself, by the names of `Likelihoods.terms`."""

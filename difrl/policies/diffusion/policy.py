@@ -256,7 +256,7 @@ class DiffusionPolicy:
         }
         fields |= self._of_old(theta, others, flat, needs) | self._factors(theta, flat, needs)
         shaped = {name: value.unflatten(0, decisions.mask.shape) for name, value in fields.items()}
-        return Likelihoods.from_tensors({**shaped, "mask": decisions.mask})
+        return Likelihoods(shaped.pop("logp"), decisions.mask, shaped)
 
     def _of_old(
         self, theta: Evaluation, others: Mapping[str, Evaluation], flat: dict[str, Tensor], needs: frozenset[str]

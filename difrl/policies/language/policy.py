@@ -163,7 +163,7 @@ class LanguagePolicy:
         if "correction" in flat:
             fields["weight"] = flat["correction"]
         shaped = {name: _placed(value, decisions.mask) for name, value in fields.items()}
-        return Likelihoods.from_tensors({**shaped, "mask": decisions.mask})
+        return Likelihoods(shaped.pop("logp"), decisions.mask, shaped)
 
     @torch.no_grad()
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:

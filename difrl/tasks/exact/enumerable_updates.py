@@ -71,7 +71,7 @@ Surrogate = Callable[[Every], Tensor]
 def policy_gradient(every: Every, advantages: Tensor) -> Tensor:
     """The loss [64, 3] of `clipped` where θ = old, for advantages [64] or [64, 3]."""
     logp = every.logp
-    lik = Likelihoods(logp, torch.ones_like(logp, dtype=torch.bool), {"old": logp.detach()})
+    lik = Likelihoods(logp, torch.ones_like(logp, dtype=torch.bool), {"references/old": logp.detach()})
     return Clipped()(lik, advantages, torch.zeros(len(logp), dtype=torch.int64))[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from difrl.core import (
     advantages,
     reduce,
 )
+from tests.fakes import without
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
 
@@ -27,7 +27,9 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
 def with_delta(delta: list[float]) -> Likelihoods:
     logp = torch.tensor(delta, dtype=torch.float64)[:, None]
     return Likelihoods(
-        logp.requires_grad_(), torch.ones_like(logp, dtype=torch.bool), {"old": torch.zeros_like(logp.detach())}
+        logp.requires_grad_(),
+        torch.ones_like(logp, dtype=torch.bool),
+        {"references/old": torch.zeros_like(logp.detach())},
     )
 
 
@@ -136,7 +138,7 @@ def test_crd_awm_and_nft_share_one_gradient(fake_policy: Any, objective: Objecti
     groups = torch.arange(12) % 3
     rewards = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     a = of_unclipped(rewards, groups)
-    lik = replace(policy.likelihoods(), weight=None)
+    lik = without(policy.likelihoods(), "weight")
     loss, _ = objective(lik, a, groups)
     expected = policy.grad(reduce(-a[:, None] * lik.logp, lik.mask, 36))
     torch.testing.assert_close(policy.grad(reduce(loss, lik.mask, 36)), expected, **EXACT)

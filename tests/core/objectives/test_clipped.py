@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 from difrl.core import Clipped, Likelihoods, aggregation, reduce
 
 
-def single(ratio: list[float], **fields: torch.Tensor) -> Likelihoods:
+def single(ratio: list[float], **terms: torch.Tensor) -> Likelihoods:
     logp = torch.tensor([ratio], dtype=torch.float64).log().T
     return Likelihoods(
         logp.requires_grad_(),
         torch.ones_like(logp, dtype=torch.bool),
-        references={"old": torch.zeros_like(logp.detach())},
-        **fields,
+        {"references/old": torch.zeros_like(logp.detach()), **terms},
     )
 
 
-def run(objective: Clipped, ratio: list[float], a: list[float], **fields: torch.Tensor) -> Any:
-    lik = single(ratio, **fields)
+def run(objective: Clipped, ratio: list[float], a: list[float], **terms: torch.Tensor) -> Any:
+    lik = single(ratio, **terms)
     loss, metrics = objective(lik, torch.tensor(a), torch.arange(len(a)))
     (grad,) = torch.autograd.grad(loss.sum(), lik.logp)
     return loss[:, 0].tolist(), grad[:, 0].tolist(), {name: m[:, 0].tolist() for name, m in metrics.items()}
@@ -65,7 +64,7 @@ def test_the_gradient_at_the_old_policy_is_minus_a_grad_l(fake_policy: Any, obje
     lik, a = policy.likelihoods(), torch.linspace(-2, 3, 6).double()
     loss, metrics = objective(lik, a, torch.arange(6))
     found = policy.grad(reduce(loss, lik.mask, 1.0))
-    expected = policy.grad((-a[:, None] * lik.logp * lik.weight * lik.mask).sum())
+    expected = policy.grad((-a[:, None] * lik.logp * lik["weight"] * lik.mask).sum())
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(metrics["ratio"], torch.ones_like(loss))
 
@@ -75,7 +74,7 @@ def test_advantages_may_differ_by_decision(fake_policy: Any) -> None:
     a = torch.arange(12.0).reshape(3, 4)
     loss, _ = Clipped()(lik, a, torch.arange(3))
     for j in range(4):
-        column = Likelihoods.from_tensors({name: t[:, j : j + 1] for name, t in lik.tensors().items()})
+        column = lik.map(lambda x, j=j: x[:, j : j + 1])
         torch.testing.assert_close(loss[:, j : j + 1], Clipped()(column, a[:, j], torch.arange(3))[0])
 
 
@@ -87,7 +86,7 @@ def test_a_wider_clip_range_never_raises_the_loss(
     lik = Likelihoods(
         torch.tensor([[log_ratio]], dtype=torch.float64),
         torch.tensor([[True]]),
-        {"old": torch.zeros(1, 1, dtype=torch.float64)},
+        {"references/old": torch.zeros(1, 1, dtype=torch.float64)},
     )
     a_, g = torch.tensor([a], dtype=torch.float64), torch.tensor([0])
     narrow = Clipped(low, high)(lik, a_, g)[0]

@@ -31,6 +31,7 @@ from difrl.core import (
 )
 from difrl.reporting.html.glossary import definition
 from difrl.training.trainer import METRIC_NAMES
+from tests.fakes import without
 from tests.objectives import OBJECTIVES
 
 Tensors = dict[str, Tensor]
@@ -115,16 +116,14 @@ def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) ->
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_it_reads_what_it_needs_and_nothing_else(fake_policy: Any, objective: Objective) -> None:
     """A policy evaluates no more than that."""
-    every = collapse(fake_policy.make(4, 3).likelihoods(), objective.decisions).tensors()
+    every = collapse(fake_policy.make(4, 3).likelihoods(), objective.decisions)
     groups, rewards = torch.arange(4) % 2, torch.linspace(-1, 1, 4)
-    known = {name: every[name] for name in ("logp", "mask", *objective.needs)}
-    loss, _ = objective(Likelihoods.from_tensors(known), rewards, groups)
+    known = replace(every, terms={name: every[name] for name in objective.needs})
+    loss, _ = objective(known, rewards, groups)
     assert loss.isfinite().all()
     for name in objective.needs:
-        field = name.partition("/")[0]  # of a pair of mixtures there is both or nothing
-        less = {other: tensor for other, tensor in known.items() if other.partition("/")[0] != field}
         with pytest.raises(ValueError, match=f"needs .*{name}"):
-            objective(Likelihoods.from_tensors(less), rewards, groups)
+            objective(without(known, name), rewards, groups)
 
 
 @pytest.mark.parametrize("objective", [Clipped(), CentredRewardDistillation(), NegativeAware(0.7)], ids=str)
@@ -134,7 +133,7 @@ def test_three_objectives_share_one_gradient_at_the_old_policy(fake_policy: Any,
     groups = torch.arange(12) % 3
     rewards = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     a = advantages(rewards, groups, torch.ones(12, dtype=torch.bool))
-    lik = replace(policy.likelihoods(), weight=None)
+    lik = without(policy.likelihoods(), "weight")
     loss, _ = objective(lik, a, groups)
     expected = policy.grad((-a[:, None] * lik.logp).sum())
     torch.testing.assert_close(policy.grad(loss.sum()), expected, rtol=1e-12, atol=1e-12)
@@ -146,8 +145,8 @@ def test_preference_equals_the_loss_over_pairs(fake_policy: Any) -> None:
     groups, rewards = torch.empty(6, dtype=torch.int64), torch.empty(6)
     groups[winners], groups[losers] = torch.arange(3), torch.arange(3)
     rewards[winners], rewards[losers] = 1.0, -1.0
-    lik = replace(collapse(policy.likelihoods(), "sum"), weight=None)
-    delta = (lik.logp - lik.references["base"])[:, 0]
+    lik = without(collapse(policy.likelihoods(), "sum"), "weight")
+    delta = (lik.logp - lik["references/base"])[:, 0]
     direct = -F.logsigmoid(0.5 * (delta[winners] - delta[losers])).mean()
     loss, _ = Preference(beta=0.5, decisions="sum")(lik, rewards, groups)
     total = reduce(loss, lik.mask, lik.mask.sum())
@@ -174,7 +173,7 @@ def test_normalisation_centres_the_ratio_and_frees_it_from_the_noise(fake_policy
     torch.testing.assert_close(raw.std(0), shift / policy.std, rtol=0.02, atol=0.0)
     estimating = RatioNormalised(bias="batch")
     bias = get_statistics(estimating, lik, torch.ones(40_000), torch.arange(40_000))["bias"]
-    assert ((bias[0] - lik.bias[0]).abs() < 4 * raw.std(0) / 40_000**0.5).all()
+    assert ((bias[0] - lik["bias"][0]).abs() < 4 * raw.std(0) / 40_000**0.5).all()
 
 
 def test_divergence_masking_drops_only_what_leads_away(fake_policy: Any) -> None:
@@ -223,7 +222,7 @@ def test_distillation_of_whole_sequences_reaches_the_tilted_distribution() -> No
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        lik = Likelihoods(tabular(logits, y), mask, references={"old": old})
+        lik = Likelihoods(tabular(logits, y), mask, {"references/old": old})
         lik = collapse(lik, objective.decisions)
         loss = reduce(objective(lik, rewards, groups)[0], lik.mask, len(y))
         loss.backward()
@@ -270,7 +269,7 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
     rows = RewardAdaptive(0.1, 0.001).per_sample(3, a)
     torch.testing.assert_close(rows, torch.tensor([0.1, 0.0001, 0.05005, 0.1]))
     found = penalty(lik, {"base": rows, "old": Targeted(0.5, 1.0).updated(2.0).value(0)})
-    expected = rows[:, None] * lik.divergence["base"] + 1.0 * lik.divergence["old"]
+    expected = rows[:, None] * lik["divergence/base"] + 1.0 * lik["divergence/old"]
     torch.testing.assert_close(found, expected)
     assert torch.equal(penalty(lik, {}), torch.zeros_like(lik.logp))
     with pytest.raises(ValueError, match="divergence/ema"):
@@ -280,7 +279,7 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
 def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
     lik, groups, a = fake_policy.make(4, 3).likelihoods(), torch.arange(4), torch.ones(4)
     with pytest.raises(ValueError, match=r"needs \['mixed/minus', 'mixed/plus'\]"):
-        NegativeAware(0.7)(replace(lik, mixed=None), a, groups)
+        NegativeAware(0.7)(without(lik, "mixed/plus", "mixed/minus"), a, groups)
     with pytest.raises(ValueError, match=r"function of the sum .* given 3 .* collapse"):
         Preference(decisions="sum")(lik, a, groups)
     with pytest.raises(ValueError, match=r"statistic 'delta' has shape \[2, 3\]"):

@@ -17,7 +17,7 @@ from difrl.core.objectives.covariance import covariances
 def likelihoods(logp: list[list[float]], log_ratio: list[list[float]], mask: list[list[bool]]) -> Likelihoods:
     at = torch.tensor(logp, dtype=torch.float64)
     old = at - torch.tensor(log_ratio, dtype=torch.float64)
-    return Likelihoods(at.requires_grad_(), torch.tensor(mask), {"old": old})
+    return Likelihoods(at.requires_grad_(), torch.tensor(mask), {"references/old": old})
 
 
 def by_hand() -> tuple[Likelihoods, Tensor, Tensor]:

@@ -24,7 +24,9 @@ def run(
     logp = delta.double().reshape(len(delta), -1).clone().requires_grad_()
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
     zero = torch.zeros_like(logp.detach())
-    loss, metrics = objective(Likelihoods(logp, mask, {"base": zero, "old": zero}), a.double(), groups)
+    loss, metrics = objective(
+        Likelihoods(logp, mask, {"references/base": zero, "references/old": zero}), a.double(), groups
+    )
     total = reduce(loss, mask, mask.sum())
     (grad,) = torch.autograd.grad(total, logp)
     return total.detach(), grad, {name: float(reduce(m, mask, mask.sum())) for name, m in metrics.items()}

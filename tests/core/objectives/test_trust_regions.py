@@ -15,12 +15,11 @@ def column(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
-def with_ratio(log_ratio: Tensor, **fields: Tensor) -> Likelihoods:
+def with_ratio(log_ratio: Tensor, **terms: Tensor) -> Likelihoods:
     return Likelihoods(
         log_ratio.clone().requires_grad_(),
         torch.ones_like(log_ratio, dtype=torch.bool),
-        {"old": torch.zeros_like(log_ratio)},
-        **fields,
+        {"references/old": torch.zeros_like(log_ratio), **terms},
     )
 
 
@@ -42,8 +41,7 @@ def test_estimated_bias_is_the_mean_of_each_decision() -> None:
     lik = Likelihoods(
         log_ratio.requires_grad_(),
         torch.tensor([[True, True], [True, False]]),
-        {"old": torch.zeros(2, 2, dtype=torch.float64)},
-        scale=torch.ones(2, 2, dtype=torch.float64),
+        {"references/old": torch.zeros(2, 2, dtype=torch.float64), "scale": torch.ones(2, 2, dtype=torch.float64)},
     )
     a = torch.tensor([1.0, -1.0])
     _, metrics = RatioNormalised(bias="batch")(lik, a, torch.tensor([0, 1]))
@@ -59,7 +57,7 @@ def test_the_bias_carries_its_gradient() -> None:
     logp = -0.5 * ((x - mean) / std).square().mean(1, keepdim=True)
     old = -0.5 * z.square().mean(1, keepdim=True)
     bias = mean.square().mean(1, keepdim=True) / (2 * std**2)
-    lik = Likelihoods(logp, torch.tensor([[True]]), {"old": old}, bias=bias, scale=column(std))
+    lik = Likelihoods(logp, torch.tensor([[True]]), {"references/old": old, "bias": bias, "scale": column(std)})
     _, metrics = RatioNormalised()(lik, torch.tensor([1.0]), torch.tensor([0]))
     normalised = float((z * mean).mean())
     assert float(metrics["ratio/normalised"].log()) == pytest.approx(normalised, rel=1e-12)

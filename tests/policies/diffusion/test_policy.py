@@ -53,7 +53,7 @@ def gradient(policy: DiffusionPolicy, weights: Tensor, penalised: bool = False) 
     lik = policy.likelihoods(drawn, policy.decisions(drawn, KEY))
     loss = -weights[:, None] * lik.logp
     if penalised:
-        loss = loss + sum(lik.divergence.values())
+        loss = loss + sum(value for name, value in lik.terms.items() if name.startswith("divergence/"))
     for p in policy.parameters.values():
         p.grad = None
     reduce(loss, lik.mask, lik.mask.sum()).backward()
@@ -162,9 +162,9 @@ def test_anchor_divergences_are_squared_differences_of_outputs(sd3: Path, train:
     flat, condition = decisions.flat(), policy.prompts(PROMPTS, False).repeat_interleave(3)
     outputs = [p.denoiser()(flat["x_t"], flat["t"], condition) for p in (policy, base)]
     expected = (outputs[0] - outputs[1]).square().mean((1, 2, 3)).unflatten(0, (3, 3))
-    torch.testing.assert_close(lik.divergence["base"], expected, atol=1e-6, rtol=1e-4)
-    assert set(lik.divergence) == {"base", "ema-cfg2"}
-    assert lik.divergence["ema-cfg2"].min() > 0  # under guidance 2 even equal weights differ
+    torch.testing.assert_close(lik["divergence/base"], expected, atol=1e-6, rtol=1e-4)
+    assert {name for name in lik.terms if name.startswith("divergence/")} == {"divergence/base", "divergence/ema-cfg2"}
+    assert lik["divergence/ema-cfg2"].min() > 0  # under guidance 2 even equal weights differ
 
 
 def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
@@ -304,7 +304,7 @@ def test_anchor_to_old_under_its_own_guidance_leaves_the_ratio_alone(sd3: Path) 
     drawn = rollout(policy)
     lik = policy.likelihoods(drawn, policy.decisions(drawn, KEY))
     torch.testing.assert_close(lik.log_ratio("old").detach(), torch.zeros_like(lik.logp), atol=1e-5, rtol=0)
-    assert lik.divergence["old-cfg4.5"].min() > 0
+    assert lik["divergence/old-cfg4.5"].min() > 0
 
 
 def test_stochastic_solver_is_refused(sd3: Path) -> None:

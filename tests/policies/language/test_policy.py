@@ -232,8 +232,8 @@ def test_chunks_change_neither_numbers_nor_gradients(lm: Path) -> None:
         anchors = [{"to": "base", "divergence": "jensen_shannon"}]
         policy = moved(policy_of(lm, likelihood={"kind": "tokens", "chunk": chunk}, anchors=anchors))
         lik = policy.likelihoods(*drawn(policy))
-        total = lik.divergence["base"].sum() + lik.logp.square().sum()
-        found.append((lik.logp.detach(), lik.divergence["base"].detach(), gradients(policy, total)))
+        total = lik["divergence/base"].sum() + lik.logp.square().sum()
+        found.append((lik.logp.detach(), lik["divergence/base"].detach(), gradients(policy, total)))
     for logp, divergence, gradient in found[1:]:
         torch.testing.assert_close(logp, found[0][0], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(divergence, found[0][1], rtol=1e-5, atol=1e-6)
