@@ -88,7 +88,7 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 """(all tokens so far [b, P + position], scores [b, V] float32) -> scores [b, V], as transformers' own."""
 
 Processing = Callable[[Prompts], Processor]
-"""Builds the processor of a batch, so that a processor may keep a cache or read the prompts of its batch."""
+"""prompts of a batch -> their processor, which may thus keep a cache or read the prompts."""
 
 
 def generate(

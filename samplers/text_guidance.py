@@ -86,7 +86,7 @@ class TextGuidance:
     first_tokens: int = 0
     """Number of tokens at w = 1 before RLG begins."""
     divergence: BaseDivergence | None = None
-    """Measures pi_w, also at w = 1, where this costs one more evaluation a token."""
+    """KL measurement of pi_w, also at w = 1, where it costs one more evaluation a token."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight) or self.first_tokens < 0:

@@ -27,7 +27,6 @@ UNFINISHED = (
     "difrl/tasks/",
     "difrl/training/",
     "rewards/",
-    "samplers/",
 )
 """Folders that do not keep the rule yet."""
 

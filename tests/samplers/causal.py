@@ -1,4 +1,4 @@
-"""Random causal language models of a few thousand parameters, and what they say without cache, padding or batch."""
+"""Random causal language models of a few thousand parameters, and their distributions without cache, padding or batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXT = 32
 
 
 def tiny_qwen2(vocabulary: int = 11, *, seed: int = 0) -> PreTrainedModel:
-    """Rotary positions; wide weights, so that the distributions are far from uniform."""
+    """Return a model with rotary positions, and with large weights, so that its distributions are far from uniform."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocabulary,
@@ -30,7 +30,7 @@ def tiny_qwen2(vocabulary: int = 11, *, seed: int = 0) -> PreTrainedModel:
 
 
 def tiny_gpt2(vocabulary: int = 11, *, seed: int = 0) -> PreTrainedModel:
-    """Learnt absolute positions, and dropout."""
+    """Return a model with learnt absolute positions, and with dropout."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -48,29 +48,29 @@ def tiny_gpt2(vocabulary: int = 11, *, seed: int = 0) -> PreTrainedModel:
 
 @torch.no_grad()
 def logits_after(model: PreTrainedModel, prefix: Sequence[int]) -> Tensor:
-    """[V] float64, by one pass over the whole prefix alone."""
+    """Return logits [V] float64 by one pass over the whole prefix alone."""
     return model(input_ids=torch.tensor([list(prefix)]), use_cache=False).logits[0, -1].double()
 
 
 def sequences(vocabulary: int, length: int) -> Tensor:
-    """[V^J, J]: all of them, in the order of their numbers in base V."""
+    """Return all sequences, [V^J, J], in the order of their numbers in base V."""
     return torch.tensor(list(product(range(vocabulary), repeat=length)))
 
 
 @torch.no_grad()
 def next_logp(model: PreTrainedModel, prompt: Sequence[int], every: Tensor, temperature: float) -> Tensor:
-    """[N, J, V] float64: log-probabilities of what may follow the prompt and the first j of every [N, J], by whole passes."""
+    """Return log-probabilities [N, J, V] float64 of the token after the prompt and the first j tokens of every [N, J]."""
     whole = torch.cat([torch.tensor([list(prompt)]).expand(len(every), -1), every], dim=1)
     logits = model(input_ids=whole, use_cache=False).logits[:, len(prompt) - 1 : -1].double()
     return (logits / temperature).log_softmax(dim=2)
 
 
-def chosen(logp: Tensor, every: Tensor) -> Tensor:
-    """[N] float64: the log-probability of each sequence [N, J] as a whole, from those of all next tokens [N, J, V]."""
+def sequence_logp(logp: Tensor, every: Tensor) -> Tensor:
+    """Return the log-probability of each sequence [N, J], [N] float64, from those of all next tokens [N, J, V]."""
     return logp.gather(2, every[:, :, None])[:, :, 0].sum(dim=1)
 
 
-def numbered(tokens: Tensor, vocabulary: int) -> Tensor:
-    """[B]: the place in `sequences` of each row of tokens [B, J]."""
+def sequence_number(tokens: Tensor, vocabulary: int) -> Tensor:
+    """Return the position in `sequences` of each row of tokens [B, J], [B]."""
     powers = vocabulary ** torch.arange(tokens.shape[1] - 1, -1, -1)
     return (tokens * powers).sum(dim=1)

@@ -1,4 +1,4 @@
-"""A world in which every answer is known: Gaussian data, and the denoiser that is exact for it."""
+"""A world with known solutions: Gaussian data, and the denoiser that is exact for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GaussianWorld:
         return self.process.combine(x0_hat, (x_t - alpha * x0_hat) / sigma, t)
 
     def end(self, x_1: Tensor) -> Tensor:
-        """Where the exact ODE takes a state of t = 1."""
+        """Return the end of the exact ODE from a state at t = 1."""
         one = torch.ones(())
         alpha, sigma = float(self.process.alpha(one)), float(self.process.sigma(one))
         values, vectors = torch.linalg.eigh(self.cov)
@@ -39,9 +39,9 @@ class GaussianWorld:
 
 
 def moments(denoiser: Denoiser, process: Process, kernel: Kernel, grid: Grid, mean: Tensor, cov: Tensor):
-    """Mean [D] and covariance [D,D] of a run from N(mean, cov), exactly: every transition here is affine.
+    """Return the exact mean [D] and covariance [D,D] of a run from N(mean, cov); every transition here is affine.
 
-    The kernel takes all steps but the last, which is the ODE's, as in `rollout`.
+    The kernel takes all steps but the last, which is a step of the ODE, as in `rollout`.
     """
     size = len(mean)
     probes = torch.cat([torch.zeros(1, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)])
@@ -74,5 +74,5 @@ def propagate() -> Callable[..., tuple[Tensor, Tensor]]:
 
 @pytest.fixture
 def nothing() -> Callable[[int], Condition]:
-    """The condition of an unconditional model."""
+    """Return the condition of an unconditional model."""
     return lambda batch: Condition({"none": torch.zeros(batch, 0)})

@@ -1,4 +1,4 @@
-"""Adaptive guidance: when a sample stops, what it costs from then on, and that it does not depend on its batch."""
+"""Adaptive guidance: the step at which it ends for a sample, the evaluations saved, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMES = [float(t) for t in GRID.times[:-1]]
 
 
 def turning(x_t, t, condition):
-    """Unit vectors of the angle `rate` t: with the two prompts' rates 1 and 0, cos = cos(t), which rises along a run."""
+    """Return unit vectors of the angle `rate` t. For the prompts' rates 1 and 0 the cosine is cos(t), which rises in a run."""
     angle = condition.tensors["rate"][:, 0].double() * t.double()
     return torch.stack([angle.cos(), angle.sin()], 1)
 
@@ -44,8 +44,8 @@ def run(guided, condition, times=TIMES):
     return torch.stack([guided(x, torch.full((len(condition),), t), condition) for t in times], 1)
 
 
-def test_a_sample_stops_after_the_step_at_which_the_outputs_agree():
-    """cos(t) at t = 1, 0.75, 0.5, 0.25 is 0.540, 0.732, 0.878, 0.969; at 0.8 the third step is the last that is guided."""
+def test_guidance_ends_after_the_step_at_which_the_outputs_agree():
+    """cos(t) at t = 1, 0.75, 0.5, 0.25 is 0.540, 0.732, 0.878, 0.969; at 0.8 the third step is the last guided one."""
     agreement, counted = Agreement(0.8), counting(turning)
     condition = condition_of([1.0])
     found = run(adaptive_classifier_free(counted, 3.0, agreement), condition)
@@ -56,8 +56,8 @@ def test_a_sample_stops_after_the_step_at_which_the_outputs_agree():
     assert agreement.saved.sums(1).tolist() == [1.0]
 
 
-def test_samples_stop_by_themselves():
-    """Rates 1, 0.1 and 4 against 0: cos(4 t) is negative at t = 0.5 and 0.54 at 0.25, so that sample never stops."""
+def test_guidance_ends_for_each_sample_separately():
+    """Rates 1, 0.1 and 4 against 0: cos(4 t) is negative at t = 0.5 and 0.54 at 0.25, so that sample is always guided."""
     agreement, counted = Agreement(0.8), counting(turning)
     rates = [1.0, 0.1, 4.0]
     found = run(adaptive_classifier_free(counted, 3.0, agreement), condition_of(rates))
@@ -71,7 +71,7 @@ def test_samples_stop_by_themselves():
 
 @pytest.mark.parametrize(("threshold", "saved"), [(1.1, 0), (-1.1, 3)])
 def test_the_limits_of_the_threshold(threshold, saved):
-    """Above 1 nothing ever stops; below -1 everything does, after one step."""
+    """Above 1 guidance never ends; below -1 it ends after one step."""
     agreement, condition = Agreement(threshold), condition_of([1.0, 0.3])
     found = run(adaptive_classifier_free(turning, 3.0, agreement), condition)
     plain = run(classifier_free(turning, 3.0), condition)
@@ -81,7 +81,7 @@ def test_the_limits_of_the_threshold(threshold, saved):
     assert agreement.saved.sums(2).tolist() == [saved, saved]
 
 
-def test_outputs_that_are_the_same_agree_at_1():
+def test_equal_outputs_have_cosine_1():
     agreement = Agreement(1.0)
     run(adaptive_reinforcement_learning(fixed(1.0, 0.0), fixed(1.0, 0.0), 2.0, agreement), condition_of([1.0]))
     assert agreement.saved.sums(1).tolist() == [3.0]
@@ -98,21 +98,21 @@ def test_rounding_does_not_decide():
     assert agreement.saved.sums(1).tolist() == [0.0]
 
 
-def test_a_new_run_starts_afresh():
-    """A wrapper may be used again; also in the middle of another sample's run."""
+def test_a_new_run_is_guided_again():
+    """A wrapper may be used again, also in the middle of another sample's run."""
     agreement = Agreement(0.8)
     guided = adaptive_classifier_free(turning, 3.0, agreement)
     first, second = run(guided, condition_of([1.0])), run(guided, condition_of([1.0]))
     assert torch.equal(first, second)
     assert agreement.saved.sums(1).tolist() == [2.0]
-    # Solvers that evaluate a time twice do not begin again by it.
+    # A solver that evaluates a time twice does not begin a new run by that.
     twice = Agreement(-1.1)
     run(adaptive_classifier_free(turning, 3.0, twice), condition_of([1.0]), [1.0, 0.5, 0.5, 0.25, 0.25])
     assert twice.saved.sums(1).tolist() == [4.0]
 
 
-def test_rlg_goes_on_with_the_tuned_model():
-    """Base (1, 0) and tuned (3, 4): cos = 0.6. At w = 2 the blend is (5, 8); the first step is paid for in any case."""
+def test_rlg_continues_with_the_tuned_model():
+    """Base (1, 0) and tuned (3, 4): cos = 0.6. At w = 2 the blend is (5, 8); the first step always evaluates both."""
     base, tuned, passes = fixed(1.0, 0.0), fixed(3.0, 4.0), []
 
     def followed(x_t, t, condition):
@@ -123,14 +123,14 @@ def test_rlg_goes_on_with_the_tuned_model():
     guided = adaptive_reinforcement_learning(followed, tuned, 2.0, agreement)
     assert run(guided, condition_of([1.0, 1.0]))[0].tolist() == [[5.0, 8.0], *[[3.0, 4.0]] * 3]
     assert (base.evaluations, tuned.evaluations) == (2, 8)
-    assert passes == [2]  # and no pass of nothing
+    assert passes == [2]  # and no pass over an empty batch
     assert agreement.saved.sums(2).tolist() == [3.0, 3.0]
     never = adaptive_reinforcement_learning(base, tuned, 2.0, Agreement(0.6 + 1e-9))
     assert run(never, condition_of([1.0]))[0].tolist() == [[5.0, 8.0]] * 4
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_rlg_weights_that_cost_one_evaluation_still_do(weight):
+def test_rlg_weights_0_and_1_still_cost_one_evaluation(weight):
     base, tuned, agreement = fixed(1.0, 0.0), fixed(3.0, 4.0), Agreement(1.1)
     run(adaptive_reinforcement_learning(base, tuned, weight, agreement), condition_of([1.0]))
     assert (base.evaluations, tuned.evaluations) == ((4, 0), (0, 4))[int(weight)]
@@ -138,7 +138,7 @@ def test_rlg_weights_that_cost_one_evaluation_still_do(weight):
 
 
 def test_first_steps_come_before_any_comparison():
-    """Two steps of the tuned model, one of the blend, at which it stops."""
+    """Two steps of the tuned model, then one of the blend, at which guidance ends."""
     base, tuned, agreement = fixed(1.0, 0.0), fixed(3.0, 4.0), Agreement(0.5)
     guided = adaptive_reinforcement_learning(base, tuned, 2.0, agreement, first_steps=2, grid=GRID)
     assert run(guided, condition_of([1.0]))[0].tolist() == [[3.0, 4.0], [3.0, 4.0], [5.0, 8.0], [3.0, 4.0]]
@@ -146,9 +146,9 @@ def test_first_steps_come_before_any_comparison():
 
 
 def test_rlg_over_guided_models_counts_what_it_saves():
-    """Base and tuned each under their own adaptive guidance: made and saved add up to what plain guidance costs.
+    """Base and tuned are each under their own adaptive guidance: evaluations made and saved add up to those of plain guidance.
 
-    The base is only asked for samples that have not stopped, and still knows which of them these are.
+    The base is evaluated for the guided samples only, and keeps its state for the right ones.
     """
 
     def tilted(x_t, t, condition):
@@ -164,7 +164,9 @@ def test_rlg_over_guided_models_counts_what_it_saves():
     made = sum(c.per_sample.sums(4) for c in counted)
     saved = sum(a.saved.sums(4) for a in (*inner, outer))
     assert (made + saved).tolist() == [16.0] * 4
-    assert len(set(outer.saved.sums(4).tolist())) > 1  # samples stop at different steps, so the base sees some of them
+    assert (
+        len(set(outer.saved.sums(4).tolist())) > 1
+    )  # guidance ends at different steps, so the base is evaluated for some samples
     for row in range(4):
         base, tuned = (adaptive_classifier_free(d, 3.0, Agreement(0.8)) for d in (turning, tilted))
         one = adaptive_reinforcement_learning(base, tuned, 1.5, Agreement(0.93, cost=2))

@@ -1,4 +1,4 @@
-"""The distance to a reference along a run, by hand, and that it charges nothing twice."""
+"""Distance to a reference along a run: by hand, and without evaluating anything twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rlg_moves_by_w_times_the_difference(weight, evaluations):
     run(measured)
     expected = 4 * weight**2 * (1 + 0.25) / 2
     assert measured.means(2).tolist() == pytest.approx([expected, expected / 4])
-    # The blend's own base is asked again for nothing; where there is none, one more evaluation a state.
+    # The blend's own base is not evaluated again; without one, there is one more evaluation a state.
     assert (base.evaluations, tuned.evaluations, other.evaluations) == evaluations
 
 
@@ -43,7 +43,7 @@ def test_half_precision_is_raised_before_subtracting():
     assert measured.means(2).tolist() == [255.5**2] * 2
 
 
-def test_rows_say_whose_state_it_is():
+def test_rows_assign_states_to_samples():
     base, tuned = constant(1.0), constant(3.0)
     measured = Distance(tuned, base, Remembering(base))
     measured(X[1:], torch.ones(1), CONDITION.numbered().select([1]))

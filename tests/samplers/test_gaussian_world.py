@@ -1,4 +1,4 @@
-"""Where each sampler ends on Gaussian data with the exact denoiser: moments propagated exactly."""
+"""Final distribution of each sampler on Gaussian data with the exact denoiser; moments are propagated exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COSINE = VariancePreserving(torch.linspace(0, math.pi / 2, 2001, dtype=torch.flo
 
 
 def distance(process, name, noise_level, steps, world, propagate, cov_factor=1.0):
-    """The largest error in the mean, and in the covariance against `cov_factor` times the data's."""
+    """Return the largest error of the mean, and of the covariance against `cov_factor` times that of the data."""
     grid = Grid(torch.linspace(1, 0, steps + 1))
     data = world(process)
     kernel = make_kernel(name, noise_level, grid)
@@ -47,7 +47,7 @@ def test_samplers_end_at_the_data(process, name, noise_level, world, propagate):
 
 
 def test_flow_sde_ends_at_the_data_slowly(world, propagate):
-    """At t = 1 its g^2 |dt| does not vanish with the step, so the first steps' error dies slowly."""
+    """At t = 1 its g^2 |dt| does not vanish with the step, so the error of the first steps decreases slowly."""
     coarse, fine = (distance(FLOW, "flow_sde", 0.7, steps, world, propagate) for steps in (200, 1600))
     assert max(fine) < 0.01
     # Eight times the steps: an error of O(1/N) would fall to an eighth, this one to about a half.
@@ -66,7 +66,7 @@ def test_cps_loses_variance_by_design(noise_level, world, propagate):
 @pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "vp"])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
 def test_rlg_of_two_gaussians_is_the_gaussian_at_the_weighted_mean(process, weight, world, propagate):
-    """Base N(0, I) and optimum N(a/beta, I): RLG at w samples N(w a/beta, I), and by its very velocity."""
+    """Base N(0, I) and optimum N(a/beta, I): RLG at w samples N(w a/beta, I), with exactly its velocity."""
     eye, tilt = torch.eye(2, dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
     worlds = [type(world(process))(process, scale * tilt, eye) for scale in (0.0, 1.0, weight)]
     base, tuned, target = (each.denoiser for each in worlds)
@@ -82,7 +82,7 @@ def test_rlg_of_two_gaussians_is_the_gaussian_at_the_weighted_mean(process, weig
 
 @pytest.mark.parametrize("first_steps", [0, 20, 50])
 def test_rlg_after_first_steps_moves_by_the_rest_of_the_path(first_steps, world, propagate):
-    """The mean of a run is linear in each step's weight: w = 1 up to the switch, then w from where that ended."""
+    """The mean of a run is linear in each step's weight: w = 1 up to the switch, then w from the state there."""
     eye, tilt = torch.eye(2, dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)
     base, tuned = (type(world(FLOW))(FLOW, scale * tilt, eye).denoiser for scale in (0.0, 1.0))
     grid = Grid(torch.linspace(1, 0, 51))

@@ -23,7 +23,7 @@ def test_flow_times_are_the_scheduler_sigmas():
     assert (grid.steps, grid.times.dtype) == (4, torch.float64)
 
 
-def test_the_scheduler_is_left_alone():
+def test_the_scheduler_is_not_changed():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     before = scheduler.sigmas.clone()
     Grid.from_scheduler(scheduler, FLOW, 4)
@@ -105,17 +105,17 @@ def test_random_windows_are_keyed_and_cover_their_range():
 
 
 def test_window_of_the_noisy_steps():
-    """SD3's default grid ends 0.001, 0: DDIM and CPS enter the empty step with next to no noise."""
+    """SD3's default grid ends 0.001, 0: DDIM and CPS enter the empty step with almost no noise."""
     grid = Grid.from_scheduler(FlowMatchEulerDiscreteScheduler(), FLOW, 10)
-    quiet = transition_std(make_kernel("ddim", 0.7, grid), FLOW, grid)
-    assert quiet[8] < 1e-3 < quiet[7]
-    assert Window.noisy(quiet) == Window(0, 8)
+    stds = transition_std(make_kernel("ddim", 0.7, grid), FLOW, grid)
+    assert stds[8] < 1e-3 < stds[7]
+    assert Window.noisy(stds) == Window(0, 8)
     assert Window.noisy(transition_std(make_kernel("flow_sde", 0.7, grid), FLOW, grid)) == Window.all(10)
     assert Window.noisy(transition_std(make_kernel("ode", 0.0, grid), FLOW, grid)) == Window(0, 0)
 
 
-def test_the_noisy_steps_are_the_first_run_of_them():
-    """From the floor on, up to the first silent one, and never the last step."""
+def test_noisy_steps_are_the_first_run():
+    """They begin at the floor and end before the first noiseless step; the last step is never one."""
     stds = torch.tensor([0.0, 0.005, 0.01, 0.5, 0.0, 0.5, 0.5], dtype=torch.float64)
     assert Window.noisy(stds) == Window(2, 2)
     assert Window.noisy(stds[1:4]) == Window(1, 1)
@@ -137,18 +137,18 @@ def test_sliding_window_stays_at_the_end_of_its_range():
 
 
 def test_growing_window_takes_the_last_steps_first():
-    """Sizes 2, 3, 4 for a third of the run each, all of them ending before step 9."""
+    """Sizes 2, 3, 4 for a third of the run each, all ending before step 9."""
     found = [Window.growing(2, 4, 9, step / 6) for step in range(8)]
     assert [(w.start, w.size) for w in found] == [(7, 2), (7, 2), (6, 3), (6, 3), (5, 4), (5, 4), (5, 4), (5, 4)]
 
 
 def test_growing_window_as_published():
-    """2503.11240's run: 100 rounds of 20 steps, split points 14 to 20, of which ours leave out the deterministic last."""
+    """The run of 2503.11240: 100 rounds of 20 steps, split points 14 to 20. Ours leave out the deterministic last step."""
     for level in range(100):
         assert Window.growing(13, 19, 19, level / 100).size + 1 == 14 + level * 7 // 100
 
 
 @pytest.mark.parametrize(("first", "last", "end"), [(0, 3, 5), (3, 2, 5), (2, 6, 5)])
-def test_growing_window_that_cannot_be(first, last, end):
+def test_impossible_growing_windows_are_refused(first, last, end):
     with pytest.raises(ValueError, match="a window cannot grow"):
         Window.growing(first, last, end, 0.0)

@@ -12,7 +12,7 @@ CONDITION = Condition({"shift": torch.tensor([[1.0], [2.0]])}, {"shift": torch.t
 
 
 def shifted(x_t, t, condition):
-    """A denoiser that shows what it was given."""
+    """Return a sum from which all three inputs can be read."""
     return x_t + condition.tensors["shift"] + t[:, None]
 
 
@@ -61,7 +61,7 @@ def test_rlg_first_steps_are_the_tuned_model():
     values = [guided(X, t.float().expand(2), CONDITION)[0, 0].item() for t in grid.times[:-1]]
     assert values == [5.0, 5.0, 9.0, 9.0]
     assert (base.evaluations, tuned.evaluations) == (4, 8)
-    # Nor one that a solver rounded to whole timesteps.
+    # Neither must one that a solver rounded to whole timesteps.
     values = [guided(X, torch.full((2,), t), CONDITION)[0, 0].item() for t in (0.9996, 0.7504, 0.5004, 0.2496)]
     assert values == [5.0, 5.0, 9.0, 9.0]
     mixed = guided(X, torch.tensor([1.0, 0.25]), CONDITION)
@@ -110,8 +110,8 @@ def test_bad_conditions_are_refused():
         Condition.cat([])
 
 
-def test_rows_keep_their_sample():
-    """Through selection and repetition; the doubled batch of guidance counts two for each sample."""
+def test_rows_keep_the_number_of_their_sample():
+    """Selection and repetition keep the numbers; the doubled batch of guidance counts two for each sample."""
     numbered = CONDITION.numbered()
     assert numbered.rows.tolist() == [0, 1]
     assert numbered.numbered() is numbered

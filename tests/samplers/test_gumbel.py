@@ -16,7 +16,7 @@ STRIDE = 0x9E3779B97F4A7C15
 
 
 def mixed(word: int) -> int:
-    """SplitMix64's finaliser in Python's unbounded integers."""
+    """Apply SplitMix64's finaliser in Python's unbounded integers."""
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & WORD
     return word ^ (word >> 31)
@@ -27,7 +27,7 @@ def keys(count: int, use: str = "token") -> torch.Tensor:
 
 
 def test_splitmix64_by_its_published_numbers():
-    """The first numbers of seed 1234567, as lists of reference outputs for SplitMix64 give them."""
+    """The first numbers of seed 1234567, from published reference outputs of SplitMix64."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     places = [(1234567 + STRIDE * i) & WORD for i in (1, 2, 3)]
     assert [mixed(place) for place in places] == published
@@ -38,7 +38,7 @@ def test_splitmix64_by_its_published_numbers():
 @settings(max_examples=50)
 @given(key=st.integers(-(2**63), 2**63 - 1), position=st.integers(0, 2**20), token=st.integers(0, 300))
 def test_noise_is_a_function_of_its_key(key, position, token):
-    """Against integers without wrap-around and a float64 logarithm; float32 has 1.2e-7 of relative rounding a step."""
+    """Compared with integers without wrap-around and a float64 logarithm; float32 rounds by 1.2e-7 relatively at each step."""
     stream = mixed((key + STRIDE * (position + 1)) & WORD)
     uniform = (mixed((stream + STRIDE * (token + 1)) & WORD) >> 1) / 2**63
     expected = -math.log(-math.log1p(-min(uniform, 1 - 2**-24)))
@@ -87,13 +87,13 @@ def test_noise_is_gumbel():
 def test_the_largest_noise_is_finely_resolved_and_none_is_infinite():
     noise = gumbel(torch.cat([keys(60), torch.tensor([0, -1, 2**63 - 1, -(2**63)])]), 0, 50_000)
     assert noise.isfinite().all()
-    # Of 3.2 million. Uniforms of 24 bits would give them some 5,000 values to share, and so about 100 ties; the
-    # rounding of results between 8 and 16 to 1e-6 is left.
+    # The 1000 largest of 3.2 million. Uniforms of 24 bits would have about 5,000 values in their range, and so about 100
+    # ties; only the rounding of results between 8 and 16 to 1e-6 remains.
     assert len(noise.flatten().topk(1000).values.unique()) > 990
 
 
 def unmixed(word: int) -> int:
-    """The word that `mixed` makes this of."""
+    """Invert `mixed`."""
 
     def unshifted(word: int, bits: int) -> int:
         found = word
@@ -117,7 +117,7 @@ def test_the_ends_of_the_uniform_are_finite(word, uniform):
 
 @pytest.mark.parametrize("raw", [False, True], ids=["hashed keys", "keys 0, 1, 2, ..."])
 def test_neighbours_are_independent(raw):
-    """Of tokens, positions and samples; eight bins each way, so that more than a correlation would be seen."""
+    """Tokens, positions and samples, in eight bins each, so that any dependence would be seen, not only correlation."""
     rows = torch.arange(200) if raw else keys(200)
     here, later = gumbel(rows, 7, 400), gumbel(rows, 8, 400)
     pairs = {

@@ -11,7 +11,7 @@ SD = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0
 
 
 def with_its_limit(data):
-    """The exact denoiser, which at t = 0 divides by sigma = 0; there the noise it expects is 0."""
+    """Return the exact denoiser with its limit at t = 0, where it would divide by sigma = 0: the expected noise is 0."""
 
     def denoiser(x_t, t, condition):
         if t[0] == 0:
@@ -21,8 +21,8 @@ def with_its_limit(data):
     return denoiser
 
 
-def again(denoiser, process, grid, states, step, nothing):
-    """Where the ODE takes the state of a step."""
+def resampled(denoiser, process, grid, states, step, nothing):
+    """Return the end of the ODE from the state of a step."""
     rest = Grid(grid.times[step:])
     x = states[:, step]
     run = rollout(denoiser, process, rest, ode, x, nothing(len(x)), window=Window(0, 0), noise=lambda step: x)
@@ -31,14 +31,14 @@ def again(denoiser, process, grid, states, step, nothing):
 
 @pytest.mark.parametrize("process", [FLOW, VariancePreserving(SD.alphas_cumprod, "epsilon")], ids=["flow", "vp"])
 def test_sampling_from_an_inverted_state_returns_the_sample(process, world, nothing):
-    """The error is first order in the step: at most 0.16 (VP) at 100 steps for samples of size 1, and half of it at 200."""
+    """The error is first order in the step: at most 0.16 (VP) at 100 steps for samples of size 1, and half of that at 200."""
     data = world(process)
     x0 = data.mean + torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in (100, 200):
         grid = Grid(torch.linspace(1, 0, steps + 1).double())
         states = invert(with_its_limit(data), process, grid, x0, nothing(32))
-        found = [again(with_its_limit(data), process, grid, states, step, nothing) for step in (1, steps // 2)]
+        found = [resampled(with_its_limit(data), process, grid, states, step, nothing) for step in (1, steps // 2)]
         errors.append([float((x - x0).abs().max()) for x in found])
     for one, half in zip(*errors, strict=True):
         assert one < 0.2
@@ -52,7 +52,7 @@ def test_flow_steps_by_hand(nothing):
 
 
 def test_ddim_inversion_is_diffusers(nothing):
-    """Their scheduler takes the same steps, given outputs at the states' own times (their pipelines call a step late)."""
+    """The scheduler of diffusers takes the same steps for outputs at the states' own times (its pipelines call a step late)."""
     theirs = DDIMInverseScheduler.from_config({**SD.config, "timestep_spacing": "leading"})
     theirs.set_timesteps(10)
     process = VariancePreserving(SD.alphas_cumprod, "epsilon")
@@ -78,8 +78,8 @@ def test_each_step_is_one_evaluation_and_no_noise(world, nothing):
     assert model.evaluations == 2 * 3 * 5
 
 
-def test_clean_predictions_hold_no_noise_to_begin_with(nothing):
-    """On a grid that ends before clean data they do: of x0_hat = 0 the next state is x sigma_t / sigma_s."""
+def test_clean_predictions_at_t_0_hold_no_noise(nothing):
+    """On a grid that ends before clean data they do: for x0_hat = 0 the next state is x sigma_t / sigma_s."""
     process, times = VariancePreserving(SD.alphas_cumprod, "sample"), torch.tensor([1.0, 0.5, 0.25]).double()
     states = invert(lambda x, t, c: torch.zeros_like(x), process, Grid(times), torch.ones(1, 2).double(), nothing(1))
     expected = process.sigma(times[:2]) / process.sigma(times[2])

@@ -28,8 +28,8 @@ FLOW = FlowMatching()
 UNIFORM = Grid(torch.linspace(1, 0, 11))
 
 
-def at(kernel, **options):
-    """Mean and std of a kernel at t = 0.5, s = 0.4, x = 2, v = 2, hence x0_hat = 1 and eps_hat = 3."""
+def moments_at(kernel, **options):
+    """Return mean and std of a kernel moments_at t = 0.5, s = 0.4, x = 2, v = 2, where x0_hat = 1 and eps_hat = 3."""
     t, s = torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
     two = torch.full((1, 1), 2.0, dtype=torch.float64)
     mean, std = kernel(FLOW, two, two, t, s, **options)
@@ -37,17 +37,17 @@ def at(kernel, **options):
 
 
 def test_kernels_by_hand():
-    assert at(ode) == pytest.approx((1.8, 0.0))  # 0.6 * 1 + 0.4 * 3 = 2 - 0.1 * 2
+    assert moments_at(ode) == pytest.approx((1.8, 0.0))  # 0.6 * 1 + 0.4 * 3 = 2 - 0.1 * 2
     # rho = (0.4 * 0.5) / (0.5 * 0.6) = 2/3; 0.4 sqrt(1 - 4/9); sqrt(0.16 - 0.0888...) = 0.2666...
-    assert at(ddim, noise_level=1.0) == pytest.approx((0.6 + 0.8, 0.4 * math.sqrt(5) / 3))
+    assert moments_at(ddim, noise_level=1.0) == pytest.approx((0.6 + 0.8, 0.4 * math.sqrt(5) / 3))
     # 0.4 sin(45 deg), and as much of the old noise
-    assert at(cps, noise_level=0.5) == pytest.approx((0.6 + 3 * 0.4 / math.sqrt(2), 0.4 / math.sqrt(2)))
+    assert moments_at(cps, noise_level=0.5) == pytest.approx((0.6 + 3 * 0.4 / math.sqrt(2), 0.4 / math.sqrt(2)))
     # 0.4 sqrt(1 - 2/3); sqrt(0.16 * 2/3)
-    assert at(precise, noise_level=1.0) == pytest.approx((0.6 + 3 * 0.4 * math.sqrt(2 / 3), 0.4 / math.sqrt(3)))
+    assert moments_at(precise, noise_level=1.0) == pytest.approx((0.6 + 3 * 0.4 * math.sqrt(2 / 3), 0.4 / math.sqrt(3)))
     # g = 1, score = -3/0.5 = -6: 2 + (2 + 3) * -0.1
-    assert at(flow_sde, noise_level=1.0, t_cap=0.9) == pytest.approx((1.5, math.sqrt(0.1)))
+    assert moments_at(flow_sde, noise_level=1.0, t_cap=0.9) == pytest.approx((1.5, math.sqrt(0.1)))
     # g = 1/2: 2 + (2 + 0.75) * -0.1
-    assert at(dance_sde, noise_level=0.5) == pytest.approx((1.725, 0.5 * math.sqrt(0.1)))
+    assert moments_at(dance_sde, noise_level=0.5) == pytest.approx((1.725, 0.5 * math.sqrt(0.1)))
 
 
 def test_flow_sde_at_time_one_uses_the_second_time_of_the_grid():
@@ -118,7 +118,7 @@ def test_bf16_gives_float32_mathematics():
 
 
 def model(process, x, t):
-    """The raw output of some smooth denoiser: what process's output means is what the test is about."""
+    """Return the raw output of a smooth denoiser, in the kind that the process predicts."""
     x0_hat = torch.tanh(2 * x + t[:, None, None].float()) + 0.3 * x.flip(-1)
     alpha, sigma = (value.float()[:, None, None] for value in (process.alpha(t), process.sigma(t)))
     return process.combine(x0_hat, (x - alpha * x0_hat) / sigma, t)
@@ -150,7 +150,7 @@ def test_ddim_is_diffusers_ddim(prediction, spacing, to_clean, eta):
         t, s = grid.times[step].expand(2), grid.times[step + 1].expand(2)
         assert process.timestep(t)[0].item() == timestep.item()
         noise = torch.randn(2, 3, 4)
-        # Diffusers adds noise on the last step too if it does not end at clean data; so does the bare kernel.
+        # Diffusers adds noise on the last step too if it does not end moments_at clean data; so does the bare kernel.
         ours = kernel(process, model(process, ours, t), ours, t, s).sample(noise)
         theirs = scheduler.step(model(process, theirs, t), timestep, theirs, eta=eta, variance_noise=noise).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -63,11 +63,11 @@ def test_variance_preserving_is_exact_on_its_table():
         assert torch.equal(process.timestep(t), index.double())
     clean = torch.zeros(())
     assert (process.alpha(clean).item(), process.sigma(clean).item()) == (1.0, 0.0)
-    assert process.timestep(clean).item() == 0.0  # no model knows a timestep of -1
+    assert process.timestep(clean).item() == 0.0  # no model accepts a timestep of -1
 
 
 def test_the_angle_is_linear_between_points():
-    """Of alphas_cumprod 0.64 and 0.36 the angles are 0, arcsin 0.6 and arcsin 0.8 at t = 0, 1/2 and 1."""
+    """For alphas_cumprod 0.64 and 0.36 the angles are 0, arcsin 0.6 and arcsin 0.8 at t = 0, 1/2 and 1."""
     process = VariancePreserving(torch.tensor([0.64, 0.36], dtype=torch.float64), "epsilon")
     one, two = math.asin(0.6), math.asin(0.8)
     for t, angle, slope in ((0.25, one / 2, 2 * one), (0.75, (one + two) / 2, 2 * (two - one))):

@@ -25,7 +25,7 @@ def model(x_t, t, condition):
 
 
 def run(samples, window, *, kernel=None, process=FLOW, denoiser=model, **options):
-    """A run for some samples of a step, all of whose randomness and condition is the samples' own."""
+    """Draw some samples of a step. All randomness and the condition depend on the sample alone."""
     gain = 1 + 0.1 * torch.tensor(samples, dtype=torch.float32)[:, None]
 
     def draw(use, index=0):
@@ -76,7 +76,7 @@ def test_samples_do_not_depend_on_the_batch():
     torch.testing.assert_close(part.log_prob[0], whole.log_prob[2], rtol=0, atol=1e-5)
 
 
-def test_a_window_of_nothing_is_the_ode():
+def test_an_empty_window_is_the_ode():
     """Its trajectory has J = 0 in all its shapes, so that nothing downstream needs a special case."""
     trajectory = run([0, 1], Window(0, 0))
     assert trajectory.x_t.shape == trajectory.x_next.shape == (2, 0, 2, 3)
@@ -100,7 +100,7 @@ def test_a_half_precision_model_leaves_the_states_in_float32():
     assert trajectory.t.dtype == torch.float64
 
 
-def test_a_half_precision_beginning_is_raised():
+def test_a_half_precision_start_is_raised():
     x_init, condition = torch.ones(1, 2, 3).bfloat16(), Condition({"gain": torch.ones(1, 1)})
 
     def single(x_t, t, condition):
@@ -113,7 +113,7 @@ def test_a_half_precision_beginning_is_raised():
     assert advance(*arguments, steps=0).dtype == torch.float32
 
 
-def test_every_step_is_shown():
+def test_on_step_sees_every_state():
     seen = []
     trajectory = run([0], Window.all(6), on_step=lambda step, x: seen.append((step, x)))
     assert [step for step, _ in seen] == list(range(6))
@@ -199,7 +199,7 @@ def test_variance_preserving_runs_too():
     assert trajectory.log_prob.isfinite().all()
 
 
-def begun(samples, steps, *, kernel=ode, noise=None, process=FLOW):
+def advanced(samples, steps, *, kernel=ode, noise=None, process=FLOW):
     gain = 1 + 0.1 * torch.tensor(samples, dtype=torch.float32)[:, None]
     x_init = keyed((2, 3), seed=0, step=5, samples=samples, use="init")
     return advance(model, process, GRID, kernel, x_init, Condition({"gain": gain}), steps=steps, noise=noise)
@@ -207,7 +207,7 @@ def begun(samples, steps, *, kernel=ode, noise=None, process=FLOW):
 
 @pytest.mark.parametrize("process", [FLOW, VariancePreserving(torch.linspace(0.999, 0.001, 1000).double(), "epsilon")])
 def test_a_run_in_two_parts_is_the_run(process):
-    """The ODE up to the window, and the rest from there: the same floats as a rollout from noise."""
+    """The ODE up to the window and the rest from there give the same floats as a rollout from noise."""
     kernel, window = make_kernel("ddim", 0.7, GRID), Window(3, 2)
     whole = run([0, 1], window, kernel=kernel, process=process)
     gain = Condition({"gain": 1 + 0.1 * torch.arange(2.0)[:, None]})
@@ -216,7 +216,7 @@ def test_a_run_in_two_parts_is_the_run(process):
         process,
         GRID,
         kernel,
-        begun([0, 1], 3, process=process),
+        advanced([0, 1], 3, process=process),
         gain,
         window=window,
         noise=lambda step: keyed((2, 3), seed=0, step=5, samples=[0, 1], use="sde", index=step),
@@ -230,11 +230,11 @@ def test_a_prefix_drawn_from_the_kernel_is_the_states_of_a_run():
     kernel = make_kernel("flow_sde", 0.7, GRID)
     whole = run([0, 1], Window.all(6), kernel=kernel)
     noise = {step: keyed((2, 3), seed=0, step=5, samples=[0, 1], use="sde", index=step) for step in range(4)}
-    assert torch.equal(begun([0, 1], 4, kernel=kernel, noise=noise.__getitem__), whole.x_t[:, 4])
+    assert torch.equal(advanced([0, 1], 4, kernel=kernel, noise=noise.__getitem__), whole.x_t[:, 4])
 
 
 def test_a_rollout_cannot_start_after_its_window():
     with pytest.raises(ValueError, match="cannot start at step 2"):
         run([0], Window(1, 2), start=2)
     with pytest.raises(ValueError, match="a prefix has 0 to 5"):
-        begun([0], 6)
+        advanced([0], 6)

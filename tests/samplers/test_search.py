@@ -1,4 +1,4 @@
-"""Best-of-N by hand, and SVDD against the distributions it is known to sample."""
+"""Best-of-N by hand, and SVDD against the distributions that it should sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAN = math.nan
 
 
 def test_best_of_by_hand():
-    """Ids in any order; ties go to the first; invalid and NaN rows are passed over, unless there is nothing else."""
+    """Ids in any order; ties go to the first; invalid and NaN rows are skipped unless there is nothing else."""
     groups = torch.tensor([7, 2, 7, 2, 7, 5, 5, 9, 9])
     values = torch.tensor([1.0, 3.0, 2.0, 3.0, 9.0, NAN, NAN, NAN, -8.0])
     valid = torch.tensor([1, 1, 1, 1, 0, 1, 0, 1, 1]).bool()
@@ -38,13 +38,13 @@ def test_best_of_by_hand():
 
 
 def test_minus_infinity_is_a_value():
-    """The worst there is, but better than none."""
+    """It is the worst value, but better than none."""
     values, valid = torch.tensor([NAN, -math.inf, 1.0]), torch.tensor([True, True, False])
     assert best_of(values, valid, torch.zeros(3)).tolist() == [1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 2), st.booleans()), min_size=1, max_size=12))
-def test_best_of_is_what_a_loop_finds(rows):
+def test_best_of_equals_a_loop(rows):
     groups, values, valid = (torch.tensor(column) for column in zip(*rows, strict=True))
     expected = []
     for group in sorted(set(groups.tolist())):
@@ -63,18 +63,18 @@ def test_choose_by_hand():
     assert choose(values, 0.0, uniforms).tolist() == [1] * 5
 
 
-def test_choose_is_about_differences():
+def test_choose_depends_on_differences():
     """exp(1000) overflows; ln 2 more is still twice the weight."""
     values = torch.tensor([[1000.0, 1000.0 + math.log(2), 1000.0]]).double().repeat(3, 1)
     assert choose(values, 1.0, torch.tensor([0.24, 0.26, 0.76])).tolist() == [0, 1, 2]
 
 
-def test_choose_has_no_preference_where_nothing_could_be_scored():
+def test_choose_is_uniform_where_nothing_could_be_scored():
     values = torch.full((4, 4), NAN)
     assert choose(values, 1.0, torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == [0, 1, 2, 3]
 
 
-def test_choose_passes_over_what_could_not_be_scored():
+def test_choose_skips_candidates_that_could_not_be_scored():
     values = torch.tensor([[NAN, 1.0, NAN, 0.0], [NAN, NAN, NAN, NAN]])
     assert choose(values, 0.0, torch.zeros(2))[0] == 1
     for u in torch.linspace(0, 0.999, 9):
@@ -83,13 +83,13 @@ def test_choose_passes_over_what_could_not_be_scored():
 
 
 def drawn(batch):
-    """One generator for all: where only the distribution counts, a hash for every number would take its time."""
+    """Return noise from one generator for all: a hash for every number is slow, and only the distribution counts here."""
     generator = torch.Generator().manual_seed(0)
     return lambda step, candidate: torch.randn(batch, 1, generator=generator, dtype=torch.float64)
 
 
 def still(x_t, t, condition):
-    """Velocity 0: x0_hat is the state itself, whatever the time."""
+    """Return velocity 0: x0_hat is the state itself at every time."""
     return torch.zeros_like(x_t)
 
 
@@ -181,7 +181,7 @@ def test_a_whole_run_samples_the_tilted_data(world):
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    """Each draws noise of its own and is chosen for by its own values."""
+    """Each sample has its own noise and is selected by its own values."""
     options = {"batch": 5, "candidates": 4, "temperature": 0.7, "kernel": KERNEL, **ONE}
     every = searched(still, lambda x0, rows: x0[:, 0], **options)
     for one in (0, 3):
@@ -189,8 +189,8 @@ def test_a_sample_does_not_depend_on_its_batch():
         assert torch.equal(alone[0], every[one])
 
 
-def test_values_are_asked_by_sample():
-    """Sample 1 wants large, sample 0 small."""
+def test_values_depend_on_the_sample():
+    """The value of sample 1 rises with x0, that of sample 0 falls."""
     sign = torch.tensor([-1.0, 1.0]).double()
     options = {"batch": 2, "candidates": 50, "temperature": 0.0, "kernel": KERNEL, **ONE}
     found = searched(still, lambda x0, rows: sign[rows] * x0[:, 0], **options)
@@ -198,8 +198,8 @@ def test_values_are_asked_by_sample():
     assert found[1] > STD
 
 
-def test_what_it_costs():
-    """One evaluation before the first step, M for each stochastic step, which serve the next, one for each other step."""
+def test_number_of_evaluations():
+    """One evaluation before the first step, M for each stochastic step (one of which serves the next step), one for others."""
     counted, grid = counting(still), Grid(torch.linspace(1, 0, 6))
     searched(
         counted,
@@ -238,7 +238,7 @@ def test_one_candidate_is_the_plain_run():
     torch.testing.assert_close(found, plain.x0, rtol=0, atol=1e-14)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_refusals():
     options = {"batch": 1, "grid": ONE["grid"], "window": Window(0, 1)}
     with pytest.raises(ValueError, match=r"adds no noise .* at steps \[0\]"):
         searched(still, None, kernel=ode, candidates=2, temperature=0.0, **options)

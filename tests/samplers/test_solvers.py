@@ -85,7 +85,7 @@ def test_higher_order_flow_solvers_beat_euler(scheduler, world, nothing):
     ids=lambda scheduler: type(scheduler).__name__,
 )
 def test_variance_preserving_solvers_end_where_the_ode_ends(scheduler, world, nothing):
-    """Also those that work on a rescaled state: what comes out is the exact ODE's end."""
+    """This includes solvers that work on a rescaled state."""
     process = VariancePreserving(scheduler.alphas_cumprod, "epsilon")
     data = world(process)
     x_init = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,15 @@ from scipy import stats
 
 from samplers import Completions, Decoding, Prompts, generate, gumbel, sample_keys
 from samplers.text import _cut_at_end, draw
-from tests.samplers.causal import chosen, logits_after, next_logp, numbered, sequences, tiny_gpt2, tiny_qwen2
+from tests.samplers.causal import (
+    logits_after,
+    next_logp,
+    sequence_logp,
+    sequence_number,
+    sequences,
+    tiny_gpt2,
+    tiny_qwen2,
+)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1, 10, 2], [2], [2]]
 DECODING = Decoding(max_new_tokens=6, temperature=1.5, eos=(3, 9), pad=0)
@@ -25,8 +33,8 @@ def model(request):
     return request.param()
 
 
-def plainly(model, prompt, decoding, key):
-    """Tokens and log-probabilities by a loop of whole passes, one sample at a time, without cache or padding."""
+def plain_loop(model, prompt, decoding, key):
+    """Return tokens and log-probabilities by a loop of whole passes for one sample, without cache or padding."""
     tokens, logp = [], []
     for position in range(decoding.max_new_tokens):
         scaled = logits_after(model, [*prompt, *tokens]) / decoding.temperature
@@ -40,20 +48,20 @@ def plainly(model, prompt, decoding, key):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("batch", [1, 2, 64])
-def test_it_is_the_plain_loop(model, cache, batch):
+def test_generate_equals_the_plain_loop(model, cache, batch):
     found = generate(model, PROMPTS, dataclasses.replace(DECODING, cache=cache), keys(6), batch=batch)
     assert found.tokens.dtype == torch.int64
     assert found.logp.dtype == torch.float32
     lengths = []
     for row, prompt in enumerate(PROMPTS):
-        tokens, logp = plainly(model, prompt, DECODING, keys(6)[row])
+        tokens, logp = plain_loop(model, prompt, DECODING, keys(6)[row])
         j = len(tokens)
         lengths.append(j)
         assert found.tokens[row].tolist() == tokens + [0] * (6 - j)
         assert found.mask[row].tolist() == [True] * j + [False] * (6 - j)
         torch.testing.assert_close(found.logp[row, :j], torch.tensor(logp), **ROUNDING)
         assert (found.logp[row, j:] == 0).all()
-    assert len(set(lengths)) > 1, "some end early and some run on, or the test shows less than it says"
+    assert len(set(lengths)) > 1, "some completions must end early and some not"
 
 
 def test_samples_do_not_depend_on_their_batch(model):
@@ -75,10 +83,10 @@ def test_the_distribution_is_the_models(temperature):
     """Three tokens of a vocabulary of four: the frequencies of all 64 sequences against their exact probabilities."""
     model, count, prompt = tiny_qwen2(4, seed=3), 4096, [1, 2]
     every = sequences(4, 3)
-    logp = chosen(next_logp(model, prompt, every, temperature), every)
+    logp = sequence_logp(next_logp(model, prompt, every, temperature), every)
     found = generate(model, [prompt] * count, Decoding(3, temperature), keys(count), batch=count)
-    observed = torch.bincount(numbered(found.tokens, 4), minlength=64)
-    torch.testing.assert_close(found.logp.sum(dim=1), logp[numbered(found.tokens, 4)].float(), **ROUNDING)
+    observed = torch.bincount(sequence_number(found.tokens, 4), minlength=64)
+    torch.testing.assert_close(found.logp.sum(dim=1), logp[sequence_number(found.tokens, 4)].float(), **ROUNDING)
     frequent = logp.exp() * count >= 5  # chi-square's own condition; the others are one class
     expected = torch.cat([logp[frequent].exp(), logp[~frequent].exp().sum()[None]]) * count
     observed = torch.cat([observed[frequent], observed[~frequent].sum()[None]]).double()
@@ -96,7 +104,7 @@ def test_greedy(model):
     assert (found.logp == 0).all()
 
 
-def test_nothing_of_the_models_own_settings_takes_part():
+def test_the_models_own_settings_are_not_used():
     model, plain = tiny_qwen2(), tiny_qwen2()
     expected = generate(plain, PROMPTS, DECODING, keys(6))
     leaking = {
@@ -130,7 +138,7 @@ def test_nothing_of_the_models_own_settings_takes_part():
     assert kept.top_k == 1
 
 
-def test_a_wrapped_model_keeps_its_settings_to_itself():
+def test_the_settings_of_a_wrapped_model_are_not_used():
     from peft import LoraConfig, get_peft_model
 
     inner = tiny_qwen2()
@@ -150,7 +158,7 @@ def test_pad_may_be_an_end_token_and_an_end_token_may_be_in_a_prompt(model):
     assert torch.equal(same.tokens, torch.where(expected.mask, expected.tokens, 3))
 
 
-def test_the_model_stays_as_it_is(model):
+def test_the_model_is_not_changed(model):
     with torch.enable_grad():
         found = generate(model, PROMPTS[:2], DECODING, keys(2))
     assert not found.logp.requires_grad
@@ -206,7 +214,7 @@ def test_draw_by_hand():
     assert nothing.tolist() == [0.0, 0.0]
 
 
-def test_no_prompts_no_completions(model):
+def test_no_prompts_give_no_completions(model):
     found = generate(model, [], DECODING, keys(0))
     assert isinstance(found, Completions)
     assert found.tokens.shape == found.mask.shape == found.logp.shape == (0, 6)
@@ -224,12 +232,12 @@ def test_no_prompts_no_completions(model):
         ({"eos": (3, -1)}, "must be token ids of 0 or more"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(DECODING, **settings)
 
 
-def test_prompts_that_cannot_be_continued(model):
+def test_bad_prompts_are_refused(model):
     fits = [1] * 26  # a context of 32, 6 to be generated
     assert generate(model, [fits], DECODING, keys(1)).mask.any()
     with pytest.raises(ValueError, match=r"prompt 1 has 27 tokens.*max_new_tokens=6.*context of 32 leaves room for 26"):
@@ -244,8 +252,8 @@ def test_prompts_that_cannot_be_continued(model):
         generate(model, [[1]], DECODING, keys(1), batch=0)
 
 
-def test_decoding_stops_where_all_have_ended():
-    """At any of the end tokens, here the second: a pass more for each token would be for nothing."""
+def test_decoding_stops_when_all_have_ended():
+    """Any end token ends a completion, here the second one; further passes would be wasted."""
     model, passes = tiny_qwen2(), []
     model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(1), with_kwargs=True)
 
@@ -257,7 +265,7 @@ def test_decoding_stops_where_all_have_ended():
     assert len(passes) == 1
 
 
-def test_what_follows_the_end_may_be_anything():
+def test_tokens_after_the_end_may_be_anything():
     tokens, logp = torch.tensor([[9, 5], [5, 9]]), torch.tensor([[-1.0, torch.nan], [-2.0, -3.0]])
     found = _cut_at_end(tokens, logp, DECODING)
     assert found.tokens.tolist() == [[9, 0], [5, 9]]
@@ -265,7 +273,7 @@ def test_what_follows_the_end_may_be_anything():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_numbers(temperature):
+def test_logits_that_are_not_finite_are_refused(temperature):
     model = tiny_qwen2()
     with torch.no_grad():
         model.lm_head.weight[4] = torch.nan

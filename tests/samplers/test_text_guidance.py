@@ -9,7 +9,15 @@ from scipy import stats
 
 from samplers import BaseDivergence, Decoding, Prompts, TextGuidance, generate, sample_keys
 from samplers.text_guidance import blend
-from tests.samplers.causal import chosen, logits_after, next_logp, numbered, sequences, tiny_gpt2, tiny_qwen2
+from tests.samplers.causal import (
+    logits_after,
+    next_logp,
+    sequence_logp,
+    sequence_number,
+    sequences,
+    tiny_gpt2,
+    tiny_qwen2,
+)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 1, 10, 2], [2], [2]]
 DECODING = Decoding(max_new_tokens=6, temperature=1.5, eos=(3, 9))
@@ -22,7 +30,7 @@ def keys(count: int) -> torch.Tensor:
 
 
 def pair(maker, vocabulary: int = 11):
-    """(base, tuned), float64."""
+    """Return (base, tuned) in float64."""
     return maker(vocabulary, seed=1).double(), maker(vocabulary, seed=2).double()
 
 
@@ -33,7 +41,7 @@ def models(request):
 
 @contextmanager
 def counted(model):
-    """Counts the tokens that each pass of a model reads."""
+    """Record the number of tokens that each pass of a model reads."""
     passes: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -44,8 +52,8 @@ def counted(model):
         handle.remove()
 
 
-def of_prefixes(models, prompt, tokens, weight, temperature, first_tokens=0):
-    """The blended log-probability of each token, from whole passes: normalised, divided and blended one after the other."""
+def blended_logp(models, prompt, tokens, weight, temperature, first_tokens=0):
+    """Return the blended log-probability of each token by whole passes: first divided and normalised, then blended."""
     found = []
     for j, token in enumerate(tokens):
         base, tuned = ((logits_after(m, [*prompt, *tokens[:j]]) / temperature).log_softmax(0) for m in models)
@@ -56,64 +64,68 @@ def of_prefixes(models, prompt, tokens, weight, temperature, first_tokens=0):
 
 @pytest.mark.parametrize("weight", [-0.5, 0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("first_tokens", [0, 2])
-def test_it_is_the_formula_under_each_prefix(models, weight, first_tokens):
+def test_logp_is_the_formula_at_each_prefix(models, weight, first_tokens):
     base, tuned = models
     guidance = TextGuidance(base, weight, first_tokens=first_tokens)
     found = generate(tuned, PROMPTS, DECODING, keys(6), processors=(guidance,), batch=4)
     lengths = found.mask.sum(dim=1)
     for row, prompt in enumerate(PROMPTS):
         tokens = found.tokens[row, : lengths[row]].tolist()
-        expected = of_prefixes(models, prompt, tokens, weight, 1.5, first_tokens)
+        expected = blended_logp(models, prompt, tokens, weight, 1.5, first_tokens)
         torch.testing.assert_close(found.logp[row, : lengths[row]], expected, **EXACT)
     assert lengths.max() > 2
 
 
-def of_sequences(models, weight, length, temperature=1.0):
-    """Log-probabilities [4^J] of all sequences of four tokens: of the base, blended under each prefix, and tilted as a whole.
+def sequence_logps(models, weight, length, temperature=1.0):
+    """Return log-probabilities [4^J] of all sequences of four tokens: the base, blended at each prefix, and tilted as a whole.
 
     The tilt is pi_base exp(w r / beta) / Z with r / beta = log(pi_tuned / pi_base), for which pi_tuned is the optimum.
     """
     every = sequences(4, length)
     base, tuned = (next_logp(m, [1, 2], every, temperature) for m in models)
     blended = ((1 - weight) * base + weight * tuned).log_softmax(dim=2)
-    whole, blended = chosen(base, every), chosen(blended, every)
-    return whole, blended, (whole + weight * (chosen(tuned, every) - whole)).log_softmax(dim=0)
+    whole, blended = sequence_logp(base, every), sequence_logp(blended, every)
+    return whole, blended, (whole + weight * (sequence_logp(tuned, every) - whole)).log_softmax(dim=0)
 
 
 def p_value(observed, logp, count):
-    """Chi-square; sequences that are expected less than five times are one class."""
+    """Return the p-value of a chi-square test. Sequences that are expected less than five times form one class."""
     expected = logp.exp() * count
     frequent = expected >= 5
     classes = [torch.cat([x[frequent].double(), x[~frequent].sum()[None].double()]) for x in (observed, expected)]
-    # The last class may be nearly empty, which chi-square does not mind if it is left out with what it has.
+    # The last class may be nearly empty; then it is left out on both sides.
     kept = classes[1] >= 5
     return stats.chisquare(classes[0][kept].numpy(), classes[1][kept].numpy(), sum_check=False).pvalue
 
 
-def test_frequencies_are_the_formulas_and_not_the_tilted_sequences():
-    """METHODS: beyond one token, normalisers differ by prefix."""
+def test_frequencies_follow_the_formula_and_not_the_tilted_sequences():
+    """For more than one token the normalisers differ between prefixes."""
     models, count, weight = pair(tiny_qwen2, 4), 4096, 1.7
-    _, blended, tilted = of_sequences(models, weight, 3)
+    _, blended, tilted = sequence_logps(models, weight, 3)
     assert blended.exp().sum() == pytest.approx(1, abs=1e-9)
     base, tuned = models
     guidance = TextGuidance(base, weight)
     found = generate(tuned, [[1, 2]] * count, Decoding(3), keys(count), processors=(guidance,), batch=count)
-    observed = torch.bincount(numbered(found.tokens, 4), minlength=64)
-    torch.testing.assert_close(found.logp.sum(dim=1).double(), blended[numbered(found.tokens, 4)], atol=3e-5, rtol=0)
+    observed = torch.bincount(sequence_number(found.tokens, 4), minlength=64)
+    torch.testing.assert_close(
+        found.logp.sum(dim=1).double(), blended[sequence_number(found.tokens, 4)], atol=3e-5, rtol=0
+    )
     assert p_value(observed, blended, count) > 0.01
     assert (blended.exp() * (blended - tilted)).sum() > 0.02
     assert p_value(observed, tilted, count) < 1e-6
 
 
 def test_at_weight_one_completions_are_the_tilted_sequences_of_any_length():
-    """They are the tuned model's. Measured, so that the base is blended in and not left alone."""
+    """They are those of the tuned model. The divergence is measured, so that the base is evaluated and blended."""
     models, count = pair(tiny_qwen2, 4), 32
-    *_, tilted = of_sequences(models, 1.0, 3)
+    *_, tilted = sequence_logps(models, 1.0, 3)
     base, tuned = models
     guidance = TextGuidance(base, 1.0, divergence=BaseDivergence())
     found = generate(tuned, [[1, 2]] * count, Decoding(3), keys(count), processors=(guidance,))
     assert torch.equal(found.tokens, generate(tuned, [[1, 2]] * count, Decoding(3), keys(count)).tokens)
-    torch.testing.assert_close(found.logp.sum(dim=1).double(), tilted[numbered(found.tokens, 4)], atol=3e-5, rtol=0)
+    torch.testing.assert_close(
+        found.logp.sum(dim=1).double(), tilted[sequence_number(found.tokens, 4)], atol=3e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
@@ -139,7 +151,7 @@ def test_weights_0_and_1_are_the_models_themselves(models):
         torch.testing.assert_close(found.logp, expected.logp, **EXACT)
 
 
-def test_what_the_base_is_asked_for(models):
+def test_passes_of_the_base(models):
     base, tuned = models
     decoding = Decoding(6)
     expected = {
@@ -214,15 +226,15 @@ def test_samples_do_not_depend_on_their_batch(models):
     torch.testing.assert_close(found.logp, expected.logp[order], **EXACT)
     torch.testing.assert_close(several.sums(6), one.sums(6)[order], **EXACT)
     assert one.tokens(6).tolist() == expected.mask.sum(dim=1).tolist()
-    assert len(one.tokens(6).unique()) > 1, "some end early, or the test shows less than it says"
+    assert len(one.tokens(6).unique()) > 1, "some completions must end early"
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1.7])
 def test_divergence_is_that_of_whole_completions(weight):
-    """Its mean over samples against KL(pi_w || pi_base) by enumeration, at a temperature, and with an end token."""
+    """Its mean over samples equals KL(pi_w || pi_base) by enumeration, at a temperature."""
     models, count, temperature = pair(tiny_qwen2, 4), 2048, 1.3
     base, tuned = models
-    whole, blended, _ = of_sequences(models, weight, 2, temperature)
+    whole, blended, _ = sequence_logps(models, weight, 2, temperature)
     exactly = (blended.exp() * (blended - whole)).sum().item()
     measured = BaseDivergence()
     generate(
@@ -241,7 +253,7 @@ def test_divergence_is_that_of_whole_completions(weight):
     assert error < 0.05
 
 
-def test_tokens_that_never_come_count_nothing():
+def test_tokens_of_probability_0_count_0():
     """(3/4, 1/4, 0) against (1/2, 1/2, 0), at a temperature that halves the logits: 3/4 log 3/2 - 1/4 log 2."""
     prompts = Prompts(torch.tensor([[1]]), torch.tensor([[1]]), torch.tensor([0]), Decoding(1, temperature=2.0))
     measured = BaseDivergence()
@@ -267,7 +279,7 @@ def test_blend_by_hand():
     assert torch.equal(blend(base, tuned, 1.0), tuned)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_refusals():
     base, tuned = tiny_qwen2(11), tiny_qwen2(12)
     with pytest.raises(ValueError, match=r"base model has logits for 11 tokens, the tuned one for 12"):
         generate(tuned, [[1]], Decoding(1), keys(1), processors=(TextGuidance(base, 2.0),))
