@@ -16,7 +16,6 @@ ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
 UNFINISHED = (
     "difrl/config/",
-    "difrl/core/",
     "difrl/data/",
     "difrl/inference/",
     "difrl/policies/",

@@ -1,6 +1,6 @@
-"""Objectives, advantages, divergences, coefficients: tensors in, tensors out.
+"""Objectives, advantages, divergences and coefficients: functions of tensors alone.
 
-No model, no files, no config; nothing here branches on what is being trained. Start at objective.py.
+Nothing here uses a model, files or a config, or depends on the kind of model that is trained. Start at objectives/base.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
 from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
-from difrl.core.dynamic_sampling import Collect, Draw, Informative, Scored, once
+from difrl.core.dynamic_sampling import Collect, Draw, Informative, ScoredSamples, once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
 from difrl.core.forward_weighting import WEIGHTINGS, elbo, forward_logp
 from difrl.core.groups import (
@@ -86,7 +86,7 @@ __all__ = [
     "RewardAdaptive",
     "Schedule",
     "Scope",
-    "Scored",
+    "ScoredSamples",
     "Soup",
     "Std",
     "TargetKL",

@@ -1,4 +1,4 @@
-"""From the rewards of a step to its advantages: from their weighted sum, or from each reward by itself."""
+"""Estimators of the advantages of a step: from the weighted sum of rewards, or from each reward separately."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from difrl.core.advantages import Baseline, Std, advantages, decoupled, reweight
 
 
 class AdvantageEstimator(Protocol):
-    """Advantages [B] of the samples of all processes."""
+    """A function from the rewards of a step to advantages."""
 
     @property
     def reads(self) -> Sequence[str]:
-        """The columns that it needs besides the total."""
+        """Names of the columns that it needs besides the total."""
 
     def __call__(
         self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
     ) -> Tensor:
-        """total [B], columns: name -> [B], weights: reward -> number, groups [B], valid [B] bool -> [B]."""
+        """Return advantages [B] of the samples of all processes.
+
+        Args:
+          total: weighted sum of rewards, [B].
+          columns: name -> [B].
+          weights: reward -> number.
+          groups: [B] ids.
+          valid: [B] bool.
+        """
 
 
 @dataclass(frozen=True)
@@ -39,16 +47,16 @@ class TotalRewardAdvantage:
     def __call__(
         self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
     ) -> Tensor:
-        found = advantages(total, groups, valid, baseline=self.baseline, std=self.std, clip=self.clip, scale=self.scale)
-        return reweighted(found, self.positive, self.negative)
+        a = advantages(total, groups, valid, baseline=self.baseline, std=self.std, clip=self.clip, scale=self.scale)
+        return reweighted(a, self.positive, self.negative)
 
 
 @dataclass(frozen=True)
 class PerRewardAdvantage:
-    """The advantages of every reward by itself, summed by weight (GDPO, 2601.05242): `decoupled`, then `reweighted`."""
+    """The advantages of each reward, summed by weight (GDPO, 2601.05242): `decoupled`, then `reweighted`."""
 
     columns: Mapping[str, str]
-    """Reward -> the column that its weight multiplies."""
+    """Column that the weight of each reward multiplies, by reward."""
     baseline: Baseline = "mean"
     clip: float | None = None
     scale: float = 1.0
@@ -62,7 +70,7 @@ class PerRewardAdvantage:
     def __call__(
         self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
     ) -> Tensor:
-        own = {name: columns[column] for name, column in self.columns.items()}
-        shares = {name: weights[name] for name in own}
-        found = decoupled(own, shares, groups, valid, baseline=self.baseline, clip=self.clip, scale=self.scale)
-        return reweighted(found, self.positive, self.negative)
+        rewards = {name: columns[column] for name, column in self.columns.items()}
+        used = {name: weights[name] for name in rewards}
+        a = decoupled(rewards, used, groups, valid, baseline=self.baseline, clip=self.clip, scale=self.scale)
+        return reweighted(a, self.positive, self.negative)

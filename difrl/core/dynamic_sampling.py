@@ -1,7 +1,7 @@
-"""Between rollout and advantages: which scored samples a step learns from.
+"""The stage between rollout and advantages: it selects the scored samples of a training step.
 
-A stage is given a way to draw and returns what to train on. `once` is the empty stage. The caller's draw sees
-every record, so what a stage discards is counted there.
+A stage receives a function that draws samples, and returns those to train on. `once` is the empty stage. The caller's
+function sees every record that it draws, so discarded samples are counted there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from difrl.core.advantages import informative
 
 
-class Scored(Protocol):
+class ScoredSamples(Protocol):
     """A record of B scored samples."""
 
     @property
@@ -31,41 +31,44 @@ class Scored(Protocol):
         """[B] bool."""
 
     def select(self, index: Tensor) -> Self:
-        """The rows of a bool mask [B], in order."""
+        """Return the rows of a bool mask [B], in order."""
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """The rows of the parts in order."""
+        """Concatenate the rows of the parts in order."""
 
 
-S = TypeVar("S", bound=Scored)
+S = TypeVar("S", bound=ScoredSamples)
 Draw = Callable[[int, Sequence[int] | None], S]
-"""draw(k, groups): fresh samples of these groups, for the k-th time; of all groups where groups is None."""
+"""draw(k, groups) -> fresh samples of these groups (None: of all), for the k-th time."""
 Collect = Callable[[Draw[S]], S]
 
 
 def once(draw: Draw[S]) -> S:
-    """The first draw, whatever it holds."""
+    """Return the first draw, whatever it holds."""
     return draw(0, None)
 
 
-def total(record: Scored) -> tuple[Tensor, Tensor]:
-    """The rewards that are learnt from, and where they are valid."""
+def total(record: ScoredSamples) -> tuple[Tensor, Tensor]:
+    """Return the rewards that training uses, [B], and their validity, bool [B]."""
     return record.rewards, record.valid
 
 
 @dataclass(frozen=True)
 class Informative(Generic[S]):
-    """Draws a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
+    """Draw a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
 
-    Which rewards is told by `values`, of a record numbers [B] and which of them count, bool [B]: what is learnt from, or one
-    of its parts (in DAPO a group counts by how many answers are right, though a punishment for length is learnt from
-    besides). A part may be missing in rows that are valid, so that it says itself where it counts.
+    Each group is drawn independently, at most `max_draws` times, and its last draw is kept (if the rewards that training
+    uses are equal there too, its advantages are 0). So the number of samples of a step does not depend on chance, no
+    informative group is discarded, and groups do not depend on each other: processes that hold different groups need no
+    communication, and get the groups that a single process would. DAPO instead draws whole batches and keeps the first
+    informative groups.
 
-    Each group is drawn for itself, at most `max_draws` times, and the last draw stands (where what is learnt
-    from does not differ either, its advantages are 0). So the shape of a step does not depend on luck, nothing informative
-    is thrown away, and no group needs to know of the others: processes that hold different groups need not
-    agree, and find what one process would. DAPO draws whole batches instead and keeps the first informative.
+    Attributes:
+      max_draws: maximum number of draws of a group.
+      values: function from a record to the rewards that should differ, [B], and their validity, bool [B]. They may be one
+        part of the total. In DAPO a group is selected by its correct answers, while training also uses a penalty on
+        length. A part may be missing in valid rows, therefore it has its own validity.
     """
 
     max_draws: int
@@ -78,23 +81,16 @@ class Informative(Generic[S]):
     def __call__(self, draw: Draw[S]) -> S:
         record = draw(0, None)
         for k in range(1, self.max_draws):
-            values, counts = self.values(record)
-            good = informative(values, record.groups, counts)
-            if good.all():
+            values, valid = self.values(record)
+            differs = informative(values, record.groups, valid)
+            if differs.all():
                 break
-            wanted = _ids(record.groups[~good])
-            record = record.cat([record.select(good), _checked(draw(k, wanted), wanted, k)])
+            again = list(dict.fromkeys(record.groups[~differs].tolist()))
+            fresh = draw(k, again)
+            found = list(dict.fromkeys(fresh.groups.tolist()))
+            if sorted(found) != sorted(again):
+                raise ValueError(
+                    f"draw {k} returned groups {found}, expected {again}; a group keeps its id when it is drawn again"
+                )
+            record = record.cat([record.select(differs), fresh])
         return record
-
-
-def _ids(groups: Tensor) -> list[int]:
-    return list(dict.fromkeys(groups.tolist()))
-
-
-def _checked(fresh: S, wanted: list[int], k: int) -> S:
-    found = _ids(fresh.groups)
-    if sorted(found) != sorted(wanted):
-        raise ValueError(
-            f"draw {k} returned groups {found}, expected {wanted}; a group keeps its id when it is drawn again"
-        )
-    return fresh

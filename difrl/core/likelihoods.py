@@ -1,8 +1,7 @@
-"""What a policy says of a minibatch: the only thing an objective sees.
+"""The log-likelihoods of a minibatch under the policy and its references: the only input of an objective from the model.
 
-Rows are samples, columns are decisions: a denoising step of a recorded trajectory, a fresh (t, noise) for a
-clean sample, one element of a generated sequence. Nothing here, and nothing that reads it, knows which of the
-three it is.
+Rows are samples, columns are decisions: a denoising step of a recorded trajectory, a fresh (t, noise) for a clean sample,
+or one element of a generated sequence. Neither this record nor an objective depends on which of the three it is.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Decisions = Literal["each", "mean", "sum"]
 
 FACTORS = ("scale", "weight")
 TERMS = ("references/", "divergence/", "bias", "mixed/plus", "mixed/minus", *FACTORS)
-"""Names that a term may have, or begin with."""
+"""Valid names of terms, or their beginnings."""
 _DETACHED = ("references/", *FACTORS)
 
 

@@ -1,4 +1,4 @@
-"""Small functions on numbers that several modules of the core share."""
+"""Numerical helpers of the core."""
 
 from __future__ import annotations
 
