@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from difrl.config.checks import MisfitError
+from difrl.config.checks import ConfigConflictError
 from difrl.config.schema.base import Section
 from difrl.config.yaml_source import KeyPath, Located, dotted
 
@@ -63,8 +63,8 @@ def _sentences(detail: Mapping[str, Any], model: Model, data: Any) -> Iterator[t
     kind, context = detail["type"], detail.get("ctx", {})
     path = _path_in(data, detail["loc"], missing=kind == "missing")
     cause = context.get("error")
-    if isinstance(cause, MisfitError):
-        yield from cause.misfits
+    if isinstance(cause, ConfigConflictError):
+        yield from cause.conflicts
     elif kind == "value_error":
         yield path, str(cause)
     elif kind == "extra_forbidden":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from difrl.config.checks import MisfitError, misfits
+from difrl.config.checks import ConfigConflictError, find_conflicts
 from difrl.config.schema.run import RunSections
 
 
@@ -13,8 +13,8 @@ class RunConfig(RunSections):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
-        if found := misfits(self):
-            raise MisfitError(found)
+        if found := find_conflicts(self):
+            raise ConfigConflictError(found)
         return self
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from difrl.config.checks.advantages import advantage_misfits
 from difrl.config.checks.anchors import anchor_misfits
-from difrl.config.checks.conflict import Misfit, MisfitError
+from difrl.config.checks.conflict import ConfigConflict, ConfigConflictError
 from difrl.config.checks.data import data_misfits
 from difrl.config.checks.likelihoods import likelihood_misfits
 from difrl.config.checks.monitoring import watching_misfits
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Misfit", "MisfitError", "misfits"]
 
 
-def misfits(config: RunConfig) -> list[Misfit]:
+def find_conflicts(config: RunConfig) -> list[ConfigConflict]:
     """All that does not go together, in the order of the checks below."""
-    return [misfit for check in _CHECKS for misfit in check(config)]
+    return [conflict for check in _CHECKS for conflict in check(config)]
 
 
-_CHECKS: tuple[Callable[[RunConfig], Iterator[Misfit]], ...] = (
+_CHECKS: tuple[Callable[[RunConfig], Iterator[ConfigConflict]], ...] = (
     sampling_misfits,
     likelihood_misfits,
     data_misfits,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def advantage_misfits(config: RunConfig) -> Iterator[Misfit]:
+def advantage_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _rewards_have_a_total(config)
     yield from _advantages_are_defined(config)
@@ -20,39 +20,41 @@ def advantage_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _something_is_learnt(config)
 
 
-def _rewards_have_a_total(config: RunConfig) -> Iterator[Misfit]:
+def _rewards_have_a_total(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "reward" and config.advantage.normalise == "each":
             problem = (
                 "advantage.normalise: each takes every reward by itself, so there is no total to take a divergence off; set "
                 "place: loss, or advantage.normalise: total"
             )
-            yield Misfit(("anchors", index, "place"), problem)
+            yield ConfigConflict(("anchors", index, "place"), problem)
 
 
-def _advantages_are_defined(config: RunConfig) -> Iterator[Misfit]:
+def _advantages_are_defined(config: RunConfig) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if advantage.std == "beta" and advantage.baseline == "none":
         problem = (
             "std: beta divides by the density of the group's mean, which has to be taken off first; set baseline: mean"
         )
-        yield Misfit(("advantage", "baseline"), problem)
+        yield ConfigConflict(("advantage", "baseline"), problem)
     if advantage.normalise == "each" and advantage.baseline == "none":
-        yield Misfit(("advantage", "baseline"), "normalise: each centres every reward in its group; set baseline: mean")
+        yield ConfigConflict(
+            ("advantage", "baseline"), "normalise: each centres every reward in its group; set baseline: mean"
+        )
     if advantage.normalise == "each" and advantage.std != "group":
-        yield Misfit(
+        yield ConfigConflict(
             ("advantage", "std"), "normalise: each divides every reward by its spread in the group; set std: group"
         )
     if advantage.std == "beta" and any(anchor.place == "reward" for anchor in config.anchors):
         problem = "std: beta is for rewards in [0, 1], which they leave where an anchor is taken off them"
-        yield Misfit(("advantage", "std"), f"{problem}; set another std, or place: loss")
+        yield ConfigConflict(("advantage", "std"), f"{problem}; set another std, or place: loss")
     if advantage.positive == advantage.negative == 0:
-        yield Misfit(
+        yield ConfigConflict(
             ("advantage", "positive"), "positive and negative are both 0, so nothing would be learnt; raise one"
         )
 
 
-def _groups_can_be_compared(config: RunConfig) -> Iterator[Misfit]:
+def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigConflict]:
     """A sample without others of its prompt has no baseline; where nothing asks for one, it may stand alone."""
     if config.data.group_size > 1 or config.data.rows == "pairs":
         return
@@ -66,33 +68,35 @@ def _groups_can_be_compared(config: RunConfig) -> Iterator[Misfit]:
         return
     else:
         reason = "advantages compare the samples of a prompt"
-    yield Misfit(
+    yield ConfigConflict(
         ("data", "group_size"),
         f"found 1, and {reason}; set 2 or more (1 is for rewards of weight 0, learning from anchors alone, or for "
         "advantage: {baseline: none, std: none})",
     )
 
 
-def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[Misfit]:
+def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[ConfigConflict]:
     by = config.collect.by
     if by is None:
         return
     known = [reward.label for reward in config.rewards if not reward.silent]
     if by not in known:
         problem = f"{by!r} is no reward with a weight (found {', '.join(known) or 'none'})"
-        yield Misfit(("collect", "by"), f"{problem}; name one, or remove by: groups then differ in the weighted sum")
+        yield ConfigConflict(
+            ("collect", "by"), f"{problem}; name one, or remove by: groups then differ in the weighted sum"
+        )
     elif config.collect.max_draws == 1:
-        yield Misfit(("collect", "by"), "groups are drawn once; set collect.max_draws above 1, or remove by")
+        yield ConfigConflict(("collect", "by"), "groups are drawn once; set collect.max_draws above 1, or remove by")
 
 
-def _something_is_learnt(config: RunConfig) -> Iterator[Misfit]:
+def _something_is_learnt(config: RunConfig) -> Iterator[ConfigConflict]:
     """Rewards of weight 0 are reported, and a run may learn from anchors alone: from those to weights θ does not begin with."""
     if config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards):
         return
     begins_elsewhere = config.model.train == "lora" and config.model.lora.warm_start is not None
     if not (begins_elsewhere and config.anchors) and not any(a.to in config.teachers for a in config.anchors):
         problem = "every reward has weight 0, and θ begins where every anchor is, so there is nothing to learn from"
-        yield Misfit(("rewards", 0, "weight"), f"{problem}; raise one, or add an anchor to a teacher")
+        yield ConfigConflict(("rewards", 0, "weight"), f"{problem}; raise one, or add an anchor to a teacher")
     if config.collect.max_draws > 1:
         problem = "groups are drawn again until their rewards differ, which rewards of weight 0 never do; set 1"
-        yield Misfit(("collect", "max_draws"), problem)
+        yield ConfigConflict(("collect", "max_draws"), problem)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.schedules import levels_of
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def anchor_misfits(config: RunConfig) -> Iterator[Misfit]:
+def anchor_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _estimates_are_of_own_samples(config)
     yield from _anchor_settings_act(config)
@@ -24,7 +24,7 @@ def anchor_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _one_anchor_a_target(config)
 
 
-def _estimates_are_of_own_samples(config: RunConfig) -> Iterator[Misfit]:
+def _estimates_are_of_own_samples(config: RunConfig) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
@@ -33,23 +33,27 @@ def _estimates_are_of_own_samples(config: RunConfig) -> Iterator[Misfit]:
             continue
         drawn = f"the samples of data.rows: {rows} are not drawn by θ"
         if anchor.place != "loss":
-            yield Misfit(("anchors", index, "place"), f"{drawn}, so their k1 is no KL; set loss and a full divergence")
+            yield ConfigConflict(
+                ("anchors", index, "place"), f"{drawn}, so their k1 is no KL; set loss and a full divergence"
+            )
         elif anchor.divergence in ("k2", "k3") or anchor.vocabulary == "sampled":
             key = "vocabulary" if anchor.vocabulary == "sampled" else "divergence"
-            yield Misfit(("anchors", index, key), f"{drawn}, which an estimate assumes; set e.g. reverse_kl, in full")
+            yield ConfigConflict(
+                ("anchors", index, key), f"{drawn}, which an estimate assumes; set e.g. reverse_kl, in full"
+            )
 
 
-def _anchor_settings_act(config: RunConfig) -> Iterator[Misfit]:
+def _anchor_settings_act(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.alpha != 0.5 and anchor.divergence != "alpha":
             problem = f"{anchor.divergence} has no alpha; set divergence: alpha, or remove it"
-            yield Misfit(("anchors", index, "alpha"), problem)
+            yield ConfigConflict(("anchors", index, "alpha"), problem)
         if anchor.vocabulary != "full" and anchor.divergence not in _OF_DISTRIBUTIONS:
             problem = f"{anchor.divergence} is no divergence of distributions over a vocabulary; remove vocabulary"
-            yield Misfit(("anchors", index, "vocabulary"), problem)
+            yield ConfigConflict(("anchors", index, "vocabulary"), problem)
 
 
-def _levels_are_in_range(config: RunConfig) -> Iterator[Misfit]:
+def _levels_are_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
     ranged: list[tuple[tuple[str | int, ...], tuple[float, ...], float]] = [
         (("train", "lr"), levels_of(config.train.lr), math.inf),
         *(
@@ -64,7 +68,7 @@ def _levels_are_in_range(config: RunConfig) -> Iterator[Misfit]:
         for level in levels:
             if not 0 <= level <= highest:
                 expected = "0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
-                yield Misfit(path, f"found {level:g}, expected {expected}")
+                yield ConfigConflict(path, f"found {level:g}, expected {expected}")
 
 
 _OF_DISTRIBUTIONS = (
@@ -86,7 +90,7 @@ _DIVERGENCES: Mapping[str, tuple[str, ...]] = {
 """By likelihood, the one to advise first."""
 
 
-def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
+def _divergences_exist(config: RunConfig) -> Iterator[ConfigConflict]:
     kind = config.likelihood.kind
     for index, anchor in enumerate(config.anchors):
         if kind == "forward" and anchor.place != "loss":
@@ -94,13 +98,13 @@ def _divergences_exist(config: RunConfig) -> Iterator[Misfit]:
                 "a forward likelihood is a surrogate at fresh times, not the log-probability of a sample, so it cannot "
                 "be taken off the reward; set place: loss and divergence: velocity, or likelihood.kind: reverse"
             )
-            yield Misfit(("anchors", index, "place"), problem)
+            yield ConfigConflict(("anchors", index, "place"), problem)
         elif anchor.divergence not in (known := _DIVERGENCES[kind]):
             problem = f"a {kind} likelihood has no {anchor.divergence} divergence; set divergence: {' or '.join(known)}"
-            yield Misfit(("anchors", index, "divergence"), problem)
+            yield ConfigConflict(("anchors", index, "divergence"), problem)
 
 
-def _divergences_are_in_their_place(config: RunConfig) -> Iterator[Misfit]:
+def _divergences_are_in_their_place(config: RunConfig) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
         return  # which has none of these divergences
     for index, anchor in enumerate(config.anchors):
@@ -110,16 +114,16 @@ def _divergences_are_in_their_place(config: RunConfig) -> Iterator[Misfit]:
                 "k1 as a loss has no expected gradient, so it would hold nothing; set place: reward, or k2 (the gradient of "
                 f"KL(θ‖anchor)), k3 (of KL(anchor‖θ)) or {exact}"
             )
-            yield Misfit(("anchors", index, "divergence"), problem)
+            yield ConfigConflict(("anchors", index, "divergence"), problem)
         elif anchor.place != "loss" and anchor.divergence != "k1":
             problem = (
                 f"found {anchor.divergence}, and only k1 in the reward has the gradient of KL(θ‖anchor): of any other the "
                 "reward would miss the part that runs through its own value; set divergence: k1, or place: loss"
             )
-            yield Misfit(("anchors", index, "divergence"), problem)
+            yield ConfigConflict(("anchors", index, "divergence"), problem)
 
 
-def _snapshots_exist(config: RunConfig) -> Iterator[Misfit]:
+def _snapshots_exist(config: RunConfig) -> Iterator[ConfigConflict]:
     known = list(dict.fromkeys(["base", *config.snapshots]))
     uses: list[tuple[tuple[str | int, ...], str, list[str]]] = [
         (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
@@ -130,15 +134,15 @@ def _snapshots_exist(config: RunConfig) -> Iterator[Misfit]:
     for path, name, expected in uses:
         if name not in expected:
             problem = f"{name!r} is no snapshot; expected {' or '.join(expected)}, or declare it in snapshots"
-            yield Misfit(path, problem)
+            yield ConfigConflict(path, problem)
     for name in ("base", "current"):
         if name in config.snapshots:
-            yield Misfit(("snapshots", name), f"the name {name} is taken; choose another, such as ema")
+            yield ConfigConflict(("snapshots", name), f"the name {name} is taken; choose another, such as ema")
 
 
-def _one_anchor_a_target(config: RunConfig) -> Iterator[Misfit]:
+def _one_anchor_a_target(config: RunConfig) -> Iterator[ConfigConflict]:
     targets = [anchor.label for anchor in config.anchors]
     for index, target in enumerate(targets):
         if target in targets[:index]:
             problem = f"a second anchor to {config.anchors[index].to!r} under the same guidance; give each once"
-            yield Misfit(("anchors", index, "to"), problem)
+            yield ConfigConflict(("anchors", index, "to"), problem)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Misfit(NamedTuple):
+class ConfigConflict(NamedTuple):
     """Settings that are each valid and do not go together."""
 
     path: tuple[str | int, ...]
     problem: str
 
 
-class MisfitError(ValueError):
-    """Every misfit of a config."""
+class ConfigConflictError(ValueError):
+    """Every conflict of a config."""
 
-    def __init__(self, misfits: list[Misfit]) -> None:
-        super().__init__("; ".join(f"{'.'.join(map(str, m.path))}: {m.problem}" for m in misfits))
-        self.misfits = misfits
+    def __init__(self, conflicts: list[ConfigConflict]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, c.path))}: {c.problem}" for c in conflicts))
+        self.conflicts = conflicts

@@ -5,45 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def data_misfits(config: RunConfig) -> Iterator[Misfit]:
+def data_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _recorded_rows_are_evaluated(config)
     yield from _updates_divide_groups(config)
 
 
-def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[Misfit]:
+def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
     if config.likelihood.kind == "reverse":
         problem = f"the images of data.rows: {rows} have no recorded denoising steps to evaluate; set kind: forward"
-        yield Misfit(("likelihood", "kind"), problem)
+        yield ConfigConflict(("likelihood", "kind"), problem)
     if config.collect.max_draws > 1:
         problem = f"data.rows: {rows} are read, not drawn, so drawing again changes nothing; set 1"
-        yield Misfit(("collect", "max_draws"), problem)
+        yield ConfigConflict(("collect", "max_draws"), problem)
     if config.advantage.normalise == "each":
         problem = f"data.rows: {rows} hold one reward a sample, and each wants those of the recipe; set total"
-        yield Misfit(("advantage", "normalise"), problem)
+        yield ConfigConflict(("advantage", "normalise"), problem)
     if config.rollout.snapshot != "current":
         problem = f"data.rows: {rows} are not sampled, so no snapshot draws them; set current"
-        yield Misfit(("rollout", "snapshot"), problem)
+        yield ConfigConflict(("rollout", "snapshot"), problem)
     if config.rollout.branch is not None:
-        yield Misfit(("rollout", "branch"), f"data.rows: {rows} are not sampled and share no steps; remove branch")
+        yield ConfigConflict(
+            ("rollout", "branch"), f"data.rows: {rows} are not sampled and share no steps; remove branch"
+        )
     if rows == "pairs" and config.data.group_size != 2:
         problem = f"found {config.data.group_size}, and a pair is a group of two; set data.group_size: 2"
-        yield Misfit(("data", "group_size"), problem)
+        yield ConfigConflict(("data", "group_size"), problem)
 
 
-def _updates_divide_groups(config: RunConfig) -> Iterator[Misfit]:
+def _updates_divide_groups(config: RunConfig) -> Iterator[ConfigConflict]:
     updates, groups = config.train.updates_per_step, config.groups
     if groups % updates:
         found = f"data.prompts_per_step: {config.data.prompts_per_step}"
         branches = f" with {config.branches} branches each" if config.branches > 1 else ""
         problem = f"an update takes whole groups, and {found}{branches} is no multiple of {updates}"
-        yield Misfit(("train", "updates_per_step"), problem)
+        yield ConfigConflict(("train", "updates_per_step"), problem)

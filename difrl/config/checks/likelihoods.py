@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.checks.objectives import ignores_old
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def likelihood_misfits(config: RunConfig) -> Iterator[Misfit]:
+def likelihood_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _inversion_fits(config)
     yield from _times_in_order(config)
@@ -21,7 +21,7 @@ def likelihood_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _mixtures_have_old(config)
 
 
-def _inversion_fits(config: RunConfig) -> Iterator[Misfit]:
+def _inversion_fits(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind != "forward" or likelihood.noise.kind != "inversion":
         return
@@ -29,45 +29,45 @@ def _inversion_fits(config: RunConfig) -> Iterator[Misfit]:
         problem = (
             f"inversion visits the times of the sampler's grid alone, found {likelihood.times.kind}; set kind: grid"
         )
-        yield Misfit(("likelihood", "times", "kind"), problem)
+        yield ConfigConflict(("likelihood", "times", "kind"), problem)
     if "noise" in likelihood.share:
         problem = "inversion gives every sample a noise of its own, which cannot be shared; set [] or [t]"
-        yield Misfit(("likelihood", "share"), problem)
+        yield ConfigConflict(("likelihood", "share"), problem)
 
 
-def _times_in_order(config: RunConfig) -> Iterator[Misfit]:
+def _times_in_order(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.times.kind == "uniform":
         low, high = likelihood.times.low, likelihood.times.high
         if low >= high:
             problem = f"found low: {low:g} and high: {high:g}; low must be below high"
-            yield Misfit(("likelihood", "times", "low"), problem)
+            yield ConfigConflict(("likelihood", "times", "low"), problem)
 
 
-def _elbo_is_defined(config: RunConfig) -> Iterator[Misfit]:
+def _elbo_is_defined(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind != "forward" or likelihood.weighting != "elbo":
         return
     if likelihood.times.kind == "grid":
         problem = "weighting: elbo divides by the density of the times, and times on a grid have none"
-        yield Misfit(("likelihood", "times", "kind"), f"{problem}; set uniform or logit_normal")
+        yield ConfigConflict(("likelihood", "times", "kind"), f"{problem}; set uniform or logit_normal")
     if likelihood.error != "output":
         problem = f"weighting: elbo is the error of the noise, whatever the model predicts; found {likelihood.error}"
-        yield Misfit(("likelihood", "error"), f"{problem}, set output")
+        yield ConfigConflict(("likelihood", "error"), f"{problem}, set output")
 
 
-def _old_stays_old(config: RunConfig) -> Iterator[Misfit]:
+def _old_stays_old(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood, updates = config.likelihood, config.train.updates_per_step
     if updates > 1 and likelihood.old == "detach" and not ignores_old(config):
         better = "recompute and snapshots: {old: {decay: 0.0}}" if likelihood.kind == "forward" else "recorded"
         problem = f"detach moves ℓ_old with each of the {updates} updates of a step; set {better}"
-        yield Misfit(("likelihood", "old"), problem)
+        yield ConfigConflict(("likelihood", "old"), problem)
     if likelihood.old == "recompute" and "old" not in config.snapshots:
         problem = "recompute needs a snapshot named old; add snapshots: {old: {decay: 0.0}}"
-        yield Misfit(("likelihood", "old"), problem)
+        yield ConfigConflict(("likelihood", "old"), problem)
 
 
-def _mixtures_have_old(config: RunConfig) -> Iterator[Misfit]:
+def _mixtures_have_old(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.mix is not None and likelihood.old != "recompute":
-        yield Misfit(("likelihood", "mix"), "mixtures are made with old weights; set likelihood.old: recompute")
+        yield ConfigConflict(("likelihood", "mix"), "mixtures are made with old weights; set likelihood.old: recompute")

@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def watching_misfits(config: RunConfig) -> Iterator[Misfit]:
+def watching_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _rewards_have_own_names(config)
     yield from _guard_has_something_to_guard(config)
 
 
-def _rewards_have_own_names(config: RunConfig) -> Iterator[Misfit]:
+def _rewards_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
     seen: set[str] = set()
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
         for index, reward in enumerate(rewards):
             if reward.label in seen:
                 problem = f"a second reward called {reward.label!r}; metrics could not tell them apart; set label"
-                yield Misfit((section, index), problem)
+                yield ConfigConflict((section, index), problem)
             seen.add(reward.label)
 
 
-def _guard_has_something_to_guard(config: RunConfig) -> Iterator[Misfit]:
+def _guard_has_something_to_guard(config: RunConfig) -> Iterator[ConfigConflict]:
     guard, watched = config.guard, [reward.label for reward in config.watch]
     if guard is None:
         return
     if config.data.evaluation is None or config.eval.every == 0:
-        yield Misfit(("guard",), "it compares evaluations; set data.evaluation and an eval.every above 0")
+        yield ConfigConflict(("guard",), "it compares evaluations; set data.evaluation and an eval.every above 0")
     for index, name in enumerate(guard.rewards or []):
         if name not in watched:
             known = ", ".join(watched) or "none"
             problem = f"{name!r} is no watched reward (watched: {known}); add it to watch"
-            yield Misfit(("guard", "rewards", index), problem)
+            yield ConfigConflict(("guard", "rewards", index), problem)
     if guard.diversity is None and not (watched if guard.rewards is None else guard.rewards):
-        yield Misfit(("guard",), "nothing is guarded; add a reward to watch, or set guard.diversity: 0.25")
+        yield ConfigConflict(("guard",), "nothing is guarded; add a reward to watch, or set guard.diversity: 0.25")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config import (
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def objective_misfits(config: RunConfig) -> Iterator[Misfit]:
+def objective_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that the objective cannot work with."""
     yield from _BY_KIND.get(config.objective.kind, _declared_by_section)(config, config.objective)
     yield from _mixtures_are_read(config)
@@ -38,33 +38,33 @@ def ignores_old(config: RunConfig) -> bool:
 _OLD_DISTRIBUTION = "likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
 
 
-def _declared_by_section(config: RunConfig, objective: ObjectiveSection) -> Iterator[Misfit]:
+def _declared_by_section(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     for path, problem in objective.conflicts(config.likelihood, config.advantage):
-        yield Misfit(path, problem)
+        yield ConfigConflict(path, problem)
 
 
-def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) -> Iterator[Misfit]:
+def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward" and objective.bias == "closed_form":
         problem = "a forward likelihood has no closed form of E[−log ρ]; set bias: batch"
-        yield Misfit(("objective", "bias"), problem)
+        yield ConfigConflict(("objective", "bias"), problem)
     if config.likelihood.kind == "tokens" and config.likelihood.old == "recorded" and objective.bias == "closed_form":
         problem = (
             "KL(old‖θ) of a token needs the whole old distribution, and only its own ℓ is recorded; set bias: batch"
         )
-        yield Misfit(("objective", "bias"), f"{problem}, or {_OLD_DISTRIBUTION}")
+        yield ConfigConflict(("objective", "bias"), f"{problem}, or {_OLD_DISTRIBUTION}")
     if config.likelihood.kind == "reverse" and objective.decisions != "each":
         problem = f"every step has a scale of its own, and the {objective.decisions} of a sample's steps has none"
-        yield Misfit(("objective", "decisions"), f"{problem}; set decisions: each")
+        yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: each")
 
 
-def _clip_cov(config: RunConfig, objective: ClipCovObjective) -> Iterator[Misfit]:
+def _clip_cov(config: RunConfig, objective: ClipCovObjective) -> Iterator[ConfigConflict]:
     yield from _entropy_is_the_policys(config, objective)
     if objective.lowest >= objective.highest:
         problem = f"found {objective.lowest:g}, and no covariance lies above it and below {objective.highest:g}"
-        yield Misfit(("objective", "lowest"), f"{problem}; set lowest below highest")
+        yield ConfigConflict(("objective", "lowest"), f"{problem}; set lowest below highest")
 
 
-def _kl_cov(config: RunConfig, objective: Any) -> Iterator[Misfit]:
+def _kl_cov(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     yield from _entropy_is_the_policys(config, objective)
     if config.likelihood.old != "recompute":
         reasons = {
@@ -72,35 +72,37 @@ def _kl_cov(config: RunConfig, objective: Any) -> Iterator[Misfit]:
             "recorded": "the slope of |log ρ| at 0 would be the sign of a rounding error where ℓ_old is recorded",
         }
         problem = reasons[config.likelihood.old]
-        yield Misfit(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
+        yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
 
 
-def _entropy_is_the_policys(config: RunConfig, objective: Any) -> Iterator[Misfit]:
+def _entropy_is_the_policys(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "tokens":
         problem = (
             f"{objective.kind} holds back the decisions that cost θ entropy, and a {config.likelihood.kind} likelihood, whose "
             "noise is given, has none to lose"
         )
-        yield Misfit(("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens")
+        yield ConfigConflict(("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens")
 
 
-def _divergence_masked(config: RunConfig, objective: Any) -> Iterator[Misfit]:
+def _divergence_masked(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
         problem = "the mask needs the exact KL from old, which a forward likelihood has not"
-        yield Misfit(("objective", "kind"), f"{problem}; set likelihood.kind: reverse, or objective.kind: clipped")
+        yield ConfigConflict(
+            ("objective", "kind"), f"{problem}; set likelihood.kind: reverse, or objective.kind: clipped"
+        )
     elif config.likelihood.kind == "tokens" and config.likelihood.old == "recorded":
         problem = "the mask needs KL(old‖θ) of whole distributions, and of old only each token's ℓ is recorded"
-        yield Misfit(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
+        yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
     elif config.likelihood.old == "detach":
         problem = "detach makes the KL from old zero, so the mask would never act; set old: recorded"
-        yield Misfit(("likelihood", "old"), problem)
+        yield ConfigConflict(("likelihood", "old"), problem)
 
 
-def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[Misfit]:
+def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if config.likelihood.kind == "tokens" and objective.decisions == "each":
         problem = "log-ratios are centred decision by decision, and token j of one text has nothing to do with that of another"
-        yield Misfit(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
+        yield ConfigConflict(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
     if objective.reward != "raw":
         return
     wanted: list[tuple[str, object, tuple[object, ...]]] = [
@@ -115,69 +117,73 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[Misfit]
         if found not in allowed:
             expected = "null" if allowed[0] is None else allowed[0]
             problem = f"objective.reward: raw reads advantages as rewards, which {key}: {found} changes"
-            yield Misfit(("advantage", key), f"{problem}; set {key}: {expected}")
+            yield ConfigConflict(("advantage", key), f"{problem}; set {key}: {expected}")
 
 
-def _negative_aware(config: RunConfig, objective: Any) -> Iterator[Misfit]:
+def _negative_aware(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "forward":
         problem = f"mixtures of outputs are of a forward likelihood, found likelihood.kind: {config.likelihood.kind}"
-        yield Misfit(("objective", "kind"), f"{problem}; set likelihood.kind: forward, or objective.kind: clipped")
+        yield ConfigConflict(
+            ("objective", "kind"), f"{problem}; set likelihood.kind: forward, or objective.kind: clipped"
+        )
     elif config.likelihood.mix is None:
-        yield Misfit(("likelihood", "mix"), "negative_aware needs the mixtures ℓ⁺ and ℓ⁻; set e.g. mix: 1.0")
+        yield ConfigConflict(("likelihood", "mix"), "negative_aware needs the mixtures ℓ⁺ and ℓ⁻; set e.g. mix: 1.0")
 
 
-def _preference(config: RunConfig, objective: PreferenceObjective | AnchoredPreferenceObjective) -> Iterator[Misfit]:
+def _preference(
+    config: RunConfig, objective: PreferenceObjective | AnchoredPreferenceObjective
+) -> Iterator[ConfigConflict]:
     name, likelihood = objective.reference, config.likelihood
     known = list(dict.fromkeys(["base", "old", *config.snapshots]))
     if name not in known:
         problem = f"{name!r} is no snapshot; expected {' or '.join(known)}, or declare it in snapshots"
-        yield Misfit(("objective", "reference"), problem)
+        yield ConfigConflict(("objective", "reference"), problem)
     if name == "old" and likelihood.old == "detach":
         problem = "detach makes old the policy itself, and every Δ zero; set likelihood.old: recompute"
-        yield Misfit(("objective", "reference"), f"{problem}, or reference: base")
+        yield ConfigConflict(("objective", "reference"), f"{problem}, or reference: base")
     for key, factor in (("positive", config.advantage.positive), ("negative", config.advantage.negative)):
         if factor == 0:
             problem = "pairs are chosen by the order of advantages, which a factor of 0 wipes out"
-            yield Misfit(("advantage", key), f"{problem}; set a number above 0")
+            yield ConfigConflict(("advantage", key), f"{problem}; set a number above 0")
     if likelihood.kind == "tokens" and objective.decisions == "each":
         problem = "texts are compared as a whole: token j of one has nothing to do with token j of another"
-        yield Misfit(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
+        yield ConfigConflict(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
     if likelihood.kind != "forward" or objective.decisions != "each":
         return
     # Inversion finds each sample its own noise, which is what makes it comparable.
     wanted = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
     if not set(wanted) <= set(likelihood.share):
         problem = "samples are compared decision by decision, so a group must share them"
-        yield Misfit(
+        yield ConfigConflict(
             ("likelihood", "share"), f"{problem}; set share: [{', '.join(wanted)}], or objective.decisions: mean"
         )
 
 
-def _mixtures_are_read(config: RunConfig) -> Iterator[Misfit]:
+def _mixtures_are_read(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     unread = likelihood.kind == "forward" and likelihood.mix is not None
     if unread and not config.objective.reads_mixtures:
         problem = f"{config.objective.kind} does not read mixtures; remove mix, or set objective.kind: negative_aware"
-        yield Misfit(("likelihood", "mix"), problem)
+        yield ConfigConflict(("likelihood", "mix"), problem)
 
 
-def _factors_are_of_single_decisions(config: RunConfig) -> Iterator[Misfit]:
+def _factors_are_of_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood, decisions = config.likelihood, config.objective.reduction
     if likelihood.kind == "reverse" and likelihood.step_weight != "none" and decisions != "each":
         problem = f"a weight of each step has no meaning for the {decisions} of a sample's steps"
-        yield Misfit(("likelihood", "step_weight"), f"{problem}; set none, or objective.decisions: each")
+        yield ConfigConflict(("likelihood", "step_weight"), f"{problem}; set none, or objective.decisions: each")
 
 
-def _bound_is_counted_once(config: RunConfig) -> Iterator[Misfit]:
+def _bound_is_counted_once(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.weighting == "elbo" and config.objective.reduction == "sum":
         problem = (
             f"every decision of elbo estimates the whole bound, and their sum counts it {likelihood.decisions} times"
         )
-        yield Misfit(("objective", "decisions"), f"{problem}; set decisions: mean")
+        yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: mean")
 
 
-_BY_KIND: Mapping[str, Callable[[RunConfig, Any], Iterator[Misfit]]] = {
+_BY_KIND: Mapping[str, Callable[[RunConfig, Any], Iterator[ConfigConflict]]] = {
     "ratio_normalised": _ratio_normalised,
     "clip_cov": _clip_cov,
     "kl_cov": _kl_cov,

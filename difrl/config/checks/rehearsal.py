@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config import AnchorConfig
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def rehearsal_misfits(config: RunConfig) -> Iterator[Misfit]:
+def rehearsal_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with rehearsed samples, or with their absence."""
     rehearsed = [(i, anchor) for i, anchor in enumerate(config.anchors) if anchor.samples == "rehearsal"]
     for index, anchor in rehearsed:
         if config.rehearsal is None:
             problem = "rehearsal names the samples of a file, and the recipe has none; add rehearsal: {train: FILE}"
-            yield Misfit(("anchors", index, "samples"), f"{problem}, or set own")
+            yield ConfigConflict(("anchors", index, "samples"), f"{problem}, or set own")
         for key, problem in _unmeasurable(anchor):
-            yield Misfit(("anchors", index, key), problem)
+            yield ConfigConflict(("anchors", index, key), problem)
     if config.rehearsal is None:
         return
     if not rehearsed:
         problem = "no anchor is measured on it; set samples: rehearsal for one of anchors, or remove rehearsal"
-        yield Misfit(("rehearsal",), problem)
+        yield ConfigConflict(("rehearsal",), problem)
     if config.likelihood.kind == "reverse":
         problem = (
             "samples of a file have no recorded denoising steps to evaluate; set kind: forward, or remove rehearsal"
         )
-        yield Misfit(("likelihood", "kind"), problem)
+        yield ConfigConflict(("likelihood", "kind"), problem)
     updates, prompts = config.train.updates_per_step, config.rehearsal.prompts_per_step
     if prompts % updates:
         problem = (
             f"found {prompts}, and each of train.updates_per_step: {updates} updates rehearses as many; set a multiple"
         )
-        yield Misfit(("rehearsal", "prompts_per_step"), problem)
+        yield ConfigConflict(("rehearsal", "prompts_per_step"), problem)
 
 
 def _unmeasurable(anchor: AnchorConfig) -> Iterator[tuple[str, str]]:

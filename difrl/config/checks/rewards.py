@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 COMPARING = ("par", "log_sigmoid")
 
 
-def reward_misfits(config: RunConfig) -> Iterator[Misfit]:
+def reward_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with the rewards."""
     yield from _references_are_compared_with(config)
     yield from _references_stay(config)
@@ -27,18 +27,18 @@ def reward_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _multipliers_have_a_mean(config)
 
 
-def _references_are_compared_with(config: RunConfig) -> Iterator[Misfit]:
+def _references_are_compared_with(config: RunConfig) -> Iterator[ConfigConflict]:
     compared = [(path, kind) for path, kind in _shapes(config) if kind in COMPARING]
     if config.references is None:
         for path, kind in compared:
             problem = f"{kind} compares with reference samples of each prompt; set references: {{count: 5}}"
-            yield Misfit(path, problem)
+            yield ConfigConflict(path, problem)
     elif not compared:
         problem = "no reward compares with reference samples; remove it, or set shape: {kind: par} of one"
-        yield Misfit(("references",), problem)
+        yield ConfigConflict(("references",), problem)
 
 
-def _references_stay(config: RunConfig) -> Iterator[Misfit]:
+def _references_stay(config: RunConfig) -> Iterator[ConfigConflict]:
     """Rewards of the trained model are compared with one and the same thing from the first step to the last."""
     if config.references is None or config.references.snapshot == "base":
         return
@@ -49,10 +49,10 @@ def _references_stay(config: RunConfig) -> Iterator[Misfit]:
         problem = (
             f"{name!r} is no snapshot that stays what it is; expected {known}, or snapshots: {{{name}: {{decay: 1.0}}}}"
         )
-        yield Misfit(("references", "snapshot"), problem)
+        yield ConfigConflict(("references", "snapshot"), problem)
 
 
-def _compared_are_on_one_scale(config: RunConfig) -> Iterator[Misfit]:
+def _compared_are_on_one_scale(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if reward.shape is None or reward.shape.kind not in COMPARING:
             continue
@@ -62,10 +62,10 @@ def _compared_are_on_one_scale(config: RunConfig) -> Iterator[Misfit]:
                     "without bounds the samples of a group are put on a range of their own, and its reference samples on "
                     f"another, which {reward.shape.kind} then cannot compare; give min_max low and high"
                 )
-                yield Misfit(("rewards", index, "ensemble", place, "shape"), problem)
+                yield ConfigConflict(("rewards", index, "ensemble", place, "shape"), problem)
 
 
-def _recorded_rewards_stay(config: RunConfig) -> Iterator[Misfit]:
+def _recorded_rewards_stay(config: RunConfig) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
@@ -73,31 +73,31 @@ def _recorded_rewards_stay(config: RunConfig) -> Iterator[Misfit]:
     said += [("rewards", i, "weight") for i, reward in enumerate(config.rewards) if reward.varies]
     for path in said:
         problem = f"data.rows: {rows} bring the rewards that are learnt from, which it would not change; remove it"
-        yield Misfit(path, problem)
+        yield ConfigConflict(path, problem)
     if config.references is not None:
-        yield Misfit(("references",), f"the rewards of data.rows: {rows} are compared with nothing; remove it")
+        yield ConfigConflict(("references",), f"the rewards of data.rows: {rows} are compared with nothing; remove it")
 
 
-def _watched_are_as_they_are(config: RunConfig) -> Iterator[Misfit]:
+def _watched_are_as_they_are(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.watch):
         if reward.shapes:
-            yield Misfit(
+            yield ConfigConflict(
                 ("watch", index), "a watched reward is reported as it is, and it or a member has a shape; remove it"
             )
         if reward.varies:
-            yield Misfit(
+            yield ConfigConflict(
                 ("watch", index, "weight"), "a watched reward is in no sum, so a weight does nothing; remove it"
             )
 
 
-def _verifiers_are_single(config: RunConfig) -> Iterator[Misfit]:
+def _verifiers_are_single(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if reward.ensemble is not None and reward.shape is not None and reward.shape.kind == "noise":
             problem = "noise corrects a verifier that says 0 or 1, which an ensemble does not; give it to the members"
-            yield Misfit(("rewards", index, "shape"), problem)
+            yield ConfigConflict(("rewards", index, "shape"), problem)
 
 
-def _shapes_act(config: RunConfig) -> Iterator[Misfit]:
+def _shapes_act(config: RunConfig) -> Iterator[ConfigConflict]:
     """An affine map of the only reward cancels in a centred advantage that a standard deviation divides."""
     advantage, loud = config.advantage, [reward for reward in config.rewards if not reward.silent]
     divided = advantage.std in ("group", "global") and advantage.baseline != "none"
@@ -113,16 +113,18 @@ def _shapes_act(config: RunConfig) -> Iterator[Misfit]:
                 f"{shape.kind} is affine, and advantages that are centred and divided by a standard deviation do not see it; "
                 "set advantage.std: none, or remove the shape"
             )
-            yield Misfit(("rewards", index, "shape"), problem)
+            yield ConfigConflict(("rewards", index, "shape"), problem)
 
 
-def _shapes_stay_in_range(config: RunConfig) -> Iterator[Misfit]:
+def _shapes_stay_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
     for path, kind in _shapes(config):
         if config.advantage.std == "beta" and kind in ("noise", "log_sigmoid"):
-            yield Misfit(path, f"advantage.std: beta is for rewards in [0, 1], which {kind} leaves; set another std")
+            yield ConfigConflict(
+                path, f"advantage.std: beta is for rewards in [0, 1], which {kind} leaves; set another std"
+            )
 
 
-def _multipliers_have_a_mean(config: RunConfig) -> Iterator[Misfit]:
+def _multipliers_have_a_mean(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if not reward.adapts:
             continue
@@ -132,10 +134,10 @@ def _multipliers_have_a_mean(config: RunConfig) -> Iterator[Misfit]:
                 "a multiplier weighs a reward against the others in their own units, which advantage.normalise: each "
                 "divides out; set total"
             )
-            yield Misfit(path, problem)
+            yield ConfigConflict(path, problem)
         elif len(config.rewards) == 1 and not config.anchors:
             problem = "a multiplier weighs a reward against others, or an anchor, and there is none; give a number"
-            yield Misfit(path, problem)
+            yield ConfigConflict(path, problem)
 
 
 def _shapes(config: RunConfig) -> Iterator[tuple[Path, str]]:

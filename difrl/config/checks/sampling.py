@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.kernels import KERNELS
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def sampling_misfits(config: RunConfig) -> Iterator[Misfit]:
+def sampling_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _kernel_takes_noise_level(config)
     yield from _solver_or_kernel(config)
@@ -21,34 +21,34 @@ def sampling_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _branches_differ(config)
 
 
-def _kernel_takes_noise_level(config: RunConfig) -> Iterator[Misfit]:
+def _kernel_takes_noise_level(config: RunConfig) -> Iterator[ConfigConflict]:
     kernel, noise_level = config.rollout.kernel, config.rollout.noise_level
     highest = KERNELS[kernel].highest_noise
     if noise_level > highest:
         advice = "has no noise; set 0, or another kernel" if highest == 0 else f"takes at most {highest:g}"
-        yield Misfit(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")
+        yield ConfigConflict(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")
 
 
-def _solver_or_kernel(config: RunConfig) -> Iterator[Misfit]:
+def _solver_or_kernel(config: RunConfig) -> Iterator[ConfigConflict]:
     solver, kernel = config.rollout.solver, config.rollout.kernel
     if solver is not None and config.likelihood.kind == "reverse":
         problem = f"a reverse likelihood needs a stochastic kernel, found the solver {solver}"
-        yield Misfit(("rollout", "solver"), f"{problem}; remove it, or set likelihood.kind: forward")
+        yield ConfigConflict(("rollout", "solver"), f"{problem}; remove it, or set likelihood.kind: forward")
     elif solver is not None and kernel != "ode":
         problem = f"{solver} would take the place of rollout.kernel: {kernel}"
-        yield Misfit(("rollout", "solver"), f"{problem}; remove it, or set kernel: ode and noise_level: 0")
+        yield ConfigConflict(("rollout", "solver"), f"{problem}; remove it, or set kernel: ode and noise_level: 0")
 
 
-def _reverse_has_noise(config: RunConfig) -> Iterator[Misfit]:
+def _reverse_has_noise(config: RunConfig) -> Iterator[ConfigConflict]:
     rollout = config.rollout
     if config.likelihood.kind == "reverse" and rollout.silent and rollout.solver is None:
         found = f"kernel: {rollout.kernel} with noise_level: {rollout.noise_level:g}"
         advice = "set e.g. kernel: flow_sde and noise_level: 0.7"
         key = "kernel" if rollout.kernel == "ode" else "noise_level"
-        yield Misfit(("rollout", key), f"a reverse likelihood needs noise, found {found}; {advice}")
+        yield ConfigConflict(("rollout", key), f"a reverse likelihood needs noise, found {found}; {advice}")
 
 
-def _window_fits(config: RunConfig) -> Iterator[Misfit]:
+def _window_fits(config: RunConfig) -> Iterator[ConfigConflict]:
     window, steps = config.rollout.window, config.rollout.steps
     if window.kind == "all":
         return
@@ -56,7 +56,7 @@ def _window_fits(config: RunConfig) -> Iterator[Misfit]:
         problem = (
             f"kind: {window.kind} chooses among steps with noise, and the sampler has none; set kind: all, or a kernel"
         )
-        yield Misfit(("rollout", "window", "kind"), f"{problem} such as flow_sde with a noise_level")
+        yield ConfigConflict(("rollout", "window", "kind"), f"{problem} such as flow_sde with a noise_level")
     elif window.kind == "progressive":
         yield from _progressive_window_fits(window.first, window.last or steps - 1, steps)
     elif window.kind == "fixed":
@@ -65,38 +65,38 @@ def _window_fits(config: RunConfig) -> Iterator[Misfit]:
         yield from _placed_window_fits(window.start, window.size, window.end or steps - 1, steps)
 
 
-def _placed_window_fits(start: int, size: int, end: int, steps: int) -> Iterator[Misfit]:
+def _placed_window_fits(start: int, size: int, end: int, steps: int) -> Iterator[ConfigConflict]:
     if end > steps - 1:
         problem = (
             f"found {end}, and of rollout.steps: {steps} all but the last can be stochastic; set at most {steps - 1}"
         )
-        yield Misfit(("rollout", "window", "end"), problem)
+        yield ConfigConflict(("rollout", "window", "end"), problem)
     elif start + size > end:
         problem = (
             f"{size} step(s) from step {start} do not end before step {end} of rollout.steps: {steps}, whose last step is "
             "never stochastic; make the window smaller, or start it earlier"
         )
-        yield Misfit(("rollout", "window"), problem)
+        yield ConfigConflict(("rollout", "window"), problem)
 
 
-def _progressive_window_fits(first: int, last: int, steps: int) -> Iterator[Misfit]:
+def _progressive_window_fits(first: int, last: int, steps: int) -> Iterator[ConfigConflict]:
     if last > steps - 1:
         problem = (
             f"found {last}, and of rollout.steps: {steps} all but the last can be stochastic; set at most {steps - 1}"
         )
-        yield Misfit(("rollout", "window", "last"), problem)
+        yield ConfigConflict(("rollout", "window", "last"), problem)
     elif first > last:
         problem = f"found {first}, and the window grows to {last}; set first below last, or kind: fixed"
-        yield Misfit(("rollout", "window", "first"), problem)
+        yield ConfigConflict(("rollout", "window", "first"), problem)
 
 
-def _branches_differ(config: RunConfig) -> Iterator[Misfit]:
+def _branches_differ(config: RunConfig) -> Iterator[ConfigConflict]:
     branch, rollout, size = config.rollout.branch, config.rollout, config.data.group_size
     if branch is None:
         return
     if rollout.silent:
         problem = "samples of a branch differ by the noise after the prefix, and there is none; set e.g. kernel: cps"
-        yield Misfit(("rollout", "branch"), f"{problem} and noise_level: 0.8, or remove branch")
+        yield ConfigConflict(("rollout", "branch"), f"{problem} and noise_level: 0.8, or remove branch")
     if size % branch.count or size // branch.count < 2:
         problem = f"data.group_size: {size} samples make no {branch.count} equal branches of two or more"
-        yield Misfit(("rollout", "branch", "count"), f"{problem}; change one of them")
+        yield ConfigConflict(("rollout", "branch", "count"), f"{problem}; change one of them")

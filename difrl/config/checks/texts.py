@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.conflict import Misfit
+from difrl.config.checks.conflict import ConfigConflict
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -22,7 +22,7 @@ _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_
 """Of transformers, the default first."""
 
 
-def text_misfits(config: RunConfig) -> Iterator[Misfit]:
+def text_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with the modality, which the likelihood tells."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)
@@ -38,16 +38,16 @@ def text_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from _teachers_have_own_names(config)
 
 
-def _not_of_images(config: RunConfig) -> Iterator[Misfit]:
+def _not_of_images(config: RunConfig) -> Iterator[ConfigConflict]:
     said = [("rollout", key) for key in _changed(config, "rollout") if key not in _SHARED_ROLLOUT]
     said += [(section, key) for section, keys in _OF_IMAGES.items() for key in _changed(config, section) if key in keys]
     for path in said:
         problem = "is of image models, and a tokens likelihood trains a language model; remove it"
         advice = " (how texts are drawn is said under generation)" if path[0] == "rollout" else ""
-        yield Misfit(path, f"{path[1]} {problem}{advice}")
+        yield ConfigConflict(path, f"{path[1]} {problem}{advice}")
 
 
-def _not_of_texts(config: RunConfig) -> Iterator[Misfit]:
+def _not_of_texts(config: RunConfig) -> Iterator[ConfigConflict]:
     said = [("generation", key) for key in _changed(config, "generation")]
     said += [("teachers", name) for name in config.teachers]
     said += [(section, key) for section, keys in _OF_TEXTS.items() for key in _changed(config, section) if key in keys]
@@ -55,7 +55,7 @@ def _not_of_texts(config: RunConfig) -> Iterator[Misfit]:
         problem = (
             "is of language models, and this likelihood is of an image model; remove it, or set likelihood.kind: tokens"
         )
-        yield Misfit(path, f"{path[1]} {problem}")
+        yield ConfigConflict(path, f"{path[1]} {problem}")
 
 
 def _changed(config: RunConfig, section: str) -> Iterator[str]:
@@ -66,74 +66,80 @@ def _changed(config: RunConfig, section: str) -> Iterator[str]:
             yield key
 
 
-def _anchors_are_unguided(config: RunConfig) -> Iterator[Misfit]:
+def _anchors_are_unguided(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.guidance is not None:
-            yield Misfit(("anchors", index, "guidance"), "guidance is of image models, and tokens have none; remove it")
+            yield ConfigConflict(
+                ("anchors", index, "guidance"), "guidance is of image models, and tokens have none; remove it"
+            )
 
 
-def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[Misfit]:
+def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[ConfigConflict]:
     if config.data.rows != "prompts" and config.likelihood.old == "recorded":
         problem = f"the texts of data.rows: {config.data.rows} were drawn elsewhere, so no ℓ was recorded"
-        yield Misfit(
+        yield ConfigConflict(
             ("likelihood", "old"), f"{problem}; set detach, or recompute and snapshots: {{old: {{decay: 0.0}}}}"
         )
 
 
-def _engine_has_its_settings(config: RunConfig) -> Iterator[Misfit]:
+def _engine_has_its_settings(config: RunConfig) -> Iterator[ConfigConflict]:
     if config.generation.engine == "transformers":
         for key in _changed(config, "generation"):
             if key in _OF_OTHER_ENGINES:
                 problem = "the network itself draws the samples, so nothing is corrected and no memory is shared"
-                yield Misfit(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
+                yield ConfigConflict(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
         return
     if (decisions := config.objective.reduction) != "each":
         problem = f"a token's importance weight says nothing of the {decisions} of a sample's tokens; set transformers"
-        yield Misfit(("generation", "engine"), f"{problem}, or objective.decisions: each")
+        yield ConfigConflict(("generation", "engine"), f"{problem}, or objective.decisions: each")
     if config.data.rows != "prompts":
         problem = f"the texts of data.rows: {config.data.rows} are read, so no engine draws any; set transformers"
-        yield Misfit(("generation", "engine"), problem)
+        yield ConfigConflict(("generation", "engine"), problem)
 
 
-def _aggregation_acts(config: RunConfig) -> Iterator[Misfit]:
+def _aggregation_acts(config: RunConfig) -> Iterator[ConfigConflict]:
     decisions, aggregation = config.objective.reduction, config.train.aggregation
     if decisions != "each" and aggregation != "decision":
         problem = f"the objective takes the {decisions} of a sample's tokens, so that every sample counts alike"
-        yield Misfit(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
+        yield ConfigConflict(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
 
 
-def _attention_is_of_transformers(config: RunConfig) -> Iterator[Misfit]:
+def _attention_is_of_transformers(config: RunConfig) -> Iterator[ConfigConflict]:
     if (found := config.model.attention) not in _ATTENTIONS:
         problem = (
             f"found {found}, and language models have {', '.join(_ATTENTIONS)} (xformers and others are diffusers')"
         )
-        yield Misfit(("model", "attention"), f"{problem}; set sdpa")
+        yield ConfigConflict(("model", "attention"), f"{problem}; set sdpa")
 
 
-def _decisions_are_charged_alone(config: RunConfig) -> Iterator[Misfit]:
+def _decisions_are_charged_alone(config: RunConfig) -> Iterator[ConfigConflict]:
     decisions = config.objective.reduction
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "decision" and decisions != "each":
             problem = (
                 f"decision gives every decision an advantage of its own, and the objective takes their {decisions}"
             )
-            yield Misfit(("anchors", index, "place"), f"{problem}; set objective.decisions: each, or place: reward")
+            yield ConfigConflict(
+                ("anchors", index, "place"), f"{problem}; set objective.decisions: each, or place: reward"
+            )
 
 
-def _expectations_are_known(config: RunConfig) -> Iterator[Misfit]:
+def _expectations_are_known(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.centred and config.likelihood.kind != "tokens":
             problem = "the expectation of k1 is taken over a vocabulary, which only a tokens likelihood has; set false"
-            yield Misfit(("anchors", index, "centred"), problem)
+            yield ConfigConflict(("anchors", index, "centred"), problem)
         elif anchor.centred and anchor.place != "decision":
             problem = (
                 f"with place: {anchor.place} a token answers for those after it, whose expectations it decides, so taking "
                 "them off would change the gradient; set place: decision, or centred: false"
             )
-            yield Misfit(("anchors", index, "centred"), problem)
+            yield ConfigConflict(("anchors", index, "centred"), problem)
 
 
-def _teachers_have_own_names(config: RunConfig) -> Iterator[Misfit]:
+def _teachers_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
     for name in config.teachers:
         if name in ("base", "current", *config.snapshots):
-            yield Misfit(("teachers", name), f"the name {name} is taken by a snapshot; choose another, such as teacher")
+            yield ConfigConflict(
+                ("teachers", name), f"the name {name} is taken by a snapshot; choose another, such as teacher"
+            )

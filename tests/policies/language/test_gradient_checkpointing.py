@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from difrl.config import RunConfig
-from difrl.config.checks import misfits
+from difrl.config.checks import find_conflicts
 from difrl.data.prompts import Prompt
 from difrl.policies.base import Key, Steering
 from difrl.policies.errors import ModelError
@@ -119,7 +119,7 @@ def test_settings_that_would_do_nothing_are_refused(path: str, sections: dict[st
 
 def test_other_engines_take_their_settings() -> None:
     config: RunConfig = recipe(Path("m"), generation={"engine": "vllm", "correction": 3.0, "sleep": False})
-    assert not misfits(config)
+    assert not find_conflicts(config)
 
 
 @pytest.mark.parametrize("train", TRAIN)
