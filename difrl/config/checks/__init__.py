@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from difrl.config.checks.advantages import advantage_misfits
-from difrl.config.checks.anchors import anchor_misfits
+from difrl.config.checks.advantages import check_advantages
+from difrl.config.checks.anchors import check_anchors
 from difrl.config.checks.conflict import ConfigConflict, ConfigConflictError
-from difrl.config.checks.data import data_misfits
-from difrl.config.checks.likelihoods import likelihood_misfits
-from difrl.config.checks.monitoring import watching_misfits
-from difrl.config.checks.objectives import objective_misfits
-from difrl.config.checks.rehearsal import rehearsal_misfits
-from difrl.config.checks.rewards import reward_misfits
-from difrl.config.checks.sampling import sampling_misfits
-from difrl.config.checks.texts import text_misfits
+from difrl.config.checks.data import check_data
+from difrl.config.checks.likelihoods import check_likelihoods
+from difrl.config.checks.monitoring import check_monitoring
+from difrl.config.checks.objectives import check_objectives
+from difrl.config.checks.rehearsal import check_rehearsal
+from difrl.config.checks.rewards import check_rewards
+from difrl.config.checks.sampling import check_sampling
+from difrl.config.checks.texts import check_texts
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -32,14 +32,14 @@ def find_conflicts(config: RunConfig) -> list[ConfigConflict]:
 
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[ConfigConflict]], ...] = (
-    sampling_misfits,
-    likelihood_misfits,
-    data_misfits,
-    anchor_misfits,
-    objective_misfits,
-    text_misfits,
-    rehearsal_misfits,
-    reward_misfits,
-    advantage_misfits,
-    watching_misfits,
+    check_sampling,
+    check_likelihoods,
+    check_data,
+    check_anchors,
+    check_objectives,
+    check_texts,
+    check_rehearsal,
+    check_rewards,
+    check_advantages,
+    check_monitoring,
 )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def advantage_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_advantages(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _rewards_have_a_total(config)
     yield from _advantages_are_defined(config)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def anchor_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_anchors(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _estimates_are_of_own_samples(config)
     yield from _anchor_settings_act(config)

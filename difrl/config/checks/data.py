@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def data_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_data(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _recorded_rows_are_evaluated(config)
     yield from _updates_divide_groups(config)

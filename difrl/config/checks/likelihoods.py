@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def likelihood_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_likelihoods(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _inversion_fits(config)
     yield from _times_in_order(config)

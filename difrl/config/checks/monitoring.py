@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def watching_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_monitoring(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _rewards_have_own_names(config)
     yield from _guard_has_something_to_guard(config)

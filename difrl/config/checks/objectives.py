@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def objective_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_objectives(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that the objective cannot work with."""
     yield from _BY_KIND.get(config.objective.kind, _declared_by_section)(config, config.objective)
     yield from _mixtures_are_read(config)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def rehearsal_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_rehearsal(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with rehearsed samples, or with their absence."""
     rehearsed = [(i, anchor) for i, anchor in enumerate(config.anchors) if anchor.samples == "rehearsal"]
     for index, anchor in rehearsed:

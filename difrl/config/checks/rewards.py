@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 COMPARING = ("par", "log_sigmoid")
 
 
-def reward_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_rewards(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with the rewards."""
     yield from _references_are_compared_with(config)
     yield from _references_stay(config)

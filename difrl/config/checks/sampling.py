@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
-def sampling_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_sampling(config: RunConfig) -> Iterator[ConfigConflict]:
     """All of these."""
     yield from _kernel_takes_noise_level(config)
     yield from _solver_or_kernel(config)

@@ -22,7 +22,7 @@ _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_
 """Of transformers, the default first."""
 
 
-def text_misfits(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_texts(config: RunConfig) -> Iterator[ConfigConflict]:
     """All that does not go with the modality, which the likelihood tells."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)
