@@ -179,7 +179,7 @@ def evaluate(
     """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and samples."""
     from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
     from difrl.policies.base import Steering
-    from difrl.reporting.inference_defaults import read_chosen
+    from difrl.reporting.inference_defaults import read_inference_defaults
 
     if write_default not in (None, "best"):
         spread_numbers([write_default], "--write-default", "a weight, or best")
@@ -189,7 +189,7 @@ def evaluate(
     out.print(sweep_table(result))
     for note in sweep_notes(result):
         out.print(escape(note))
-    chosen = read_chosen(run)
+    chosen = read_inference_defaults(run)
     if write_default is not None and chosen is not None:
         out.print(f"the run's default is now w = {chosen.rlg:g} ({escape(chosen.why)})")
     out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}", soft_wrap=True)

@@ -25,7 +25,7 @@ from difrl.inference.preference_pairs import PairsError
 from difrl.inference.rlg_sweep import sweep_notes, sweep_table
 from difrl.policies.errors import ModelError
 from difrl.policies.logprob_check import FirstUpdateError
-from difrl.reporting.inference_defaults import ChosenError
+from difrl.reporting.inference_defaults import InferenceDefaultsError
 from difrl.reporting.metrics_file import MetricsError
 from difrl.reporting.terminal import SilentDisplay
 from difrl.runtime.distributed import ProcessError
@@ -483,7 +483,7 @@ def test_interrupted_is_130_to_the_shell(difrl: Command, monkeypatch: pytest.Mon
 USER_ERRORS = (
     CheckpointError,
     FirstUpdateError,
-    ChosenError,
+    InferenceDefaultsError,
     PromptFileError,
     ConfigError,
     MemoryShortage,

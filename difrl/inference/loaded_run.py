@@ -25,7 +25,7 @@ from difrl.policies.base import TUNED, Key, Policy, Steering
 from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.reporting.inference_defaults import read_chosen
+from difrl.reporting.inference_defaults import read_inference_defaults
 from difrl.training import checkpoint
 
 
@@ -120,7 +120,7 @@ def _drawn_here(config: RunConfig) -> RunConfig:
 
 
 def _chosen(folder: Path) -> Steering:
-    found = read_chosen(folder)
+    found = read_inference_defaults(folder)
     return TUNED if found is None else Steering(found.rlg, found.first_steps, found.adaptive)
 
 

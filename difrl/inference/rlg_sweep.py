@@ -18,7 +18,7 @@ from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TUNED, Steering
 from difrl.reporting.html import write_report
-from difrl.reporting.inference_defaults import Chosen
+from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
 from difrl.reporting.summary import STDERR
 from difrl.reporting.sweep_peaks import WATCHED, best, peak, watched
@@ -78,14 +78,14 @@ def evaluate_run(
     return result
 
 
-def _default(result: Mapping[str, Any], steering: Steering, default: str) -> Chosen:
+def _default(result: Mapping[str, Any], steering: Steering, default: str) -> InferenceDefaults:
     """What `--write-default` asks for, after a sweep."""
     if default == BEST:
         weight, names = result["weights"][best(result)], " and ".join(watched(result))
         why = f"highest {names} of {len(result['weights'])} weights"
     else:
         weight, why = float(default), "chosen by hand"
-    return Chosen(weight, steering.first_steps, steering.adaptive, why)
+    return InferenceDefaults(weight, steering.first_steps, steering.adaptive, why)
 
 
 def sweep_notes(result: Mapping[str, Any]) -> list[str]:

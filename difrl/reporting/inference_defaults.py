@@ -16,12 +16,12 @@ from difrl.runtime.files import atomic_write_text
 NAME = "inference.json"
 
 
-class ChosenError(UserError):
+class InferenceDefaultsError(UserError):
     """An inference.json that cannot be used."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class InferenceDefaults:
     """A run's default, and why it was chosen."""
 
     rlg: float = 1.0
@@ -36,16 +36,18 @@ class Chosen:
         return path
 
 
-def read_chosen(folder: Path) -> Chosen | None:
+def read_inference_defaults(folder: Path) -> InferenceDefaults | None:
     """What was chosen for a run, None where nothing was."""
     path = folder / NAME
     if not path.is_file():
         return None
     try:
-        found = Chosen(**json.loads(path.read_text(encoding="utf-8")))
-        return Chosen(float(found.rlg), int(found.first_steps), found.adaptive and float(found.adaptive), found.why)
+        found = InferenceDefaults(**json.loads(path.read_text(encoding="utf-8")))
+        return InferenceDefaults(
+            float(found.rlg), int(found.first_steps), found.adaptive and float(found.adaptive), found.why
+        )
     except (ValueError, TypeError) as error:
-        raise ChosenError(
+        raise InferenceDefaultsError(
             f'{path} cannot be read ({error}); expected e.g. {{"rlg": 1.5}}. Delete it, or write it again with '
             f"`difrl evaluate {folder} --write-default 1.5`"
         ) from error

@@ -16,7 +16,7 @@ from difrl.data.prompts import Prompt
 from difrl.inference.loaded_run import Opened, open_run
 from difrl.policies.base import Steering
 from difrl.policies.errors import ModelError
-from difrl.reporting.inference_defaults import Chosen
+from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.terminal import SilentDisplay
 from difrl.training import checkpoint
 from difrl.training import run as running
@@ -136,7 +136,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
     """As inference.json says, unless a call says otherwise."""
     other = copied(run, tmp_path)
-    Chosen(2.0).write(other)
+    InferenceDefaults(2.0).write(other)
     opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")
     assert opened.steering == Steering(2.0)
     assert torch.equal(images(opened), images(plain, rlg=2.0))

@@ -15,7 +15,7 @@ import yaml
 
 from difrl.reporting.html.image_frames import Frame, Picture, read_frames, read_picture
 from difrl.reporting.html.text_tables import TextSamples, parse_text_samples, read_text_samples
-from difrl.reporting.inference_defaults import Chosen, ChosenError, read_chosen
+from difrl.reporting.inference_defaults import InferenceDefaults, InferenceDefaultsError, read_inference_defaults
 from difrl.reporting.summary import Change, changes
 
 Row = dict[str, float]
@@ -47,7 +47,7 @@ class RunRecord:
     frames: list[Frame] = field(default_factory=list)
     texts: list[TextSamples] = field(default_factory=list)
     sweep: Sweep | None = None
-    chosen: Chosen | None = None
+    chosen: InferenceDefaults | None = None
     summary: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -107,8 +107,8 @@ def read_run(folder: Path) -> RunRecord:
     run.summary = _read_json(folder / "summary.json", run.problems)
     run.sweep = _read_sweep(folder, run.problems)
     try:
-        run.chosen = read_chosen(folder)
-    except ChosenError:
+        run.chosen = read_inference_defaults(folder)
+    except InferenceDefaultsError:
         run.problems.append("inference.json cannot be read; the run's default weight is not shown.")
     return run
 
