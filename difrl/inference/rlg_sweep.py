@@ -21,7 +21,7 @@ from difrl.reporting.html import write_report
 from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
 from difrl.reporting.summary import STDERR
-from difrl.reporting.sweep_peaks import WATCHED, best, peak, watched
+from difrl.reporting.sweep_peaks import WATCHED, argmax_known, best_weight_index, watched_series
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
@@ -81,7 +81,7 @@ def evaluate_run(
 def _default(result: Mapping[str, Any], steering: Steering, default: str) -> InferenceDefaults:
     """What `--write-default` asks for, after a sweep."""
     if default == BEST:
-        weight, names = result["weights"][best(result)], " and ".join(watched(result))
+        weight, names = result["weights"][best_weight_index(result)], " and ".join(watched_series(result))
         why = f"highest {names} of {len(result['weights'])} weights"
     else:
         weight, why = float(default), "chosen by hand"
@@ -90,7 +90,7 @@ def _default(result: Mapping[str, Any], steering: Steering, default: str) -> Inf
 
 def sweep_notes(result: Mapping[str, Any]) -> list[str]:
     """In sentences: where each watched reward is highest, and what adaptive guidance saved."""
-    notes = [_peak_note(result, name) for name in watched(result)]
+    notes = [_peak_note(result, name) for name in watched_series(result)]
     if result.get("adaptive") is not None:
         made, saved = (sum(result[f"cost/{name}"]) / len(result["weights"]) for name in ("evaluations", "saved"))
         notes.append(
@@ -104,7 +104,7 @@ def sweep_notes(result: Mapping[str, Any]) -> list[str]:
 def _peak_note(result: Mapping[str, Any], name: str) -> str:
     """Where a watched reward is highest, and whether that is clearly above the trained model itself."""
     weights, values, errors = result["weights"], result[WATCHED + name], result[WATCHED + name + STDERR]
-    place = peak(values)
+    place = argmax_known(values)
     assert place is not None
     note = f"{PEAK} {name} (watched) is highest at w = {weights[place]:g}"
     trained = weights.index(1.0) if 1.0 in weights else None
@@ -166,7 +166,7 @@ def _cell(result: Mapping[str, Any], name: str, row: int) -> str:
     if value is None:
         return "-"
     spread = plus_minus(error[row]) if error else ""
-    if not name.startswith(HIGHEST) or row != peak(result[name]):
+    if not name.startswith(HIGHEST) or row != argmax_known(result[name]):
         return f"{number(value)}{spread}"
     mark = f"{PEAK} " if name.startswith(WATCHED) else ""
     return f"{mark}[bold]{number(value)}[/]{spread}"
