@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-from difrl.config.schema.schedules import levels_of
+from difrl.config.schema.schedules import value_range
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
@@ -55,14 +55,14 @@ def _anchor_settings_act(config: RunConfig) -> Iterator[ConfigConflict]:
 
 def _levels_are_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
     ranged: list[tuple[tuple[str | int, ...], tuple[float, ...], float]] = [
-        (("train", "lr"), levels_of(config.train.lr), math.inf),
+        (("train", "lr"), value_range(config.train.lr), math.inf),
         *(
-            (("anchors", i, "coefficient"), levels_of(a.coefficient), math.inf)
+            (("anchors", i, "coefficient"), value_range(a.coefficient), math.inf)
             for i, a in enumerate(config.anchors)
             if a.place
             != "decision"  # where one anchor may be left for another, further than it goes itself (2602.12125)
         ),
-        *((("snapshots", name, "decay"), s.levels, 1.0) for name, s in config.snapshots.items()),
+        *((("snapshots", name, "decay"), s.value_range, 1.0) for name, s in config.snapshots.items()),
     ]
     for path, levels, highest in ranged:
         for level in levels:

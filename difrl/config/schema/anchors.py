@@ -13,7 +13,7 @@ from difrl.config.schema.schedules import (
     RewardAdaptiveCoefficient,
     Schedule,
     build_coefficient,
-    levels_of,
+    value_range,
 )
 from difrl.config.schema.training import TrainConfig
 
@@ -90,7 +90,7 @@ class SnapshotSection(Section):
     kind: str
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         """The numbers between which the decay stays, where the recipe chooses them."""
         return ()
 
@@ -108,8 +108,8 @@ class DecaySnapshot(SnapshotSection):
     )
 
     @property
-    def levels(self) -> tuple[float, ...]:
-        return levels_of(self.decay)
+    def value_range(self) -> tuple[float, ...]:
+        return value_range(self.decay)
 
     def build(self, train: TrainConfig) -> Coefficient:
         from difrl.core import InUpdates

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.schedules import RewardWeight, ThresholdWeight, levels_of
+from difrl.config.schema.schedules import RewardWeight, ThresholdWeight, value_range
 
 S = TypeVar("S", bound=Section)
 
@@ -195,12 +195,12 @@ class RewardConfig(MemberConfig):
     @property
     def settled(self) -> float:
         """The weight that evaluations take: where a schedule ends, and a multiplier starts."""
-        return levels_of(self.weight)[-1]
+        return value_range(self.weight)[-1]
 
     @property
     def silent(self) -> bool:
         """Whether it is only reported."""
-        return not any(levels_of(self.weight))
+        return not any(value_range(self.weight))
 
 
 def _ordered(shape: S, low: float | None, high: float | None) -> S:

@@ -19,7 +19,7 @@ class CoefficientSection(Section):
     kind: str
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         """The numbers between which it stays (a controller: at which it starts)."""
         raise NotImplementedError(f"{type(self).__name__} must define levels")
 
@@ -28,9 +28,9 @@ class CoefficientSection(Section):
         raise NotImplementedError(f"{type(self).__name__} must define build(total)")
 
 
-def levels_of(value: float | CoefficientSection) -> tuple[float, ...]:
+def value_range(value: float | CoefficientSection) -> tuple[float, ...]:
     """Return the numbers between which a value stays: itself, or its section's levels."""
-    return value.levels if isinstance(value, CoefficientSection) else (float(value),)
+    return value.value_range if isinstance(value, CoefficientSection) else (float(value),)
 
 
 def build_coefficient(value: float | CoefficientSection, total: int) -> Coefficient:
@@ -46,7 +46,7 @@ class ConstantSchedule(CoefficientSection):
     warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0")
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         return (self.value,)
 
     def build(self, total: int) -> Coefficient:
@@ -64,7 +64,7 @@ class LinearSchedule(CoefficientSection):
     hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         return (self.start, self.end)
 
     def build(self, total: int) -> Coefficient:
@@ -82,7 +82,7 @@ class CosineSchedule(CoefficientSection):
     hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         return (self.start, self.end)
 
     def build(self, total: int) -> Coefficient:
@@ -117,7 +117,7 @@ class TargetKLCoefficient(CoefficientSection):
     bound: float = Field(0.2, gt=0, lt=1, description="largest relative error that counts")
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         return (self.start,)
 
     def build(self, total: int) -> Coefficient:
@@ -135,8 +135,8 @@ class RewardAdaptiveCoefficient(CoefficientSection):
     limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
 
     @property
-    def levels(self) -> tuple[float, ...]:
-        return (self.floor, *levels_of(self.value))
+    def value_range(self) -> tuple[float, ...]:
+        return (self.floor, *value_range(self.value))
 
     def build(self, total: int) -> Coefficient:
         from difrl.core import RewardAdaptive
@@ -145,8 +145,8 @@ class RewardAdaptiveCoefficient(CoefficientSection):
 
     @model_validator(mode="after")
     def _best_are_held_most(self) -> RewardAdaptiveCoefficient:
-        if self.floor > min(levels_of(self.value)):
-            raise ValueError(f"floor is {self.floor:g}, expected at most the value, {min(levels_of(self.value)):g}")
+        if self.floor > min(value_range(self.value)):
+            raise ValueError(f"floor is {self.floor:g}, expected at most the value, {min(value_range(self.value)):g}")
         return self
 
 
@@ -189,7 +189,7 @@ class ThresholdWeight(CoefficientSection):
         return threshold
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         return (self.start if self.at_least is not None else -self.start,)
 
     def build(self, total: int) -> Coefficient:
