@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from difrl.config.checks import ConfigConflictError
 from difrl.config.schema.base import Section
-from difrl.config.yaml_source import KeyPath, Located, dotted
+from difrl.config.yaml_source import KeyPath, SourceValue, dotted
 
 Model = type[BaseModel]
 
@@ -44,7 +44,7 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, model: Model, tree: Located) -> list[str]:
+def explain(error: ValidationError, model: Model, tree: SourceValue) -> list[str]:
     """A line for each thing wrong with the values in `tree`, in the order of the file."""
     data, found = tree.plain, []
     for detail in error.errors(include_url=False):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from difrl.config import RunConfig
 from difrl.config.error_messages import explain
 from difrl.config.presets import PRESETS
-from difrl.config.yaml_source import ConfigError, Dumper, Located, overlay, parse, parse_overrides
+from difrl.config.yaml_source import ConfigError, Dumper, SourceValue, overlay, parse, parse_overrides
 from difrl.runtime.paths import find_config
 
 __all__ = [
@@ -56,7 +56,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
 
 def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the preset of its `algorithm` under it."""
-    return dict(_on_preset(Located.of(mapping, "recipe")).plain)
+    return dict(_on_preset(SourceValue.of(mapping, "recipe")).plain)
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -71,7 +71,7 @@ def recipe_summary(path: Path | str) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _load(path: Path | str, overrides: Sequence[str]) -> Located:
+def _load(path: Path | str, overrides: Sequence[str]) -> SourceValue:
     file = _find(path)
     name = file.as_posix()
     try:
@@ -104,7 +104,7 @@ def _find(path: Path | str) -> Path:
         raise ConfigError(f"{error}" + (f"; nearby: {', '.join(near)}" if near else "")) from error
 
 
-def _on_preset(tree: Located) -> Located:
+def _on_preset(tree: SourceValue) -> SourceValue:
     algorithm = tree.value.get("algorithm") if isinstance(tree.value, dict) else None
     if algorithm is None or algorithm.value is None:
         return tree
@@ -114,10 +114,10 @@ def _on_preset(tree: Located) -> Located:
         hint = f"did you mean {near[0]}? " if near else ""
         problem = f"algorithm: no preset is called {algorithm.value!r}; {hint}Presets: {', '.join(PRESETS)}"
         raise ConfigError(f"{tree.place_of(('algorithm',))}: {problem}")
-    return overlay(Located.of(preset.settings, f"preset {algorithm.value}"), tree)
+    return overlay(SourceValue.of(preset.settings, f"preset {algorithm.value}"), tree)
 
 
-def _validated(model_class: type[M], tree: Located) -> M:
+def _validated(model_class: type[M], tree: SourceValue) -> M:
     try:
         return model_class.model_validate(tree.plain)
     except ValidationError as error:

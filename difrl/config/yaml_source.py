@@ -28,14 +28,14 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True)
-class Located:
+class SourceValue:
     """A value and its place, such as `recipe.yaml:12`; an empty place is that of what is inside or around."""
 
-    value: Scalar | list[Located] | dict[str, Located]
+    value: Scalar | list[SourceValue] | dict[str, SourceValue]
     place: str
 
     @classmethod
-    def of(cls, data: Any, place: str) -> Located:
+    def of(cls, data: Any, place: str) -> SourceValue:
         """Plain data, all of it from one place."""
         if isinstance(data, Mapping):
             return cls({str(key): cls.of(item, place) for key, item in data.items()}, place)
@@ -64,7 +64,7 @@ class Located:
         return place
 
 
-def overlay(below: Located, above: Located) -> Located:
+def overlay(below: SourceValue, above: SourceValue) -> SourceValue:
     """`above` on top of `below`: mappings are merged by key, everything else is replaced whole.
 
     So is a mapping whose `kind` differs: the options of one kind mean nothing to another.
@@ -79,10 +79,10 @@ def overlay(below: Located, above: Located) -> Located:
     merged = dict(below.value)
     for key, item in above.value.items():
         merged[key] = overlay(merged[key], item) if key in merged else item
-    return Located(merged, above.place or below.place)
+    return SourceValue(merged, above.place or below.place)
 
 
-def _patch(below: Located, above: Located) -> Located:
+def _patch(below: SourceValue, above: SourceValue) -> SourceValue:
     """Entries of a list replaced by number: what `rewards.0.weight=2` means."""
     assert isinstance(below.value, list)
     assert isinstance(above.value, dict)
@@ -95,29 +95,29 @@ def _patch(below: Located, above: Located) -> Located:
             entries = f"entries 0 to {len(items) - 1}" if items else "no entries"
             raise ConfigError(f"{_first_place(item)}: there is no entry {key}, the list has {entries}")
         items[int(key)] = overlay(items[int(key)], item)
-    return Located(items, above.place or below.place)
+    return SourceValue(items, above.place or below.place)
 
 
-def _first_place(item: Located) -> str:
+def _first_place(item: SourceValue) -> str:
     inner = item.value if isinstance(item.value, dict) else {}
     return item.place or next((place for part in inner.values() if (place := _first_place(part))), "")
 
 
-def parse(text: str, name: str) -> Located:
+def parse(text: str, name: str) -> SourceValue:
     """A YAML document; places are `name:line`."""
     return _Reader(name).read(text)
 
 
-def parse_overrides(overrides: Iterable[str]) -> Located:
+def parse_overrides(overrides: Iterable[str]) -> SourceValue:
     """`key.path=value` arguments as one layer; of two for the same key the later holds."""
-    layer = Located({}, "")
+    layer = SourceValue({}, "")
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not all(part.strip() for part in path.split(".")):
             raise ConfigError(f"override '{override}': expected key.path=value, e.g. train.steps=50")
-        item = Located.of(parse_value(text, override), f"override '{override}'")
+        item = SourceValue.of(parse_value(text, override), f"override '{override}'")
         for part in reversed(path.split(".")):
-            item = Located({part.strip(): item}, "")
+            item = SourceValue({part.strip(): item}, "")
         layer = overlay(layer, item)
     return layer
 
@@ -190,7 +190,7 @@ class _Reader:
         self.name = name
         self.open: set[int] = set()
 
-    def read(self, text: str) -> Located:
+    def read(self, text: str) -> SourceValue:
         try:
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
@@ -199,17 +199,17 @@ class _Reader:
             self._fail(line, f"not valid YAML: {error.problem or error.context}")
         except yaml.YAMLError as error:
             self._fail(1, f"not valid YAML: {' '.join(str(error).split())}")
-        return Located(None, f"{self.name}:1") if node is None else self._convert(node, ())
+        return SourceValue(None, f"{self.name}:1") if node is None else self._convert(node, ())
 
     def _fail(self, line: int, problem: str) -> NoReturn:
         raise ConfigError(f"{self.name}:{line}: {problem}")
 
-    def _convert(self, node: yaml.Node, path: KeyPath) -> Located:
+    def _convert(self, node: yaml.Node, path: KeyPath) -> SourceValue:
         line = node.start_mark.line + 1
         if id(node) in self.open:
             self._fail(line, f"{dotted(path)}: an alias that contains itself")
         self.open.add(id(node))
-        value: Scalar | list[Located] | dict[str, Located]
+        value: Scalar | list[SourceValue] | dict[str, SourceValue]
         if isinstance(node, yaml.MappingNode):
             value = self._mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
@@ -218,10 +218,10 @@ class _Reader:
             assert isinstance(node, yaml.ScalarNode)
             value = self._scalar(node, path)
         self.open.remove(id(node))
-        return Located(value, f"{self.name}:{line}")
+        return SourceValue(value, f"{self.name}:{line}")
 
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Located]:
-        items: dict[str, Located] = {}
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, SourceValue]:
+        items: dict[str, SourceValue] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -232,7 +232,7 @@ class _Reader:
                 self._fail(line, f"{dotted((*path, key))}: given twice, first in line {lines[key]}; remove one")
             lines[key] = line
             # The line of the key: where the value is a block, its own first line is one further down.
-            items[key] = Located(self._convert(value_node, (*path, key)).value, f"{self.name}:{line}")
+            items[key] = SourceValue(self._convert(value_node, (*path, key)).value, f"{self.name}:{line}")
         return items
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Scalar:
