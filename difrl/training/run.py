@@ -39,7 +39,7 @@ from difrl.training.evaluation import Evaluator
 from difrl.training.guard import Guard
 from difrl.training.interrupts import stop_requested
 from difrl.training.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder, stretched
-from difrl.training.sample_outputs import before_after, show_step, sweep
+from difrl.training.sample_outputs import save_before_after, save_step_samples, sweep
 from difrl.training.trainer import Trainer, TrainingError
 from rewards import RewardError
 from samplers import stable_seed
@@ -284,7 +284,7 @@ class Run:
             metrics = self.after = self.evaluator(images)
         if self.config.eval.show > 0:
             evaluator = self.evaluator
-            show = partial(show_step, evaluator, self.config, self.folder, self.step)
+            show = partial(save_step_samples, evaluator, self.config, self.folder, self.step)
             self.processes.agreed(lambda: show() if self.processes.is_main else None)
         self.policy.evaluations = spent  # what is logged is the cost of training
         self.display.evaluation({"step": self.step, **metrics})
@@ -318,7 +318,7 @@ class Run:
         if self.processes.is_main:
             self.policy.save(self.folder / "model")
             if self.evaluator is not None and self.config.eval.show > 0:
-                picture = before_after(self.evaluator, self.config, self.folder)
+                picture = save_before_after(self.evaluator, self.config, self.folder)
         summary = Summary(
             self.before,
             self.after,

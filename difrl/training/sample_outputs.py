@@ -25,14 +25,14 @@ def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[floa
     return [values[i : i + columns] for i in range(0, len(values), columns)]
 
 
-def show_step(evaluator: Evaluator, config: RunConfig, folder: Path, step: int) -> None:
+def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, step: int) -> None:
     """samples/step-N: the fixed prompts and noise through the weights of this moment; and what JSON keeps of it."""
     sheet = _sheet(evaluator, {"": TUNED}, config.eval.show, config.eval.columns)
     place = sheet.save(folder / "samples" / f"step-{step:06d}")
     place.with_suffix(".json").write_text(json.dumps(sheet.described()))
 
 
-def before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
+def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
     """samples/before-after: the same prompts and noise through the pretrained and the trained model; where it is."""
     steered = {"before": Steering(0.0), "after": TUNED}
     sheet = _sheet(evaluator, steered, config.eval.show, min(4, config.eval.columns))
