@@ -14,7 +14,7 @@ from difrl.policies.references import Reference
 
 
 @dataclass(frozen=True, eq=False)
-class Spoken:
+class TokenLogprobs:
     """The N tokens' ℓ, and the distributions they were chosen from."""
 
     logp: Tensor
@@ -22,13 +22,13 @@ class Spoken:
     distributions: NextTokens
 
     @property
-    def detached(self) -> Spoken:
+    def detached(self) -> TokenLogprobs:
         tokens = self.distributions
         fixed = NextTokens(tokens.hidden.detach(), tokens.head, tokens.temperature, tokens.chunk)
-        return Spoken(self.logp.detach(), fixed)
+        return TokenLogprobs(self.logp.detach(), fixed)
 
 
-Distance = Callable[[Spoken, Spoken], Tensor]
+Distance = Callable[[TokenLogprobs, TokenLogprobs], Tensor]
 """(θ, reference) → [N], with gradient in θ."""
 
 
@@ -78,13 +78,13 @@ kl_from = _full("forward_kl", 0.5)
 class Old(NamedTuple):
     """What is known of the weights that are old to a run."""
 
-    logp: Callable[[Spoken, Mapping[str, Spoken], Mapping[str, Tensor]], Tensor]
+    logp: Callable[[TokenLogprobs, Mapping[str, TokenLogprobs], Mapping[str, Tensor]], Tensor]
     """(θ, references, what the tape holds of the N tokens) → ℓ_old [N]."""
-    spoken: Callable[[Spoken, Mapping[str, Spoken]], Spoken]
+    spoken: Callable[[TokenLogprobs, Mapping[str, TokenLogprobs]], TokenLogprobs]
     """(θ, references) → their distributions."""
 
 
-def _unknown(theta: Spoken, others: Mapping[str, Spoken]) -> Spoken:
+def _unknown(theta: TokenLogprobs, others: Mapping[str, TokenLogprobs]) -> TokenLogprobs:
     raise ValueError(
         "of old distributions only each token's ℓ is recorded; set likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
     )

@@ -26,7 +26,7 @@ from difrl.policies.language.diagnosis import examined
 from difrl.policies.language.engines import Engines
 from difrl.policies.language.guidance import steer_text
 from difrl.policies.language.importance_sampling import corrected
-from difrl.policies.language.likelihoods import OLD, Spoken, distance, kl_from, kl_to
+from difrl.policies.language.likelihoods import OLD, TokenLogprobs, distance, kl_from, kl_to
 from difrl.policies.language.lm_head import Network, NextTokens
 from difrl.policies.language.tokenization import Texts, padded
 from difrl.policies.logprob_check import Close
@@ -145,8 +145,8 @@ class LanguagePolicy:
         flat = {name: value[decisions.mask] for name, value in decisions.tensors.items()}
         # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
         with torch.no_grad():
-            others = {name: self._spoken(sequences, r.snapshot) for name, r in wanted.items()}
-        theta = self._spoken(sequences, CURRENT)
+            others = {name: self._token_logprobs(sequences, r.snapshot) for name, r in wanted.items()}
+        theta = self._token_logprobs(sequences, CURRENT)
         fields = {"logp": theta.logp, **{f"references/{name}": other.logp for name, other in others.items()}}
         fields |= {
             f"divergence/{name}": distance(r)(theta, others[name])
@@ -170,9 +170,9 @@ class LanguagePolicy:
         sequences, recorded = self._sequences(rollout, decisions), self.recorded(rollout, decisions)
         anchors, found = self.comparison.in_reward, dict[str, Penalty]()
         centred = any(anchor.centred for anchor in anchors.values())
-        drew = self._spoken(sequences, self.speech.snapshot) if centred else None
+        drew = self._token_logprobs(sequences, self.speech.snapshot) if centred else None
         for name, anchor in anchors.items():
-            spoken = self._spoken(sequences, anchor.snapshot)
+            spoken = self._token_logprobs(sequences, anchor.snapshot)
             found[name] = _penalty(recorded, drew if anchor.centred else None, spoken, decisions.mask)
         return found
 
@@ -199,7 +199,7 @@ class LanguagePolicy:
         for rows in batches(len(rollout), together or len(rollout)):
             part = decisions.select(rows, slice(None))
             sequences = self._sequences(rollout.select(rows), part)
-            spoken = self._spoken(sequences, snapshot or self.speech.snapshot).distributions
+            spoken = self._token_logprobs(sequences, snapshot or self.speech.snapshot).distributions
             asked = replace(spoken, temperature=temperature or spoken.temperature)
             parts.append(_placed(asked.logp(sequences.chosen), part.mask))
         return torch.cat(parts)
@@ -231,21 +231,21 @@ class LanguagePolicy:
             whole.to(self.device), attended.long().to(self.device), row, starts[row] + column - 1, tokens[mask]
         )
 
-    def _spoken(self, sequences: Sequences, name: str) -> Spoken:
+    def _token_logprobs(self, sequences: Sequences, name: str) -> TokenLogprobs:
         """What a snapshot or a teacher says of the tokens; with gradient for θ, where gradients are on."""
         if name in self.teachers:
             return self._read(self.teachers[name], sequences, fixed=True)
         with self.snapshots.use(name):
             return self._read(self.network, sequences, fixed=name != CURRENT)
 
-    def _read(self, network: Network, sequences: Sequences, *, fixed: bool) -> Spoken:
+    def _read(self, network: Network, sequences: Sequences, *, fixed: bool) -> TokenLogprobs:
         hidden = network.hidden(sequences.tokens, sequences.attention)[sequences.rows, sequences.places]
         head = network.head(fixed=fixed)
         spoken = NextTokens(hidden, head, self.speech.temperature, self.speech.chunk)
-        return Spoken(spoken.logp(sequences.chosen), spoken)
+        return TokenLogprobs(spoken.logp(sequences.chosen), spoken)
 
 
-def _penalty(recorded: Tensor, drew: Spoken | None, anchor: Spoken, mask: Tensor) -> Penalty:
+def _penalty(recorded: Tensor, drew: TokenLogprobs | None, anchor: TokenLogprobs, mask: Tensor) -> Penalty:
     """k1 of every token, less its expectation over the vocabulary if the distributions that drew are given.
 
         k1_ij − KL(drew ‖ anchor)_ij,    KL_ij = Σ_v drew(v) (log drew(v) − log anchor(v))
