@@ -14,7 +14,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.lm_head import Network
-from difrl.policies.language.policy import LanguagePolicy, Speech
+from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import texts_of
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
@@ -59,7 +59,7 @@ def build_language_policy(
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
     temperature = generation.temperature
-    speech = Speech(
+    speech = GenerationSettings(
         temperature,
         temperature if config.eval.temperature is None else config.eval.temperature,
         config.rollout.snapshot,

@@ -36,7 +36,7 @@ from samplers import context_of
 
 
 @dataclass(frozen=True)
-class Speech:
+class GenerationSettings:
     """How completions are drawn and scored."""
 
     temperature: float
@@ -72,7 +72,7 @@ class LanguagePolicy:
         self,
         network: Network,
         texts: Texts,
-        speech: Speech,
+        speech: GenerationSettings,
         engines: Engines,
         snapshots: Snapshots,
         comparison: Comparison,
