@@ -15,7 +15,7 @@ from difrl.config import RunConfig
 from difrl.data.prompts import load_prompts
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines
-from difrl.policies.language.lm_head import Network
+from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.load import load_language_policy
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
@@ -71,9 +71,9 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
     own = policy.engines.evaluation
     policy.engines = Engines(own, own, correction)
     scorer, prompts = Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
-    trainer, sizes, hidden = Trainer(config, policy, scorer, prompts, Processes()), list[int](), Network.hidden
+    trainer, sizes, hidden = Trainer(config, policy, scorer, prompts, Processes()), list[int](), CausalLM.hidden
     with monkeypatch.context() as patch:
-        patch.setattr(Network, "hidden", lambda self, t, a: (sizes.append(len(t)), hidden(self, t, a))[1])
+        patch.setattr(CausalLM, "hidden", lambda self, t, a: (sizes.append(len(t)), hidden(self, t, a))[1])
         trainer.step(0)
     return sum(sizes)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from difrl.policies.base import Key
-from difrl.policies.language.lm_head import Network
+from difrl.policies.language.lm_head import CausalLM
 from samplers import Completions, Decoding, Processing, generate, sample_keys
 
 
@@ -41,7 +41,7 @@ class Engines:
 class Transformers:
     """transformers' own generation, with keyed noise."""
 
-    network: Network
+    network: CausalLM
     decoding: Decoding
     batch: int
     """Completions drawn at once."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from difrl.core import estimator, f_divergence
-from difrl.policies.language.lm_head import NextTokens
+from difrl.policies.language.lm_head import ChunkedLogits
 from difrl.policies.references import Reference
 
 
@@ -19,12 +19,12 @@ class TokenLogprobs:
 
     logp: Tensor
     """[N]."""
-    distributions: NextTokens
+    distributions: ChunkedLogits
 
     @property
     def detached(self) -> TokenLogprobs:
         tokens = self.distributions
-        fixed = NextTokens(tokens.hidden.detach(), tokens.head, tokens.temperature, tokens.chunk)
+        fixed = ChunkedLogits(tokens.hidden.detach(), tokens.head, tokens.temperature, tokens.chunk)
         return TokenLogprobs(self.logp.detach(), fixed)
 
 

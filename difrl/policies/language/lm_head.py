@@ -22,7 +22,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class NextTokens:
+class ChunkedLogits:
     """The distributions softmax(head(hidden) / temperature) of N tokens."""
 
     hidden: Tensor
@@ -41,7 +41,7 @@ class NextTokens:
 
         return self._by_chunks(of, self.hidden, tokens)
 
-    def divergence(self, other: NextTokens, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def divergence(self, other: ChunkedLogits, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """of(log p, log q) [N] of these distributions and the other's, each given as [n, V]; no gradient in the other."""
 
         def between(hidden: Tensor, reference: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class NextTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class CausalLM:
     """A causal language model of transformers, as hidden states and a head."""
 
     model: Any
@@ -73,7 +73,7 @@ class Network:
     """Whether the head is more than one linear layer, and logits have to stand for hidden states."""
 
     @classmethod
-    def of(cls, model: Any, dtype: torch.dtype) -> Network:
+    def of(cls, model: Any, dtype: torch.dtype) -> CausalLM:
         """Tries on a few tokens whether the head alone makes logits of hidden states: some models scale or cap them."""
         head = model.get_output_embeddings()
         if type(head) is not nn.Linear:

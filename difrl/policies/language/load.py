@@ -13,7 +13,7 @@ from difrl.config import ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
-from difrl.policies.language.lm_head import Network
+from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import texts_of
 from difrl.policies.language.vllm_engine import start_vllm
@@ -52,8 +52,8 @@ def build_language_policy(
     if config.model.gradient_checkpointing:
         recompute_layers(model)
     trained = make_language_model_trainable(model, config.model, config.seed)
-    network = Network.of(model, dtype)  # now, since an adapter may be on the head
-    teacher_networks = {name: Network.of(teacher, dtype) for name, teacher in teachers.items()}
+    network = CausalLM.of(model, dtype)  # now, since an adapter may be on the head
+    teacher_networks = {name: CausalLM.of(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
         _same_vocabulary(name, network, teacher)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
@@ -79,7 +79,7 @@ def build_language_policy(
     )
 
 
-def engines_of(config: RunConfig, network: Network, decoding: Decoding) -> Engines:
+def engines_of(config: RunConfig, network: CausalLM, decoding: Decoding) -> Engines:
     """What a recipe draws with. Evaluations are drawn by the network itself: they may be steered."""
     own = Transformers(network, decoding, config.rollout.batch)
     if config.generation.engine == "transformers":
@@ -147,7 +147,7 @@ def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -
     )
 
 
-def _same_vocabulary(name: str, network: Network, teacher: Network) -> None:
+def _same_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
     own, other = (n.model.get_output_embeddings().out_features for n in (network, teacher))
     if own != other:
         raise ModelError(

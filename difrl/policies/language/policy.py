@@ -27,7 +27,7 @@ from difrl.policies.language.engines import Engines
 from difrl.policies.language.guidance import steer_text
 from difrl.policies.language.importance_sampling import corrected
 from difrl.policies.language.likelihoods import OLD, TokenLogprobs, distance, kl_from, kl_to
-from difrl.policies.language.lm_head import Network, NextTokens
+from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
 from difrl.policies.language.tokenization import Texts, padded
 from difrl.policies.logprob_check import Close
 from difrl.policies.references import Comparison
@@ -70,13 +70,13 @@ class LanguagePolicy:
 
     def __init__(
         self,
-        network: Network,
+        network: CausalLM,
         texts: Texts,
         speech: GenerationSettings,
         engines: Engines,
         snapshots: Snapshots,
         comparison: Comparison,
-        teachers: Mapping[str, Network],
+        teachers: Mapping[str, CausalLM],
         save: Callable[[Path], None],
     ) -> None:
         self.network, self.texts, self.speech, self.engines = network, texts, speech, engines
@@ -238,10 +238,10 @@ class LanguagePolicy:
         with self.snapshots.use(name):
             return self._read(self.network, sequences, fixed=name != CURRENT)
 
-    def _read(self, network: Network, sequences: Sequences, *, fixed: bool) -> TokenLogprobs:
+    def _read(self, network: CausalLM, sequences: Sequences, *, fixed: bool) -> TokenLogprobs:
         hidden = network.hidden(sequences.tokens, sequences.attention)[sequences.rows, sequences.places]
         head = network.head(fixed=fixed)
-        spoken = NextTokens(hidden, head, self.speech.temperature, self.speech.chunk)
+        spoken = ChunkedLogits(hidden, head, self.speech.temperature, self.speech.chunk)
         return TokenLogprobs(spoken.logp(sequences.chosen), spoken)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from difrl.config import GenerationConfig, ModelConfig
 from difrl.policies.base import Key
 from difrl.policies.errors import ModelError
-from difrl.policies.language.lm_head import Network
+from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.merge_lora import mark_of, plain_weights
 from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
 
@@ -34,7 +34,7 @@ SETTINGS: Mapping[str, Any] = {
 class Vllm:
     """An Engine (difrl/policies/language/engines.py)."""
 
-    def __init__(self, vllm: Any, llm: Any, network: Network, decoding: Decoding, *, sleep: bool) -> None:
+    def __init__(self, vllm: Any, llm: Any, network: CausalLM, decoding: Decoding, *, sleep: bool) -> None:
         self.vllm, self.llm, self.network, self.decoding, self.sleep = vllm, llm, network, decoding, sleep
         self._sent: Tensor | None = None
         self._rest()
@@ -91,7 +91,7 @@ class Vllm:
 
 
 def start_vllm(
-    path: str, model: ModelConfig, generation: GenerationConfig, network: Network, decoding: Decoding, batch: int
+    path: str, model: ModelConfig, generation: GenerationConfig, network: CausalLM, decoding: Decoding, batch: int
 ) -> Vllm:
     """vLLM with the pretrained weights; ModelError where it is not installed, or where several processes would share it."""
     # Both in one process: weights are then handed over as they are, and scheduling is deterministic.
@@ -124,7 +124,7 @@ def _installed() -> Any:
         ) from error
 
 
-def _check_head(network: Network) -> None:
+def _check_head(network: CausalLM) -> None:
     """Tied weights come once, by the name of the embeddings: what an adapter adds to the head alone would be lost."""
     head = network.model.get_output_embeddings()
     if type(head) is not torch.nn.Linear and network.model.config.get_text_config().tie_word_embeddings:
