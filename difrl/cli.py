@@ -178,12 +178,12 @@ def evaluate(
 ) -> None:
     """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and samples."""
     from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
-    from difrl.policies.base import Steering
+    from difrl.policies.base import GuidanceSettings
     from difrl.reporting.inference_defaults import read_inference_defaults
 
     if write_default not in (None, "best"):
         spread_numbers([write_default], "--write-default", "a weight, or best")
-    steering = Steering(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
+    steering = GuidanceSettings(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
     weights = spread_numbers(rlg or ["0:2:0.5"])
     result = evaluate_run(run, weights, rewards or [], images, steering, write_default)
     out.print(sweep_table(result))

@@ -20,7 +20,7 @@ from difrl.core import Constant, Likelihoods, velocity
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, Scored
-from difrl.policies.base import TUNED, Decisions, Key, Penalty, Steering
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import Processes
@@ -151,7 +151,9 @@ class LinearPolicy:
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         raise NotImplementedError("what this policy draws has no form outside of it")
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+    def evaluation(
+        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+    ) -> Rollout:
         moved = steering.rlg * (self.weight.detach() - self.base)
         drawn = self._draw(self.base + moved, prompts, samples, samples, key)
         distance = moved.square().mean().float()

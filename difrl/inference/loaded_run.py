@@ -21,7 +21,7 @@ from difrl.config import (
 from difrl.config.load import read_config
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Key, Policy, Steering
+from difrl.policies.base import TRAINED, GuidanceSettings, Key, Policy
 from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
@@ -38,7 +38,7 @@ class Opened:
     step: int
     """Steps of training behind the weights; 0 for a plain model."""
     is_run: bool = True
-    steering: Steering = TUNED
+    steering: GuidanceSettings = TRAINED
     """Guidance of a call that gives none: for a run, that of its inference.json."""
 
     @property
@@ -67,7 +67,7 @@ class Opened:
         threshold = now.adaptive if adaptive is None else adaptive
         return replace(self, steering=replace(now, first_steps=first, adaptive=threshold))
 
-    def at(self, rlg: float | None) -> Steering:
+    def at(self, rlg: float | None) -> GuidanceSettings:
         """The steering at an RLG weight; None: the default one."""
         steering = self.steering if rlg is None else replace(self.steering, rlg=rlg)
         if steering.rlg != 1 and not self.is_run:
@@ -119,9 +119,9 @@ def _drawn_here(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"generation": generation})
 
 
-def _chosen(folder: Path) -> Steering:
+def _chosen(folder: Path) -> GuidanceSettings:
     found = read_inference_defaults(folder)
-    return TUNED if found is None else Steering(found.rlg, found.first_steps, found.adaptive)
+    return TRAINED if found is None else GuidanceSettings(found.rlg, found.first_steps, found.adaptive)
 
 
 def _device() -> str:

@@ -16,7 +16,7 @@ from difrl.config.load import ConfigError
 from difrl.data.modality import MEDIA
 from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run
-from difrl.policies.base import TUNED, Steering
+from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.reporting.html import write_report
 from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
@@ -42,7 +42,7 @@ def evaluate_run(
     weights: Sequence[float],
     rewards: Sequence[str],
     images: int,
-    steering: Steering = TUNED,
+    steering: GuidanceSettings = TRAINED,
     default: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run at every weight; writes rlg.json, rlg.png and the report into its folder.
@@ -78,7 +78,7 @@ def evaluate_run(
     return result
 
 
-def _default(result: Mapping[str, Any], steering: Steering, default: str) -> InferenceDefaults:
+def _default(result: Mapping[str, Any], steering: GuidanceSettings, default: str) -> InferenceDefaults:
     """What `--write-default` asks for, after a sweep."""
     if default == BEST:
         weight, names = result["weights"][best_weight_index(result)], " and ".join(watched_series(result))

@@ -28,7 +28,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Steering:
+class GuidanceSettings:
     """How samples of a trained model are steered when it is used."""
 
     rlg: float = 1.0
@@ -41,7 +41,7 @@ class Steering:
     """Also measure each sample's distance to the base model, for one more evaluation a step at w = 1."""
 
 
-TUNED = Steering()
+TRAINED = GuidanceSettings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,9 @@ class Policy(Protocol):
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+    def evaluation(
+        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+    ) -> Rollout:
         """One sample for each prompt as a user would draw it; its measures are what it cost, and what was asked for."""
 
     def decisions(self, rollout: Rollout, key: Key) -> Decisions:

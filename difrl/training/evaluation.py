@@ -16,7 +16,7 @@ from torch import Tensor
 from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Key, Policy, Steering
+from difrl.policies.base import TRAINED, GuidanceSettings, Key, Policy
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity, within
@@ -34,7 +34,7 @@ class Evaluator:
     seed: int
     diversity: Diversity = field(default_factory=Diversity)
 
-    def __call__(self, images: int, steering: Steering = TUNED) -> dict[str, float]:
+    def __call__(self, images: int, steering: GuidanceSettings = TRAINED) -> dict[str, float]:
         """Means and standard errors over `images` samples, prompt after prompt in turn, as eval/… metrics."""
         count = self.processes.count
         # Every process draws equally many; numbers past the end repeat the last sample and are dropped below.
@@ -82,7 +82,7 @@ class Evaluator:
                 metrics |= {f"eval/{name}": mean, f"eval/{name}/stderr": stderr}
         return metrics
 
-    def show(self, count: int, columns: int, steering: Steering = TUNED) -> tuple[Rollout, list[str]]:
+    def show(self, count: int, columns: int, steering: GuidanceSettings = TRAINED) -> tuple[Rollout, list[str]]:
         """The samples of the fixed grid: `columns` for each of `count` prompts spread over the evaluation set."""
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Steering
+from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.reporting.sample_sheets import Sheet, sheet_of
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
@@ -27,20 +27,20 @@ def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[floa
 
 def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, step: int) -> None:
     """samples/step-N: the fixed prompts and noise through the weights of this moment; and what JSON keeps of it."""
-    sheet = _sheet(evaluator, {"": TUNED}, config.eval.show, config.eval.columns)
+    sheet = _sheet(evaluator, {"": TRAINED}, config.eval.show, config.eval.columns)
     place = sheet.save(folder / "samples" / f"step-{step:06d}")
     place.with_suffix(".json").write_text(json.dumps(sheet.described()))
 
 
 def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
     """samples/before-after: the same prompts and noise through the pretrained and the trained model; where it is."""
-    steered = {"before": Steering(0.0), "after": TUNED}
+    steered = {"before": GuidanceSettings(0.0), "after": TRAINED}
     sheet = _sheet(evaluator, steered, config.eval.show, min(4, config.eval.columns))
     return str(sheet.save(folder / "samples" / "before-after"))
 
 
 def sweep(
-    evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes, steering: Steering = TUNED
+    evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes, steering: GuidanceSettings = TRAINED
 ) -> dict[str, Any]:
     """rlg.json and a sheet beside it: every metric, the distance to the base and the cost against the RLG weight."""
     weights = config.eval.rlg
@@ -58,7 +58,7 @@ def sweep(
     return result
 
 
-def _sheet(evaluator: Evaluator, sets: Mapping[str, Steering], count: int, columns: int) -> Sheet:
+def _sheet(evaluator: Evaluator, sets: Mapping[str, GuidanceSettings], count: int, columns: int) -> Sheet:
     """`columns` samples of `count` prompts for each way to steer them."""
     rollouts: dict[str, Rollout] = {}
     scores: dict[str, list[list[float | None]]] = {}

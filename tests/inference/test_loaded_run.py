@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.inference.loaded_run import Opened, open_run
-from difrl.policies.base import Steering
+from difrl.policies.base import GuidanceSettings
 from difrl.policies.errors import ModelError
 from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.terminal import SilentDisplay
@@ -138,11 +138,11 @@ def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
     other = copied(run, tmp_path)
     InferenceDefaults(2.0).write(other)
     opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")
-    assert opened.steering == Steering(2.0)
+    assert opened.steering == GuidanceSettings(2.0)
     assert torch.equal(images(opened), images(plain, rlg=2.0))
     assert torch.equal(images(opened, rlg=1.0), images(plain))
-    assert opened.steered(3, None).at(0.5) == Steering(0.5, first_steps=3)
-    assert opened.steered(None, 0.9).at(None) == Steering(2.0, adaptive=0.9)
+    assert opened.steered(3, None).at(0.5) == GuidanceSettings(0.5, first_steps=3)
+    assert opened.steered(None, 0.9).at(None) == GuidanceSettings(2.0, adaptive=0.9)
 
 
 def test_a_run_that_has_saved_nothing_yet_says_so(run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Steering
+from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
@@ -67,7 +67,7 @@ def test_every_evaluation_uses_the_same_noise() -> None:
     with torch.no_grad():
         policy.weight.add_(0.5)
     assert one(7) != first
-    assert one(7, Steering(0.0)) == evaluator()(7, Steering(0.0))  # of the base, whatever was trained
+    assert one(7, GuidanceSettings(0.0)) == evaluator()(7, GuidanceSettings(0.0))  # of the base, whatever was trained
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -83,7 +83,9 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
     """Images of one grey each: the distance of two is the difference of their greys."""
 
     class Greys(LinearPolicy):
-        def evaluation(self, prompts: Any, samples: torch.Tensor, key: Any, steering: Steering = TUNED) -> Rollout:
+        def evaluation(
+            self, prompts: Any, samples: torch.Tensor, key: Any, steering: GuidanceSettings = TRAINED
+        ) -> Rollout:
             grey = torch.tensor([0.0, 0.5, 0.1, 0.3, 0.5, 0.2, 0.9])[samples]
             images = grey[:, None, None, None].expand(-1, 3, 4, 4)
             return Rollout(tuple(prompts), samples, samples, {}, images)

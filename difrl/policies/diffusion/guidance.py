@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difrl.policies.base import Steering
+from difrl.policies.base import GuidanceSettings
 from difrl.policies.snapshots import BASE, CURRENT
 from samplers import (
     Agreement,
@@ -26,7 +26,7 @@ from samplers import (
 
 
 @dataclass(frozen=True)
-class Steered:
+class GuidedDenoiser:
     """A denoiser for one call of samples, numbered by their conditions, and what was noted while it was used."""
 
     denoiser: Denoiser
@@ -46,7 +46,9 @@ class Steered:
         return costs if self.distance is None else {"divergence/base": self.distance.means(count).float(), **costs}
 
 
-def steer(denoiser: Callable[[str], Denoiser], scale: float, steering: Steering, grid: Grid) -> Steered:
+def build_guidance(
+    denoiser: Callable[[str], Denoiser], scale: float, steering: GuidanceSettings, grid: Grid
+) -> GuidedDenoiser:
     """RLG of base and current weights, each under classifier-free guidance at `scale`.
 
     denoiser: snapshot -> conditional denoiser. The base is evaluated where the weight or a measurement asks for it.
@@ -66,6 +68,6 @@ def steer(denoiser: Callable[[str], Denoiser], scale: float, steering: Steering,
             remembered, tuned, steering.rlg, agreements[-1], first_steps=steering.first_steps, grid=grid
         )
     if not steering.measure:
-        return Steered(guided, counted, agreements, None)
+        return GuidedDenoiser(guided, counted, agreements, None)
     distance = Distance(guided, classifier_free(denoiser(BASE), scale), remembered)
-    return Steered(distance, counted, agreements, distance)
+    return GuidedDenoiser(distance, counted, agreements, distance)

@@ -22,13 +22,13 @@ from difrl.core import Likelihoods, k1
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Decisions, Key, Penalty, Steering, batches
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty, batches
 from difrl.policies.diagnosis import Diagnosis
 from difrl.policies.diffusion.branching import ALONE, Branching
 from difrl.policies.diffusion.diagnosis import examined
 from difrl.policies.diffusion.divergences import DIVERGENCES
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.guidance import steer
+from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.image_encoder import encoded
 from difrl.policies.diffusion.likelihoods import Evaluation, Kind
 from difrl.policies.diffusion.noising import Model
@@ -150,9 +150,11 @@ class DiffusionPolicy:
         assert isinstance(content, Tensor)
         return {"latents": encoded(self.family, content, self.sampling.shape, self.sampling.batch)}
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+    def evaluation(
+        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+    ) -> Rollout:
         sampling = self.evaluation_sampling
-        steered = steer(self.denoiser, sampling.guidance, steering, sampling.grid)
+        steered = build_guidance(self.denoiser, sampling.guidance, steering, sampling.grid)
         tape = self._draw(steered.denoiser, prompts, samples, key, sampling)
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), samples, samples, {}, images, measures=steered.measures(len(prompts)))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key, Steering, batches
-from difrl.policies.diffusion.guidance import steer
+from difrl.policies.base import GuidanceSettings, Key, batches
+from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from samplers import Window, keyed, keyed_uniform, make_kernel, svdd, transition_std
@@ -34,7 +34,7 @@ def decoded(
     prompts: Sequence[Prompt],
     samples: Tensor,
     key: Key,
-    steering: Steering,
+    steering: GuidanceSettings,
     decoding: Decoding,
     score: Score,
 ) -> Rollout:
@@ -50,7 +50,7 @@ def decoded(
         )
     kernel = make_kernel("ddim", 1.0, sampling.grid)
     window = Window.noisy(transition_std(kernel, policy.process, sampling.grid))
-    steered = steer(policy.denoiser, sampling.guidance, steering, sampling.grid)
+    steered = build_guidance(policy.denoiser, sampling.guidance, steering, sampling.grid)
     latents = []
     for rows in batches(len(prompts), max(1, sampling.batch // decoding.candidates)):
         asked, numbers = prompts[rows], samples[rows]

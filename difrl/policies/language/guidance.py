@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from difrl.policies.base import Steering
+from difrl.policies.base import GuidanceSettings
 from difrl.policies.errors import ModelError
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
@@ -28,7 +28,7 @@ class SteeredText:
     """Of so many samples, after they are drawn: name -> [B]."""
 
 
-def steer_text(network: CausalLM, snapshots: Snapshots, steering: Steering) -> SteeredText:
+def steer_text(network: CausalLM, snapshots: Snapshots, steering: GuidanceSettings) -> SteeredText:
     """RLG as logits blended token by token (samplers/text_guidance.py); at w = 0 and w = 1 one model alone draws."""
     if steering.adaptive is not None:
         raise ModelError("adaptive guidance is of image models; leave it out, or take `adaptive` out of inference.json")

@@ -20,7 +20,7 @@ from difrl.core import Likelihoods, k1
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Decisions, Key, Penalty, Steering, batches
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty, batches
 from difrl.policies.diagnosis import Diagnosis
 from difrl.policies.language.diagnosis import examined
 from difrl.policies.language.engines import Engines
@@ -126,7 +126,9 @@ class LanguagePolicy:
         tokens, mask = padded(rows, self.texts.most, self.texts.pad)
         return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
 
-    def evaluation(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: Steering = TUNED) -> Rollout:
+    def evaluation(
+        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+    ) -> Rollout:
         ids = self.texts.prompts(prompts)
         steered = steer_text(self.network, self.snapshots, steering)
         with self.snapshots.use(steered.snapshot):

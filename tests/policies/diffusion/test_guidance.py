@@ -10,7 +10,7 @@ import torch
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key, Steering
+from difrl.policies.base import GuidanceSettings, Key
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from tests.recipes import recipe
@@ -30,7 +30,7 @@ def policy_of(path: Path, guidance: float = 1.0, moved: float = 0.05, **rollout:
     return policy
 
 
-def drawn(policy: DiffusionPolicy, steering: Steering, rows: slice = slice(None)) -> tuple[Rollout, int]:
+def drawn(policy: DiffusionPolicy, steering: GuidanceSettings, rows: slice = slice(None)) -> tuple[Rollout, int]:
     """Samples, and the evaluations that the model was asked for."""
     before = policy.evaluations
     rollout = policy.evaluation(PROMPTS[rows], torch.arange(3)[rows], KEY, steering)
@@ -41,16 +41,16 @@ def drawn(policy: DiffusionPolicy, steering: Steering, rows: slice = slice(None)
 @pytest.mark.parametrize(
     ("steering", "models"),
     [
-        (Steering(0.0), [1, 1, 1, 1]),
-        (Steering(1.0), [1, 1, 1, 1]),
-        (Steering(1.5), [2, 2, 2, 2]),
-        (Steering(1.5, first_steps=3), [1, 1, 1, 2]),
-        (Steering(0.0, first_steps=2), [1, 1, 1, 1]),
-        (Steering(1.5, adaptive=1.1), [2, 2, 2, 2]),
+        (GuidanceSettings(0.0), [1, 1, 1, 1]),
+        (GuidanceSettings(1.0), [1, 1, 1, 1]),
+        (GuidanceSettings(1.5), [2, 2, 2, 2]),
+        (GuidanceSettings(1.5, first_steps=3), [1, 1, 1, 2]),
+        (GuidanceSettings(0.0, first_steps=2), [1, 1, 1, 1]),
+        (GuidanceSettings(1.5, adaptive=1.1), [2, 2, 2, 2]),
     ],
     ids=str,
 )
-def test_what_a_weight_costs(sd3: Path, guidance: float, steering: Steering, models: list[int]) -> None:
+def test_what_a_weight_costs(sd3: Path, guidance: float, steering: GuidanceSettings, models: list[int]) -> None:
     """w = 0 and w = 1 evaluate one model; guidance evaluates each twice."""
     rollout, evaluations = drawn(policy_of(sd3, guidance), steering)
     each = sum(models) * (1 if guidance == 1 else 2)
@@ -62,7 +62,7 @@ def test_what_a_weight_costs(sd3: Path, guidance: float, steering: Steering, mod
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_made_and_saved_are_the_plain_cost(sd3: Path, guidance: float) -> None:
     """Below -1 everything stops after its first step: one full step, and then the tuned model's conditional output."""
-    rollout, evaluations = drawn(policy_of(sd3, guidance), Steering(1.5, adaptive=-1.1))
+    rollout, evaluations = drawn(policy_of(sd3, guidance), GuidanceSettings(1.5, adaptive=-1.1))
     full = 2 if guidance == 1 else 4
     assert rollout.measures["cost/evaluations"].tolist() == [full + STEPS - 1] * 3
     assert rollout.measures["cost/saved"].tolist() == [full * STEPS - full - STEPS + 1] * 3
@@ -72,10 +72,10 @@ def test_made_and_saved_are_the_plain_cost(sd3: Path, guidance: float) -> None:
 def test_samples_stop_by_themselves_whatever_their_batch(sd3: Path) -> None:
     """A threshold between the samples' cosines; batches of 2 and 1, and each sample alone, agree to float order."""
     policy = policy_of(sd3, 2.0, batch=2)
-    every, _ = drawn(policy, Steering(1.5, adaptive=0.97))
+    every, _ = drawn(policy, GuidanceSettings(1.5, adaptive=0.97))
     assert 0 < every.measures["cost/saved"].sum() < 3 * 4 * STEPS
     for row in range(3):
-        alone, _ = drawn(policy, Steering(1.5, adaptive=0.97), slice(row, row + 1))
+        alone, _ = drawn(policy, GuidanceSettings(1.5, adaptive=0.97), slice(row, row + 1))
         assert alone.images is not None
         assert every.images is not None
         torch.testing.assert_close(alone.images[0], every.images[row], rtol=0, atol=1e-5)
@@ -85,9 +85,9 @@ def test_samples_stop_by_themselves_whatever_their_batch(sd3: Path) -> None:
 
 def test_a_threshold_above_1_is_plain_steering(sd3: Path) -> None:
     policy = policy_of(sd3, 2.0)
-    for steering in (Steering(1.5), Steering(1.0), Steering(1.5, first_steps=2)):
+    for steering in (GuidanceSettings(1.5), GuidanceSettings(1.0), GuidanceSettings(1.5, first_steps=2)):
         plain, _ = drawn(policy, steering)
-        never, _ = drawn(policy, Steering(steering.rlg, steering.first_steps, 1.1))
+        never, _ = drawn(policy, GuidanceSettings(steering.rlg, steering.first_steps, 1.1))
         assert plain.images is not None
         torch.testing.assert_close(never.images, plain.images, rtol=0, atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_a_threshold_above_1_is_plain_steering(sd3: Path) -> None:
 def test_the_distance_to_the_base(sd3: Path, guidance: float) -> None:
     """0 at w = 0, growing with |w|, and the same where adaptive guidance never stops. Measuring changes no sample."""
     policy = policy_of(sd3, guidance)
-    seen = {w: drawn(policy, Steering(w, measure=True)) for w in (0.0, 0.5, 1.0, 2.0)}
+    seen = {w: drawn(policy, GuidanceSettings(w, measure=True)) for w in (0.0, 0.5, 1.0, 2.0)}
     distance = {w: rollout.measures["divergence/base"] for w, (rollout, _) in seen.items()}
     assert distance[0.0].tolist() == [0.0] * 3
     assert (distance[0.5] > 0).all()
@@ -106,13 +106,13 @@ def test_the_distance_to_the_base(sd3: Path, guidance: float) -> None:
     assert (distance[2.0].mean() / distance[1.0].mean()).item() == pytest.approx(4, rel=0.5)
     each = 1 if guidance == 1 else 2
     assert {w: n for w, (_, n) in seen.items()} == {w: 3 * STEPS * each * (1 if w == 0 else 2) for w in seen}
-    plain, _ = drawn(policy, Steering(2.0))
+    plain, _ = drawn(policy, GuidanceSettings(2.0))
     assert "divergence/base" not in plain.measures
     measured = seen[2.0][0]
     assert plain.images is not None
     assert measured.images is not None
     assert torch.equal(plain.images, measured.images)
-    adaptive, _ = drawn(policy, Steering(2.0, adaptive=1.1, measure=True))
+    adaptive, _ = drawn(policy, GuidanceSettings(2.0, adaptive=1.1, measure=True))
     torch.testing.assert_close(adaptive.measures["divergence/base"], distance[2.0], rtol=1e-5, atol=0)
 
 
@@ -122,13 +122,13 @@ def test_the_first_state_moves_by_w_squared(sd3: Path) -> None:
     with torch.no_grad():
         for p in policy.parameters.values():
             p.mul_(1.05)
-    from difrl.policies.diffusion.guidance import steer
+    from difrl.policies.diffusion.guidance import build_guidance
 
     sampling = policy.evaluation_sampling
     x, t = torch.randn(3, *sampling.shape, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.7).double()
     found = {}
     for w in (1.0, 1.5, -1.0):
-        steered = steer(policy.denoiser, 1.0, Steering(w, measure=True), sampling.grid)
+        steered = build_guidance(policy.denoiser, 1.0, GuidanceSettings(w, measure=True), sampling.grid)
         with torch.no_grad():
             steered.denoiser(x, t, policy.prompts(PROMPTS, False))
         found[w] = steered.measures(3)["divergence/base"]

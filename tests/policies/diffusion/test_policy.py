@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difrl.core import reduce
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key, Steering
+from difrl.policies.base import GuidanceSettings, Key
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -189,7 +189,7 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp
     perturb(policy, 0.3)
     policy.save(tmp_path / "lora")
     images = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
-    untouched = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), Steering(0.0)).images
+    untouched = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), GuidanceSettings(0.0)).images
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd35)
     pipeline.load_lora_weights(tmp_path / "lora")
     noise = keyed((4, 4, 4), seed=0, step=0, samples=SAMPLES, use="eval/init")
@@ -222,7 +222,9 @@ def test_full_fine_tune_loads_with_from_pretrained(sd3: Path, tmp_path: Path) ->
 def test_rlg_blends_outputs_of_base_and_tuned(sd3: Path) -> None:
     policy = policy_of(sd3, rollout={"guidance": 2.0})
     perturb(policy)
-    seen = {w: policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), Steering(w)).images for w in (0.0, 1.0, 2.0)}
+    seen = {
+        w: policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), GuidanceSettings(w)).images for w in (0.0, 1.0, 2.0)
+    }
     base = policy_of(sd3, rollout={"guidance": 2.0}).evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
     torch.testing.assert_close(seen[0.0], base, atol=1e-5, rtol=0)
     assert base is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.core import reduce
 from difrl.data.prompts import Prompt, load_prompts
-from difrl.policies.base import Key, Steering
+from difrl.policies.base import GuidanceSettings, Key
 from difrl.policies.diffusion.families import StableDiffusion
 from difrl.policies.diffusion.flops import cost_of
 from difrl.policies.diffusion.load import load_policy
@@ -80,7 +80,7 @@ def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
 
 
 def images_of(policy: DiffusionPolicy, rlg: float = 1.0) -> Tensor:
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval"), Steering(rlg)).images
+    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval"), GuidanceSettings(rlg)).images
     assert images is not None
     return images
 

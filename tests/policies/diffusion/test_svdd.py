@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TUNED, Key
+from difrl.policies.base import TRAINED, Key
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
@@ -33,7 +33,7 @@ def policy(sd3: Path) -> DiffusionPolicy:
 
 def search(policy: DiffusionPolicy, candidates: int, temperature: float, rows: slice = slice(None)) -> Rollout:
     numbers = torch.arange(3)[rows]
-    return decoded(policy, PROMPTS[rows], numbers, KEY, TUNED, Decoding(candidates, temperature), brightness)
+    return decoded(policy, PROMPTS[rows], numbers, KEY, TRAINED, Decoding(candidates, temperature), brightness)
 
 
 def test_the_greedy_search_brightens_every_image(policy: DiffusionPolicy) -> None:

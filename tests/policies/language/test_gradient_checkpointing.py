@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from difrl.config import RunConfig
 from difrl.config.checks import find_conflicts
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key, Steering
+from difrl.policies.base import GuidanceSettings, Key
 from difrl.policies.errors import ModelError
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.load import load_language_policy
@@ -144,8 +144,8 @@ def test_in_bfloat16_the_base_of_rlg_is_the_base(model: Path, train: str) -> Non
     config = recipe(model, model={**TRAIN[train], "dtype": "bfloat16"})
     policy = stirred(load_language_policy(config, keep_base=True))
     arguments = PROMPTS, torch.arange(2), Key(0, 0)
-    blended = policy.evaluation(*arguments, Steering(rlg=1e-9))
-    base = policy.evaluation(*arguments, Steering(rlg=0.0))
+    blended = policy.evaluation(*arguments, GuidanceSettings(rlg=1e-9))
+    base = policy.evaluation(*arguments, GuidanceSettings(rlg=0.0))
     tuned = policy.evaluation(*arguments)
     assert blended.texts == base.texts
     assert base.texts != tuned.texts
