@@ -10,7 +10,7 @@ import transformers.utils.logging as of_transformers
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silenced_libraries() -> Iterator[None]:
     """Inside the block both libraries report errors only, without progress bars; afterwards all is as it was."""
     libraries = (of_diffusers, of_transformers)
     levels = [library.get_verbosity() for library in libraries]

@@ -30,7 +30,7 @@ from difrl.policies.references import Comparison, compared_with, in_reward, need
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
 from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
-from difrl.runtime.quiet_libraries import quiet
+from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Grid, Kernel, Process, Scheduler, Window, ode
 
 STOCHASTIC_SOLVERS = frozenset(
@@ -70,7 +70,7 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     path = resolve(model.path)
     cls = family_class(path, model.revision)
     try:
-        with quiet():
+        with silenced_libraries():
             family = cls.load(path, DTYPES[model.dtype], model.revision)
     except OSError as error:  # of the hub too: its errors are OSErrors
         raise ModelError(
@@ -238,7 +238,7 @@ def _saver(family: Family, model: ModelConfig) -> Callable[[Path], None]:
     """LoRA: the adapter, as load_lora_weights reads it. Full: the whole pipeline, as from_pretrained reads it."""
 
     def save(folder: Path) -> None:
-        with quiet():
+        with silenced_libraries():
             if model.train == "lora":
                 family.save_lora(folder)
             else:

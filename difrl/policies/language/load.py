@@ -22,7 +22,7 @@ from difrl.policies.references import Comparison, compared_with, in_reward, need
 from difrl.policies.snapshots import BASE, Snapshots
 from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
-from difrl.runtime.quiet_libraries import quiet
+from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
 
 
@@ -122,7 +122,7 @@ def load_frozen(
 
     path = resolve(path, LANGUAGE_MODEL, key)
     try:
-        with quiet():
+        with silenced_libraries():
             found = AutoModelForCausalLM.from_pretrained(
                 path, revision=revision, dtype=DTYPES[model.dtype], attn_implementation=model.attention
             )
@@ -160,7 +160,7 @@ def _saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
     """LoRA: the adapter, as PEFT and transformers read it. Full: the model, as from_pretrained reads it; with the tokenizer."""
 
     def save(folder: Path) -> None:
-        with quiet():
+        with silenced_libraries():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
