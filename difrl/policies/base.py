@@ -67,7 +67,7 @@ class Decisions:
 class Penalty:
     """What an anchor outside of the loss makes of each decision, [B, J], without gradient."""
 
-    charge: Tensor
+    amount: Tensor
     """What is taken off the reward, or off the decision's advantage: k1, or k1 less its expectation."""
     divergence: Tensor
     """An estimate of KL(weights that drew ‖ anchor): k1, or that expectation."""

@@ -27,7 +27,7 @@ from difrl.policies.base import Decisions, Penalty, Policy
 
 
 @dataclass(frozen=True)
-class Charges:
+class RewardKL:
     """Labels of the anchors that are no part of the loss."""
 
     rewards: tuple[str, ...]
@@ -38,7 +38,7 @@ class Charges:
         return (*self.rewards, *self.decisions)
 
     @classmethod
-    def of(cls, anchors: Sequence[AnchorConfig]) -> Charges:
+    def of(cls, anchors: Sequence[AnchorConfig]) -> RewardKL:
         places = [[a.label for a in anchors if a.place == place] for place in ("reward", "decision")]
         return cls(tuple(places[0]), tuple(places[1]))
 
@@ -52,14 +52,14 @@ def penalties(
     for rows, columns in chunks:
         part = decisions.select(rows, columns)
         for name, value in policy.penalties(rollout.select(rows), part).items():
-            empty = [x.new_zeros(decisions.mask.shape) for x in (value.charge, value.divergence)]
+            empty = [x.new_zeros(decisions.mask.shape) for x in (value.amount, value.divergence)]
             own = found.setdefault(name, Penalty(*empty))
-            own.charge[rows, columns] = torch.where(part.mask, value.charge, 0.0)
+            own.amount[rows, columns] = torch.where(part.mask, value.amount, 0.0)
             own.divergence[rows, columns] = torch.where(part.mask, value.divergence, 0.0)
     return found
 
 
-def charged(scored: Scored, charges: Mapping[str, Tensor], coefficients: Mapping[str, float]) -> Scored:
+def subtract_kl(scored: Scored, charges: Mapping[str, Tensor], coefficients: Mapping[str, float]) -> Scored:
     """With the rewards less each anchor's coefficient times the sample's charge [B]; `parts` stay as they were scored."""
     cost = torch.zeros_like(scored.rewards)
     for name, value in charges.items():

@@ -47,7 +47,7 @@ from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.training.microbatches import Extent, chunks, extent, self_contained
 from difrl.training.rehearsal import Rehearsal, rehearsal_of
-from difrl.training.reward_kl import Charges, charged, penalties
+from difrl.training.reward_kl import RewardKL, penalties, subtract_kl
 from difrl.training.rollout_source import source_of
 
 Metrics = dict[str, float]
@@ -110,7 +110,7 @@ class Trainer:
         steps = config.train.steps
         self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
         self.coefficients = {a.label: build_coefficient(a.coefficient, steps) for a in config.anchors}
-        self.charges = Charges.of(config.anchors)
+        self.charges = RewardKL.of(config.anchors)
         own = [anchor.label for anchor in config.anchors if anchor.place == "loss" and anchor.samples == "own"]
         self.held_on_own = tuple(own)
         """Anchors whose divergence is part of the loss of the step's samples."""
@@ -204,8 +204,8 @@ class Trainer:
         sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
         columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}
         metrics = self.processes.means(columns) | {f"coefficient/{name}": level for name, level in levels.items()}
-        scored = charged(scored, {name: found[name].charge.sum(dim=1) for name in self.charges.rewards}, levels)
-        each = [levels[name] * found[name].charge for name in self.charges.decisions]
+        scored = subtract_kl(scored, {name: found[name].amount.sum(dim=1) for name in self.charges.rewards}, levels)
+        each = [levels[name] * found[name].amount for name in self.charges.decisions]
         return scored, sum(each[1:], each[0]) if each else None, metrics
 
     def _advantages(self, scored: Scored, weights: Mapping[str, float]) -> Tensor:

@@ -59,10 +59,10 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
         with torch.no_grad():
             output = pretrained.denoiser(guidance=scale)(flat["x_t"], flat["t"], condition)
         expected = rollout.tape["log_prob"] - policy.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
-        torch.testing.assert_close(found[name].charge, expected, atol=1e-5, rtol=1e-4)
-        assert torch.equal(found[name].divergence, found[name].charge)
-        assert not found[name].charge.requires_grad
-    assert found["base"].charge.abs().max() > 1e-3
+        torch.testing.assert_close(found[name].amount, expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(found[name].divergence, found[name].amount)
+        assert not found[name].amount.requires_grad
+    assert found["base"].amount.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("branch", [None, {"count": 1}])

@@ -337,9 +337,9 @@ def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, ce
         k = (log_p - log_q).gather(1, tokens)[:, 0]
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)
         charge, divergence = (k - kl, kl) if name in centred else (k, k)
-        torch.testing.assert_close(found[name].charge[decisions.mask], charge, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name].amount[decisions.mask], charge, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[name].divergence[decisions.mask], divergence, rtol=1e-4, atol=1e-5)
-        assert (found[name].charge[~decisions.mask] == 0).all()
+        assert (found[name].amount[~decisions.mask] == 0).all()
 
 
 def every_text(policy: LanguagePolicy, length: int, vocabulary: int = 15) -> tuple[Rollout, Decisions, Tensor]:
@@ -368,7 +368,7 @@ def test_centring_leaves_the_expected_gradient_of_two_tokens(lm: Path, teacher: 
         policy = distilled(lm, teacher, centred)
         rollout, decisions, p = every_text(policy, 2)
         assert float(p.sum()) == pytest.approx(1, abs=1e-5)
-        charge = policy.penalties(rollout, decisions)["t"].charge
+        charge = policy.penalties(rollout, decisions)["t"].amount
         logp = policy.likelihoods(rollout, decisions).logp
         found.append((charge, gradients(policy, (p.float()[:, None] * charge * logp).sum())))
     same_gradient(found[1][1], found[0][1])
@@ -381,7 +381,7 @@ def test_centring_lowers_the_variance_of_the_gradient(lm: Path, teacher: Path) -
     for centred in (False, True):
         policy = distilled(lm, teacher, centred)
         rollout, decisions, p = every_text(policy, 1)
-        charge = policy.penalties(rollout, decisions)["t"].charge
+        charge = policy.penalties(rollout, decisions)["t"].amount
         rows = policy.likelihoods(rollout, decisions).logp * charge
         each = torch.stack(
             [torch.cat([g.flatten() for g in _of(policy, row)]) for row in rows[:, 0]]  # 15 backward passes
