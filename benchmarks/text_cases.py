@@ -123,7 +123,7 @@ def ours_scoring(given: Given) -> Work:
     rollout = given.rollout
 
     def work() -> int:
-        policy.replay(rollout, policy.decisions(rollout, Key(0, 0)))
+        policy.recompute_logprobs(rollout, policy.decisions(rollout, Key(0, 0)))
         return given.count
 
     return work

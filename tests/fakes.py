@@ -191,11 +191,11 @@ class LinearPolicy:
         fake = FakePolicy(self.weight, old, self.base, d["context"], d["noise"], d["std"][0], decisions.mask)
         return fake.likelihoods()
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
@@ -203,7 +203,7 @@ class LinearPolicy:
         estimate = decisions.tensors["log_prob"] - self.likelihoods(rollout, decisions)["references/base"]
         return {"base": Penalty(estimate, estimate)}
 
-    def twins(self) -> list[str]:
+    def references_equal_to_policy(self) -> list[str]:
         return []
 
     def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:

@@ -109,13 +109,13 @@ class Policy(Protocol):
         needs: which tensors, by the names of `Likelihoods.terms`, beside logp and mask; None: all that the run uses.
         """
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
 
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
 
-    def twins(self) -> Sequence[str]:
+    def references_equal_to_policy(self) -> Sequence[str]:
         """References of `likelihoods` that are evaluated under θ's own weights and guidance at this moment."""
 
     def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:

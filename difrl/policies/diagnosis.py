@@ -45,7 +45,7 @@ class Examined:
     """Of its passes."""
     in_precision: Callable[[torch.dtype], AbstractContextManager[None]]
     """Inside the block passes have another one."""
-    replay: Callable[..., Tensor]
+    recompute_logprobs: Callable[..., Tensor]
     """(rollout, decisions, *, together, snapshot, and what suspects say) -> ℓ [B, J]."""
     snapshots: Snapshots
     sampler: str
@@ -93,11 +93,11 @@ class Diagnosis:
     def _drawn(self, **how: Any) -> Tensor:
         together = self.rollout.tape.get("together")
         if together is None or "log_prob" not in self.decisions.tensors:
-            return self.policy.replay(self.rollout, self.decisions, together=1, **how)
-        return self.policy.replay(self.rollout, self.decisions, together=int(together[0]), **how)
+            return self.policy.recompute_logprobs(self.rollout, self.decisions, together=1, **how)
+        return self.policy.recompute_logprobs(self.rollout, self.decisions, together=int(together[0]), **how)
 
     def _whole(self) -> Tensor:
-        return self.policy.replay(self.rollout, self.decisions)
+        return self.policy.recompute_logprobs(self.rollout, self.decisions)
 
     def _changed_weights(self) -> Iterator[str]:
         if self.policy.changed:

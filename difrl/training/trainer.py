@@ -343,11 +343,11 @@ class Trainer:
         counts = decisions.mask.any(dim=1)
         rows = counts.int().argsort(descending=True, stable=True)[:SAMPLES]
         few, drawn = decisions.select(rows, slice(None)), rollout.select(rows)
-        recorded = self.policy.recorded(drawn, few)
+        recorded = self.policy.rollout_logprobs(drawn, few)
         # Where θ did not draw the samples, the weights that did must still give what was recorded.
         on_policy = self.config.rollout.snapshot == CURRENT
-        replayed = None if on_policy else self.policy.replayed(drawn, few)
-        twins = self.policy.twins()
+        replayed = None if on_policy else self.policy.recomputed_logprobs(drawn, few)
+        twins = self.policy.references_equal_to_policy()
         # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
         self.policy.evaluations = spent
         dtype = DTYPES[self.config.model.dtype]

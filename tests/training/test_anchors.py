@@ -83,12 +83,12 @@ class Chain:
         terms = {f"divergence/{a.label}": divergence for a in self.config.anchors}
         return Likelihoods(logp, decisions.mask, {"references/old": old, **terms})
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         return decisions.tensors["log_prob"]
 
-    replayed = recorded
+    recomputed_logprobs = rollout_logprobs
 
-    def twins(self) -> list[str]:
+    def references_equal_to_policy(self) -> list[str]:
         return []
 
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:

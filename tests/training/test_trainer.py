@@ -207,7 +207,7 @@ class Table(LinearPolicy):
             logp, decisions.mask, {"references/old": torch.zeros_like(divergence), "divergence/base": divergence}
         )
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         return self.RATIO.log()[rollout.samples][:, None]
 
 
@@ -513,9 +513,9 @@ class Misled(LinearPolicy):
         lik = super().likelihoods(rollout, decisions)
         return replace(lik, logp=lik.logp + self.trained)
 
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         self.calls.append("replayed")
-        return super().replayed(rollout, decisions) + self.drew
+        return super().recomputed_logprobs(rollout, decisions) + self.drew
 
 
 ELSEWHERE = {"rollout": {"kernel": "flow_sde", "noise_level": 0.7, "snapshot": "old"}, "snapshots": {"old": {}}}

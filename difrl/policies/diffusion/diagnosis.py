@@ -25,7 +25,7 @@ def examined(policy: DiffusionPolicy, rollout: Rollout) -> Examined:
         "denoiser",
         policy.dtype,
         partial(in_precision, policy),
-        policy.replay,
+        policy.recompute_logprobs,
         policy.snapshots,
         policy.sampling.snapshot,
         drawn_with_others(rollout, policy.weights_drawn_with()),

@@ -289,7 +289,7 @@ class DiffusionPolicy:
         scales = {name: r.guidance or self.own_guidance for name, r in anchors.items()}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales.values()))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
-        recorded, found = self.recorded(rollout, decisions), dict[str, Penalty]()
+        recorded, found = self.rollout_logprobs(rollout, decisions), dict[str, Penalty]()
         for name, anchor in anchors.items():
             output = self.denoiser(anchor.snapshot, scales[name])(flat["x_t"], flat["t"], condition)
             logp = self.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
@@ -297,7 +297,7 @@ class DiffusionPolicy:
             found[name] = Penalty(estimate, estimate)
         return found
 
-    def twins(self) -> list[str]:
+    def references_equal_to_policy(self) -> list[str]:
         own, references = self.own_guidance, self.comparison.wanted(self.comparison.needs)
         return [
             name
@@ -309,17 +309,17 @@ class DiffusionPolicy:
         """A number [1] that changes with the weights that draw samples."""
         return self.snapshots.fingerprint(self.sampling.snapshot)
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
         # One decision at a time: another batch shape than training's, as a rollout's is.
-        return self.replay(rollout, decisions, together=1)
+        return self.recompute_logprobs(rollout, decisions, together=1)
 
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        return self.replay(rollout, decisions)
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return self.recompute_logprobs(rollout, decisions)
 
     @torch.no_grad()
-    def replay(
+    def recompute_logprobs(
         self,
         rollout: Rollout,
         decisions: Decisions,

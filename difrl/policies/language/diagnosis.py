@@ -26,7 +26,7 @@ def examined(policy: LanguagePolicy, rollout: Rollout) -> Examined:
         "model",
         policy.network.dtype,
         partial(in_precision, policy),
-        policy.replay,
+        policy.recompute_logprobs,
         policy.snapshots,
         policy.speech.snapshot,
         drawn_with_others(rollout, policy.weights_drawn_with()),

@@ -110,7 +110,7 @@ class LanguagePolicy:
 
     def _corrected(self, rollout: Rollout, key: Key, most: float) -> Rollout:
         """Scored again, since another engine has drawn it."""
-        here = self.replay(rollout, self.decisions(rollout, key), together=self.speech.batch)
+        here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.speech.batch)
         return corrected(rollout, here, most)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
@@ -169,7 +169,7 @@ class LanguagePolicy:
 
     @torch.no_grad()
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
-        sequences, recorded = self._sequences(rollout, decisions), self.recorded(rollout, decisions)
+        sequences, recorded = self._sequences(rollout, decisions), self.rollout_logprobs(rollout, decisions)
         anchors, found = self.comparison.in_reward, dict[str, Penalty]()
         centred = any(anchor.centred for anchor in anchors.values())
         drew = self._token_logprobs(sequences, self.speech.snapshot) if centred else None
@@ -178,16 +178,16 @@ class LanguagePolicy:
             found[name] = _penalty(recorded, drew if anchor.centred else None, spoken, decisions.mask)
         return found
 
-    def recorded(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
-        return self.replay(rollout, decisions, together=1)  # another batch shape than training's
+        return self.recompute_logprobs(rollout, decisions, together=1)  # another batch shape than training's
 
-    def replayed(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        return self.replay(rollout, decisions)
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return self.recompute_logprobs(rollout, decisions)
 
     @torch.no_grad()
-    def replay(
+    def recompute_logprobs(
         self,
         rollout: Rollout,
         decisions: Decisions,
@@ -206,7 +206,7 @@ class LanguagePolicy:
             parts.append(_placed(asked.logp(sequences.chosen), part.mask))
         return torch.cat(parts)
 
-    def twins(self) -> list[str]:
+    def references_equal_to_policy(self) -> list[str]:
         return [
             name
             for name, r in self.comparison.wanted(self.comparison.needs).items()

@@ -75,9 +75,9 @@ def test_twins_are_references_with_the_weights_and_the_guidance_of_now(sd3: Path
     guided = [{"to": "old", "guidance": 2.0}, {"to": "ema"}]
     sections = {**RECOMPUTED, "snapshots": {"old": {"decay": 0.0}, "ema": {"decay": 0.5}}, "anchors": guided}
     trainer, policy = trainer_of(sd3, sections)
-    assert set(policy.twins()) == {"old", "ema"}
+    assert set(policy.references_equal_to_policy()) == {"old", "ema"}
     trainer.step(0)
-    assert policy.twins() == ["old"]
+    assert policy.references_equal_to_policy() == ["old"]
 
 
 def during(policy: DiffusionPolicy, method: str, change: Callable[[], Any], undo: Callable[[], Any]) -> None:

@@ -247,7 +247,7 @@ def test_bfloat16_keeps_transitions_and_trained_weights_in_float32(
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
     assert lik.logp.dtype == torch.float32
-    recorded = policy.recorded(drawn, decisions)
+    recorded = policy.rollout_logprobs(drawn, decisions)
     torch.testing.assert_close(lik.logp.detach(), recorded, atol=5e-2, rtol=5e-2)
     reduce(-lik.logp, lik.mask, lik.mask.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters.values() if p.grad is not None)

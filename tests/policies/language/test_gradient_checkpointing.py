@@ -94,7 +94,9 @@ def test_eager_attention_gives_what_sdpa_gives(model: Path) -> None:
     assert eager.network.model.config._attn_implementation == "eager"
     rollout = drawn(sdpa)
     decisions = sdpa.decisions(rollout, Key(0, 0))
-    torch.testing.assert_close(eager.replayed(rollout, decisions), sdpa.replayed(rollout, decisions))
+    torch.testing.assert_close(
+        eager.recomputed_logprobs(rollout, decisions), sdpa.recomputed_logprobs(rollout, decisions)
+    )
 
 
 def test_attention_that_is_not_installed_says_so(model: Path) -> None:

@@ -118,7 +118,7 @@ def test_corrected_samples_of_another_distribution_have_the_networks_gradient(mo
 
     def gradient(log_prob: Tensor, weigh: Tensor, most: float | None) -> Tensor:
         rollout = Rollout(prompts, rows, rows, {"tokens": tokens, "mask": mask, "log_prob": log_prob})
-        here = policy.replay(rollout, policy.decisions(rollout, Key(0, 0)))
+        here = policy.recompute_logprobs(rollout, policy.decisions(rollout, Key(0, 0)))
         rollout = rollout if most is None else corrected(rollout, here, most)
         lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
         loss, _ = Clipped()(lik, advantages, rows, None)

@@ -256,7 +256,7 @@ def test_a_teacher_is_an_anchor_that_stays_as_it_is(lm: Path, teacher: Path) -> 
     torch.testing.assert_close(found["t"][decisions.mask], expected, rtol=1e-4, atol=2e-6)
     found["t"].sum().backward()
     assert all(p.grad is None for p in policy.teachers["t"].model.parameters())
-    assert policy.twins() == []
+    assert policy.references_equal_to_policy() == []
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(lm: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def every_text(policy: LanguagePolicy, length: int, vocabulary: int = 15) -> tup
     count = len(tokens)
     tape = {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
     rollout = Rollout((PROMPTS[0],) * count, torch.zeros(count).long(), torch.arange(count), tape)
-    logp = policy.replay(rollout, policy.decisions(rollout, KEY))
+    logp = policy.recompute_logprobs(rollout, policy.decisions(rollout, KEY))
     rollout = Rollout(rollout.prompts, rollout.groups, rollout.samples, {**tape, "log_prob": logp})
     return rollout, policy.decisions(rollout, KEY), logp.double().sum(dim=1).exp()
 
