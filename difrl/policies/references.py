@@ -32,7 +32,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReferenceSet:
     """What θ is compared with when decisions are evaluated."""
 
     references: Mapping[str, Reference]
@@ -41,10 +41,10 @@ class Comparison:
     needs: frozenset[str]
     """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
 
-    in_reward: Mapping[str, Reference] = field(default_factory=dict)
+    reward_anchors: Mapping[str, Reference] = field(default_factory=dict)
     """What recorded likelihoods are compared with, for the reward."""
 
-    def wanted(self, needs: frozenset[str]) -> dict[str, Reference]:
+    def needed_for(self, needs: frozenset[str]) -> dict[str, Reference]:
         """The references that must be evaluated for these."""
 
         def serves(name: str) -> set[str]:
@@ -93,11 +93,11 @@ def _measured(config: RunConfig, samples: str) -> set[str]:
     return {f"divergence/{a.label}" for a in config.anchors if a.place == "loss" and a.samples == samples}
 
 
-def in_reward(config: RunConfig) -> dict[str, Reference]:
+def reward_anchors(config: RunConfig) -> dict[str, Reference]:
     """Anchors whose divergence is taken off the reward, or off the advantages of single decisions."""
     return {a.label: _reference(a) for a in config.anchors if a.place != "loss"}
 
 
-def compared_with(config: RunConfig) -> set[str]:
+def snapshots_used(config: RunConfig) -> set[str]:
     """The snapshots and teachers that training evaluates for comparison."""
-    return {r.snapshot for r in [*references_of(config).values(), *in_reward(config).values()]}
+    return {r.snapshot for r in [*references_of(config).values(), *reward_anchors(config).values()]}

@@ -26,7 +26,7 @@ from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sde_window import windows_of
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.references import Comparison, compared_with, in_reward, needs_of, references_of
+from difrl.policies.references import ReferenceSet, needs_of, references_of, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
 from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
@@ -188,7 +188,7 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 def needs_base(config: RunConfig) -> bool:
     """Whether training evaluates the pretrained weights, or draws from them."""
-    return BASE in (*config.drawn_by, *inverted_by(config), *compared_with(config))
+    return BASE in (*config.drawn_by, *inverted_by(config), *snapshots_used(config))
 
 
 def inverted_by(config: RunConfig) -> list[str]:
@@ -222,7 +222,7 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
         training,
         evaluation,
         Snapshots(trained, decays, base_weights(family.denoiser, config.model, trained, keep), copies_of(config.model)),
-        Comparison(references_of(config), config.likelihood.old, needs_of(config), in_reward(config)),
+        ReferenceSet(references_of(config), config.likelihood.old, needs_of(config), reward_anchors(config)),
         PromptEncoder(
             family,
             config.data.negative,

@@ -35,7 +35,7 @@ from difrl.policies.diffusion.noising import Model
 from difrl.policies.diffusion.old_policy import OLD
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.logprob_check import Close
-from difrl.policies.references import Comparison
+from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from samplers import (
     Condition,
@@ -87,7 +87,7 @@ class DiffusionPolicy:
         sampling: Sampling,
         evaluation_sampling: Sampling,
         snapshots: Snapshots,
-        comparison: Comparison,
+        comparison: ReferenceSet,
         prompts: PromptEncoder,
         save: Callable[[Path], None],
     ) -> None:
@@ -237,7 +237,7 @@ class DiffusionPolicy:
         needs = self.comparison.needs if needs is None else needs
         flat = decisions.flat()
         guidance = self.own_guidance
-        wanted = self.comparison.wanted(needs)
+        wanted = self.comparison.needed_for(needs)
         scales = {guidance, *(r.guidance or guidance for r in wanted.values())}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
@@ -285,7 +285,7 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
-        flat, anchors = decisions.flat(), self.comparison.in_reward
+        flat, anchors = decisions.flat(), self.comparison.reward_anchors
         scales = {name: r.guidance or self.own_guidance for name, r in anchors.items()}
         condition = self.prompts(rollout.prompts, any(scale != 1 for scale in scales.values()))
         condition = condition.repeat_interleave(decisions.mask.shape[1])
@@ -298,7 +298,7 @@ class DiffusionPolicy:
         return found
 
     def references_equal_to_policy(self) -> list[str]:
-        own, references = self.own_guidance, self.comparison.wanted(self.comparison.needs)
+        own, references = self.own_guidance, self.comparison.needed_for(self.comparison.needs)
         return [
             name
             for name, r in references.items()

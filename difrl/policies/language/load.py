@@ -18,7 +18,7 @@ from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import texts_of
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import Comparison, compared_with, in_reward, needs_of, references_of
+from difrl.policies.references import ReferenceSet, needs_of, references_of, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, Snapshots
 from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
 from difrl.runtime.dtypes import DTYPES
@@ -57,7 +57,7 @@ def build_language_policy(
     for name, teacher in teacher_networks.items():
         _same_vocabulary(name, network, teacher)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
-    keep = keep_base or BASE in (*config.drawn_by, *compared_with(config))
+    keep = keep_base or BASE in (*config.drawn_by, *snapshots_used(config))
     temperature = generation.temperature
     speech = GenerationSettings(
         temperature,
@@ -73,7 +73,7 @@ def build_language_policy(
         speech,
         engines_of(config, network, decoding),
         Snapshots(trained, decays, base_weights(model, config.model, trained, keep), copies_of(config.model)),
-        Comparison(references_of(config), likelihood.old, needs_of(config), in_reward(config)),
+        ReferenceSet(references_of(config), likelihood.old, needs_of(config), reward_anchors(config)),
         teacher_networks,
         _saver(model, tokenizer),
     )

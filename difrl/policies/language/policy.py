@@ -30,7 +30,7 @@ from difrl.policies.language.likelihoods import OLD, TokenLogprobs, distance, kl
 from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
 from difrl.policies.language.tokenization import Texts, padded
 from difrl.policies.logprob_check import Close
-from difrl.policies.references import Comparison
+from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from samplers import context_of
 
@@ -75,7 +75,7 @@ class LanguagePolicy:
         speech: GenerationSettings,
         engines: Engines,
         snapshots: Snapshots,
-        comparison: Comparison,
+        comparison: ReferenceSet,
         teachers: Mapping[str, CausalLM],
         save: Callable[[Path], None],
     ) -> None:
@@ -143,7 +143,7 @@ class LanguagePolicy:
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.comparison.needs if needs is None else needs
-        sequences, wanted = self._sequences(rollout, decisions), self.comparison.wanted(needs)
+        sequences, wanted = self._sequences(rollout, decisions), self.comparison.needed_for(needs)
         flat = {name: value[decisions.mask] for name, value in decisions.tensors.items()}
         # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
         with torch.no_grad():
@@ -170,7 +170,7 @@ class LanguagePolicy:
     @torch.no_grad()
     def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
         sequences, recorded = self._sequences(rollout, decisions), self.rollout_logprobs(rollout, decisions)
-        anchors, found = self.comparison.in_reward, dict[str, Penalty]()
+        anchors, found = self.comparison.reward_anchors, dict[str, Penalty]()
         centred = any(anchor.centred for anchor in anchors.values())
         drew = self._token_logprobs(sequences, self.speech.snapshot) if centred else None
         for name, anchor in anchors.items():
@@ -209,7 +209,7 @@ class LanguagePolicy:
     def references_equal_to_policy(self) -> list[str]:
         return [
             name
-            for name, r in self.comparison.wanted(self.comparison.needs).items()
+            for name, r in self.comparison.needed_for(self.comparison.needs).items()
             if self.snapshots.is_current(r.snapshot)
         ]
 

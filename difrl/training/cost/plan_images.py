@@ -17,7 +17,7 @@ from difrl.policies.base import Key
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import inverted_by, samplings
 from difrl.policies.diffusion.policy import Sampling
-from difrl.policies.references import Reference, in_reward, references_of, references_read
+from difrl.policies.references import Reference, references_of, references_read, reward_anchors
 from difrl.policies.snapshots import CURRENT
 from difrl.training.microbatches import extent, self_contained
 from samplers import Condition, Window, counting, solve
@@ -112,7 +112,7 @@ class Plan:
         sizes = [likelihood.decisions] if likelihood.kind == "forward" else [w.size for w in self.windows]
         one = round(self.samples * sum(sizes) / len(sizes))
         named = references_of(config).values()
-        own = [*(r for r in named if r.samples == "own"), *in_reward(config).values(), *self._statistics]
+        own = [*(r for r in named if r.samples == "own"), *reward_anchors(config).values(), *self._statistics]
         again, rehearsed = [r for r in named if r.samples == "rehearsal"], self._rehearsed
         compared = [(one, r) for r in own] + [(rehearsed, r) for r in again]
         return Evaluations(

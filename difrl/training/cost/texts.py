@@ -13,7 +13,7 @@ from difrl.policies.language.flops import language_skeleton, text_cost
 from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
 from difrl.policies.language.tokenization import Texts, texts_of
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import compared_with
+from difrl.policies.references import snapshots_used
 from difrl.policies.snapshots import BASE
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.parts import Inputs, Parts, Words, kept
@@ -46,7 +46,7 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
         name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()
     }
     plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
-    base = BASE in (*config.drawn_by, *compared_with(config)) or shows_base(config)
+    base = BASE in (*config.drawn_by, *snapshots_used(config)) or shows_base(config)
     memory = kept(config, [network], trained, base)
     memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
     frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)
