@@ -21,7 +21,7 @@ from difrl.core.groups import (
     group_spread,
     group_sum,
 )
-from difrl.core.likelihoods import Decisions, Likelihoods, collapse
+from difrl.core.likelihoods import Likelihoods, Reduction, collapse
 from difrl.core.numerics import unit
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
@@ -67,7 +67,6 @@ __all__ = [
     "Collect",
     "Constant",
     "Cosine",
-    "Decisions",
     "DivergenceMasked",
     "Draw",
     "FDivergence",
@@ -82,6 +81,7 @@ __all__ = [
     "PerRewardAdvantage",
     "Preference",
     "RatioNormalised",
+    "Reduction",
     "Reset",
     "RewardAdaptive",
     "Schedule",

@@ -38,7 +38,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from difrl.core.likelihoods import Decisions, Likelihoods
+from difrl.core.likelihoods import Likelihoods, Reduction
 
 Scope = Literal["row", "group", "batch"]
 Aggregation = Literal["decision", "sample", "length"]
@@ -57,7 +57,7 @@ class Objective(ABC):
     """
 
     _: KW_ONLY
-    decisions: Decisions = "each"
+    decisions: Reduction = "each"
 
     @property
     def scope(self) -> Scope:
