@@ -35,7 +35,7 @@ from difrl.config.load import read_config
 from difrl.data.prompts import load_prompts
 from difrl.policies.load import load_policy
 from difrl.scoring import SHIPPED_OPTIONS, Scorer
-from difrl.training.rollout_source import Sampled
+from difrl.training.rollout_source import PolicyRollouts
 from rewards import Reward
 
 QUOTED = 'a sign that says "HELLO"'
@@ -224,7 +224,7 @@ def overlap_rows(repeats: int) -> list[list[str]]:
 
 def _drawing(base: RunConfig, policy: Any, scorer: Scorer, overlap: bool, repeats: int) -> float:
     config = base.model_copy(update={"rollout": base.rollout.model_copy(update={"overlap": overlap})})
-    source = Sampled(config, policy, scorer, load_prompts(config.data.train), torch.device("cpu"))
+    source = PolicyRollouts(config, policy, scorer, load_prompts(config.data.train), torch.device("cpu"))
     groups = range(config.groups)
     source.draw(0, 0, groups, lambda name: None)
     return timed(lambda: source.draw(0, 0, groups, lambda name: None), repeats)

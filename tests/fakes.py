@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from difrl.core import Constant, Likelihoods, velocity
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
@@ -268,9 +268,9 @@ class Ones:
 class Told:
     """A scorer of training that is a function of the rollout."""
 
-    score: Callable[[Rollout], Scored]
+    score: Callable[[Rollout], ScoredRollout]
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> Scored:
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> ScoredRollout:
         return self.score(rollout)
 
 
@@ -281,14 +281,14 @@ class Listed:
     values: Mapping[int, float | None]
     asked: list[list[int]] = field(default_factory=list)
 
-    def __call__(self, rollout: Rollout) -> Scored:
+    def __call__(self, rollout: Rollout) -> ScoredRollout:
         numbers = rollout.samples.tolist()
         self.asked.append(numbers)
         found = [self.values[n] for n in numbers]
         rewards = torch.tensor([0.0 if v is None else v for v in found])
-        return Scored(rollout, rewards, torch.tensor([v is not None for v in found]), {"reward/listed": rewards})
+        return ScoredRollout(rollout, rewards, torch.tensor([v is not None for v in found]), {"reward/listed": rewards})
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> Scored:
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> ScoredRollout:
         return self(rollout)
 
 

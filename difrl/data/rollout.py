@@ -99,7 +99,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredRollout:
     """A rollout with what the rewards say of it."""
 
     rollout: Rollout
@@ -117,12 +117,12 @@ class Scored:
     def groups(self) -> Tensor:
         return self.rollout.groups
 
-    def without_images(self) -> Scored:
+    def without_images(self) -> ScoredRollout:
         """The same samples for a policy to evaluate again, which it does from the tape."""
         return replace(self, rollout=replace(self.rollout, images=None))
 
-    def select(self, index: Tensor | slice) -> Scored:
-        return Scored(
+    def select(self, index: Tensor | slice) -> ScoredRollout:
+        return ScoredRollout(
             self.rollout.select(index),
             self.rewards[index],
             self.valid[index],
@@ -130,7 +130,7 @@ class Scored:
         )
 
     @classmethod
-    def cat(cls, parts: Sequence[Scored]) -> Scored:
+    def cat(cls, parts: Sequence[ScoredRollout]) -> ScoredRollout:
         return cls(
             Rollout.cat([p.rollout for p in parts]),
             torch.cat([p.rewards for p in parts]),

@@ -23,12 +23,12 @@ from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.modality import MEDIA, Medium
 from difrl.data.prompts import load_prompts
-from difrl.data.rollout import Scored
+from difrl.data.rollout import ScoredRollout
 from difrl.policies.load import load_policy
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.scoring import Scorer
-from difrl.training.rollout_source import Sampled
+from difrl.training.rollout_source import PolicyRollouts
 
 PATIENCE = 20
 """Steps in a row that may give nothing."""
@@ -112,7 +112,7 @@ def make_pairs(
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)
     policy.refuse(prompts)
-    source = Sampled(config, policy, scorer, prompts, place)
+    source = PolicyRollouts(config, policy, scorer, prompts, place)
     while made.pairs < count:
         scored = source.draw(made.steps, 0, range(config.groups), lambda part: None)
         fresh, made = _kept(scored, folder, replace(made, steps=made.steps + 1), keep, medium)
@@ -128,7 +128,9 @@ def make_pairs(
     return made
 
 
-def _kept(scored: Scored, folder: Path, made: Made, keep: Keep, medium: Medium) -> tuple[list[dict[str, Any]], Made]:
+def _kept(
+    scored: ScoredRollout, folder: Path, made: Made, keep: Keep, medium: Medium
+) -> tuple[list[dict[str, Any]], Made]:
     """The rows of a step, with what is not in them saved; and the counts after it."""
     rows: list[dict[str, Any]] = []
     filled = torch.tensor([not medium.is_empty(x) for x in scored.rollout.content], device=scored.valid.device)
@@ -147,7 +149,7 @@ def _kept(scored: Scored, folder: Path, made: Made, keep: Keep, medium: Medium) 
     return rows, made
 
 
-def _row(scored: Scored, chosen: Mapping[str, int], medium: Medium, folder: Path, stem: str) -> dict[str, Any]:
+def _row(scored: ScoredRollout, chosen: Mapping[str, int], medium: Medium, folder: Path, stem: str) -> dict[str, Any]:
     """A row of a file in the folder: what stands under which key is told by its number in the step."""
     content, prompt = scored.rollout.content, scored.rollout.prompts[next(iter(chosen.values()))]
     told = {key: medium.write(content[i], folder, f"{stem}-{key}") for key, i in chosen.items()}

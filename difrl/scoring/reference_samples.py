@@ -72,7 +72,7 @@ class References:
         self.policy.evaluations = spent
         return self._stacked([self._known[number] for number in asked])
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         """The step is over: what was found in it is known from now on."""
         found, known = self._known.maps
         known.update(found)

@@ -12,7 +12,7 @@ import rewards
 from difrl.config import MemberConfig, RewardConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import Medium
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.paths import PACKAGE
 from difrl.scoring.reward_terms import Term, term_of
 from rewards import Failsafe, Reward, Scores
@@ -80,7 +80,7 @@ class Scorer:
         terms = [term for term, _ in self.optimised.values() if term.compares]
         return {name: member.reward for term in terms for name, member in term.members.items()}
 
-    def __call__(self, rollout: Rollout) -> Scored:
+    def __call__(self, rollout: Rollout) -> ScoredRollout:
         """Scores every sample, without any shape, and sums by the weights of evaluations."""
         found, parts = self._found(rollout)
         return self._sum(
@@ -89,7 +89,7 @@ class Scorer:
 
     def trained(
         self, rollout: Rollout, weights: Mapping[str, float], references: Mapping[str, Scores] | None = None
-    ) -> Scored:
+    ) -> ScoredRollout:
         """Scores every sample and sums what the shapes make of it, by the weights of a step: what is optimised.
 
         weights: by name, where they are not those of evaluations. references: member -> [B, M], for those of `compared`.
@@ -120,13 +120,13 @@ class Scorer:
 
     def _sum(
         self, rollout: Rollout, summed: Mapping[str, Scores], weights: Mapping[str, float], parts: Mapping[str, Tensor]
-    ) -> Scored:
+    ) -> ScoredRollout:
         """A row that one of the optimised rewards cannot score is not valid as a whole.
 
         A reward of weight 0 is only reported, so that what it cannot score is valid all the same.
         """
         total = weighted_sum(stacked(list(summed.values())), [weights[name] for name in summed])
-        return Scored(rollout, total.values, total.valid, parts)
+        return ScoredRollout(rollout, total.values, total.valid, parts)
 
 
 def score(reward: Reward, rollout: Rollout) -> Scores:

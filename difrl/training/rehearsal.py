@@ -19,14 +19,14 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import Policy
 from difrl.policies.references import rehearsed_needs
 from difrl.runtime.distributed import Processes
-from difrl.training.rollout_source import Source, recorded
+from difrl.training.rollout_source import RolloutSource, recorded
 
 
 @dataclass(frozen=True)
 class Rehearsal:
     """What is rehearsed, and for which anchors."""
 
-    source: Source
+    source: RolloutSource
     groups: Sequence[int]
     """Of a step, those of this process."""
     labels: tuple[str, ...]

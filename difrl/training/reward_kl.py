@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import AnchorConfig
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, Penalty, Policy
 
 
@@ -59,7 +59,9 @@ def penalties(
     return found
 
 
-def subtract_kl(scored: Scored, charges: Mapping[str, Tensor], coefficients: Mapping[str, float]) -> Scored:
+def subtract_kl(
+    scored: ScoredRollout, charges: Mapping[str, Tensor], coefficients: Mapping[str, float]
+) -> ScoredRollout:
     """With the rewards less each anchor's coefficient times the sample's charge [B]; `parts` stay as they were scored."""
     cost = torch.zeros_like(scored.rewards)
     for name, value in charges.items():

@@ -19,7 +19,7 @@ from difrl.data.modality import MEDIA, Item, Medium
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import Example, load_examples
-from difrl.data.rollout import Content, Rollout, Scored
+from difrl.data.rollout import Content, Rollout, ScoredRollout
 from difrl.policies.base import Key, Policy
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
@@ -27,22 +27,27 @@ from difrl.scoring.reference_samples import References
 from rewards import Scores
 from samplers import keyed_uniform
 
-Lap = Callable[[str], None]
+SectionTimer = Callable[[str], None]
 """Charges the time since the last lap to a part of the step."""
 
 
-class Source(Protocol):
+class RolloutSource(Protocol):
     """Groups of scored samples for each step."""
 
     def draw(
-        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
-    ) -> Scored:
+        self,
+        step: int,
+        attempt: int,
+        groups: Sequence[int],
+        lap: SectionTimer,
+        weights: Mapping[str, float] | None = None,
+    ) -> ScoredRollout:
         """These groups of a step, whole. Another attempt draws others of the same numbers.
 
         weights: of the rewards in this step, by name, where they are not those that evaluations take.
         """
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         """The step is over: what its draws found out is known from now on."""
 
     def state(self) -> dict[str, Tensor]:
@@ -55,7 +60,7 @@ class Source(Protocol):
         """Adds what a process of this run, or of the run before it was resumed, knew."""
 
 
-class Sampled:
+class PolicyRollouts:
     """Samples of the policy. A prompt has as many groups as branches; a branch is a group, and its samples neighbours."""
 
     def __init__(
@@ -68,8 +73,13 @@ class Sampled:
             self.references = References(config.references, config.seed, policy, scorer.compared, prompts, device)
 
     def draw(
-        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
-    ) -> Scored:
+        self,
+        step: int,
+        attempt: int,
+        groups: Sequence[int],
+        lap: SectionTimer,
+        weights: Mapping[str, float] | None = None,
+    ) -> ScoredRollout:
         parts = self._parts(groups)
         asked = [self._asked(step, attempt, part) for part in parts]
         references: list[Mapping[str, Scores] | None] = [None] * len(parts)
@@ -91,13 +101,13 @@ class Sampled:
                 for rollout, known in zip(rollouts, references, strict=True)
             ]
             lap("rollout")
-            scored = Scored.cat([part.result() for part in pending])
+            scored = ScoredRollout.cat([part.result() for part in pending])
         lap("score")
         return scored
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         if self.references is not None:
-            self.references.keep()
+            self.references.commit_step()
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.references is None else self.references.state()
@@ -128,7 +138,7 @@ class Sampled:
             return self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
 
 
-class Recorded:
+class DatasetRollouts:
     """Samples of a file, with the rewards it gives them. The policy makes of them what it needs to evaluate them."""
 
     def __init__(
@@ -150,8 +160,13 @@ class Recorded:
         self._tape([first.prompt], first.items[:1], medium.read(first.items[:1]))
 
     def draw(
-        self, step: int, attempt: int, groups: Sequence[int], lap: Lap, weights: Mapping[str, float] | None = None
-    ) -> Scored:
+        self,
+        step: int,
+        attempt: int,
+        groups: Sequence[int],
+        lap: SectionTimer,
+        weights: Mapping[str, float] | None = None,
+    ) -> ScoredRollout:
         chosen = self.order.step(step)
         size = self.data.group_size
         examples = [self.examples[chosen[g]] for g in groups]
@@ -164,9 +179,11 @@ class Recorded:
         rollout = Rollout(tuple(prompts), ids, samples, self._tape(prompts, items, content))
         rollout = rollout.with_content(content).to(self.device)
         lap("rollout")
-        return Scored(rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device))
+        return ScoredRollout(
+            rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device)
+        )
 
-    def keep(self) -> None:
+    def commit_step(self) -> None:
         """Nothing: what is known of a file's samples is found again by reading it."""
 
     def state(self) -> dict[str, Tensor]:
@@ -203,16 +220,18 @@ def numbered(groups: Sequence[int], size: int, first: int) -> tuple[Tensor, Tens
     return ids, (first + ids) * size + torch.arange(size).repeat(len(groups))
 
 
-def source_of(
+def build_rollout_source(
     config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], device: torch.device
-) -> Source:
+) -> RolloutSource:
     """The source that data.rows names."""
     if config.data.rows == "prompts":
-        return Sampled(config, policy, scorer, prompts, device)
+        return PolicyRollouts(config, policy, scorer, prompts, device)
     return recorded(config.data, config, policy, device)
 
 
-def recorded(data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device) -> Recorded:
+def recorded(
+    data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device
+) -> DatasetRollouts:
     """The samples of a file that a part of the recipe names."""
     medium = MEDIA[config.likelihood.kind]
-    return Recorded(data, config.seed, policy, load_examples(data, medium), medium, device)
+    return DatasetRollouts(data, config.seed, policy, load_examples(data, medium), medium, device)

@@ -35,7 +35,7 @@ from difrl.core import (
     reduce,
 )
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, Key, Policy
 from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_update
 from difrl.policies.snapshots import CURRENT
@@ -48,7 +48,7 @@ from difrl.scoring.diversity import Diversity
 from difrl.training.microbatches import Extent, chunks, extent, self_contained
 from difrl.training.rehearsal import Rehearsal, rehearsal_of
 from difrl.training.reward_kl import RewardKL, penalties, subtract_kl
-from difrl.training.rollout_source import source_of
+from difrl.training.rollout_source import build_rollout_source
 
 Metrics = dict[str, float]
 
@@ -61,7 +61,7 @@ class TrainingError(UserError):
 class Batch:
     """What this process learns from in a step."""
 
-    scored: Scored
+    scored: ScoredRollout
     advantages: Tensor
     """[B], 0 where the sample is not valid."""
     charges: Tensor | None = None
@@ -104,7 +104,7 @@ class Trainer:
         _check_shares(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
         self.objective = config.objective.build(config.likelihood)
-        self.source = source_of(config, policy, scorer, prompts, processes.device)
+        self.source = build_rollout_source(config, policy, scorer, prompts, processes.device)
         self.rehearsal = rehearsal_of(config, policy, processes.device, processes)
         self.collect = _collect(config.collect)
         steps = config.train.steps
@@ -130,9 +130,9 @@ class Trainer:
         """Rollout `number` and its updates; the metrics are those of all processes."""
         before = self.policy.evaluations
         clock = Clock()
-        drawn: list[Scored] = []
+        drawn: list[ScoredRollout] = []
 
-        def draw(attempt: int, groups: Sequence[int] | None) -> Scored:
+        def draw(attempt: int, groups: Sequence[int] | None) -> ScoredRollout:
             drawn.append(self._draw(number, attempt, groups, clock))
             return drawn[-1]
 
@@ -157,7 +157,7 @@ class Trainer:
                 "`difrl rewards NAME` says what it reads"
             )
         self.policy.snapshots.update(number)
-        self.source.keep()
+        self.source.commit_step()
         self._restart_if_due(number)
         clock.lap("update")
         spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
@@ -186,7 +186,7 @@ class Trainer:
                 norms += [] if norm is None else [norm]
         return norms
 
-    def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> Scored:
+    def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> ScoredRollout:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
         mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
         return self.source.draw(step, draw, mine, clock.lap, self._reward_weights(step))
@@ -194,7 +194,7 @@ class Trainer:
     def _reward_weights(self, step: int) -> dict[str, float]:
         return {name: weight.value(step) for name, weight in self.weights.items()}
 
-    def _charged(self, step: int, scored: Scored) -> tuple[Scored, Tensor | None, Metrics]:
+    def _charged(self, step: int, scored: ScoredRollout) -> tuple[ScoredRollout, Tensor | None, Metrics]:
         """With anchors in the reward taken off it, what others take off each decision [B, J], and what all of them were."""
         if not self.charges.all:
             return scored, None, {}
@@ -208,7 +208,7 @@ class Trainer:
         each = [levels[name] * found[name].amount for name in self.charges.decisions]
         return scored, sum(each[1:], each[0]) if each else None, metrics
 
-    def _advantages(self, scored: Scored, weights: Mapping[str, float]) -> Tensor:
+    def _advantages(self, scored: ScoredRollout, weights: Mapping[str, float]) -> Tensor:
         gather = self.processes.gather
         columns = {name: gather(scored.parts[name]) for name in self.estimate.reads}
         rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
@@ -364,7 +364,7 @@ class Trainer:
 
         return compare
 
-    def _observe(self, drawn: Sequence[Scored]) -> Metrics:
+    def _observe(self, drawn: Sequence[ScoredRollout]) -> Metrics:
         """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""
         columns = [observed(scored, self.diversity) for scored in drawn]
         return self.processes.means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
@@ -381,16 +381,16 @@ class Trainer:
         return metrics | {"loss": objective}
 
 
-def _collect(config: CollectConfig) -> Collect[Scored]:
+def _collect(config: CollectConfig) -> Collect[ScoredRollout]:
     """The stage that a recipe names."""
     if config.max_draws == 1:
         return once
     if config.by is None:
-        return Informative[Scored](config.max_draws)
-    return Informative[Scored](config.max_draws, partial(_known, f"reward/{config.by}"))
+        return Informative[ScoredRollout](config.max_draws)
+    return Informative[ScoredRollout](config.max_draws, partial(_known, f"reward/{config.by}"))
 
 
-def _known(name: str, scored: Scored) -> tuple[Tensor, Tensor]:
+def _known(name: str, scored: ScoredRollout) -> tuple[Tensor, Tensor]:
     """A column, and which rows have it: where its weight is 0 in the step, a reward need not have scored a valid row."""
     column = scored.parts[name]
     return column, scored.valid & ~column.isnan()
@@ -408,7 +408,7 @@ METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "cl
 """An objective's own word for a metric -> the name in metrics.jsonl."""
 
 
-def observed(scored: Scored, diversity: Diversity) -> dict[str, Tensor]:
+def observed(scored: ScoredRollout, diversity: Diversity) -> dict[str, Tensor]:
     """What a draw says of itself: name -> one value a sample or a group, NaN where there is none."""
     groups, valid = scored.groups, scored.valid
     columns = {

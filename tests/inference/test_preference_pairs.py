@@ -15,9 +15,9 @@ from difrl.config import RunConfig
 from difrl.data.modality import IMAGES, read_images
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_examples
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, PairsError, make_pairs
-from difrl.training.rollout_source import Sampled
+from difrl.training.rollout_source import PolicyRollouts
 from tests.recipes import recipe
 
 DATA = {"train": "shapes:train", "prompts_per_step": 2, "group_size": 4}
@@ -34,14 +34,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def scored_by_hand(monkeypatch: pytest.MonkeyPatch, rewards: list[list[float]]) -> None:
     """A source of one group of three gray images a step, with these rewards; NaN cannot be scored."""
 
-    def draw(self: Sampled, step: int, attempt: int, groups: Any, lap: Any) -> Scored:
+    def draw(self: PolicyRollouts, step: int, attempt: int, groups: Any, lap: Any) -> ScoredRollout:
         values = torch.tensor(rewards[step % len(rewards)])
         images = torch.tensor([0.0, 0.4, 1.0])[:, None, None, None].expand(3, 3, 8, 8)
         prompts, numbers = (self.prompts[step],) * 3, torch.arange(3)
         rollout = Rollout(prompts, torch.zeros(3, dtype=torch.int64), numbers, {}, images)
-        return Scored(rollout, values.nan_to_num(9.0), values.isfinite())
+        return ScoredRollout(rollout, values.nan_to_num(9.0), values.isfinite())
 
-    monkeypatch.setattr(Sampled, "draw", draw)
+    monkeypatch.setattr(PolicyRollouts, "draw", draw)
 
 
 def test_best_and_worst_of_each_group(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from difrl.config import RewardConfig
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.scoring import Scorer
 from difrl.scoring.reward_terms import Term, shape_of, term_of
 from rewards import RewardError, Scores
@@ -158,7 +158,7 @@ def scorer(*optimised: dict[str, Any], watched: tuple[dict[str, Any], ...] = ())
     return Scorer.build(*found, torch.device("cpu"))
 
 
-def said(scored: Scored) -> dict[str, list[float]]:
+def said(scored: ScoredRollout) -> dict[str, list[float]]:
     """What rewards and shapes said of every sample."""
     return {name: part.tolist() for name, part in scored.parts.items() if not name.startswith("invalid/")}
 

@@ -15,7 +15,7 @@ from difrl.config.load import read_config
 from difrl.config.yaml_source import ConfigError
 from difrl.core import Likelihoods, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, Key, Penalty
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import Processes
@@ -103,10 +103,10 @@ def log_normal(x: Tensor, theta: Tensor) -> Tensor:
     return torch.distributions.Normal(mean, 1.0).log_prob(x).sum(-1)
 
 
-def first_dimension(rollout: Rollout) -> Scored:
+def first_dimension(rollout: Rollout) -> ScoredRollout:
     """The reward is the end of the chain in its first dimension."""
     reward = rollout.tape["x"][:, 1, 0].float()
-    return Scored(rollout, reward, torch.ones_like(reward, dtype=torch.bool), {"reward/end": reward})
+    return ScoredRollout(rollout, reward, torch.ones_like(reward, dtype=torch.bool), {"reward/end": reward})
 
 
 def chain_trainer(**sections: Any) -> tuple[Trainer, Chain]:
@@ -407,10 +407,10 @@ def test_rounding_of_published_decays() -> None:
 class TwoRewards:
     """Rewards as listed, of which the second is a hundred times as large."""
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> Scored:
+    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> ScoredRollout:
         one = torch.tensor([0.0, 1.0, 0.0, 1.0])[rollout.samples % 4]
         two = 100 * torch.tensor([0.0, 0.0, 0.0, 1.0])[rollout.samples % 4]
-        return Scored(
+        return ScoredRollout(
             rollout, one + 3 * two, torch.ones(len(one), dtype=torch.bool), {"reward/a": one, "reward/b": two}
         )
 

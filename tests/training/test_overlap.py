@@ -13,10 +13,10 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.core import Informative
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Key
 from difrl.scoring import Scorer
-from difrl.training.rollout_source import Sampled
+from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
 from rewards import Failsafe, RewardError, Scores
 from tests.fakes import Brightness, LinearPolicy, in_threads, linear_trainer
@@ -27,7 +27,7 @@ OVERLAP = {**PLAIN, "overlap": True}
 DATA = {"prompts_per_step": 4, "group_size": 2}
 
 
-def drawn(trainer: Trainer, groups: Sequence[int]) -> Scored:
+def drawn(trainer: Trainer, groups: Sequence[int]) -> ScoredRollout:
     return trainer.source.draw(0, 0, groups, lambda name: None)
 
 
@@ -91,7 +91,7 @@ def test_training_learns_the_same() -> None:
     rows, weights = [], []
     for rollout in (PLAIN, OVERLAP):
         trainer = linear_trainer(data=DATA, rollout=rollout, collect={"max_draws": 2})
-        assert isinstance(trainer.source, Sampled)
+        assert isinstance(trainer.source, PolicyRollouts)
         assert isinstance(trainer.collect, Informative)
         rows.append({k: v for k, v in trainer.step(0).items() if not k.startswith("time/")})
         weights.append(trainer.policy.parameters["weight"].detach().clone())

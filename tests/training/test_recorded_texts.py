@@ -17,14 +17,14 @@ from difrl.data.jsonl import PromptFileError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_examples, training_prompts
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, Solved, make_pairs
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
-from difrl.training.rollout_source import Sampled
+from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
 from tests.fakes import Ones
 from tests.recipes import text_recipe
@@ -196,15 +196,15 @@ def test_solved_groups_are_kept_whole(lm: Path, tmp_path: Path, monkeypatch: pyt
     second, though the mean of both is enough and one of its samples too."""
     drawn = {"1+1=": {"1": 1.0, "2": 0.0, "11": 2.0, "3": 0.0}, "2+5=": {"4": 0.0, "5": 0.0, "1": 1.0, "6": 0.0}}
 
-    def draw(self: Sampled, step: int, attempt: int, groups: Any, lap: Any) -> Scored:
+    def draw(self: PolicyRollouts, step: int, attempt: int, groups: Any, lap: Any) -> ScoredRollout:
         prompts = tuple(prompt for prompt in self.prompts[:2] for _ in range(4))
         assert [p.text for p in prompts[::4]] == list(drawn)
         texts, numbers = tuple(text for group in drawn.values() for text in group), torch.arange(8)
         rewards = torch.tensor([reward for group in drawn.values() for reward in group.values()])
         rollout = Rollout(prompts, numbers // 4, numbers, {}, texts=texts)
-        return Scored(rollout, rewards, torch.ones(8, dtype=torch.bool))
+        return ScoredRollout(rollout, rewards, torch.ones(8, dtype=torch.bool))
 
-    monkeypatch.setattr(Sampled, "draw", draw)
+    monkeypatch.setattr(PolicyRollouts, "draw", draw)
     made = make_pairs(text_recipe(lm, data=prompts_in(tmp_path)), tmp_path / "made", 6, keep=Solved(0.4))
     assert made == Made(pairs=8, ties=2, steps=2)
     rows = [json.loads(line) for line in (tmp_path / "made/samples.jsonl").read_text().splitlines()]
@@ -220,11 +220,11 @@ def test_empty_completions_count_in_the_mean_and_are_no_rows(
     rewards = torch.tensor([1.0, 0.5, 0, 1, 1, 0, 1, 1, 9, 1, 1, 1])
     groups, valid = torch.arange(4).repeat_interleave(3), torch.tensor([True] * 8 + [False] + [True] * 3)
 
-    def draw(self: Sampled, step: int, attempt: int, wanted: Any, lap: Any) -> Scored:
+    def draw(self: PolicyRollouts, step: int, attempt: int, wanted: Any, lap: Any) -> ScoredRollout:
         rollout = Rollout((Prompt("1+1=", {}),) * 12, groups, torch.arange(12), {}, texts=texts)
-        return Scored(rollout, rewards, valid)
+        return ScoredRollout(rollout, rewards, valid)
 
-    monkeypatch.setattr(Sampled, "draw", draw)
+    monkeypatch.setattr(PolicyRollouts, "draw", draw)
     config = text_recipe(lm, data=prompts_in(tmp_path))
     assert make_pairs(config, tmp_path / "solved", 4, keep=Solved(0.6)) == Made(pairs=4, ties=2, unscored=0, steps=1)
     rows = [json.loads(line) for line in (tmp_path / "solved/samples.jsonl").read_text().splitlines()]

@@ -174,7 +174,7 @@ def test_when_to_try_again_is_not_forgotten() -> None:
     broken.down = lambda samples: True
     for _ in range(3):
         first([5])
-        first.keep()
+        first.commit_step()
     assert policy.drawn == 2
     policy = Counting()
     broken, second = dropping(2, policy)

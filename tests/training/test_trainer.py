@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difrl.core import Clipped, Likelihoods, Objective
 from difrl.data.prompt_order import PromptOrder
-from difrl.data.rollout import Rollout, Scored
+from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, Key
 from difrl.policies.logprob_check import FirstUpdateError
 from difrl.runtime.distributed import ProcessError, Processes
@@ -157,7 +157,7 @@ class Whole(LinearPolicy):
 def test_aggregation_by_loops(per: str, count: int) -> None:
     """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
 
-    def gradient(processes: Processes) -> tuple[Tensor | None, Rollout, Scored]:
+    def gradient(processes: Processes) -> tuple[Tensor | None, Rollout, ScoredRollout]:
         scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
         sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
         trainer = linear_trainer(scorer=scorer, processes=processes, policy=Whole(), **sections)
@@ -303,7 +303,7 @@ def test_prompts_and_sample_numbers_of_a_step() -> None:
     scorer = Listed(dict.fromkeys(range(4), 1.0))
     seen: list[Rollout] = []
 
-    def recording(rollout: Rollout) -> Scored:
+    def recording(rollout: Rollout) -> ScoredRollout:
         seen.append(rollout)
         return scorer(rollout)
 
@@ -335,7 +335,7 @@ def test_groups_may_have_to_differ_in_one_of_the_rewards() -> None:
     length = {0: 0.0, 1: -0.5, 2: 0.0, 3: -0.5, 4: 0.0, 5: -0.5}
 
     class Both(Listed):
-        def __call__(self, rollout: Rollout) -> Scored:
+        def __call__(self, rollout: Rollout) -> ScoredRollout:
             scored = right(rollout)
             long = torch.tensor([length[n] for n in rollout.samples.tolist()])
             parts = {"reward/Right": scored.rewards, "reward/Long": long}
@@ -442,7 +442,7 @@ def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
     """On one process or, of two, on the other: all stop, so none waits for ever."""
 
     def work(processes: Processes) -> tuple[bool, str]:
-        def score(rollout: Rollout) -> Scored:
+        def score(rollout: Rollout) -> ScoredRollout:
             if processes.rank == processes.count - 1:
                 raise RewardError("mine", "the server is gone")
             return Listed(dict.fromkeys(range(12), 1.0))(rollout)
