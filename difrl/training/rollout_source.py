@@ -28,7 +28,7 @@ from rewards import Scores
 from samplers import keyed_uniform
 
 SectionTimer = Callable[[str], None]
-"""Charges the time since the last lap to a part of the step."""
+"""Charges the time since the last time_section to a part of the step."""
 
 
 class RolloutSource(Protocol):
@@ -39,7 +39,7 @@ class RolloutSource(Protocol):
         step: int,
         attempt: int,
         groups: Sequence[int],
-        lap: SectionTimer,
+        time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
         """These groups of a step, whole. Another attempt draws others of the same numbers.
@@ -77,7 +77,7 @@ class PolicyRollouts:
         step: int,
         attempt: int,
         groups: Sequence[int],
-        lap: SectionTimer,
+        time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
         parts = self._parts(groups)
@@ -85,14 +85,14 @@ class PolicyRollouts:
         references: list[Mapping[str, Scores] | None] = [None] * len(parts)
         if self.references is not None:
             references = [self.references(numbers) for numbers in asked]
-            lap("references")
+            time_section("references")
         rollouts = (self._rollout(step, attempt, *one) for one in zip(parts, asked, strict=True))
         score = partial(self.scorer.trained, weights=weights or {})
         if not self.config.rollout.overlap:
             (rollout,) = rollouts
-            lap("rollout")
+            time_section("rollout")
             scored = score(rollout, references=references[0])
-            lap("score")
+            time_section("score")
             return scored
         # One thread: no reward is called twice at a time, and its calls keep their order.
         with ThreadPoolExecutor(1, "scoring") as thread:
@@ -100,9 +100,9 @@ class PolicyRollouts:
                 thread.submit(score, rollout, references=known)
                 for rollout, known in zip(rollouts, references, strict=True)
             ]
-            lap("rollout")
+            time_section("rollout")
             scored = ScoredRollout.cat([part.result() for part in pending])
-        lap("score")
+        time_section("score")
         return scored
 
     def commit_step(self) -> None:
@@ -164,7 +164,7 @@ class DatasetRollouts:
         step: int,
         attempt: int,
         groups: Sequence[int],
-        lap: SectionTimer,
+        time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
         chosen = self.order.step(step)
@@ -178,7 +178,7 @@ class DatasetRollouts:
         content = self.medium.read(items)
         rollout = Rollout(tuple(prompts), ids, samples, self._tape(prompts, items, content))
         rollout = rollout.with_content(content).to(self.device)
-        lap("rollout")
+        time_section("rollout")
         return ScoredRollout(
             rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device)
         )

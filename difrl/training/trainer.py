@@ -159,7 +159,7 @@ class Trainer:
         self.policy.snapshots.update(number)
         self.source.commit_step()
         self._restart_if_due(number)
-        clock.lap("update")
+        clock.time_section("update")
         spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
         self.evaluations += int(spent)
         metrics |= self._summary(sums.own, len(norms)) | observed_in_reward
@@ -189,7 +189,7 @@ class Trainer:
     def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> ScoredRollout:
         """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
         mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
-        return self.source.draw(step, draw, mine, clock.lap, self._reward_weights(step))
+        return self.source.draw(step, draw, mine, clock.time_section, self._reward_weights(step))
 
     def _reward_weights(self, step: int) -> dict[str, float]:
         return {name: weight.value(step) for name, weight in self.weights.items()}
@@ -459,7 +459,7 @@ class Clock:
         self.times: Metrics = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def time_section(self, name: str) -> None:
         """Charges the time since the last lap to `name`; work still queued on an accelerator is waited for."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
