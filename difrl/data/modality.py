@@ -23,7 +23,7 @@ Item = Path | str
 
 
 @dataclass(frozen=True)
-class Medium:
+class Modality:
     """Images or texts."""
 
     key: str
@@ -95,19 +95,19 @@ def _read_text(row: Row, key: str) -> str:
     return text
 
 
-IMAGES = Medium(
+IMAGES = Modality(
     key="image",
     item_reader=_ImageReader,
     read=read_images,
     write=_save_image,
     is_empty=lambda image: False,
 )
-TEXTS = Medium(
+TEXTS = Modality(
     key="text",
     item_reader=lambda folder: _read_text,
     read=lambda items: tuple(map(str, items)),
     write=lambda text, folder, name: str(text),
     is_empty=lambda text: not text,
 )
-MEDIA: Mapping[str, Medium] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
+MEDIA: Mapping[str, Modality] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
 """By likelihood.kind."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.data.jsonl import PromptFileError, Row, describe_value, read_json_lines
-from difrl.data.modality import MEDIA, Item, Medium
+from difrl.data.modality import MEDIA, Item, Modality
 from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
 
@@ -34,7 +34,7 @@ class Example:
     """file:line of each item."""
 
 
-def load_examples(data: DataConfig | RehearsalConfig, medium: Medium) -> list[Example]:
+def load_examples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[Example]:
     """The examples of data.train; PromptFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.modality import MEDIA, Medium
+from difrl.data.modality import MEDIA, Modality
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import ScoredRollout
 from difrl.policies.load import load_policy
@@ -129,7 +129,7 @@ def make_pairs(
 
 
 def _kept(
-    scored: ScoredRollout, folder: Path, made: Made, keep: Keep, medium: Medium
+    scored: ScoredRollout, folder: Path, made: Made, keep: Keep, medium: Modality
 ) -> tuple[list[dict[str, Any]], Made]:
     """The rows of a step, with what is not in them saved; and the counts after it."""
     rows: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def _kept(
     return rows, made
 
 
-def _row(scored: ScoredRollout, chosen: Mapping[str, int], medium: Medium, folder: Path, stem: str) -> dict[str, Any]:
+def _row(scored: ScoredRollout, chosen: Mapping[str, int], medium: Modality, folder: Path, stem: str) -> dict[str, Any]:
     """A row of a file in the folder: what stands under which key is told by its number in the step."""
     content, prompt = scored.rollout.content, scored.rollout.prompts[next(iter(chosen.values()))]
     told = {key: medium.write(content[i], folder, f"{stem}-{key}") for key, i in chosen.items()}

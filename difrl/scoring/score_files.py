@@ -14,7 +14,7 @@ from rich.table import Table
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import IMAGES, TEXTS, Medium, read_images
+from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
 from difrl.runtime.log_capture import notices
 from difrl.scoring.scorer import unfit
@@ -31,7 +31,7 @@ class Sample:
     content: torch.Tensor | str
 
     @property
-    def medium(self) -> Medium:
+    def medium(self) -> Modality:
         """Of the content."""
         return IMAGES if isinstance(self.content, torch.Tensor) else TEXTS
 

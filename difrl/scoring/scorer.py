@@ -11,7 +11,7 @@ from torch import Tensor
 import rewards
 from difrl.config import MemberConfig, RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import Medium
+from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.paths import PACKAGE
 from difrl.scoring.reward_terms import Term, term_of
@@ -32,7 +32,7 @@ def build_reward(config: MemberConfig) -> Reward:
     return Failsafe(reward, config.on_error, config.timeout, config.retries)
 
 
-def unfit(reward: Reward, medium: Medium) -> str | None:
+def unfit(reward: Reward, medium: Modality) -> str | None:
     """Why a reward cannot score samples of a medium; None where it can, or where it does not say which it reads."""
     own = f"{medium.key}s"
     others = [need for need in reward.needs if need in ("images", "texts")]
@@ -61,7 +61,7 @@ class Scorer:
         terms = {name: (Term.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
         return cls(terms, {name: Term.of(name, reward) for name, reward in watched.items()})
 
-    def refuse_other_than(self, medium: Medium) -> None:
+    def refuse_other_than(self, medium: Modality) -> None:
         """Raise if a reward is of another medium than the samples."""
         terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
         members = {name: member.reward for term in terms for name, member in term.members.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
-from difrl.data.modality import MEDIA, Item, Medium
+from difrl.data.modality import MEDIA, Item, Modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import Example, load_examples
@@ -147,7 +147,7 @@ class DatasetRollouts:
         seed: int,
         policy: Policy,
         examples: Sequence[Example],
-        medium: Medium,
+        medium: Modality,
         device: torch.device,
     ) -> None:
         self.data, self.seed, self.policy, self.examples = data, seed, policy, examples

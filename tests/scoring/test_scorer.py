@@ -143,7 +143,7 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
         (media.TEXTS, SEES, "'{}': it reads images, and here it would be given texts; .* lists those of texts"),
     ],
 )
-def test_rewards_of_another_medium_are_refused(medium: media.Medium, wrong: dict[str, Any], message: str) -> None:
+def test_rewards_of_another_medium_are_refused(medium: media.Modality, wrong: dict[str, Any], message: str) -> None:
     """All of them, watched ones and members of an ensemble too; a function that does not say what it reads passes."""
     right = READS if wrong is SEES else SEES
     pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}
