@@ -25,7 +25,7 @@ from difrl.config import RunConfig
 from difrl.core import Clipped, reduce
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 
@@ -97,7 +97,7 @@ class Given:
 
 def ours_generation(given: Given) -> Work:
     policy, prompts, rows = given.policy(), given.prompts, torch.arange(given.shape.prompts)
-    return lambda: int(policy.rollout(prompts, rows, rows, Key(0, 0)).tape["mask"].sum())
+    return lambda: int(policy.rollout(prompts, rows, rows, NoiseKey(0, 0)).tape["mask"].sum())
 
 
 def bare_generation(given: Given) -> Work:
@@ -123,7 +123,7 @@ def ours_scoring(given: Given) -> Work:
     rollout = given.rollout
 
     def work() -> int:
-        policy.recompute_logprobs(rollout, policy.decisions(rollout, Key(0, 0)))
+        policy.recompute_logprobs(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         return given.count
 
     return work
@@ -146,7 +146,7 @@ def ours_update(given: Given) -> Work:
     advantages = torch.ones(given.shape.prompts)
 
     def work() -> int:
-        lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+        lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         loss, _ = Clipped()(lik, advantages, rollout.groups, None)
         reduce(loss, lik.mask, given.count).backward()
         policy.network.model.zero_grad()

@@ -23,7 +23,7 @@ from torch import Tensor
 from difrl.config.load import read_config
 from difrl.core import Likelihoods
 from difrl.data.prompts import load_prompts
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.runtime.distributed import Processes
 from difrl.runtime.paths import recipes
@@ -141,7 +141,7 @@ def ratios(samples: int, warm_up: int) -> Ratios:
         trainer.step(number)
     policy, prompts = trainer.policy, trainer.prompts
     asked = [prompts[i % len(prompts)] for i in range(samples)]
-    key, rows = Key(trainer.config.seed, 10_000), torch.arange(samples)
+    key, rows = NoiseKey(trainer.config.seed, 10_000), torch.arange(samples)
     rollout = policy.rollout(asked, rows, rows, key)
     decisions = policy.decisions(rollout, key)
     trainer.step(warm_up)

@@ -20,7 +20,7 @@ from difrl.core import Constant, Likelihoods, velocity
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import Processes
@@ -122,7 +122,7 @@ class LinearPolicy:
         self.std = torch.linspace(0.5, 1.5, columns, dtype=torch.float64)
         self.snapshots = Snapshots({"weight": self.weight}, {"old": Constant(0.0)}, self._base)
         self.evaluations = 0
-        self.seen: list[tuple[Key, list[int]]] = []
+        self.seen: list[tuple[NoiseKey, list[int]]] = []
         """The key and the samples of every call of `decisions`."""
 
     @contextmanager
@@ -141,10 +141,10 @@ class LinearPolicy:
 
     def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None: ...
 
-    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         return self._draw(self.weight.detach(), prompts, groups, samples, key)
 
-    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         with self.snapshots.use(snapshot):
             return self._draw(self.weight.detach().clone(), prompts, samples, samples, key)
 
@@ -152,18 +152,20 @@ class LinearPolicy:
         raise NotImplementedError("what this policy draws has no form outside of it")
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
         moved = steering.rlg * (self.weight.detach() - self.base)
         drawn = self._draw(self.base + moved, prompts, samples, samples, key)
         distance = moved.square().mean().float()
         return replace(drawn, measures={"divergence/base": distance.expand(len(samples))})
 
-    def _draw(self, weight: Tensor, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def _draw(
+        self, weight: Tensor, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey
+    ) -> Rollout:
         columns, dims = len(self.std), len(weight)
         keys: dict[str, Any] = {"seed": key.seed, "step": key.step, "samples": samples, "dtype": torch.float64}
-        context = keyed((columns, dims), use=f"{key.use}/context", **keys)
-        noise = keyed((columns, dims), use=f"{key.use}/noise", **keys)
+        context = keyed((columns, dims), use=f"{key.purpose}/context", **keys)
+        noise = keyed((columns, dims), use=f"{key.purpose}/noise", **keys)
         length = 1 + (keyed_uniform((1,), use="length", **keys) * columns).long()
         mean = context @ weight.T
         x = mean + self.std[:, None] * noise
@@ -178,7 +180,7 @@ class LinearPolicy:
         images = x[:, 0, :3].sigmoid().float()[:, :, None, None].expand(-1, -1, 4, 4)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         self.seen.append((key, rollout.samples.tolist()))
         tensors = {name: value for name, value in rollout.tape.items() if name != "mask"}
         return Decisions(tensors, rollout.tape["mask"])

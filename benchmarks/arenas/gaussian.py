@@ -16,7 +16,7 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.data.prompts import load_prompts
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_family, load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import Processes
@@ -167,7 +167,7 @@ def chain_with(policy: DiffusionPolicy, output: Output) -> Chain:
     """The training sampler's chain with a denoiser; a solver of diffusers is one step of it, from start to end."""
     sampling = policy.sampling
     if sampling.scheduler is None:
-        window = sampling.window(Key(0, 0))
+        window = sampling.window(NoiseKey(0, 0))
         return chain_of(output, policy.process, sampling.grid, sampling.kernel, window, DIMENSIONS)
     probes = torch.cat([torch.zeros(1, DIMENSIONS), torch.eye(DIMENSIONS)]).double()
     nothing = Condition({"nothing": torch.zeros(len(probes), 0)})

@@ -21,7 +21,7 @@ from difrl.config import (
 from difrl.config.load import read_config
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TRAINED, GuidanceSettings, Key, Policy
+from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
@@ -58,7 +58,7 @@ class Opened:
         asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
         self.policy.refuse(asked)
         repeated = [p for p in asked for _ in range(per_prompt)]
-        return self.policy.evaluation(repeated, torch.arange(len(repeated)), Key(seed, 0, "sample"), self.at(rlg))
+        return self.policy.evaluation(repeated, torch.arange(len(repeated)), NoiseKey(seed, 0, "sample"), self.at(rlg))
 
     def steered(self, first_steps: int | None, adaptive: float | None) -> Opened:
         """With other settings of its steering; None leaves one as it is."""

@@ -15,7 +15,7 @@ from difrl.data.modality import MEDIA
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.rollout import Rollout
 from difrl.inference.loaded_run import Opened
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
 from difrl.policies.errors import ModelError
@@ -115,7 +115,7 @@ class Svdd:
                 "leave out one of --svdd and --adaptive-guidance, or take `adaptive` out of the run's inference.json"
             )
         repeated = [p for p in prompts for _ in range(count)]
-        key, numbers = Key(seed, 0, "sample"), torch.arange(len(repeated))
+        key, numbers = NoiseKey(seed, 0, "sample"), torch.arange(len(repeated))
         score = partial(_values, self.scorer)
         rollout = decoded(policy, repeated, numbers, key, steering, self.decoding, score)
         values = _values(self.scorer, rollout)

@@ -19,12 +19,12 @@ from difrl.policies.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
-class Key:
+class NoiseKey:
     """What all randomness of a step is keyed by, beside the sample's own number and the use."""
 
     seed: int
     step: int
-    use: str = "train"
+    purpose: str = "train"
 
 
 @dataclass(frozen=True)
@@ -86,21 +86,21 @@ class Policy(Protocol):
     def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """ModelError names the samples of a file that `tape` would not take, as far as that shows without encoding them."""
 
-    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
 
-    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         """One sample for each prompt as `rollout` draws it, by the weights of a snapshot; nothing is shared, and no tape kept."""
 
     def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
         """One sample for each prompt as a user would draw it; its measures are what it cost, and what was asked for."""
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         """The decisions of these samples: recorded ones, or fresh ones drawn by the key."""
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:

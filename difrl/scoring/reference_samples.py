@@ -24,7 +24,7 @@ from torch import Tensor
 
 from difrl.config import ReferencesConfig
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key, Policy
+from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
 from difrl.scoring.scorer import score
 from rewards import Reward, Scores
@@ -54,7 +54,7 @@ class References:
         device: torch.device,
     ) -> None:
         self.config, self.policy, self.rewards, self.prompts = config, policy, rewards, prompts
-        self.key, self.device = Key(seed, 0, "references"), device
+        self.key, self.device = NoiseKey(seed, 0, "references"), device
         self._known: ChainMap[int, Known] = ChainMap({}, {})
         """By the prompt's number: what was found in a step that is not over, before what was known when it began."""
         blank = torch.zeros(config.count, device=device)

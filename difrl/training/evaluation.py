@@ -16,7 +16,7 @@ from torch import Tensor
 from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TRAINED, GuidanceSettings, Key, Policy
+from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.runtime.distributed import Processes
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity, within
@@ -41,7 +41,7 @@ class Evaluator:
         numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
         asked = self._asked(images)
         prompts = [asked[int(i) % len(asked)] for i in numbers]
-        rollout = self.policy.evaluation(prompts, numbers, Key(self.seed, 0, "eval"), steering)
+        rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), steering)
         rollout = rollout.to(self.processes.device)
         scored = self.processes.agreed(lambda: self.scorer(rollout))
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
@@ -87,5 +87,5 @@ class Evaluator:
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
         prompts = [p for p in chosen for _ in range(columns)]
-        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), Key(self.seed, 0, "show"), steering)
+        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show"), steering)
         return rollout, [p.text for p in chosen]

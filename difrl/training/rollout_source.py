@@ -20,7 +20,7 @@ from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import Example, load_examples
 from difrl.data.rollout import Content, Rollout, ScoredRollout
-from difrl.policies.base import Key, Policy
+from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
 from difrl.scoring.reference_samples import References
@@ -135,7 +135,7 @@ class PolicyRollouts:
         prompts = [self.prompts[number] for number in asked]
         ids, samples = numbered(groups, config.compared, attempt * config.groups)
         with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
-            return self.policy.rollout(prompts, ids, samples, Key(config.seed, step)).to(self.device)
+            return self.policy.rollout(prompts, ids, samples, NoiseKey(config.seed, step)).to(self.device)
 
 
 class DatasetRollouts:

@@ -36,7 +36,7 @@ from difrl.core import (
 )
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, Key, Policy
+from difrl.policies.base import Decisions, NoiseKey, Policy
 from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_update
 from difrl.policies.snapshots import CURRENT
 from difrl.runtime.distributed import Processes
@@ -198,7 +198,7 @@ class Trainer:
         """With anchors in the reward taken off it, what others take off each decision [B, J], and what all of them were."""
         if not self.charges.all:
             return scored, None, {}
-        decisions = self.policy.decisions(scored.rollout, Key(self.config.seed, step, "reward"))
+        decisions = self.policy.decisions(scored.rollout, NoiseKey(self.config.seed, step, "reward"))
         found = penalties(self.policy, scored.rollout, decisions, self._chunks(decisions))
         levels = {name: self.coefficients[name].value(step) for name in self.charges.all}
         sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
@@ -242,7 +242,7 @@ class Trainer:
         if self.config.train.updates_per_step > 1:
             batch = batch.select(self._share(batch.scored.groups, update, self.config.groups))
         # Fresh (t, ε) for each update, and the same ones for θ and every reference.
-        key = Key(self.config.seed, step, f"train/{update}")
+        key = NoiseKey(self.config.seed, step, f"train/{update}")
         decisions = self.policy.decisions(batch.rollout, key)
         decisions = replace(decisions, mask=decisions.mask & batch.scored.valid[:, None])
         count = self._count(decisions)
@@ -272,7 +272,7 @@ class Trainer:
         """Adds the gradient of the anchors that are measured on rehearsed samples."""
         assert self.config.rehearsal is not None
         drawn = drawn.select(self._share(drawn.groups, update, self.config.rehearsal.prompts_per_step))
-        decisions = self.policy.decisions(drawn, Key(self.config.seed, step, f"rehearsal/{update}"))
+        decisions = self.policy.decisions(drawn, NoiseKey(self.config.seed, step, f"rehearsal/{update}"))
         count = self._count(decisions)
         levels = {name: self.coefficients[name].value(step) for name in rehearsal.labels}
         for rows, columns in self._chunks(decisions):

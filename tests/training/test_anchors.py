@@ -16,7 +16,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.core import Likelihoods, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, Key, Penalty
+from difrl.policies.base import Decisions, NoiseKey, Penalty
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import Processes
 from difrl.training import checkpoint
@@ -27,7 +27,7 @@ from tests.fakes import Listed, Told, in_threads, linear_trainer
 from tests.recipes import FLOW_GRPO, recipe
 
 DIMS = 2
-NOTHING = Key(0, 0)
+NOTHING = NoiseKey(0, 0)
 
 
 class Chain:
@@ -56,7 +56,7 @@ class Chain:
         with self.snapshots.use(snapshot):
             return self.theta.detach().clone()
 
-    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         theta = self.weights(self.config.rollout.snapshot)
         self.drawn.append(theta)
         noise = keyed(
@@ -68,7 +68,7 @@ class Chain:
             tuple(prompts), groups, samples, tape, x.mean(-1)[:, :1, None, None].sigmoid().expand(-1, 3, 2, 2)
         )
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         return Decisions(rollout.tape, torch.ones_like(rollout.tape["log_prob"], dtype=torch.bool))
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
@@ -151,7 +151,7 @@ def test_rewards_are_charged_before_advantages() -> None:
     groups = torch.arange(2).repeat_interleave(4)
     fresh = Chain(policy.config)
     fresh.theta.data.add_(0.3)
-    rollout = fresh.rollout([Prompt("", {})] * 8, groups, torch.arange(8), Key(0, 1))
+    rollout = fresh.rollout([Prompt("", {})] * 8, groups, torch.arange(8), NoiseKey(0, 1))
     logp = log_normal(rollout.tape["x"], fresh.theta)
     kl = (logp.detach() - log_normal(rollout.tape["x"], torch.zeros(2, DIMS, dtype=torch.float64))).sum(1)
     rewards = rollout.tape["x"][:, 1, 0] - 2.0 * kl
@@ -263,7 +263,7 @@ def test_reward_adaptive_anchor_weighs_each_sample() -> None:
         trainer.prompts[:4],  # which this policy does not read
         torch.tensor([0, 0, 1, 1]),
         torch.arange(4),
-        Key(trainer.config.seed, 0),
+        NoiseKey(trainer.config.seed, 0),
     )
     lik = lik_policy.likelihoods(rollout, lik_policy.decisions(rollout, NOTHING))
     levels = [0.1 + 0.3 * r for r in (0.75, 0.25, 0.25, 0.75)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
 from difrl.reporting import number_format as formats
@@ -59,7 +59,7 @@ def by_hand(
     policy = trainer.policy
     assert isinstance(policy, LanguagePolicy)
     rollout = trainer.source.draw(0, 0, range(4), lambda part: None).rollout
-    decisions = policy.decisions(rollout, Key(0, 0))
+    decisions = policy.decisions(rollout, NoiseKey(0, 0))
     others = {name: AutoModelForCausalLM.from_pretrained(models[name]) for name in coefficients}
     loss, kl = torch.zeros(()), dict.fromkeys(coefficients, 0.0)
     for prompt, tokens, mask in zip(rollout.prompts, rollout.tape["tokens"], decisions.mask, strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.config import RewardConfig
 from difrl.core import Informative
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
@@ -46,7 +46,7 @@ def test_parts_are_whole_groups_of_a_batch_at_most() -> None:
     sizes: list[int] = []
 
     class Counting(LinearPolicy):
-        def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+        def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
             sizes.append(len(samples))
             return super().rollout(prompts, groups, samples, key)
 
@@ -75,7 +75,7 @@ def test_drawing_goes_on_while_a_reward_works() -> None:
     class Telling(LinearPolicy):
         calls = 0
 
-        def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+        def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
             self.calls += 1
             if self.calls == 2:
                 reward.drawing.set()

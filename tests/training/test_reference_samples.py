@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.runtime.distributed import Processes
 from difrl.scoring.reference_samples import References, _mark
 from difrl.training import checkpoint
@@ -45,7 +45,7 @@ class Asked(LinearPolicy):
         super().__init__()
         self.asked: list[int] = []
 
-    def reference(self, prompts: Any, samples: Tensor, key: Key, snapshot: str) -> Any:
+    def reference(self, prompts: Any, samples: Tensor, key: NoiseKey, snapshot: str) -> Any:
         self.asked.append(int(samples[0]) // 2)
         return super().reference(prompts, samples, key, snapshot)
 

@@ -16,7 +16,7 @@ from difrl.config import RewardConfig
 from difrl.core import decoupled
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt, load_prompts
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import ProcessError, Processes
 from difrl.scoring import Scorer
@@ -59,11 +59,11 @@ def preferences(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
     chosen = PromptOrder(PROMPTS, trainer.config.data.prompts_per_step, seed).step(step)
     numbers = [number for number in chosen for _ in range(size)]
     groups = torch.arange(len(chosen)).repeat_interleave(size)
-    drawn = policy.rollout([PROMPTS[n] for n in numbers], groups, torch.arange(len(numbers)), Key(seed, step))
+    drawn = policy.rollout([PROMPTS[n] for n in numbers], groups, torch.arange(len(numbers)), NoiseKey(seed, step))
     own, shaped = 4 * drawn.images.mean((1, 2, 3)), []  # type: ignore[union-attr]
     for row, number in enumerate(numbers):
         samples = torch.tensor([2 * number, 2 * number + 1])
-        theirs = policy.reference([PROMPTS[number]] * 2, samples, Key(seed, 0, "references"), "base")
+        theirs = policy.reference([PROMPTS[number]] * 2, samples, NoiseKey(seed, 0, "references"), "base")
         margins = own[row] - 4 * theirs.images.mean((1, 2, 3))  # type: ignore[union-attr]
         shaped.append(margins.sigmoid().mean())
     return own, torch.stack(shaped)
@@ -84,8 +84,8 @@ def test_reference_samples_are_drawn_by_the_base_once_a_prompt_and_not_counted()
     asked: list[tuple[int, ...]] = []
 
     class Watched(LinearPolicy):
-        def reference(self, prompts: Any, samples: Tensor, key: Key, snapshot: str) -> Any:
-            assert (key, snapshot) == (Key(0, 0, "references"), "base")
+        def reference(self, prompts: Any, samples: Tensor, key: NoiseKey, snapshot: str) -> Any:
+            assert (key, snapshot) == (NoiseKey(0, 0, "references"), "base")
             asked.append(tuple(samples.tolist()))
             return super().reference(prompts, samples, key, snapshot)
 
@@ -151,7 +151,7 @@ class Down(Brightness):
 class Counting(LinearPolicy):
     drawn = 0
 
-    def reference(self, prompts: Any, samples: Tensor, key: Key, snapshot: str) -> Any:
+    def reference(self, prompts: Any, samples: Tensor, key: NoiseKey, snapshot: str) -> Any:
         self.drawn += 1
         return super().reference(prompts, samples, key, snapshot)
 
@@ -421,15 +421,15 @@ def test_reference_images_are_what_a_rollout_of_the_base_draws(sd3: Path) -> Non
     policy, prompts = load_policy(config), load_prompts("shapes:train")
     numbers = torch.arange(2)
     alone = load_policy(recipe(sd3, **{**FLOW_GRPO, "rollout": {**rollout, "branch": None}, "data": data}))
-    expected = alone.rollout([prompts[0]] * 2, numbers, numbers, Key(0, 0, "references")).images
-    drawn = policy.reference([prompts[0]] * 2, numbers, Key(0, 0, "references"), "base")
+    expected = alone.rollout([prompts[0]] * 2, numbers, numbers, NoiseKey(0, 0, "references")).images
+    drawn = policy.reference([prompts[0]] * 2, numbers, NoiseKey(0, 0, "references"), "base")
     assert drawn.images is not None
     torch.testing.assert_close(drawn.images, expected)
     assert (drawn.images[0] - drawn.images[1]).abs().max() > 1e-2
     trainer = Trainer(config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, Processes())
     row = trainer.step(0)
     assert 0 < row["shaped/bright"] < 1
-    again = policy.reference([prompts[0]] * 2, numbers, Key(0, 0, "references"), "base").images
+    again = policy.reference([prompts[0]] * 2, numbers, NoiseKey(0, 0, "references"), "base").images
     assert again is not None
     assert torch.equal(drawn.images, again)
 
@@ -445,9 +445,9 @@ def test_reference_texts_are_of_the_base(lm: Path) -> None:
     )
     policy = load_policy(config)
     trainer = Trainer(config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, Processes())
-    before = policy.reference(prompts, torch.arange(4), Key(0, 0, "references"), "base").texts
+    before = policy.reference(prompts, torch.arange(4), NoiseKey(0, 0, "references"), "base").texts
     spent = policy.evaluations
     row = trainer.step(0)
     assert row["shaped/Ones"] < 0 <= row["reward/Ones"]
     assert row["nfe"] == trainer.policy.evaluations - spent
-    assert policy.reference(prompts, torch.arange(4), Key(0, 0, "references"), "base").texts == before
+    assert policy.reference(prompts, torch.arange(4), NoiseKey(0, 0, "references"), "base").texts == before

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.core import Clipped, Likelihoods, Objective
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, Key
+from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.logprob_check import FirstUpdateError
 from difrl.runtime.distributed import ProcessError, Processes
 from difrl.runtime.memory import MemoryShortage
@@ -102,7 +102,7 @@ def drawn_again(trainer: Trainer) -> Rollout:
     groups = torch.arange(trainer.config.data.prompts_per_step).repeat_interleave(size)
     chosen = PromptOrder(PROMPTS, trainer.config.data.prompts_per_step, trainer.config.seed).step(0)
     prompts = [PROMPTS[chosen[int(g)]] for g in groups]
-    return policy.rollout(prompts, groups, torch.arange(len(groups)), Key(trainer.config.seed, 0))
+    return policy.rollout(prompts, groups, torch.arange(len(groups)), NoiseKey(trainer.config.seed, 0))
 
 
 @pytest.mark.parametrize("decisions", ["each", "mean", "sum"])
@@ -116,7 +116,7 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
     row = trainer.step(0)
 
     policy = LinearPolicy()
-    lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+    lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
     scored = scorer(rollout)
     assert 0 < scored.valid.sum() < len(scored)
     total, count = torch.zeros(()), 0
@@ -148,7 +148,7 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
 class Whole(LinearPolicy):
     """Evaluates a sample's decisions together, as a language model does."""
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         return replace(super().decisions(rollout, key), whole=True)
 
 
@@ -172,7 +172,7 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
 
     (found, rollout, scored), *others = [gradient(Processes())] if count == 1 else in_threads(count, gradient)
     policy = LinearPolicy()
-    lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+    lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
     valid = scored.valid.nonzero().flatten().tolist()
     decisions = int(rollout.tape["mask"][valid].sum())
     total = torch.zeros(())
@@ -267,7 +267,7 @@ def test_updates_take_whole_groups_in_turn() -> None:
     trainer.step(0)
     policy = trainer.policy
     assert isinstance(policy, LinearPolicy)
-    assert [(key.use, samples) for key, samples in policy.seen] == [
+    assert [(key.purpose, samples) for key, samples in policy.seen] == [
         ("train/0", [0, 1, 2, 3]),
         ("train/1", [4, 5, 6, 7]),
         ("train/2", [8, 9, 10, 11]),
@@ -460,9 +460,9 @@ def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
 
 def test_a_failure_after_an_update_says_that_the_state_is_of_no_whole_step() -> None:
     class Failing(LinearPolicy):
-        def decisions(self, rollout: Rollout, key: Key) -> Decisions:
-            if key.use == "train/1":
-                raise KeyError(key.use)
+        def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
+            if key.purpose == "train/1":
+                raise KeyError(key.purpose)
             return super().decisions(rollout, key)
 
     trainer = linear_trainer(policy=Failing(), train={"updates_per_step": 2})

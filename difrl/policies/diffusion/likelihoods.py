@@ -17,7 +17,7 @@ from torch import Tensor
 from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import elbo, forward_logp
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Decisions, Key
+from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.diffusion.noising import Model, noising_of
 from difrl.policies.diffusion.step_weights import PULLS, step_std
 from difrl.policies.diffusion.timestep_sampling import density_of, quantile_of, stratified
@@ -63,7 +63,7 @@ class Kind(Protocol):
     def guided(self) -> bool:
         """Whether it is evaluated under the rollout's guidance."""
 
-    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
         """The decisions, with at least x_t [B, J, ...] and t [B, J]."""
 
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
@@ -88,7 +88,7 @@ class Reverse:
     kernel: Kernel
     guided: Literal[True] = True
 
-    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
         tape = rollout.tape
         tensors = {name: value for name, value in tape.items() if name in _RECORDED}
         return Decisions(tensors, torch.ones_like(tape["log_prob"], dtype=torch.bool))
@@ -134,18 +134,18 @@ class Forward:
     grid: Grid
     guided: Literal[False] = False
 
-    def decisions(self, rollout: Rollout, key: Key, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
         x0 = rollout.tape["latents"]
         t = quantile_of(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
         x_t, noise = noising_of(self.config, self.process, self.grid)(rollout, t, key, model)
         tensors = {"x_t": x_t, "t": t, "x0": x0[:, None].expand_as(x_t), "noise": noise}
         return Decisions(tensors, torch.ones(t.shape, dtype=torch.bool, device=x0.device))
 
-    def _uniforms(self, rollout: Rollout, key: Key) -> Tensor:
+    def _uniforms(self, rollout: Rollout, key: NoiseKey) -> Tensor:
         owners = rollout.groups if "t" in self.config.share else rollout.samples
         shape = (self.config.decisions,)
         return keyed_uniform(
-            shape, seed=key.seed, step=key.step, samples=owners, use=f"{key.use}/t", dtype=torch.float64
+            shape, seed=key.seed, step=key.step, samples=owners, use=f"{key.purpose}/t", dtype=torch.float64
         )
 
     def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:

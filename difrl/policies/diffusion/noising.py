@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difrl.config import ForwardLikelihood, FreshNoise
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key, batches
+from difrl.policies.base import NoiseKey, batches
 from samplers import Condition, Denoiser, Grid, Process, corrupt, expand, invert, keyed
 
 
@@ -28,7 +28,7 @@ class Model:
 class Noising(Protocol):
     """Chooses the noise of each decision."""
 
-    def __call__(self, rollout: Rollout, t: Tensor, key: Key, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
         """(x_t, ε) [B, J, ...] at times t [B, J], with x_t = α_t x0 + σ_t ε of the clean samples."""
 
 
@@ -39,14 +39,14 @@ class Fresh:
     process: Process
     shared: bool
 
-    def __call__(self, rollout: Rollout, t: Tensor, key: Key, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
         x0 = rollout.tape["latents"]
         noise = keyed(
             (t.shape[1], *x0.shape[1:]),
             seed=key.seed,
             step=key.step,
             samples=rollout.groups if self.shared else rollout.samples,
-            use=f"{key.use}/noise",
+            use=f"{key.purpose}/noise",
             device=x0.device,
         )
         clean = x0[:, None].expand_as(noise)
@@ -67,7 +67,7 @@ class Inverted:
     snapshot: str
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout, t: Tensor, key: Key, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
         x0, denoiser, condition = rollout.tape["latents"], model.denoiser(self.snapshot), model.condition(rollout)
         grid = Grid(self.grid.times[1:])  # no decision is at the first time, where states are all but noise
         step = (t[:, :, None].cpu() == grid.times[:-1]).int().argmax(-1).to(x0.device)

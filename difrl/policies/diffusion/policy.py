@@ -22,7 +22,7 @@ from difrl.core import Likelihoods, k1
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty, batches
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty, batches
 from difrl.policies.diagnosis import Diagnosis
 from difrl.policies.diffusion.branching import ALONE, Branching
 from difrl.policies.diffusion.diagnosis import examined
@@ -61,7 +61,7 @@ class Sampling:
 
     grid: Grid
     kernel: Kernel
-    window: Callable[[Key], Window]
+    window: Callable[[NoiseKey], Window]
     guidance: float
     snapshot: str
     batch: int
@@ -129,7 +129,7 @@ class DiffusionPolicy:
     def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """Images of a file have one size, which `tape` holds to the model's."""
 
-    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         sampling = self.sampling
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
         with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
@@ -138,7 +138,7 @@ class DiffusionPolicy:
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), groups, samples, tape, images)
 
-    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         sampling = replace(self.sampling, snapshot=snapshot, branching=replace(self.sampling.branching, size=1))
         with self.snapshots.use(snapshot):
             tape = self._draw(self.denoiser(snapshot, sampling.guidance), prompts, samples, key, sampling)
@@ -151,7 +151,7 @@ class DiffusionPolicy:
         return {"latents": encoded(self.family, content, self.sampling.shape, self.sampling.batch)}
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
         sampling = self.evaluation_sampling
         steered = build_guidance(self.denoiser, sampling.guidance, steering, sampling.grid)
@@ -161,7 +161,7 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def _draw(
-        self, denoiser: Denoiser, prompts: Sequence[Prompt], samples: Tensor, key: Key, sampling: Sampling
+        self, denoiser: Denoiser, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, sampling: Sampling
     ) -> dict[str, Tensor]:
         chunks = list(sampling.branching.chunks(samples, sampling.batch))
         parts = []
@@ -173,7 +173,7 @@ class DiffusionPolicy:
         return {name: torch.cat([part[name] for part in parts])[back.to(self.device)] for name in parts[0]}
 
     def _draw_branches(
-        self, denoiser: Denoiser, condition: Condition, samples: Tensor, key: Key, sampling: Sampling
+        self, denoiser: Denoiser, condition: Condition, samples: Tensor, key: NoiseKey, sampling: Sampling
     ) -> dict[str, Tensor]:
         """Whole branches: what their samples share once each, then every sample's own steps."""
 
@@ -183,7 +183,7 @@ class DiffusionPolicy:
                 seed=key.seed,
                 step=key.step,
                 samples=numbers,
-                use=f"{key.use}/{use}",
+                use=f"{key.purpose}/{use}",
                 index=index,
                 device=self.device,
             )
@@ -229,7 +229,7 @@ class DiffusionPolicy:
     def _decode(self, latents: Tensor, batch: int) -> Tensor:
         return torch.cat([self.family.decode(latents[rows]) for rows in batches(len(latents), batch)])
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         lent = Model(self.denoiser, lambda asked: self.prompts(asked.prompts, False), self.sampling.batch)
         return self.kind.decisions(rollout, key, lent)
 

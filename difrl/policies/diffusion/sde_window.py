@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from difrl.config import AllWindow, FixedWindow, ProgressiveWindow, RandomWindow, RunConfig, SlidingWindow
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from samplers import Grid, Kernel, Process, Window, transition_std
 
-Windows = Callable[[Key], Window]
+Windows = Callable[[NoiseKey], Window]
 """The window of a training step."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import GuidanceSettings, Key, batches
+from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -33,7 +33,7 @@ def decoded(
     policy: DiffusionPolicy,
     prompts: Sequence[Prompt],
     samples: Tensor,
-    key: Key,
+    key: NoiseKey,
     steering: GuidanceSettings,
     decoding: Decoding,
     score: Score,
@@ -82,7 +82,7 @@ class _Draws:
     """The keyed randomness of a batch; the start is that of an evaluation with the same key."""
 
     shape: Sequence[int]
-    key: Key
+    key: NoiseKey
     samples: Tensor
     device: torch.device
 
@@ -93,7 +93,7 @@ class _Draws:
         return self._normal(f"svdd/{candidate}", step)
 
     def uniform(self, step: int) -> Tensor:
-        key, use = self.key, f"{self.key.use}/svdd/choice"
+        key, use = self.key, f"{self.key.purpose}/svdd/choice"
         return keyed_uniform((), seed=key.seed, step=key.step, samples=self.samples, use=use, index=step)
 
     def _normal(self, use: str, index: int) -> Tensor:
@@ -102,7 +102,7 @@ class _Draws:
             seed=self.key.seed,
             step=self.key.step,
             samples=self.samples,
-            use=f"{self.key.use}/{use}",
+            use=f"{self.key.purpose}/{use}",
             index=index,
             device=self.device,
         )

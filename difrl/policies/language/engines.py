@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.language.lm_head import CausalLM
 from samplers import Completions, Decoding, Processing, generate, sample_keys
 
@@ -20,7 +20,7 @@ class Engine(Protocol):
         self,
         prompts: Sequence[Sequence[int]],
         samples: Tensor,
-        key: Key,
+        key: NoiseKey,
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
@@ -50,11 +50,11 @@ class Transformers:
         self,
         prompts: Sequence[Sequence[int]],
         samples: Tensor,
-        key: Key,
+        key: NoiseKey,
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
-        keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.use}/tokens")
+        keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         decoding = replace(self.decoding, temperature=temperature)
         with self.network.autocast():
             return generate(self.network.model, prompts, decoding, keys, processors=processors, batch=self.batch)

@@ -20,7 +20,7 @@ from difrl.core import Likelihoods, k1
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, Key, Penalty, batches
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty, batches
 from difrl.policies.diagnosis import Diagnosis
 from difrl.policies.language.diagnosis import examined
 from difrl.policies.language.engines import Engines
@@ -97,7 +97,7 @@ class LanguagePolicy:
     def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         self.texts.refuse_completions([str(item) for item in items], places)
 
-    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: Key) -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         ids = self.texts.prompts(prompts)
         with self.snapshots.use(self.speech.snapshot):
             drawn = self.engines.rollout(ids, samples, key, self.speech.temperature)
@@ -108,12 +108,12 @@ class LanguagePolicy:
         rollout = Rollout(tuple(prompts), groups, samples, tape, texts=texts)
         return rollout if self.engines.correction is None else self._corrected(rollout, key, self.engines.correction)
 
-    def _corrected(self, rollout: Rollout, key: Key, most: float) -> Rollout:
+    def _corrected(self, rollout: Rollout, key: NoiseKey, most: float) -> Rollout:
         """Scored again, since another engine has drawn it."""
         here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.speech.batch)
         return corrected(rollout, here, most)
 
-    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: Key, snapshot: str) -> Rollout:
+    def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         with self.snapshots.use(snapshot):
             drawn = self.engines.rollout(self.texts.prompts(prompts), samples, key, self.speech.temperature)
         self.evaluations += int(drawn.mask.sum())
@@ -127,7 +127,7 @@ class LanguagePolicy:
         return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: Key, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
         ids = self.texts.prompts(prompts)
         steered = steer_text(self.network, self.snapshots, steering)
@@ -137,7 +137,7 @@ class LanguagePolicy:
         texts, measures = self.texts.read(drawn.tokens, drawn.mask), steered.measures(len(prompts))
         return Rollout(tuple(prompts), samples, samples, {}, texts=texts, measures=measures)
 
-    def decisions(self, rollout: Rollout, key: Key) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         tensors = {name: value for name, value in rollout.tape.items() if name in ("tokens", "log_prob", "correction")}
         return Decisions(tensors, rollout.tape["mask"], whole=True)
 

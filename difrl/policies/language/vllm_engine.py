@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import GenerationConfig, ModelConfig
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.merge_lora import mark_of, plain_weights
@@ -43,13 +43,13 @@ class Vllm:
         self,
         prompts: Sequence[Sequence[int]],
         samples: Tensor,
-        key: Key,
+        key: NoiseKey,
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
         assert not processors, "vLLM draws the samples of training, which are not steered"
         check_prompts(self.network.model, prompts, self.decoding.max_new_tokens)
-        keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.use}/tokens")
+        keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         self._wake()
         self._send()
         requests = [self.vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]

@@ -13,7 +13,7 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import inverted_by, samplings
 from difrl.policies.diffusion.policy import Sampling
@@ -70,7 +70,7 @@ class Plan:
     @cached_property
     def windows(self) -> list[Window]:
         """Of every step of the run."""
-        return [self.training.window(Key(self.config.seed, step)) for step in range(self.config.train.steps)]
+        return [self.training.window(NoiseKey(self.config.seed, step)) for step in range(self.config.train.steps)]
 
     @property
     def decisions(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import Processes
@@ -18,7 +18,7 @@ from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
 from tests.recipes import FLOW_GRPO, recipe
 
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 PROMPTS = [Prompt(f"a {colour} square", {}) for colour in ("red", "green", "blue", "white")]
 LORA = {"train": "lora", "lora": {"rank": 4}}
 GUIDED = {"kernel": "flow_sde", "noise_level": 0.7, "guidance": 2.0}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.branching import Branching
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
@@ -26,7 +26,7 @@ from tests.fakes import Brightness
 from tests.recipes import FLOW_GRPO, recipe
 from tests.tiny_models import tiny_sd
 
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 WINDOW = {"kind": "fixed", "start": 1, "size": 2}
 
 
@@ -137,7 +137,7 @@ def test_a_branch_is_a_group(sd3: Path) -> None:
 def test_progressive_window_grows_with_the_step(sd3: Path) -> None:
     window = {"kind": "progressive", "first": 1, "last": 3}
     trainer = trainer_of(sd3, **settings({"count": 1}, window))
-    sizes = [trainer.policy.sampling.window(Key(0, step)) for step in range(3)]  # type: ignore[attr-defined]
+    sizes = [trainer.policy.sampling.window(NoiseKey(0, step)) for step in range(3)]  # type: ignore[attr-defined]
     assert [(w.start, w.size) for w in sizes] == [(3, 1), (2, 2), (1, 3)]
     # 8 samples of 2 prompts: shared steps twice, the others and each decision for every sample
     spent = [trainer.step(step)["nfe"] for step in range(3)]

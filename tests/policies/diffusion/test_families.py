@@ -10,7 +10,7 @@ import torch
 from diffusers import AuraFlowPipeline
 
 from difrl.data.prompts import Prompt, load_prompts
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import FAMILIES, StableDiffusion, register_family
 from difrl.policies.diffusion.load import load_policy
 from difrl.runtime.distributed import Processes
@@ -41,7 +41,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluation_is_the_pipelines_own_image(auraflow: Path, guidance: float) -> None:
     """The same noise gives the same image to 1e-4: 4 steps in float32 leave a few 1e-6."""
     policy = load_policy(recipe(auraflow, rollout={"guidance": guidance}))
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval")).images
+    images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval")).images
     pipeline = AuraFlowPipeline.from_pretrained(auraflow)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(

@@ -10,13 +10,13 @@ import torch
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import GuidanceSettings, Key
+from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from tests.recipes import recipe
 
 PROMPTS = [Prompt(text, {}) for text in ("a red circle", "two blue squares", "a green square")]
-KEY = Key(3, 0, "eval")
+KEY = NoiseKey(3, 0, "eval")
 STEPS = 4
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import Likelihoods, RatioNormalised
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.likelihoods import Forward, Reverse
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
@@ -20,7 +20,7 @@ from difrl.policies.diffusion.step_weights import slope, step_std, time_step
 from samplers import FlowMatching, Grid, VariancePreserving, make_kernel
 from tests.recipes import FLOW_GRPO, recipe
 
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 PROMPTS = [Prompt(f"a {colour} square", {}) for colour in ("red", "green", "blue")]
 GUARD = {
     **FLOW_GRPO,

@@ -10,7 +10,7 @@ import torch
 
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import Processes
@@ -29,7 +29,7 @@ def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
 
 
 def draw(policy: DiffusionPolicy) -> Rollout:
-    return policy.rollout(load_prompts("shapes:train")[:3], torch.tensor([0, 0, 1]), torch.arange(3), Key(0, 0))
+    return policy.rollout(load_prompts("shapes:train")[:3], torch.tensor([0, 0, 1]), torch.arange(3), NoiseKey(0, 0))
 
 
 def perturb(policy: DiffusionPolicy) -> None:
@@ -42,7 +42,7 @@ def test_states_are_the_inverted_path_of_the_base(sd3: Path) -> None:
     policy, pretrained = policy_of(sd3), policy_of(sd3)
     rollout = draw(policy)
     perturb(policy)
-    decisions = policy.decisions(rollout, Key(0, 0)).tensors
+    decisions = policy.decisions(rollout, NoiseKey(0, 0)).tensors
     grid = Grid(policy.sampling.grid.times[1:])
     condition = pretrained.prompts(rollout.prompts, False)
     states = invert(pretrained.denoiser(), policy.process, grid, rollout.tape["latents"], condition)
@@ -55,7 +55,7 @@ def test_states_are_the_inverted_path_of_the_base(sd3: Path) -> None:
 
 def test_noise_is_what_corrupts_the_sample_into_the_state(sd3: Path) -> None:
     policy = policy_of(sd3)
-    decisions = policy.decisions(draw(policy), Key(0, 0))
+    decisions = policy.decisions(draw(policy), NoiseKey(0, 0))
     flat = decisions.flat()
     x_t = corrupt(policy.process, flat["x0"], flat["noise"], flat["t"])
     torch.testing.assert_close(x_t, flat["x_t"], atol=1e-5, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_noise_is_what_corrupts_the_sample_into_the_state(sd3: Path) -> None:
 def test_keys_choose_times_and_no_noise(sd3: Path) -> None:
     policy = policy_of(sd3, likelihood={**INVERSION, "decisions": 40})
     rollout = draw(policy)
-    one, two = (policy.decisions(rollout, Key(0, 0, use)).tensors for use in ("a", "b"))
+    one, two = (policy.decisions(rollout, NoiseKey(0, 0, use)).tensors for use in ("a", "b"))
     seen = {float(t): x for t, x in zip(one["t"][0], one["x_t"][0], strict=True)}
     assert set(seen) == set(policy.sampling.grid.times[1:-1].tolist())
     for t, x in zip(two["t"][0], two["x_t"][0], strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difrl.core import reduce
 from difrl.data.prompts import Prompt
-from difrl.policies.base import GuidanceSettings, Key
+from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -23,7 +23,7 @@ from tests.recipes import FLOW_GRPO, recipe
 TEXTS = ["a red circle", "two blue squares", "a green square and a yellow triangle"]
 PROMPTS = [Prompt(text, {}, negative, 1.0) for text, negative in zip(TEXTS, (None, "a circle", None), strict=True)]
 SAMPLES = torch.arange(3)
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 LORA = {"train": "lora", "lora": {"rank": 4, "alpha": 8.0}}
 ANCHORED = {
     "anchors": [{"to": "base", "coefficient": 0.5}, {"to": "ema", "coefficient": 0.3, "guidance": 2.0}],
@@ -43,7 +43,7 @@ def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
             p.add_(size * torch.randn(p.shape, generator=generator))
 
 
-def rollout(policy: DiffusionPolicy, key: Key = KEY) -> Any:
+def rollout(policy: DiffusionPolicy, key: NoiseKey = KEY) -> Any:
     return policy.rollout(PROMPTS, torch.arange(3), SAMPLES, key)
 
 
@@ -64,7 +64,7 @@ def gradient(policy: DiffusionPolicy, weights: Tensor, penalised: bool = False) 
 def test_evaluation_is_the_pipelines_own_image(sd35: Path, guidance: float) -> None:
     """T5, dual attention, QK norm, shift 3, negative prompts: same noise, same image as diffusers to 1e-4."""
     policy = policy_of(sd35, rollout={"guidance": guidance}, model={"max_sequence_length": 16})
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval")).images
+    images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval")).images
     noise = keyed((4, 4, 4), seed=3, step=0, samples=SAMPLES, use="eval/init")
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd35)
     expected = pipeline(
@@ -188,8 +188,8 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp
     policy = policy_of(sd35, model={**LORA, "max_sequence_length": 8})
     perturb(policy, 0.3)
     policy.save(tmp_path / "lora")
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
-    untouched = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), GuidanceSettings(0.0)).images
+    images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
+    untouched = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval"), GuidanceSettings(0.0)).images
     pipeline = StableDiffusion3Pipeline.from_pretrained(sd35)
     pipeline.load_lora_weights(tmp_path / "lora")
     noise = keyed((4, 4, 4), seed=0, step=0, samples=SAMPLES, use="eval/init")
@@ -203,7 +203,7 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp
     warm = policy_of(
         sd35, model={"train": "lora", "lora": {"warm_start": str(tmp_path / "lora")}, "max_sequence_length": 8}
     )
-    again = warm.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
+    again = warm.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
     torch.testing.assert_close(images, again, atol=1e-4, rtol=0)
     assert warm.parameters.keys() == policy.parameters.keys()
 
@@ -212,8 +212,8 @@ def test_full_fine_tune_loads_with_from_pretrained(sd3: Path, tmp_path: Path) ->
     policy = policy_of(sd3)
     perturb(policy)
     policy.save(tmp_path / "full")
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
-    again = policy_of(tmp_path / "full").evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
+    images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
+    again = policy_of(tmp_path / "full").evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
     assert images is not None
     assert again is not None
     torch.testing.assert_close(images, again, atol=1e-4, rtol=0)
@@ -223,9 +223,10 @@ def test_rlg_blends_outputs_of_base_and_tuned(sd3: Path) -> None:
     policy = policy_of(sd3, rollout={"guidance": 2.0})
     perturb(policy)
     seen = {
-        w: policy.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval"), GuidanceSettings(w)).images for w in (0.0, 1.0, 2.0)
+        w: policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval"), GuidanceSettings(w)).images
+        for w in (0.0, 1.0, 2.0)
     }
-    base = policy_of(sd3, rollout={"guidance": 2.0}).evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images
+    base = policy_of(sd3, rollout={"guidance": 2.0}).evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
     torch.testing.assert_close(seen[0.0], base, atol=1e-5, rtol=0)
     assert base is not None
     assert seen[1.0] is not None
@@ -257,7 +258,7 @@ def test_solver_in_place_of_a_kernel(sd3: Path) -> None:
     """DPM-Solver++ drives rollouts of a forward likelihood; at many steps it ends where the ODE ends."""
     fine = policy_of(sd3, rollout={"steps": 60})
     solved = policy_of(sd3, rollout={"steps": 60, "solver": "DPMSolverMultistepScheduler"})
-    images = [p.evaluation(PROMPTS, SAMPLES, Key(0, 0, "eval")).images for p in (fine, solved)]
+    images = [p.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images for p in (fine, solved)]
     assert images[0] is not None
     assert images[1] is not None
     torch.testing.assert_close(images[0], images[1], atol=0.05, rtol=0)

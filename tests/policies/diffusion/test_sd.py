@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.core import reduce
 from difrl.data.prompts import Prompt, load_prompts
-from difrl.policies.base import GuidanceSettings, Key
+from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.families import StableDiffusion
 from difrl.policies.diffusion.flops import cost_of
 from difrl.policies.diffusion.load import load_policy
@@ -32,7 +32,7 @@ from tests.tiny_models import SD_TABLE, tiny_sd
 TEXTS = ["a red circle", "two blue squares", "a green square and a yellow triangle"]
 PROMPTS = [Prompt(text, {}, negative, 1.0) for text, negative in zip(TEXTS, (None, "a circle", None), strict=True)]
 SAMPLES = torch.arange(3)
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 DDPO = {
     "likelihood": {"kind": "reverse"},
     "objective": {"kind": "clipped", "clip_low": 0.1, "clip_high": 0.1},
@@ -80,7 +80,7 @@ def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
 
 
 def images_of(policy: DiffusionPolicy, rlg: float = 1.0) -> Tensor:
-    images = policy.evaluation(PROMPTS, SAMPLES, Key(3, 0, "eval"), GuidanceSettings(rlg)).images
+    images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval"), GuidanceSettings(rlg)).images
     assert images is not None
     return images
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.sde_window import Windows, windows_of
 from difrl.policies.errors import ModelError
 from samplers import FlowMatching, Grid, Window, make_kernel
@@ -25,13 +25,13 @@ def windows(window: dict[str, Any], noise_level: float = 0.7) -> Windows:
 
 def places(found: Windows, steps: int) -> list[int]:
     """First steps of the windows of a run's first training steps."""
-    return [found(Key(0, step)).start for step in range(steps)]
+    return [found(NoiseKey(0, step)).start for step in range(steps)]
 
 
 def test_all_steps_with_noise_and_fixed_ones() -> None:
-    assert windows({"kind": "all"})(Key(0, 7)) == Window(0, 9)
-    assert windows({"kind": "fixed", "start": 2, "size": 3})(Key(0, 7)) == Window(2, 3)
-    assert windows({"kind": "fixed"})(Key(0, 7)) == Window(0, 1)
+    assert windows({"kind": "all"})(NoiseKey(0, 7)) == Window(0, 9)
+    assert windows({"kind": "fixed", "start": 2, "size": 3})(NoiseKey(0, 7)) == Window(2, 3)
+    assert windows({"kind": "fixed"})(NoiseKey(0, 7)) == Window(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def test_random_windows_cover_their_range_and_no_more(window: dict[str, int], ex
     found = windows({"kind": "random", **window})
     # The rarest of four places is missed by 60 draws once in 3e7 runs, and the keys are fixed.
     assert set(places(found, 60)) == expected
-    assert {found(Key(0, step)).size for step in range(60)} == {window["size"]}
+    assert {found(NoiseKey(0, step)).size for step in range(60)} == {window["size"]}
 
 
 def test_sliding_window_by_hand() -> None:
     """Two steps, two further on every third training step, until they end before step 7."""
     found = windows({"kind": "sliding", "start": 1, "end": 7, "size": 2, "stride": 2, "every": 3})
     assert places(found, 14) == [1, 1, 1, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5]
-    assert found(Key(0, 13)) == Window(5, 2)
+    assert found(NoiseKey(0, 13)) == Window(5, 2)
 
 
 def test_sliding_window_as_published() -> None:
     """2507.21802 on 25 steps: four of them, one further every 25 training steps; 300 steps reach the twelfth place."""
     assert Window.sliding(4, 0, 24, 299 // 25) == Window(11, 4)
-    assert windows({"kind": "sliding", "size": 4})(Key(0, 299)) == Window(5, 4)  # on ten steps it has arrived
+    assert windows({"kind": "sliding", "size": 4})(NoiseKey(0, 299)) == Window(5, 4)  # on ten steps it has arrived
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import TRAINED, Key
+from difrl.policies.base import TRAINED, NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
@@ -18,7 +18,7 @@ from difrl.policies.errors import ModelError
 from tests.recipes import recipe
 
 PROMPTS = [Prompt(text, {}) for text in ("a red circle", "two blue squares", "a green square")]
-KEY = Key(3, 0, "sample")
+KEY = NoiseKey(3, 0, "sample")
 
 
 def brightness(rollout: Rollout) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from difrl.config import RunConfig
 from difrl.config.checks import find_conflicts
 from difrl.data.prompts import Prompt
-from difrl.policies.base import GuidanceSettings, Key
+from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.load import load_language_policy
@@ -41,7 +41,7 @@ def stirred(policy: LanguagePolicy) -> LanguagePolicy:
 
 
 def drawn(policy: LanguagePolicy) -> Any:
-    return policy.rollout(PROMPTS, torch.arange(2), torch.arange(2), Key(0, 0))
+    return policy.rollout(PROMPTS, torch.arange(2), torch.arange(2), NoiseKey(0, 0))
 
 
 def kept_and_gradient(policy: LanguagePolicy) -> tuple[int, dict[str, Tensor]]:
@@ -56,7 +56,7 @@ def kept_and_gradient(policy: LanguagePolicy) -> tuple[int, dict[str, Tensor]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+        lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
     lik.logp.sum().backward()
     return sum(sizes.values()), {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None}
 
@@ -93,7 +93,7 @@ def test_eager_attention_gives_what_sdpa_gives(model: Path) -> None:
     sdpa, eager = (load_language_policy(recipe(model, model={"attention": name})) for name in ("sdpa", "eager"))
     assert eager.network.model.config._attn_implementation == "eager"
     rollout = drawn(sdpa)
-    decisions = sdpa.decisions(rollout, Key(0, 0))
+    decisions = sdpa.decisions(rollout, NoiseKey(0, 0))
     torch.testing.assert_close(
         eager.recomputed_logprobs(rollout, decisions), sdpa.recomputed_logprobs(rollout, decisions)
     )
@@ -145,7 +145,7 @@ def test_in_bfloat16_the_base_of_rlg_is_the_base(model: Path, train: str) -> Non
     """w = 0 from the second token on, as a blend, is the base alone: weights are exchanged amid autocast, which keeps casts."""
     config = recipe(model, model={**TRAIN[train], "dtype": "bfloat16"})
     policy = stirred(load_language_policy(config, keep_base=True))
-    arguments = PROMPTS, torch.arange(2), Key(0, 0)
+    arguments = PROMPTS, torch.arange(2), NoiseKey(0, 0)
     blended = policy.evaluation(*arguments, GuidanceSettings(rlg=1e-9))
     base = policy.evaluation(*arguments, GuidanceSettings(rlg=0.0))
     tuned = policy.evaluation(*arguments)

@@ -12,7 +12,7 @@ from torch import Tensor
 from difrl.core import Clipped
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engine, Engines
 from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH, corrected
@@ -66,7 +66,7 @@ class Distorted:
         self,
         prompts: Sequence[Sequence[int]],
         samples: Tensor,
-        key: Key,
+        key: NoiseKey,
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
@@ -86,7 +86,7 @@ def test_what_an_engine_drew_is_scored_again_under_the_weights_that_drew(
     model: Path, most: float, expected: float
 ) -> None:
     own = load_language_policy(recipe(model))
-    arguments = PROMPTS, torch.arange(3), torch.arange(3), Key(0, 0)
+    arguments = PROMPTS, torch.arange(3), torch.arange(3), NoiseKey(0, 0)
     there, here = policy_of(model, most).rollout(*arguments), own.rollout(*arguments)
     assert there.texts == here.texts
     mask = here.tape["mask"]
@@ -102,7 +102,7 @@ def test_it_is_scored_in_batches_of_the_rollout(model: Path, monkeypatch: pytest
     hidden = policy.network.hidden
     network = type(policy.network)
     monkeypatch.setattr(network, "hidden", lambda self, t, a: (sizes.append(len(t)), hidden(t, a))[1])
-    policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), Key(0, 0))
+    policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), NoiseKey(0, 0))
     assert sizes == [2, 1]
 
 
@@ -118,9 +118,9 @@ def test_corrected_samples_of_another_distribution_have_the_networks_gradient(mo
 
     def gradient(log_prob: Tensor, weigh: Tensor, most: float | None) -> Tensor:
         rollout = Rollout(prompts, rows, rows, {"tokens": tokens, "mask": mask, "log_prob": log_prob})
-        here = policy.recompute_logprobs(rollout, policy.decisions(rollout, Key(0, 0)))
+        here = policy.recompute_logprobs(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         rollout = rollout if most is None else corrected(rollout, here, most)
-        lik = policy.likelihoods(rollout, policy.decisions(rollout, Key(0, 0)))
+        lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         loss, _ = Clipped()(lik, advantages, rows, None)
         grads = torch.autograd.grad((weigh[:, None] * loss).sum(), list(policy.parameters.values()))
         return torch.cat([g.flatten() for g in grads])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Decisions, Key
+from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
@@ -23,7 +23,7 @@ from difrl.training.cost.estimate import estimate
 from tests.recipes import TEACHER, text_recipe
 from tests.tiny_models import tiny_lm
 
-KEY = Key(seed=3, step=5)
+KEY = NoiseKey(seed=3, step=5)
 PROMPTS = [Prompt(text, {}) for text in ("1+2=", "30+4=", "5=", "12+34+5=", "7+7=", "0=")]
 LORA = {"train": "lora", "lora": {"rank": 4}}
 FULL = {"train": "full"}
@@ -136,7 +136,7 @@ def test_reference_samples_are_what_the_weights_of_then_write(lm: Path, model: s
 
 def test_evaluations_have_a_temperature_of_their_own(lm: Path) -> None:
     """At 0 the key does not matter; unset it is that of sampling, so that one key writes the same."""
-    numbers, other = torch.arange(len(PROMPTS)), Key(KEY.seed + 1, KEY.step)
+    numbers, other = torch.arange(len(PROMPTS)), NoiseKey(KEY.seed + 1, KEY.step)
     greedy = policy_of(lm, eval={"temperature": 0.0})
     texts = [greedy.evaluation(PROMPTS, numbers, key).texts for key in (KEY, other)]
     drawn = [greedy.rollout(PROMPTS, numbers, numbers, key).texts for key in (KEY, other)]

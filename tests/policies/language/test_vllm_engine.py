@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difrl.data.prompts import Prompt
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH
 from difrl.policies.language.load import load_language_policy
@@ -55,7 +55,7 @@ def stirred(policy: LanguagePolicy) -> None:
 
 def rows_of(policy: LanguagePolicy, numbers: list[int], step: int = 0) -> Any:
     prompts = [PROMPTS[i] for i in numbers]
-    return policy.rollout(prompts, torch.tensor(numbers), torch.tensor(numbers), Key(0, step))
+    return policy.rollout(prompts, torch.tensor(numbers), torch.tensor(numbers), NoiseKey(0, step))
 
 
 def test_without_vllm_the_message_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_it_sleeps_between_rollouts_unless_told_not_to(model: Path) -> None:
 def test_prompts_beyond_the_context_are_refused_as_elsewhere(model: Path) -> None:
     policy = policy_of(model)
     with pytest.raises(ModelError, match="context of 64 leaves room for 58"):
-        policy.rollout([Prompt("1" * 59, {})], torch.tensor([0]), torch.tensor([0]), Key(0, 0))
+        policy.rollout([Prompt("1" * 59, {})], torch.tensor([0]), torch.tensor([0]), NoiseKey(0, 0))
 
 
 @pytest.mark.usefixtures("vllm")

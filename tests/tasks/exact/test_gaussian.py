@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.arenas import gaussian as arena
 from difrl.data.prompts import load_prompts
-from difrl.policies.base import Key
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.tasks.exact.gaussian import GaussianWorld, hats
@@ -65,7 +65,7 @@ def test_rollouts_have_the_moments_of_their_chain(world: Path) -> None:
         world, rollout={"kernel": "ddim", "noise_level": 1.0, "steps": arena.STEPS}, likelihood={"kind": "reverse"}
     )
     count, prompt = 4096, load_prompts(str(world / "prompts.jsonl"))[1]
-    drawn = policy.rollout([prompt] * count, torch.zeros(count).long(), torch.arange(count), Key(0, 0))
+    drawn = policy.rollout([prompt] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
     assert drawn.images is not None
     found = drawn.images.flatten(1).double().numpy()
     end = arena.settings(policy)[1].end(arena.output_of(policy, 1))
@@ -142,8 +142,8 @@ def test_the_weighted_divergence_of_elbo_is_the_kl_of_two_gaussians(world: Path)
     delta = torch.tensor([0.4, -0.3, 0.2])
     policy.parameters["mean"].data += delta
     prompts, count = load_prompts(str(world / "prompts.jsonl")), 32
-    drawn = policy.rollout([prompts[0]] * count, torch.zeros(count).long(), torch.arange(count), Key(0, 0))
-    found = policy.likelihoods(drawn, policy.decisions(drawn, Key(0, 0))).divergence["base"].double()
+    drawn = policy.rollout([prompts[0]] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
+    found = policy.likelihoods(drawn, policy.decisions(drawn, NoiseKey(0, 0))).divergence["base"].double()
     shift = delta.double().numpy()
     expected = shift @ np.linalg.inv(np.array(arena.WORLD.covariance)) @ shift / 2
     # 64 strata of a smooth integrand, 32 times over: the standard error is below 1e-3 of it.

@@ -14,7 +14,7 @@ import torch
 from benchmarks.arenas import gaussian as arena
 from benchmarks.arenas.gaussian_page import CELLS
 from difrl.data.prompts import load_prompts
-from difrl.policies.base import GuidanceSettings, Key
+from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.training.run import train
 from difrl.training.trainer import Trainer
 
@@ -54,7 +54,9 @@ def test_rlg_moves_the_trained_mean_in_proportion(
     """Base N(m, Σ), trained N(m + Σa/β, Σ): RLG at w samples N(m + w Σa/β, Σ), through the policy's own evaluation."""
     policy, count = trained("awm_elbo").policy, 4096
     prompt = load_prompts(str(world / "prompts.jsonl"))[0]
-    drawn = policy.evaluation([prompt] * count, torch.arange(count), Key(0, 0, "eval"), GuidanceSettings(rlg=weight))
+    drawn = policy.evaluation(
+        [prompt] * count, torch.arange(count), NoiseKey(0, 0, "eval"), GuidanceSettings(rlg=weight)
+    )
     assert drawn.images is not None
     found = drawn.images.flatten(1).double().numpy()
     cov, direction = np.array(arena.WORLD.covariance), np.array(arena.WORLD.directions[0])
