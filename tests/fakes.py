@@ -23,7 +23,7 @@ from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from rewards import Scores
@@ -298,7 +298,7 @@ PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(10)]
 
 
 def linear_trainer(
-    *, scorer: Any = None, processes: Processes | None = None, policy: Any = None, **sections: Any
+    *, scorer: Any = None, processes: DistributedContext | None = None, policy: Any = None, **sections: Any
 ) -> Trainer:
     """The real trainer of a linear policy; anchored to the base unless the sections say otherwise."""
     settings = {"anchors": [{"to": "base", "coefficient": 0.3}], **sections}
@@ -307,7 +307,7 @@ def linear_trainer(
         LinearPolicy() if policy is None else policy,
         Scorer.of({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
         PROMPTS,
-        processes or Processes(),
+        processes or DistributedContext(),
     )
 
 
@@ -326,7 +326,7 @@ class Meeting:
         return found
 
 
-class ThreadProcesses(Processes):
+class ThreadProcesses(DistributedContext):
     """One of several processes, played by threads: what they do together goes through a meeting."""
 
     def __init__(self, accelerator: Accelerator, rank: int, meeting: Meeting) -> None:
@@ -357,7 +357,7 @@ class ThreadProcesses(Processes):
         self._meeting.barrier.wait()
 
 
-def in_threads(count: int, work: Callable[[Processes], Any]) -> list[Any]:
+def in_threads(count: int, work: Callable[[DistributedContext], Any]) -> list[Any]:
     """What each of several processes returns."""
     accelerator, meeting = Accelerator(), Meeting(count)
     results: list[Any] = [None] * count

@@ -18,13 +18,13 @@ from difrl.config.load import read_config
 from difrl.data.rollout import Rollout
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.reporting.terminal import SilentDisplay
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.training.run import train
 
 
 def main(path: Path) -> None:
     """Trains what the config says."""
-    config, processes = read_config(path), Processes()
+    config, processes = read_config(path), DistributedContext()
     folder = path.parent
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     world = {

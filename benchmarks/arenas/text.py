@@ -18,7 +18,7 @@ from difrl.config import RunConfig
 from difrl.data.prompts import load_prompts
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.tasks.exact.enumerable import LENGTH, EnumerableWorld
 from difrl.tasks.exact.enumerable_solutions import Array, generated, kl, tilted
@@ -97,7 +97,7 @@ def config_of(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps: i
 def train(config: RunConfig) -> Trainer:
     """Every step of a recipe, through the real trainer; the policy is trainer.policy."""
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
-    trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), Processes())
+    trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
     for step in range(config.train.steps):
         trainer.step(step)
     return trainer

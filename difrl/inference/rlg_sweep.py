@@ -22,7 +22,7 @@ from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
 from difrl.reporting.summary import STDERR
 from difrl.reporting.sweep_peaks import WATCHED, argmax_known, best_weight_index, watched_series
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.scoring.parse_reward import reward_of
@@ -53,7 +53,7 @@ def evaluate_run(
         raise RunFolderError(
             f"{run} is no run folder: config.yaml not found in it; give a folder that `difrl train` made"
         )
-    processes = Processes()
+    processes = DistributedContext()
     opened = open_run(run, device=processes.device)
     config = opened.config
     prompts = config.data.evaluation

@@ -24,7 +24,7 @@ class ProcessError(UserError):
     """What this process was waiting for failed on another one."""
 
 
-class Processes:
+class DistributedContext:
     """The processes of a run, as this one sees them."""
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
@@ -51,14 +51,14 @@ class Processes:
         gathered: Tensor = self.accelerator.gather(tensor.contiguous())
         return gathered
 
-    def parts(self, tensor: Tensor) -> list[Tensor]:
+    def gather_ragged(self, tensor: Tensor) -> list[Tensor]:
         """The rows of every process, in the order of their ranks; how many there are may differ, and be none."""
         counts = self.gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
         padding = tensor.new_zeros(max(1, *counts) - len(tensor), *tensor.shape[1:])
         gathered = self.gather(torch.cat([tensor, padding])).chunk(self.count)
         return [part[:count] for part, count in zip(gathered, counts, strict=True)]
 
-    def agreed(self, work: Callable[[], T]) -> T:
+    def run_synchronised(self, work: Callable[[], T]) -> T:
         """What `work` gives; where a reward fails in it on one process, all raise, so that none waits for the others."""
         result, failure = None, None
         try:
@@ -69,7 +69,7 @@ class Processes:
             raise failure or ProcessError("a reward failed on another process; its message is among the output above")
         return cast("T", result)
 
-    def own(self, gathered: Tensor) -> Tensor:
+    def local_rows(self, gathered: Tensor) -> Tensor:
         """The rows that this process gave to `gather`."""
         return gathered.chunk(self.count)[self.rank]
 
@@ -78,20 +78,20 @@ class Processes:
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+    def all_reduce_sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Sums of scalars over processes; all processes give the same names."""
         if not values:
             return {}
         total = self.sum(torch.stack([v.detach().double().to(self.device) for v in values.values()]))
         return dict(zip(values, total.tolist(), strict=True))
 
-    def means(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
+    def masked_means(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean of every column over processes, of its values that are not NaN; NaN where there is none."""
         known = {name: ~column.isnan() for name, column in columns.items()}
-        totals = self.sums(
+        totals = self.all_reduce_sums(
             {name: torch.where(known[name], column, 0.0).double().sum() for name, column in columns.items()}
         )
-        counts = self.sums({name: mask.sum() for name, mask in known.items()})
+        counts = self.all_reduce_sums({name: mask.sum() for name, mask in known.items()})
         return {name: totals[name] / counts[name] if counts[name] else math.nan for name in columns}
 
     def all(self, flag: bool) -> bool:

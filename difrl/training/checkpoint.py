@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difrl.core import Coefficient
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text, flush_to_disk
 from difrl.training.trainer import Trainer
@@ -76,7 +76,9 @@ def mark_result(run: Path, step: int | None) -> None:
         atomic_write_text(run / RESULT, json.dumps({"step": step}))
 
 
-def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes, spared: Collection[int] = ()) -> None:
+def save(
+    trainer: Trainer, run: Path, step: int, keep: int, processes: DistributedContext, spared: Collection[int] = ()
+) -> None:
     """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints and those of the spared steps.
 
     All processes call it.
@@ -87,7 +89,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
     known = {
         f"{rank}/{name}": part
         for name, rows in trainer.source.state().items()
-        for rank, part in enumerate(processes.parts(rows.to(processes.device)))
+        for rank, part in enumerate(processes.gather_ragged(rows.to(processes.device)))
     }
     if not processes.is_main:
         return
@@ -128,7 +130,7 @@ def save(trainer: Trainer, run: Path, step: int, keep: int, processes: Processes
         ) from error
 
 
-def load(trainer: Trainer, place: Path, processes: Processes) -> int:
+def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
     """Puts a checkpoint's state into the trainer; returns the number of steps it has done."""
     state = read_state(place)
     load_trained(trainer.policy.parameters, place)
@@ -216,7 +218,7 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
         trainer.optimizer.state[p] = {"step": torch.tensor(float(steps)), **moments}
 
 
-def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], processes: Processes) -> None:
+def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], processes: DistributedContext) -> None:
     """Tells each process what it knew; where there were more or fewer of them, every process what any of them knew.
 
     A checkpoint of an earlier version has no such file. What it would say is then found anew.

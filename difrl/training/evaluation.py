@@ -17,7 +17,7 @@ from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity, within
 from samplers import stable_seed
@@ -30,7 +30,7 @@ class Evaluator:
     policy: Policy
     scorer: Scorer
     prompts: Sequence[Prompt]
-    processes: Processes
+    processes: DistributedContext
     seed: int
     diversity: Diversity = field(default_factory=Diversity)
 
@@ -43,7 +43,7 @@ class Evaluator:
         prompts = [asked[int(i) % len(asked)] for i in numbers]
         rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), steering)
         rollout = rollout.to(self.processes.device)
-        scored = self.processes.agreed(lambda: self.scorer(rollout))
+        scored = self.processes.run_synchronised(lambda: self.scorer(rollout))
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
         if steering.measure:
             columns |= rollout.measures

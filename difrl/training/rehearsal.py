@@ -18,7 +18,7 @@ from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Policy
 from difrl.policies.references import rehearsed_needs
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.training.rollout_source import RolloutSource, recorded
 
 
@@ -39,7 +39,9 @@ class Rehearsal:
         return self.source.draw(step, 0, self.groups, lambda part: None).without_images().rollout
 
 
-def rehearsal_of(config: RunConfig, policy: Policy, device: torch.device, processes: Processes) -> Rehearsal | None:
+def rehearsal_of(
+    config: RunConfig, policy: Policy, device: torch.device, processes: DistributedContext
+) -> Rehearsal | None:
     """The rehearsal of a recipe, if it has one; ModelError names rows that the policy cannot take."""
     if config.rehearsal is None:
         return None

@@ -27,7 +27,7 @@ from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, SilentDisplay, Summary, open_display
 from difrl.reporting.trackers import TrackerFactory, find_trackers
-from difrl.runtime.distributed import ProcessError, Processes
+from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import notices
 from difrl.runtime.memory import enough_for
@@ -52,13 +52,17 @@ class Interrupted(UserError):
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, display: Display | None = None, processes: Processes | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
+    processes: DistributedContext | None = None,
 ) -> Summary:
     """Trains what a recipe describes and returns what changed; the run folder is `config.output_dir`.
 
     Seeds the global generators of torch, numpy and Python.
     """
-    processes = processes or Processes()
+    processes = processes or DistributedContext()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     # For rewards and models that draw from the global generators: difrl's own noise is keyed and asks none of them.
@@ -86,7 +90,7 @@ def train(
         run.display.close()
 
 
-def _display(display: Display | None, processes: Processes) -> Display:
+def _display(display: Display | None, processes: DistributedContext) -> Display:
     if not processes.is_main:
         return SilentDisplay()
     return display if display is not None else open_display()
@@ -113,7 +117,7 @@ class Run:
     policy: Policy
     scorer: Scorer
     prompts: Prompts
-    processes: Processes
+    processes: DistributedContext
     display: Display
     trackers: Sequence[TrackerFactory] = ()
 
@@ -285,7 +289,7 @@ class Run:
         if self.config.eval.show > 0:
             evaluator = self.evaluator
             show = partial(save_step_samples, evaluator, self.config, self.folder, self.step)
-            self.processes.agreed(lambda: show() if self.processes.is_main else None)
+            self.processes.run_synchronised(lambda: show() if self.processes.is_main else None)
         self.policy.evaluations = spent  # what is logged is the cost of training
         self.display.evaluation({"step": self.step, **metrics})
         found = self.guard.observe({"step": self.step, **metrics})

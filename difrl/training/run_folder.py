@@ -17,7 +17,7 @@ from difrl.config import (
     RunConfig,
 )
 from difrl.config.load import read_config, to_yaml
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.training import checkpoint
@@ -41,7 +41,7 @@ class RunFolderError(UserError):
     """A run folder that does not fit what is asked of it."""
 
 
-def checkpoint_to_resume(config: RunConfig, resume: bool, processes: Processes) -> Path | None:
+def checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
     """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
     folder = config.output_dir
     known = folder / "config.yaml"
@@ -86,7 +86,7 @@ def _spans_the_run(schedule: object) -> bool:
             return False
 
 
-def prepare_folder(config: RunConfig, processes: Processes) -> None:
+def prepare_folder(config: RunConfig, processes: DistributedContext) -> None:
     """Makes the run folder and its config.yaml. After the model is loaded: a misspelt one must not occupy the name."""
     known = config.output_dir / "config.yaml"
     processes.wait()  # until every process has looked at the folder as it was

@@ -13,7 +13,7 @@ from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.reporting.sample_sheets import Sheet, sheet_of
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
 
@@ -40,7 +40,11 @@ def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> 
 
 
 def sweep(
-    evaluator: Evaluator, config: RunConfig, folder: Path, processes: Processes, steering: GuidanceSettings = TRAINED
+    evaluator: Evaluator,
+    config: RunConfig,
+    folder: Path,
+    processes: DistributedContext,
+    steering: GuidanceSettings = TRAINED,
 ) -> dict[str, Any]:
     """rlg.json and a sheet beside it: every metric, the distance to the base and the cost against the RLG weight."""
     weights = config.eval.rlg

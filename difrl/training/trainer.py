@@ -39,7 +39,7 @@ from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey, Policy
 from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_update
 from difrl.policies.snapshots import CURRENT
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
@@ -99,7 +99,12 @@ class Trainer:
     learnt, and the number of evaluations."""
 
     def __init__(
-        self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], processes: Processes
+        self,
+        config: RunConfig,
+        policy: Policy,
+        scorer: Scorer,
+        prompts: Sequence[Prompt],
+        processes: DistributedContext,
     ) -> None:
         _check_shares(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
@@ -137,7 +142,7 @@ class Trainer:
             return drawn[-1]
 
         # A reward that fails on one process stops all, before anything was learnt from the step.
-        scored = self.processes.agreed(lambda: self.collect(draw))
+        scored = self.processes.run_synchronised(lambda: self.collect(draw))
         metrics = self._observe(drawn)
         drawn.clear()
         # The updates have no use for images.
@@ -160,7 +165,7 @@ class Trainer:
         self.source.commit_step()
         self._restart_if_due(number)
         clock.time_section("update")
-        spent = self.processes.sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
+        spent = self.processes.all_reduce_sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
         self.evaluations += int(spent)
         metrics |= self._summary(sums.own, len(norms)) | observed_in_reward
         if self.rehearsal is not None:
@@ -203,7 +208,9 @@ class Trainer:
         levels = {name: self.coefficients[name].value(step) for name in self.charges.all}
         sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
         columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}
-        metrics = self.processes.means(columns) | {f"coefficient/{name}": level for name, level in levels.items()}
+        metrics = self.processes.masked_means(columns) | {
+            f"coefficient/{name}": level for name, level in levels.items()
+        }
         scored = subtract_kl(scored, {name: found[name].amount.sum(dim=1) for name in self.charges.rewards}, levels)
         each = [levels[name] * found[name].amount for name in self.charges.decisions]
         return scored, sum(each[1:], each[0]) if each else None, metrics
@@ -212,7 +219,7 @@ class Trainer:
         gather = self.processes.gather
         columns = {name: gather(scored.parts[name]) for name in self.estimate.reads}
         rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
-        return self.processes.own(self.estimate(rewards, columns, weights, groups, valid))
+        return self.processes.local_rows(self.estimate(rewards, columns, weights, groups, valid))
 
     def _adapt(self, metrics: Metrics) -> None:
         """Shows every coefficient the step's divergence, and every weight its mean reward: the same on all processes."""
@@ -303,7 +310,7 @@ class Trainer:
     def _count(self, decisions: Decisions) -> float:
         """What the sum of losses is divided by, over all processes; 0 where nothing could be scored."""
         mask = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1, keepdim=True)
-        return self.processes.sums({"n": aggregation(mask, self.config.train.aggregation)[1]})["n"]
+        return self.processes.all_reduce_sums({"n": aggregation(mask, self.config.train.aggregation)[1]})["n"]
 
     def _share(self, groups: Tensor, update: int, count: int) -> Tensor:
         """The rows of the `count` groups that belong to an update: by group number, so that processes do not matter."""
@@ -335,7 +342,7 @@ class Trainer:
         gather = self.processes.gather
         summary = {name: gather(value) for name, value in objective.summarise(lik).items()}
         statistics = objective.statistics(summary, gather(lik.mask), gather(a), gather(groups))
-        return {name: self.processes.own(value) for name, value in statistics.items()}
+        return {name: self.processes.local_rows(value) for name, value in statistics.items()}
 
     def _check(self, rollout: Rollout, decisions: Decisions) -> Callable[[Likelihoods], None]:
         """Evaluates what must agree, before the differentiable pass (it may exchange weights); returns the comparison."""
@@ -367,11 +374,11 @@ class Trainer:
     def _observe(self, drawn: Sequence[ScoredRollout]) -> Metrics:
         """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""
         columns = [observed(scored, self.diversity) for scored in drawn]
-        return self.processes.means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+        return self.processes.masked_means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
     def _summary(self, sums: Mapping[str, Tensor], updates: int) -> Metrics:
         """Means over the step's decisions of everything the objective and the anchors reported."""
-        totals = self.processes.sums(sums)
+        totals = self.processes.all_reduce_sums(sums)
         count = totals.pop("count")
         objective = totals.pop("total") / updates
         squares = totals.pop("ratio_spread", None)
@@ -437,7 +444,7 @@ def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor
     sums["total"] = sums["total"] + total.detach().double()
 
 
-def _check_shares(config: RunConfig, processes: Processes) -> None:
+def _check_shares(config: RunConfig, processes: DistributedContext) -> None:
     groups, updates = config.groups, config.train.updates_per_step
     if config.rehearsal is not None and config.rehearsal.prompts_per_step % (processes.count * updates):
         raise TrainingError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from difrl.config.load import to_yaml
 from difrl.reporting.metrics_file import read_metrics
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from tests.fakes import in_threads
 from tests.recipes import AWM, FLOW_GRPO, recipe
 
@@ -37,12 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def test_alone_everything_is_ones_own() -> None:
-    processes = Processes()
+    processes = DistributedContext()
     assert (processes.count, processes.rank, processes.is_main) == (1, 0, True)
     rows = torch.arange(3)
-    assert processes.gather(rows).tolist() == processes.own(rows).tolist() == [0, 1, 2]
-    assert processes.sums({"a": torch.tensor(2), "b": torch.tensor(0.5)}) == {"a": 2.0, "b": 0.5}
-    assert processes.sums({}) == {}
+    assert processes.gather(rows).tolist() == processes.local_rows(rows).tolist() == [0, 1, 2]
+    assert processes.all_reduce_sums({"a": torch.tensor(2), "b": torch.tensor(0.5)}) == {"a": 2.0, "b": 0.5}
+    assert processes.all_reduce_sums({}) == {}
     assert (processes.all(True), processes.all(False), processes.any(True), processes.any(False)) == (
         True,
         False,
@@ -53,10 +53,12 @@ def test_alone_everything_is_ones_own() -> None:
 
 def test_means_are_over_what_is_a_number() -> None:
     columns = {"a": torch.tensor([1.0, math.nan, 4.0]), "b": torch.tensor([math.nan]), "c": torch.zeros(0)}
-    assert Processes().means(columns) == pytest.approx({"a": 2.5, "b": math.nan, "c": math.nan}, nan_ok=True)
+    assert DistributedContext().masked_means(columns) == pytest.approx(
+        {"a": 2.5, "b": math.nan, "c": math.nan}, nan_ok=True
+    )
 
-    def two(processes: Processes) -> dict[str, float]:
-        return processes.means({"a": torch.tensor([[1.0, math.nan, 4.0], [7.0]][processes.rank])})
+    def two(processes: DistributedContext) -> dict[str, float]:
+        return processes.masked_means({"a": torch.tensor([[1.0, math.nan, 4.0], [7.0]][processes.rank])})
 
     assert in_threads(2, two) == [{"a": 4.0}] * 2  # of three numbers, wherever they are
 
@@ -69,22 +71,22 @@ def test_a_flag_of_one_process_is_known_to_all() -> None:
 def test_processes_may_give_different_numbers_of_rows() -> None:
     """Of rows of any shape; also none, of one process or of all."""
 
-    def work(processes: Processes) -> list[list[list[int]]]:
+    def work(processes: DistributedContext) -> list[list[list[int]]]:
         mine = torch.arange(4).reshape(2, 2) + 10 * processes.rank
         return [
-            [part.tolist() for part in processes.parts(mine[:rows])]
+            [part.tolist() for part in processes.gather_ragged(mine[:rows])]
             for rows in (processes.rank + 1, 2 - processes.rank, 0)
         ]
 
     first = [[[0, 1]], [[10, 11], [12, 13]]]
     second = [[[0, 1], [2, 3]], [[10, 11]]]
     assert in_threads(2, work) == [[first, second, [[], []]]] * 2
-    assert Processes().parts(torch.tensor([1.5, 2.5]))[0].tolist() == [1.5, 2.5]
-    assert Processes().parts(torch.zeros(0, 3))[0].shape == (0, 3)
+    assert DistributedContext().gather_ragged(torch.tensor([1.5, 2.5]))[0].tolist() == [1.5, 2.5]
+    assert DistributedContext().gather_ragged(torch.zeros(0, 3))[0].shape == (0, 3)
 
 
 def test_gradients_are_summed_and_absent_ones_are_zero() -> None:
-    def work(processes: Processes) -> list[list[float]]:
+    def work(processes: DistributedContext) -> list[list[float]]:
         parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(1))]
         parameters[0].grad = torch.tensor([1.0, 2.0]) * (processes.rank + 1)
         if processes.rank == 1:
@@ -92,7 +94,7 @@ def test_gradients_are_summed_and_absent_ones_are_zero() -> None:
         processes.sum_gradients(parameters)
         return [p.grad.flatten().tolist() for p in parameters if p.grad is not None]
 
-    assert work(Processes()) == [[1.0, 2.0], [0.0], [0.0]]
+    assert work(DistributedContext()) == [[1.0, 2.0], [0.0], [0.0]]
     assert in_threads(2, work) == [[[3.0, 6.0], [5.0], [0.0]]] * 2
 
 
@@ -100,7 +102,7 @@ def test_messages_are_bounded_and_sum_the_same(monkeypatch: pytest.MonkeyPatch) 
     """Parameters of 3, 2, 8 and 1 float32 in messages of at most 20 bytes: (3, 2), (8), (1)."""
     monkeypatch.setattr("difrl.runtime.distributed.BUCKET", 20)
 
-    def work(processes: Processes) -> list[list[float]]:
+    def work(processes: DistributedContext) -> list[list[float]]:
         parameters = [nn.Parameter(torch.zeros(n)) for n in (3, 2, 8, 1)]
         for number, p in enumerate(parameters):
             p.grad = torch.full_like(p, number + 10.0 * processes.rank)

@@ -18,7 +18,7 @@ from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey, Penalty
 from difrl.policies.snapshots import Snapshots
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.trainer import Clock, Trainer
@@ -113,7 +113,7 @@ def chain_trainer(**sections: Any) -> tuple[Trainer, Chain]:
     config = recipe("nowhere", **{**FLOW_GRPO, **sections})
     policy = Chain(config)
     scorer: Any = Told(first_dimension)
-    return Trainer(config, policy, scorer, [Prompt(f"{i}", {}) for i in range(8)], Processes()), policy  # type: ignore[arg-type]
+    return Trainer(config, policy, scorer, [Prompt(f"{i}", {}) for i in range(8)], DistributedContext()), policy  # type: ignore[arg-type]
 
 
 IN_REWARD = {"to": "base", "divergence": "k1", "place": "reward", "coefficient": 2.0}
@@ -166,14 +166,14 @@ def test_rewards_are_charged_before_advantages() -> None:
 def test_processes_and_micro_batches_do_not_matter_to_charged_rewards() -> None:
     """float64: one process, two, and the smallest micro-batches learn the same and report the same."""
 
-    def work(processes: Processes, size: int = 1000) -> tuple[Tensor, list[float]]:
+    def work(processes: DistributedContext, size: int = 1000) -> tuple[Tensor, list[float]]:
         trainer = linear_trainer(anchors=[IN_REWARD], processes=processes, train={"lr": 0.01, "micro_batch": size})
         rows = [trainer.step(number)["kl/base"] for number in range(2)]
         return trainer.policy.parameters["weight"].detach(), rows
 
-    weight, rows = work(Processes())
+    weight, rows = work(DistributedContext())
     assert rows[0] > 0
-    for other, found in [*in_threads(2, work), work(Processes(), 1)]:
+    for other, found in [*in_threads(2, work), work(DistributedContext(), 1)]:
         torch.testing.assert_close(other, weight, rtol=1e-6, atol=1e-7)  # rewards are float32
         assert found == pytest.approx(rows, rel=1e-6)
 
@@ -232,12 +232,12 @@ TO_TARGET = {"to": "base", "coefficient": {"kind": "target_kl", "start": 0.3, "t
 def test_controller_sees_the_mean_divergence_of_the_step() -> None:
     """Far above its target the level rises by 2 % a step, alike on every process."""
 
-    def work(processes: Processes) -> list[float]:
+    def work(processes: DistributedContext) -> list[float]:
         trainer = linear_trainer(anchors=[TO_TARGET], processes=processes)
         return [trainer.step(number)["coefficient/base"] for number in range(3)]
 
     expected = [0.3, 0.3 * 1.02, 0.3 * 1.02**2]
-    for found in [work(Processes()), *in_threads(2, work)]:
+    for found in [work(DistributedContext()), *in_threads(2, work)]:
         assert found == pytest.approx(expected, rel=1e-6)
     trainer = linear_trainer(
         anchors=[{"to": "base", "coefficient": {"kind": "target_kl", "start": 0.3, "target": 0.1}}]
@@ -307,8 +307,8 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         first, second = adaptive_trainer(), adaptive_trainer()
         for number in range(pause):
             first.step(number)
-        checkpoint.save(first, tmp_path, pause, 9, Processes())
-        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), Processes()) == pause
+        checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
+        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), DistributedContext()) == pause
         assert [strip(second.step(number)) for number in range(pause, 6)] == expected[pause:]
         states = [{**t.policy.parameters, **t.policy.snapshots.state()} for t in (whole, second)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -320,16 +320,16 @@ def strip(row: Mapping[str, float]) -> dict[str, float]:
 
 def test_a_checkpoint_without_the_controller_is_refused(tmp_path: Path) -> None:
     fixed = chain_trainer(anchors=[{"to": "base", "coefficient": 0.3}])[0]
-    checkpoint.save(fixed, tmp_path, 1, 1, Processes())
+    checkpoint.save(fixed, tmp_path, 1, 1, DistributedContext())
     adaptive = chain_trainer(anchors=[TO_TARGET])[0]
     place = checkpoint.folder_of(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"coefficients none and this run adapts \['base'\].*earlier version"):
-        checkpoint.load(adaptive, place, Processes())
+        checkpoint.load(adaptive, place, DistributedContext())
     state = place / "state.json"
     state.write_text(state.read_text().replace('"coefficients": {},', ""))  # as written before there were any
-    assert checkpoint.load(fixed, place, Processes()) == 1
+    assert checkpoint.load(fixed, place, DistributedContext()) == 1
     with pytest.raises(CheckpointError, match="earlier version"):
-        checkpoint.load(adaptive, place, Processes())
+        checkpoint.load(adaptive, place, DistributedContext())
 
 
 REVERSE = {"likelihood": {"kind": "reverse"}, "rollout": {"kernel": "flow_sde", "noise_level": 0.7}}
@@ -419,7 +419,7 @@ class TwoRewards:
 def test_each_reward_is_normalised_over_all_processes(processes: int) -> None:
     """±1 in the first, ±1 in the second reward of weight 3: S = ∓1, ∓4, of standard deviation √8.5 over the batch."""
 
-    def work(own: Processes) -> list[float]:
+    def work(own: DistributedContext) -> list[float]:
         trainer = linear_trainer(
             rewards=[{"name": "jpeg_compressibility"}, {"import": "m:b", "weight": 3.0}],
             scorer=TwoRewards(),

@@ -22,7 +22,7 @@ from torch import nn
 
 from difrl.core import Constant
 from difrl.policies.snapshots import Snapshots
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from tests.fakes import Meeting, ThreadProcesses, in_threads
@@ -36,8 +36,8 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
+def processes() -> DistributedContext:
+    return DistributedContext()
 
 
 @dataclass
@@ -90,7 +90,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
 
 
-def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, processes: Processes) -> None:
+def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, processes: DistributedContext) -> None:
     uninterrupted, stopped, resumed = trainer(), trainer(), trainer(seed=1)
     advance(uninterrupted, 0, 6)
     advance(stopped, 0, 4)
@@ -106,7 +106,7 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, pr
         assert torch.equal(value, found[name]), name
 
 
-def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, processes: Processes) -> None:
+def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, processes: DistributedContext) -> None:
     fresh, loaded = trainer(), trainer()
     checkpoint.save(fresh, tmp_path, 0, 1, processes)
     checkpoint.load(loaded, checkpoint.folder_of(tmp_path, 0), processes)
@@ -116,7 +116,7 @@ def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, pro
 def saved_by(run: Path, *rows: int) -> Path:
     """The checkpoint of as many processes, each of which knows so many numbers: 0, 1, … of the first, 10, 11, … of the second."""
 
-    def work(processes: Processes) -> None:
+    def work(processes: DistributedContext) -> None:
         trained = trainer()
         first = 10.0 * processes.rank
         trained.source.known = torch.arange(first, first + rows[processes.rank])[:, None].expand(-1, 2)
@@ -129,7 +129,7 @@ def saved_by(run: Path, *rows: int) -> Path:
 def known_to(place: Path, count: int) -> list[list[float]]:
     """What each of `count` processes knows once it has loaded a checkpoint."""
 
-    def work(processes: Processes) -> list[float]:
+    def work(processes: DistributedContext) -> list[float]:
         loaded = trainer()
         checkpoint.load(loaded, place, processes)
         found: list[float] = loaded.source.known[:, 1].tolist()
@@ -158,7 +158,7 @@ def test_what_was_known_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"of each prompt known \[2\] and this run needs known \[3\]: .*other references"
     ):
-        checkpoint.load(other, place, Processes())
+        checkpoint.load(other, place, DistributedContext())
 
 
 def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Pat
     assert known_to(place, 1) == [[]]
 
 
-def test_global_random_states_come_back(tmp_path: Path, processes: Processes) -> None:
+def test_global_random_states_come_back(tmp_path: Path, processes: DistributedContext) -> None:
     """Of torch, numpy and Python, in the middle of the pair of normals that numpy and Python draw at once."""
 
     def drawn() -> tuple[Any, ...]:
@@ -201,7 +201,7 @@ def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
         assert torch.rand(3).tolist() == expected
 
 
-def test_only_the_newest_are_kept(tmp_path: Path, processes: Processes) -> None:
+def test_only_the_newest_are_kept(tmp_path: Path, processes: DistributedContext) -> None:
     """By number, not by name; a copy that somebody made of one is neither removed nor taken for a checkpoint."""
     trained = trainer()
     mine = tmp_path / "checkpoints" / "step-000001-best"
@@ -218,7 +218,7 @@ def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
 
 
-def saved_twice(run: Path, processes: Processes) -> Any:
+def saved_twice(run: Path, processes: DistributedContext) -> Any:
     """A trainer with the checkpoints of two steps; a third is due."""
     trained = trainer()
     for step in (1, 2):
@@ -230,7 +230,7 @@ def saved_twice(run: Path, processes: Processes) -> Any:
 
 @pytest.mark.parametrize("name", [*FILES, "state.json"])
 def test_a_write_that_fails_leaves_what_was_there(
-    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, processes: DistributedContext, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Whichever file the disk has no room for: earlier checkpoints are untouched, and nothing partial stays behind."""
     trained = saved_twice(tmp_path, processes)
@@ -267,7 +267,9 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(tmp_path: Path, processes: Processes) -> None:
+def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(
+    tmp_path: Path, processes: DistributedContext
+) -> None:
     """safetensors reports what the system says by an exception that is no OSError."""
     trained = trainer(rank=20_000)
     checkpoint.save(trained, tmp_path, 1, 2, processes)
@@ -277,7 +279,7 @@ def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(tmp_path: P
     assert contents(tmp_path) == before
 
 
-def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path, processes: Processes) -> None:
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path, processes: DistributedContext) -> None:
     left = tmp_path / "checkpoints" / ".step-000007.partial"
     left.mkdir(parents=True)
     (left / "trained.safetensors").write_bytes(b"half")
@@ -297,7 +299,7 @@ def scramble(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, scramble, Path.unlink])
 @pytest.mark.parametrize("name", [*FILES, "state.json"])
-def test_damage_is_noticed(tmp_path: Path, processes: Processes, name: str, damage: Any) -> None:
+def test_damage_is_noticed(tmp_path: Path, processes: DistributedContext, name: str, damage: Any) -> None:
     """The message names the file, and the folder to delete."""
     saved_twice(tmp_path, processes)
     place = checkpoint.folder_of(tmp_path, 2)
@@ -317,25 +319,25 @@ def test_a_state_that_says_something_else_is_damage(tmp_path: Path, content: str
         checkpoint.read_state(tmp_path)
 
 
-def test_a_step_without_checkpoint_says_which_there_are(tmp_path: Path, processes: Processes) -> None:
+def test_a_step_without_checkpoint_says_which_there_are(tmp_path: Path, processes: DistributedContext) -> None:
     saved_twice(tmp_path, processes)
     with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000005; the run has step-000001, step-000002"):
         checkpoint.read_state(checkpoint.folder_of(tmp_path, 5))
 
 
-def test_another_model_is_refused(tmp_path: Path, processes: Processes) -> None:
+def test_another_model_is_refused(tmp_path: Path, processes: DistributedContext) -> None:
     checkpoint.save(trainer(), tmp_path, 1, 1, processes)
     with pytest.raises(CheckpointError, match=r"another model: .*a\.bias.*only one of the two"):
         checkpoint.load(trainer(prefix="b"), checkpoint.folder_of(tmp_path, 1), processes)
 
 
-def test_another_rank_is_refused(tmp_path: Path, processes: Processes) -> None:
+def test_another_rank_is_refused(tmp_path: Path, processes: DistributedContext) -> None:
     checkpoint.save(trainer(rank=3), tmp_path, 1, 1, processes)
     with pytest.raises(CheckpointError, match=r"a\.down has shape \[3, 4\] there and \[5, 4\] here .*LoRA rank"):
         checkpoint.load(trainer(rank=5), checkpoint.folder_of(tmp_path, 1), processes)
 
 
-def test_the_files_are_what_they_say(tmp_path: Path, processes: Processes) -> None:
+def test_the_files_are_what_they_say(tmp_path: Path, processes: DistributedContext) -> None:
     """Plain safetensors and JSON: readable without difrl."""
     trained = trainer()
     advance(trained, 0, 2)

@@ -24,7 +24,7 @@ from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.pretraining.tiny_sd3 import build_pipeline
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.tasks import shapes
 from difrl.training import run as running
@@ -174,7 +174,7 @@ def test_evaluation_by_hand(skeleton: Family) -> None:
 )
 def test_a_step_of_the_trainer_spends_what_was_estimated(sd35: Path, sections: dict[str, Any]) -> None:
     config = recipe(sd35, **sections)
-    processes = Processes()
+    processes = DistributedContext()
     policy = load_policy(config, processes.device)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     spent = Trainer(config, policy, scorer, load_prompts(config.data.train), processes).step(0)["nfe"]

@@ -17,7 +17,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.load import load_language_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
 from difrl.training.cost.plan_texts import TextPlan
@@ -60,7 +60,7 @@ def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -
         load_language_policy(config),
         Scorer.of({"ones": (Ones(), 1.0)}, {}),
         load_prompts(config.data.train),
-        Processes(),
+        DistributedContext(),
     )
     assert 0 < trainer.step(0)["nfe"] <= TextPlan(config, [4] * 6, [], 1).generated
 
@@ -71,7 +71,11 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
     own = policy.engines.evaluation
     policy.engines = Engines(own, own, correction)
     scorer, prompts = Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
-    trainer, sizes, hidden = Trainer(config, policy, scorer, prompts, Processes()), list[int](), CausalLM.hidden
+    trainer, sizes, hidden = (
+        Trainer(config, policy, scorer, prompts, DistributedContext()),
+        list[int](),
+        CausalLM.hidden,
+    )
     with monkeypatch.context() as patch:
         patch.setattr(CausalLM, "hidden", lambda self, t, a: (sizes.append(len(t)), hidden(self, t, a))[1])
         trainer.step(0)

@@ -18,7 +18,7 @@ from difrl.policies.load import load_policy
 from difrl.reporting import number_format as formats
 from difrl.reporting.metrics_file import read_metrics
 from difrl.reporting.terminal import PlainDisplay
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training import run as running
 from difrl.training.trainer import Trainer
@@ -49,7 +49,7 @@ def trainer_of(models: dict[str, Path], coefficients: dict[str, float], centred:
     generator = torch.Generator().manual_seed(0)
     for p in policy.parameters.values():
         p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 0.0)}, {}), PROMPTS, Processes())
+    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 0.0)}, {}), PROMPTS, DistributedContext())
 
 
 def by_hand(

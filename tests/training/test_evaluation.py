@@ -12,7 +12,7 @@ from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
 from tests.fakes import Brightness, LinearPolicy, Listed, in_threads
@@ -21,8 +21,10 @@ PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(3)]
 BRIGHTNESS = Scorer.of({"brightness": (Brightness(), 1.0)}, {"watched": Brightness(2.0)})
 
 
-def evaluator(scorer: Any = BRIGHTNESS, policy: Any = None, processes: Processes | None = None) -> Evaluator:
-    return Evaluator(LinearPolicy() if policy is None else policy, scorer, PROMPTS, processes or Processes(), 5)
+def evaluator(scorer: Any = BRIGHTNESS, policy: Any = None, processes: DistributedContext | None = None) -> Evaluator:
+    return Evaluator(
+        LinearPolicy() if policy is None else policy, scorer, PROMPTS, processes or DistributedContext(), 5
+    )
 
 
 def test_mean_and_stderr_of_what_could_be_scored() -> None:
@@ -103,7 +105,7 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
 
 def test_grid_shows_the_same_samples_of_prompts_from_the_whole_set() -> None:
     policy = LinearPolicy()
-    one = Evaluator(policy, BRIGHTNESS, [Prompt(str(i), {}) for i in range(10)], Processes(), 5)
+    one = Evaluator(policy, BRIGHTNESS, [Prompt(str(i), {}) for i in range(10)], DistributedContext(), 5)
     rollout, captions = one.show(3, 2)
     assert captions == ["0", "3", "6"]
     assert [p.text for p in rollout.prompts] == ["0", "0", "3", "3", "6", "6"]

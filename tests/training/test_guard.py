@@ -20,7 +20,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.policies.diffusion.load import load_policy
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import SilentDisplay
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training import checkpoint
 from difrl.training import run as running
@@ -166,7 +166,7 @@ def hacked(model: Path, run: Path, **guard: Any) -> RunConfig:
     return recipe(model, run, **HACKED, guard={"diversity": None, **guard})
 
 
-def train(config: RunConfig, *, resume: bool = False, processes: Processes | None = None) -> running.Summary:
+def train(config: RunConfig, *, resume: bool = False, processes: DistributedContext | None = None) -> running.Summary:
     return running.train(config, resume=resume, display=SilentDisplay(), processes=processes)
 
 
@@ -275,7 +275,7 @@ def test_two_processes_are_taken_back_together(
     config = hacked(sd3, tmp_path / "run")
     policies = [load_policy(config, keep_base=True) for _ in range(2)]  # loading knows no threads
 
-    def work(processes: Processes) -> running.Summary:
+    def work(processes: DistributedContext) -> running.Summary:
         scorer = Scorer.build(config.rewards, config.watch, processes.device)
         policy, prompts = policies[processes.rank], running.Prompts.load(config)
         (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from difrl.data.recorded_samples import training_prompts
 from difrl.inference.preference_pairs import make_pairs
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import assets, recipes
 from difrl.scoring import Scorer
 from difrl.training.cost.plan_images import plan_of
@@ -47,7 +47,7 @@ def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str, rows: di
     policy = load_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
-    trainer = Trainer(config, policy, scorer, training_prompts(config), Processes())
+    trainer = Trainer(config, policy, scorer, training_prompts(config), DistributedContext())
     before = {key: value.detach().clone() for key, value in policy.parameters.items()}
     row = trainer.step(0)
     assert math.isfinite(row["loss"])

@@ -21,7 +21,7 @@ from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, Solved, make_pairs
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
 from difrl.training.rollout_source import PolicyRollouts
@@ -57,7 +57,11 @@ def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
 def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
     config = config_of(model, path, **sections)
     return Trainer(
-        config, load_policy(config), Scorer.of({"ones": (Ones(), 1.0)}, {}), training_prompts(config), Processes()
+        config,
+        load_policy(config),
+        Scorer.of({"ones": (Ones(), 1.0)}, {}),
+        training_prompts(config),
+        DistributedContext(),
     )
 
 

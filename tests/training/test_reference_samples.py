@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring.reference_samples import References, _mark
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
@@ -50,7 +50,7 @@ class Asked(LinearPolicy):
         return super().reference(prompts, samples, key, snapshot)
 
 
-def moody(processes: Processes | None = None, count: int = 2) -> tuple[Trainer, Asked]:
+def moody(processes: DistributedContext | None = None, count: int = 2) -> tuple[Trainer, Asked]:
     """Six steps of four prompts of ten, so that every prompt is met twice or three times."""
     policy = Asked()
     reward = {**bright("moody", **PAR), "import": "tests.training.test_reference_samples:Failing"}
@@ -62,7 +62,7 @@ def resumed(run: Path, step: int) -> tuple[Trainer, Asked]:
     """From a checkpoint, on another day."""
     trainer, policy = moody()
     torch.manual_seed(99)
-    assert checkpoint.load(trainer, checkpoint.folder_of(run, step), Processes()) == step
+    assert checkpoint.load(trainer, checkpoint.folder_of(run, step), DistributedContext()) == step
     return trainer, policy
 
 
@@ -76,7 +76,7 @@ def test_a_reward_that_never_says_the_same_twice_is_asked_once_whenever_a_run_is
         torch.manual_seed(3)
         first, before = moody()
         run(first, pause)
-        checkpoint.save(first, tmp_path, pause, 9, Processes())
+        checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
         second, after = resumed(tmp_path, pause)
         assert [strip(second.step(number)) for number in range(pause, 6)] == expected[pause:]
         assert torch.equal(second.parameters[0], whole.parameters[0])
@@ -100,7 +100,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     assert len(policy.asked) > asked
     assert all(torch.equal(rows, known[name]) for name, rows in first.source.state().items())
     checkpoint.set_random_state(generators)
-    checkpoint.save(first, tmp_path, 1, 1, Processes())
+    checkpoint.save(first, tmp_path, 1, 1, DistributedContext())
     second, _ = resumed(tmp_path, 1)
     assert [strip(second.step(number)) for number in range(1, 6)] == expected[1:]
 
@@ -191,7 +191,7 @@ def test_when_to_try_again_is_not_forgotten() -> None:
 def train_on(count: int, place: Path, start: int, stop: int) -> list[list[int]]:
     """Steps on so many processes, saved after the last; the prompts whose references each has drawn."""
 
-    def work(processes: Processes) -> list[int]:
+    def work(processes: DistributedContext) -> list[int]:
         trainer, policy = moody(processes)
         if start:
             checkpoint.load(trainer, checkpoint.folder_of(place, start), processes)
@@ -216,6 +216,6 @@ def test_a_process_does_not_ask_again_for_what_it_knew(tmp_path: Path) -> None:
 
 
 def test_another_number_of_references_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(moody()[0], tmp_path, 0, 1, Processes())
+    checkpoint.save(moody()[0], tmp_path, 0, 1, DistributedContext())
     with pytest.raises(CheckpointError, match=r"holds .*scores/moody \[2\] and this run needs .*scores/moody \[3\]"):
-        checkpoint.load(moody(count=3)[0], checkpoint.folder_of(tmp_path, 0), Processes())
+        checkpoint.load(moody(count=3)[0], checkpoint.folder_of(tmp_path, 0), DistributedContext())

@@ -20,7 +20,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.plan_images import plan_of
 from difrl.training.trainer import Trainer
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def trainer_of(lm: Path, file: str | None, processes: Processes | None = None, /, **sections: Any) -> Trainer:
+def trainer_of(lm: Path, file: str | None, processes: DistributedContext | None = None, /, **sections: Any) -> Trainer:
     rehearsal = {} if file is None else {"rehearsal": {"train": file, "prompts_per_step": 4}, "anchors": [ANCHOR]}
     train = {"max_grad_norm": 1e9, "lr": 1e-3, **sections.pop("train", {})}
     config = text_recipe(lm, train=train, **{**rehearsal, **sections})
@@ -60,7 +60,7 @@ def trainer_of(lm: Path, file: str | None, processes: Processes | None = None, /
     generator = torch.Generator().manual_seed(0)
     for p in policy.parameters.values():
         p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or Processes())
+    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or DistributedContext())
 
 
 def gradient(trainer: Trainer) -> Tensor:
@@ -183,7 +183,7 @@ def test_images_are_rehearsed_too(sd3: Path, tmp_path: Path) -> None:
     policy = load_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     prompts = load_prompts("shapes:train")[:4]
-    trainer = Trainer(config, policy, Scorer.of({"brightness": (Brightness(), 1.0)}, {}), prompts, Processes())
+    trainer = Trainer(config, policy, Scorer.of({"brightness": (Brightness(), 1.0)}, {}), prompts, DistributedContext())
     row = trainer.step(0)
     assert row["kl/base-rehearsal"] == pytest.approx(0, abs=1e-8)
     assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step

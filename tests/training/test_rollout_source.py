@@ -19,7 +19,7 @@ from difrl.data.recorded_samples import load_examples, training_prompts
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import DatasetRollouts, numbered
 from difrl.training.trainer import Trainer
@@ -71,10 +71,10 @@ def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
 
 def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
     config = config_of(model, path, **sections)
-    return trained(config, load_policy(config), Processes())
+    return trained(config, load_policy(config), DistributedContext())
 
 
-def trained(config: RunConfig, policy: DiffusionPolicy, processes: Processes) -> Trainer:
+def trained(config: RunConfig, policy: DiffusionPolicy, processes: DistributedContext) -> Trainer:
     scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
     return Trainer(config, policy, scorer, training_prompts(config), processes)
 
@@ -153,7 +153,7 @@ def test_micro_batches_caches_and_processes_do_not_matter(sd3: Path, tmp_path: P
     config = config_of(sd3, path, train=unclipped)
     policies = [load_policy(config) for _ in range(2)]
 
-    def work(processes: Processes) -> Tensor:
+    def work(processes: DistributedContext) -> Tensor:
         return gradient(trained(config, policies[processes.rank], processes))
 
     for found in in_threads(2, work):

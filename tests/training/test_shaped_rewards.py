@@ -18,7 +18,7 @@ from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import NoiseKey
 from difrl.policies.load import load_policy
-from difrl.runtime.distributed import ProcessError, Processes
+from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.scoring import Scorer
 from difrl.scoring.reference_samples import References
 from difrl.training import checkpoint
@@ -38,7 +38,9 @@ def bright(label: str = "bright", factor: float = 4.0, **more: Any) -> dict[str,
     return {"import": "tests.fakes:Brightness", "label": label, "options": {"factor": factor}, **more}
 
 
-def trainer_of(rewards: Sequence[Mapping[str, Any]], processes: Processes | None = None, **sections: Any) -> Trainer:
+def trainer_of(
+    rewards: Sequence[Mapping[str, Any]], processes: DistributedContext | None = None, **sections: Any
+) -> Trainer:
     configs = [RewardConfig.model_validate(reward) for reward in rewards]
     scorer = Scorer.build(configs, [], torch.device("cpu"))
     return linear_trainer(rewards=list(rewards), scorer=scorer, processes=processes, **sections)
@@ -253,7 +255,7 @@ METRICS = {
 }
 
 
-def everything(processes: Processes | None = None, micro_batch: int = 7) -> Trainer:
+def everything(processes: DistributedContext | None = None, micro_batch: int = 7) -> Trainer:
     return trainer_of(
         EVERYTHING,
         processes,
@@ -299,21 +301,21 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     for pause in (1, 3):
         first, second = everything(), everything()
         run(first, pause)
-        checkpoint.save(first, tmp_path, pause, 9, Processes())
-        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), Processes()) == pause
+        checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
+        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), DistributedContext()) == pause
         assert [strip(second.step(number)) for number in range(pause, 5)] == expected[pause:]
         assert torch.equal(second.parameters[0], whole.parameters[0])
 
 
 def test_a_checkpoint_without_the_multiplier_is_refused(tmp_path: Path) -> None:
     plain = trainer_of([bright()])
-    checkpoint.save(plain, tmp_path, 1, 1, Processes())
+    checkpoint.save(plain, tmp_path, 1, 1, DistributedContext())
     place = checkpoint.folder_of(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"coefficients none and this run adapts \['jury'\].*under other rewards"):
-        checkpoint.load(everything(), place, Processes())
+        checkpoint.load(everything(), place, DistributedContext())
     state = place / "state.json"
     state.write_text(state.read_text().replace('"weights": {},', ""))  # as written before there were any
-    assert checkpoint.load(plain, place, Processes()) == 1
+    assert checkpoint.load(plain, place, DistributedContext()) == 1
 
 
 def chained(steps: int, *rewards: dict[str, Any]) -> list[dict[str, float]]:
@@ -323,7 +325,7 @@ def chained(steps: int, *rewards: dict[str, Any]) -> list[dict[str, float]]:
     config = recipe("nowhere", rewards=list(rewards), **{**FLOW_GRPO, **CENTRED, **sizes, **held})
     scorer = Scorer.build(config.rewards, [], torch.device("cpu"))
     policy: Any = Chain(config)
-    return run(Trainer(config, policy, scorer, PROMPTS, Processes()), steps)
+    return run(Trainer(config, policy, scorer, PROMPTS, DistributedContext()), steps)
 
 
 def test_a_multiplier_holds_a_reward_where_training_alone_would_lose_it() -> None:
@@ -388,7 +390,7 @@ def test_evaluations_report_rewards_as_they_are() -> None:
     """No shape and no references; the weighted sum by the weights that schedules end with, and multipliers start from."""
     configs = [RewardConfig.model_validate(reward) for reward in EVERYTHING]
     scorer = Scorer.build(configs, [], torch.device("cpu"))
-    found = Evaluator(LinearPolicy(), scorer, PROMPTS, Processes(), 5)(12)
+    found = Evaluator(LinearPolicy(), scorer, PROMPTS, DistributedContext(), 5)(12)
     parts = {"bright": 1.0, "jury": 1.0, "dark": 0.0, "range": 1.0}
     expected = sum(weight * found[f"eval/reward/{name}"] for name, weight in parts.items())
     assert found["eval/reward/mean"] == pytest.approx(expected, rel=1e-5)
@@ -399,7 +401,7 @@ def test_evaluations_report_rewards_as_they_are() -> None:
 def test_a_shape_that_fails_stops_all_processes() -> None:
     """A verifier that says neither 0 nor 1 on one of two processes."""
 
-    def work(processes: Processes) -> str:
+    def work(processes: DistributedContext) -> str:
         noise = {"kind": "noise", "false_positive": 0.1, "false_negative": 0.1}
         factor = 0.0 if processes.rank == 0 else 0.5
         trainer = trainer_of([bright(factor=factor, shape=noise)], processes, **CENTRED)
@@ -426,7 +428,9 @@ def test_reference_images_are_what_a_rollout_of_the_base_draws(sd3: Path) -> Non
     assert drawn.images is not None
     torch.testing.assert_close(drawn.images, expected)
     assert (drawn.images[0] - drawn.images[1]).abs().max() > 1e-2
-    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, Processes())
+    trainer = Trainer(
+        config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, DistributedContext()
+    )
     row = trainer.step(0)
     assert 0 < row["shaped/bright"] < 1
     again = policy.reference([prompts[0]] * 2, numbers, NoiseKey(0, 0, "references"), "base").images
@@ -444,7 +448,9 @@ def test_reference_texts_are_of_the_base(lm: Path) -> None:
         train={"lr": 0.1},
     )
     policy = load_policy(config)
-    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, Processes())
+    trainer = Trainer(
+        config, policy, Scorer.build(config.rewards, [], torch.device("cpu")), prompts, DistributedContext()
+    )
     before = policy.reference(prompts, torch.arange(4), NoiseKey(0, 0, "references"), "base").texts
     spent = policy.evaluations
     row = trainer.step(0)

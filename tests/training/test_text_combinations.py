@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt
 from difrl.policies.load import load_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.graded_texts import Graded
@@ -88,7 +88,9 @@ def test_a_combination_is_read_or_refused(old: str, objective: str, decisions: s
 def trains(path: Path, old: str, objective: str, decisions: str) -> None:
     """Two steps of one update each, in micro-batches that split groups, leave finite numbers and move the weights."""
     config = text_recipe(path, **sections(old, objective, decisions), train={"micro_batch": 15, "lr": 1e-3})
-    trainer = Trainer(config, load_policy(config), Scorer.of({"graded": (Graded(), 1.0)}, {}), PROMPTS, Processes())
+    trainer = Trainer(
+        config, load_policy(config), Scorer.of({"graded": (Graded(), 1.0)}, {}), PROMPTS, DistributedContext()
+    )
     before = [p.detach().clone() for p in trainer.parameters]
     rows = [trainer.step(0), trainer.step(1)]
     assert all(math.isfinite(value) for row in rows for value in row.values())

@@ -14,7 +14,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.reporting.terminal import SilentDisplay
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training import run as running
 from difrl.training.trainer import Trainer, TrainingError
@@ -26,7 +26,7 @@ def trainer_of(lm: Path, folder: Path, reward: Ones, **sections: Any) -> tuple[T
     config = shown_recipe(lm, folder / "run", prompt_file(folder), **sections)
     policy = load_language_policy(config)
     scorer = Scorer.of({"ones": (reward, 1.0)}, {})
-    return Trainer(config, policy, scorer, load_prompts(config.data.train), Processes()), policy
+    return Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()), policy
 
 
 def test_a_run_refuses_long_prompts_before_it_begins(lm: Path, tmp_path: Path) -> None:

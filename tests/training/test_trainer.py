@@ -16,7 +16,7 @@ from difrl.data.prompt_order import PromptOrder
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.logprob_check import FirstUpdateError
-from difrl.runtime.distributed import ProcessError, Processes
+from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.memory import MemoryShortage
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer, TrainingError
@@ -46,7 +46,9 @@ def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]])
         assert one == pytest.approx(other, rel=1e-6, abs=1e-9, nan_ok=True)
 
 
-def trained(objective: Objective, processes: Processes | None = None, **sections: Any) -> tuple[Tensor, list[Any]]:
+def trained(
+    objective: Objective, processes: DistributedContext | None = None, **sections: Any
+) -> tuple[Tensor, list[Any]]:
     """Weights and metrics after two steps of two updates, with some rows that could not be scored."""
     train = {"updates_per_step": 2, "lr": 0.01, **sections.pop("train", {})}
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) > 0.65)
@@ -83,13 +85,13 @@ def test_processes_do_not_matter(objective: Objective, whole: Mapping[str, Any])
 def test_collected_groups_do_not_depend_on_processes() -> None:
     """Of groups of three only those with a multiple of 7 are informative: groups 1 and 3 are drawn again, 1 twice."""
 
-    def work(processes: Processes) -> tuple[Tensor, list[Any], list[list[int]]]:
+    def work(processes: DistributedContext) -> tuple[Tensor, list[Any], list[list[int]]]:
         scorer = Listed({n: float(n % 7 == 0) for n in range(48)})
         trainer = linear_trainer(scorer=scorer, processes=processes, collect={"max_draws": 4})
         rows = steps(trainer, 1)
         return trainer.policy.parameters["weight"].detach(), rows, scorer.asked
 
-    weight, rows, asked = work(Processes())
+    weight, rows, asked = work(DistributedContext())
     assert asked == [list(range(12)), [15, 16, 17, 21, 22, 23], [27, 28, 29]]
     for one in in_threads(2, work):
         torch.testing.assert_close(one[0], weight, rtol=1e-9, atol=1e-9)
@@ -157,7 +159,7 @@ class Whole(LinearPolicy):
 def test_aggregation_by_loops(per: str, count: int) -> None:
     """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
 
-    def gradient(processes: Processes) -> tuple[Tensor | None, Rollout, ScoredRollout]:
+    def gradient(processes: DistributedContext) -> tuple[Tensor | None, Rollout, ScoredRollout]:
         scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
         sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
         trainer = linear_trainer(scorer=scorer, processes=processes, policy=Whole(), **sections)
@@ -170,7 +172,7 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
         trainer.step(0)
         return trainer.policy.parameters["weight"].grad, rollout, scorer(rollout)
 
-    (found, rollout, scored), *others = [gradient(Processes())] if count == 1 else in_threads(count, gradient)
+    (found, rollout, scored), *others = [gradient(DistributedContext())] if count == 1 else in_threads(count, gradient)
     policy = LinearPolicy()
     lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
     valid = scored.valid.nonzero().flatten().tolist()
@@ -441,7 +443,7 @@ def test_the_check_is_made_at_the_first_update_that_there_is() -> None:
 def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
     """On one process or, of two, on the other: all stop, so none waits for ever."""
 
-    def work(processes: Processes) -> tuple[bool, str]:
+    def work(processes: DistributedContext) -> tuple[bool, str]:
         def score(rollout: Rollout) -> ScoredRollout:
             if processes.rank == processes.count - 1:
                 raise RewardError("mine", "the server is gone")
@@ -452,7 +454,7 @@ def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
             trainer.step(0)
         return trainer.intact, str(caught.value)
 
-    assert work(Processes()) == (True, "reward 'mine' failed: the server is gone")
+    assert work(DistributedContext()) == (True, "reward 'mine' failed: the server is gone")
     one, two = in_threads(2, work)
     assert one == (True, "a reward failed on another process; its message is among the output above")
     assert two == (True, "reward 'mine' failed: the server is gone")

@@ -12,7 +12,7 @@ from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
@@ -93,7 +93,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
         train={"lr": 0.02, "micro_batch": 8},
     )
     policy = load_policy(config)
-    trainer = Trainer(config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), PROMPTS, Processes())
+    trainer = Trainer(config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), PROMPTS, DistributedContext())
     for number in range(2):
         trainer.step(number)
     rollout = drawn(policy)

@@ -17,7 +17,7 @@ from difrl.policies.diffusion.branching import Branching
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.plan_images import plan_of
 from difrl.training.trainer import Trainer
@@ -103,7 +103,7 @@ def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
 def trainer_of(path: Path, **sections: Any) -> Trainer:
     config = recipe(path, **sections)
     scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
-    return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), Processes())
+    return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 
 def test_shared_steps_are_evaluated_once_a_branch(sd3: Path) -> None:

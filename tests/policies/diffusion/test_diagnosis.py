@@ -18,7 +18,7 @@ from difrl.policies.diffusion.diagnosis import in_precision
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.logprob_check import FirstUpdateError
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
@@ -58,7 +58,7 @@ def trainer_of(path: Path, sections: dict[str, Any]) -> tuple[Trainer, Diffusion
     config = recipe(path, **{**sections, "train": {"lr": 0.05, **sections.get("train", {})}})
     scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
     policy = load_policy(config)
-    return Trainer(config, policy, scorer, load_prompts(config.data.train), Processes()), policy
+    return Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()), policy
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -13,7 +13,7 @@ from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import FAMILIES, StableDiffusion, register_family
 from difrl.policies.diffusion.load import load_policy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from samplers import keyed
@@ -62,7 +62,7 @@ def test_it_trains_an_adapter_that_diffusers_loads(auraflow: Path, tmp_path: Pat
     config = recipe(auraflow, model={"train": "lora", "lora": {"rank": 2}}, **sections)
     policy = load_policy(config)
     scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
-    metrics = Trainer(config, policy, scorer, load_prompts(config.data.train), Processes()).step(0)
+    metrics = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()).step(0)
     assert all(isfinite(value) for value in metrics.values())
     policy.save(tmp_path / "lora")
     pipeline = AuraFlowPipeline.from_pretrained(auraflow)

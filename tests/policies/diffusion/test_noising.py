@@ -13,7 +13,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.plan_images import plan_of
 from difrl.training.trainer import Trainer
@@ -84,7 +84,7 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
     )
     policy = load_policy(config)
     trainer = Trainer(
-        config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), load_prompts("shapes:train"), Processes()
+        config, policy, Scorer.of({"b": (Brightness(), 1.0)}, {}), load_prompts("shapes:train"), DistributedContext()
     )
     spent = trainer.step(0)["nfe"]
     assert spent == 12 * 6 + 12 * 5 + 12 * 3 * 2  # rollout, inversion, decisions under θ and old

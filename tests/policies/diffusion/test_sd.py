@@ -20,7 +20,7 @@ from difrl.policies.diffusion.flops import cost_of
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import asset
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
@@ -278,7 +278,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
     scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
     policy = load_policy(config)
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
-    trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), Processes())
+    trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext())
     rows = [trainer.step(0), trainer.step(1)]
     assert all(isfinite(value) for row in rows for value in row.values())
     assert any((p - before[name]).abs().max() > 1e-4 for name, p in policy.parameters.items())

@@ -17,7 +17,7 @@ from difrl.policies.language.diagnosis import in_precision
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.logprob_check import FirstUpdateError
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.texts import Ones, prompt_file, shown_recipe
@@ -31,7 +31,7 @@ def trainer_of(lm: Path, folder: Path, sections: dict[str, Any]) -> tuple[Traine
     config = shown_recipe(lm, folder / "run", prompt_file(folder), **sections)
     policy = load_language_policy(config)
     return Trainer(
-        config, policy, Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train), Processes()
+        config, policy, Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train), DistributedContext()
     ), policy
 
 

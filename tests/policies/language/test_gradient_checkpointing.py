@@ -18,7 +18,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language.speaking import recipe
@@ -134,7 +134,7 @@ def test_bfloat16_trains_and_keeps_what_is_trained_in_float32(model: Path, train
     policy = load_language_policy(config)
     assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
-    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], "cpu"), PROMPTS, Processes())
+    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], "cpu"), PROMPTS, DistributedContext())
     for step in range(2):
         trainer.step(step)  # the check of the first update included
     assert any(not torch.equal(p, before[name]) for name, p in policy.parameters.items())

@@ -14,7 +14,7 @@ from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.merge_lora import plain_weights
 from difrl.policies.language.policy import LanguagePolicy
-from difrl.runtime.distributed import Processes
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language import vllm_double
@@ -162,7 +162,7 @@ def test_an_adapter_on_a_head_that_shares_its_weights_is_refused(model: Path) ->
 def test_a_run_learns_from_it_and_reports_the_mismatch(model: Path, train: dict[str, Any]) -> None:
     config = recipe(model, model=train, generation=ENGINE, train={"updates_per_step": 2})
     policy = load_language_policy(config)
-    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], "cpu"), PROMPTS, Processes())
+    trainer = Trainer(config, policy, Scorer.build(config.rewards, [], "cpu"), PROMPTS, DistributedContext())
     for step in range(2):
         metrics = trainer.step(step)  # the check of the first update included
         assert 0 <= metrics[MISMATCH] < 1e-5
