@@ -21,7 +21,7 @@ from difrl.core.groups import (
     group_spread,
     group_sum,
 )
-from difrl.core.likelihoods import Likelihoods, Reduction, collapse
+from difrl.core.likelihoods import Likelihoods, Reduction, reduce_over_decisions
 from difrl.core.numerics import unit
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
@@ -29,8 +29,8 @@ from difrl.core.objectives.base import (
     Objective,
     Scope,
     aggregation,
+    anchor_penalty,
     get_statistics,
-    penalty,
     reduce,
 )
 from difrl.core.objectives.centred import CentredRewardDistillation
@@ -94,7 +94,7 @@ __all__ = [
     "advantages",
     "aggregation",
     "alpha_divergence",
-    "collapse",
+    "anchor_penalty",
     "compact",
     "decoupled",
     "elbo",
@@ -114,8 +114,8 @@ __all__ = [
     "k2",
     "k3",
     "once",
-    "penalty",
     "reduce",
+    "reduce_over_decisions",
     "reweighted",
     "unit",
     "velocity",

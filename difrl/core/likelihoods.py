@@ -117,7 +117,7 @@ class Likelihoods:
         )
 
 
-def collapse(lik: Likelihoods, decisions: Reduction) -> Likelihoods:
+def reduce_over_decisions(lik: Likelihoods, decisions: Reduction) -> Likelihoods:
     """Reduce each sample to one decision, [B, 1], for an objective that is nonlinear in a sample's mean or sum.
 
       "sum":  l_i = sum_j m_ij l_ij            "mean":  l_i = sum_j m_ij l_ij / max(1, sum_j m_ij)

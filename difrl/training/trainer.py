@@ -28,11 +28,11 @@ from difrl.core import (
     Informative,
     Likelihoods,
     aggregation,
-    collapse,
+    anchor_penalty,
     informative,
     once,
-    penalty,
     reduce,
+    reduce_over_decisions,
 )
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
@@ -263,13 +263,13 @@ class Trainer:
             lik = self.policy.likelihoods(part.rollout, chosen)
             if check is not None:
                 check(lik)
-            lik = collapse(lik, self.objective.decisions)
+            lik = reduce_over_decisions(lik, self.objective.decisions)
             mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
             loss, details = self.objective(lik, part.of(columns), part.scored.groups, mine)
             coefficients = {
                 name: self.coefficients[name].per_sample(step, part.advantages) for name in self.held_on_own
             }
-            total = reduce(loss + penalty(lik, coefficients), self._weights(lik.mask), count)
+            total = reduce(loss + anchor_penalty(lik, coefficients), self._weights(lik.mask), count)
             total.backward()
             levels = {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
             _add(sums, lik, details | levels | {"loss": loss.detach()}, total)
@@ -284,8 +284,8 @@ class Trainer:
         levels = {name: self.coefficients[name].value(step) for name in rehearsal.labels}
         for rows, columns in self._chunks(decisions):
             lik = self.policy.likelihoods(drawn.select(rows), decisions.select(rows, columns), rehearsal.needs)
-            lik = collapse(lik, self.objective.decisions)
-            total = reduce(penalty(lik, levels), self._weights(lik.mask), count)
+            lik = reduce_over_decisions(lik, self.objective.decisions)
+            total = reduce(anchor_penalty(lik, levels), self._weights(lik.mask), count)
             total.backward()
             told = {f"coefficient/{name}": torch.full_like(total.detach(), level) for name, level in levels.items()}
             _add(sums, lik, {name: value.expand_as(lik.logp) for name, value in told.items()}, total)
@@ -335,7 +335,7 @@ class Trainer:
             lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns), objective.needs)
             parts[rows.start].append(lik)
         whole = Likelihoods.cat([Likelihoods.cat(row, dim=1) for row in parts.values()])
-        lik = collapse(whole, objective.decisions)
+        lik = reduce_over_decisions(whole, objective.decisions)
         a = batch.of(slice(None)).reshape(len(lik), -1).expand_as(lik.logp).to(lik.logp.dtype)
         if objective.scope == "group":  # which no two processes share
             return objective.statistics(objective.summarise(lik), lik.mask, a, groups)

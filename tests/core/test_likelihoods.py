@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from difrl.core import Likelihoods, Reduction, collapse
+from difrl.core import Likelihoods, Reduction, reduce_over_decisions
 
 EVERY_TERM = {
     "references/old",
@@ -52,7 +52,7 @@ def test_decisions_are_cut_by_map_and_joined_by_cat(fake_policy: Any) -> None:
 def test_absent_terms_stay_absent() -> None:
     logp = torch.zeros(2, 3)
     lik = Likelihoods(logp, logp == 0, {"references/old": logp})
-    for same in (lik.select(slice(None)), Likelihoods.cat([lik, lik]), collapse(lik, "sum")):
+    for same in (lik.select(slice(None)), Likelihoods.cat([lik, lik]), reduce_over_decisions(lik, "sum")):
         assert same.terms.keys() == {"references/old"}
 
 
@@ -71,18 +71,18 @@ def test_collapse_by_hand(decisions: Reduction, logp: list[list[float]], scale: 
     summed = ("references/old", "divergence/base", "bias", "mixed/plus")
     terms = {**dict.fromkeys(summed, values), "mixed/minus": -values, "scale": factor, "weight": factor}
     lik = Likelihoods(values, ~values.isnan(), terms)
-    found = collapse(lik, decisions)
+    found = reduce_over_decisions(lik, decisions)
     assert found.mask.tolist() == [[True], [True], [False]]
     for tensor in (found.logp, *(found[name] for name in summed), -found["mixed/minus"]):
         assert tensor.tolist() == logp
     assert found["scale"].tolist() == found["weight"].tolist() == scale
-    assert collapse(lik, "each") is lik
+    assert reduce_over_decisions(lik, "each") is lik
 
 
 def test_collapse_passes_the_gradient_to_what_counts() -> None:
     logp = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     mask = torch.tensor([[True, True, False]])
-    collapse(Likelihoods(logp, mask), "mean").logp.sum().backward()
+    reduce_over_decisions(Likelihoods(logp, mask), "mean").logp.sum().backward()
     assert logp.grad.tolist() == [[0.5, 0.5, 0.0]]
 
 
@@ -120,4 +120,4 @@ def test_errors_name_the_term() -> None:
     with pytest.raises(ValueError, match="cannot concatenate"):
         Likelihoods.cat([])
     with pytest.raises(ValueError, match="expected 'each', 'mean' or 'sum'"):
-        collapse(Likelihoods(x, m), "median")
+        reduce_over_decisions(Likelihoods(x, m), "median")

@@ -174,7 +174,7 @@ def get_statistics(objective: Objective, lik: Likelihoods, advantages: Tensor, g
     return objective.statistics(objective.summarise(lik), lik.mask, expanded, groups)
 
 
-def penalty(lik: Likelihoods, coefficients: Mapping[str, float | Tensor]) -> Tensor:
+def anchor_penalty(lik: Likelihoods, coefficients: Mapping[str, float | Tensor]) -> Tensor:
     """sum_a c_a D_a over anchors a: what anchors add to the loss, [B, J]; zeros without anchors.
 
     coefficients: anchor name -> one number, or one a sample [B] (reward-adaptive), detached.

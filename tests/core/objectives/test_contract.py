@@ -23,10 +23,10 @@ from difrl.core import (
     Preference,
     RatioNormalised,
     advantages,
-    collapse,
+    anchor_penalty,
     get_statistics,
-    penalty,
     reduce,
+    reduce_over_decisions,
     unit,
 )
 from difrl.reporting.html.glossary import definition
@@ -39,9 +39,9 @@ Tensors = dict[str, Tensor]
 
 def whole_batch(policy: Any, objective: Objective, rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensors]:
     """(loss, gradient, metrics) of one backward pass over everything."""
-    lik = collapse(policy.likelihoods(), objective.decisions)
+    lik = reduce_over_decisions(policy.likelihoods(), objective.decisions)
     loss, metrics = objective(lik, rewards, groups)
-    total = reduce(loss + penalty(lik, {"base": 0.3}), lik.mask, lik.mask.sum())
+    total = reduce(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, lik.mask.sum())
     return total.detach(), policy.grad(total), metrics
 
 
@@ -50,17 +50,17 @@ def in_parts(
 ) -> tuple[Tensor, Tensor]:
     """The same by a pass without gradient for the statistics and a backward pass for each part."""
     with torch.no_grad():
-        every = [collapse(policy.likelihoods(rows), objective.decisions) for rows in parts]
+        every = [reduce_over_decisions(policy.likelihoods(rows), objective.decisions) for rows in parts]
     order = torch.cat(list(parts))
     statistics = get_statistics(objective, Likelihoods.cat(every), rewards[order], groups[order])
     count = sum(lik.mask.sum() for lik in every)
     total, grad, start = torch.tensor(0.0), torch.zeros_like(policy.weight), 0
     for rows in parts:
-        lik = collapse(policy.likelihoods(rows), objective.decisions)
+        lik = reduce_over_decisions(policy.likelihoods(rows), objective.decisions)
         mine = {name: value[start : start + len(rows)] for name, value in statistics.items()}
         loss, metrics = objective(lik, rewards[rows], groups[rows], mine)
         assert all(m.shape == loss.shape and not m.requires_grad for m in metrics.values())
-        scalar = reduce(loss + penalty(lik, {"base": 0.3}), lik.mask, count)
+        scalar = reduce(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, count)
         total, grad, start = total + scalar.detach(), grad + policy.grad(scalar), start + len(rows)
     return total, grad
 
@@ -84,7 +84,7 @@ def test_statistics_gathered_over_processes_equal_those_of_one(fake_policy: Any,
     """Two processes hold half the rows each and gather what `summarise` gives."""
     policy = fake_policy.make(8, 4)
     groups, rewards = torch.arange(8) % 4, torch.linspace(-1, 1, 8)
-    lik = collapse(policy.likelihoods(), objective.decisions)
+    lik = reduce_over_decisions(policy.likelihoods(), objective.decisions)
     halves = [lik.select(slice(0, 4)), lik.select(slice(4, 8))]
     rows = [objective.summarise(half) for half in halves]
     assert all(not value.requires_grad for part in rows for value in part.values())
@@ -116,7 +116,7 @@ def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) ->
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_it_reads_what_it_needs_and_nothing_else(fake_policy: Any, objective: Objective) -> None:
     """A policy evaluates no more than that."""
-    every = collapse(fake_policy.make(4, 3).likelihoods(), objective.decisions)
+    every = reduce_over_decisions(fake_policy.make(4, 3).likelihoods(), objective.decisions)
     groups, rewards = torch.arange(4) % 2, torch.linspace(-1, 1, 4)
     known = replace(every, terms={name: every[name] for name in objective.needs})
     loss, _ = objective(known, rewards, groups)
@@ -145,7 +145,7 @@ def test_preference_equals_the_loss_over_pairs(fake_policy: Any) -> None:
     groups, rewards = torch.empty(6, dtype=torch.int64), torch.empty(6)
     groups[winners], groups[losers] = torch.arange(3), torch.arange(3)
     rewards[winners], rewards[losers] = 1.0, -1.0
-    lik = without(collapse(policy.likelihoods(), "sum"), "weight")
+    lik = without(reduce_over_decisions(policy.likelihoods(), "sum"), "weight")
     delta = (lik.logp - lik["references/base"])[:, 0]
     direct = -F.logsigmoid(0.5 * (delta[winners] - delta[losers])).mean()
     loss, _ = Preference(beta=0.5, decisions="sum")(lik, rewards, groups)
@@ -223,7 +223,7 @@ def test_distillation_of_whole_sequences_reaches_the_tilted_distribution() -> No
     def closure() -> Tensor:
         optimiser.zero_grad()
         lik = Likelihoods(tabular(logits, y), mask, {"references/old": old})
-        lik = collapse(lik, objective.decisions)
+        lik = reduce_over_decisions(lik, objective.decisions)
         loss = reduce(objective(lik, rewards, groups)[0], lik.mask, len(y))
         loss.backward()
         return loss
@@ -268,12 +268,12 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
     lik, a = policy.likelihoods(), torch.tensor([5.0, -5.0, 0.0, 9.0])
     rows = RewardAdaptive(0.1, 0.001).per_sample(3, a)
     torch.testing.assert_close(rows, torch.tensor([0.1, 0.0001, 0.05005, 0.1]))
-    found = penalty(lik, {"base": rows, "old": Targeted(0.5, 1.0).updated(2.0).value(0)})
+    found = anchor_penalty(lik, {"base": rows, "old": Targeted(0.5, 1.0).updated(2.0).value(0)})
     expected = rows[:, None] * lik["divergence/base"] + 1.0 * lik["divergence/old"]
     torch.testing.assert_close(found, expected)
-    assert torch.equal(penalty(lik, {}), torch.zeros_like(lik.logp))
+    assert torch.equal(anchor_penalty(lik, {}), torch.zeros_like(lik.logp))
     with pytest.raises(ValueError, match="divergence/ema"):
-        penalty(lik, {"ema": 1.0})
+        anchor_penalty(lik, {"ema": 1.0})
 
 
 def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
@@ -295,7 +295,7 @@ def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_every_metric_is_defined(fake_policy: Any, objective: Objective) -> None:
     _, metrics = objective(
-        collapse(fake_policy.make(4, 2).likelihoods(), objective.decisions), torch.ones(4), torch.arange(4)
+        reduce_over_decisions(fake_policy.make(4, 2).likelihoods(), objective.decisions), torch.ones(4), torch.arange(4)
     )
     assert metrics
     assert all(definition(METRIC_NAMES.get(name, name)) for name in metrics)
