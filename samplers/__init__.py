@@ -35,7 +35,7 @@ from samplers.kernels import (
     transition_std,
 )
 from samplers.noise import keyed, keyed_uniform, stable_seed
-from samplers.process import FlowMatching, Process, VariancePreserving, corrupt, expand, raised
+from samplers.process import FlowMatching, Process, VariancePreserving, at_least_float32, corrupt, expand
 from samplers.rollout import Trajectory, advance, rollout
 from samplers.search import best_of, choose, svdd
 from samplers.solvers import solve
@@ -81,6 +81,7 @@ __all__ = [
     "adaptive_classifier_free",
     "adaptive_reinforcement_learning",
     "advance",
+    "at_least_float32",
     "best_of",
     "check_prompts",
     "choose",
@@ -101,7 +102,6 @@ __all__ = [
     "make_kernel",
     "ode",
     "precise",
-    "raised",
     "reinforcement_learning",
     "rollout",
     "rows_of",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from samplers.grid import Grid
 from samplers.guidance import Condition, Denoiser, PerSample, grown, rows_of, switched, with_negatives
-from samplers.process import raised
+from samplers.process import at_least_float32
 
 
 class Agreement:
@@ -66,7 +66,7 @@ def adaptive_classifier_free(denoiser: Denoiser, scale: float, agreement: Agreem
         condition, rows = condition.numbered(), rows_of(condition)
         active = agreement.active(rows, t)
         both = with_negatives(condition, active)
-        outputs = raised(denoiser(torch.cat([x_t[active], x_t]), torch.cat([t[active], t]), both))
+        outputs = at_least_float32(denoiser(torch.cat([x_t[active], x_t]), torch.cat([t[active], t]), both))
         return _blended(outputs[len(active) :], outputs[: len(active)], scale, rows, active, agreement)
 
     return guided
@@ -91,10 +91,10 @@ def adaptive_reinforcement_learning(
     def blended(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         condition, rows = condition.numbered(), rows_of(condition)
         active = agreement.active(rows, t)
-        main = raised(tuned(x_t, t, condition))
+        main = at_least_float32(tuned(x_t, t, condition))
         if len(active) == 0:
             return main
-        reference = raised(base(x_t[active], t[active], condition.select(active)))
+        reference = at_least_float32(base(x_t[active], t[active], condition.select(active)))
         return _blended(main, reference, weight, rows, active, agreement)
 
     return switched(tuned, base if weight == 0 else blended, first_steps, grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from samplers.guidance import Condition, Denoiser, PerSample, rows_of
-from samplers.process import raised
+from samplers.process import at_least_float32
 
 
 class Remembering:
@@ -42,7 +42,9 @@ class Distance:
         if reference is None:
             reference = self.reference(x_t, t, condition)
         rows = rows_of(condition)
-        self._sums.add(rows, (raised(output) - raised(reference)).square().flatten(1).mean(1).double())
+        self._sums.add(
+            rows, (at_least_float32(output) - at_least_float32(reference)).square().flatten(1).mean(1).double()
+        )
         self._calls.add(rows, 1.0)
         return output
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid
-from samplers.process import expand, raised
+from samplers.process import at_least_float32, expand
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def classifier_free(denoiser: Denoiser, scale: float) -> Denoiser:
 
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         both = with_negatives(condition, slice(None))
-        negative, conditional = raised(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)).chunk(2)
+        negative, conditional = at_least_float32(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)).chunk(2)
         return negative + scale * (conditional - negative)
 
     return guided
@@ -138,8 +138,8 @@ def reinforcement_learning(
         return tuned
 
     def blended(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        reference = raised(base(x_t, t, condition))
-        return reference + weight * (raised(tuned(x_t, t, condition)) - reference)
+        reference = at_least_float32(base(x_t, t, condition))
+        return reference + weight * (at_least_float32(tuned(x_t, t, condition)) - reference)
 
     return switched(tuned, base if weight == 0 else blended, first_steps, grid)
 
@@ -161,7 +161,7 @@ def switched(early: Denoiser, late: Denoiser, first_steps: int, grid: Grid | Non
             return early(x_t, t, condition)
         if not is_early.any():
             return late(x_t, t, condition)
-        first, second = raised(early(x_t, t, condition)), raised(late(x_t, t, condition))
+        first, second = at_least_float32(early(x_t, t, condition)), at_least_float32(late(x_t, t, condition))
         return torch.where(expand(is_early, x_t).bool(), first, second)
 
     return by_time

@@ -8,7 +8,7 @@ from torch import Tensor
 from samplers.grid import Grid
 from samplers.guidance import Condition, Denoiser
 from samplers.kernels import ode
-from samplers.process import Process, raised
+from samplers.process import Process, at_least_float32
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def invert(denoiser: Denoiser, process: Process, grid: Grid, x0: Tensor, conditi
             "inversion begins with the noise that the model predicts at a clean sample, and an x0 prediction holds none; "
             "take a model that predicts epsilon, v or the velocity"
         )
-    times, batch, x = grid.times.to(x0.device), x0.shape[0], raised(x0)
+    times, batch, x = grid.times.to(x0.device), x0.shape[0], at_least_float32(x0)
     states: list[Tensor] = []
     for step in reversed(range(grid.steps)):
         t, s = times[step + 1].expand(batch), times[step].expand(batch)

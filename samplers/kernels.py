@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid, Window
-from samplers.process import FLOW, Process, expand, raised
+from samplers.process import FLOW, Process, at_least_float32, expand
 
 Reduction = Literal["mean", "sum"]
 Kernel = Callable[[Process, Tensor, Tensor, Tensor, Tensor], "Gaussian"]
@@ -129,7 +129,7 @@ def _euler_maruyama(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s:
     x0_hat, eps_hat = process.split(output, x_t, t)
     dt = s.double() - t.double()
     correction = 0.5 * g.square() * dt / t.double()
-    mean = raised(x_t) + expand(dt, x0_hat) * (eps_hat - x0_hat) + expand(correction, eps_hat) * eps_hat
+    mean = at_least_float32(x_t) + expand(dt, x0_hat) * (eps_hat - x0_hat) + expand(correction, eps_hat) * eps_hat
     return Gaussian(mean, expand(g * (-dt).sqrt(), mean))
 
 

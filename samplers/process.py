@@ -19,7 +19,7 @@ FLOW: Literal["flow_prediction"] = "flow_prediction"
 VPPrediction = Literal["epsilon", "v_prediction", "sample"]
 
 
-def raised(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return `x` in float32 at least: half precisions are raised, float64 is kept."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -67,7 +67,7 @@ class Process(Protocol):
 
 def corrupt(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """x_t = alpha_t x0 + sigma_t eps, [B,...]."""
-    x0, eps = raised(x0), raised(eps)
+    x0, eps = at_least_float32(x0), at_least_float32(eps)
     return expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), eps) * eps
 
 
@@ -107,11 +107,11 @@ class FlowMatching:
 
     def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x0_hat = x - t v, eps_hat = x + (1-t) v."""
-        v, x = raised(output), raised(x)
+        v, x = at_least_float32(output), at_least_float32(x)
         return x - expand(self.sigma(t), v) * v, x + expand(self.alpha(t), v) * v
 
     def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
-        return raised(eps_hat) - raised(x0_hat)
+        return at_least_float32(eps_hat) - at_least_float32(x0_hat)
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         return self.combine(x0, eps, t)
@@ -176,7 +176,7 @@ class VariancePreserving:
         return 2 * slope / (angle.sin() * angle.cos())
 
     def split(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        out, x = raised(output), raised(x)
+        out, x = at_least_float32(output), at_least_float32(x)
         alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)
         if self.prediction == "epsilon":
             return (x - sigma * out) / alpha, out
@@ -185,7 +185,7 @@ class VariancePreserving:
         return alpha * x - sigma * out, alpha * out + sigma * x
 
     def combine(self, x0_hat: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
-        x0_hat, eps_hat = raised(x0_hat), raised(eps_hat)
+        x0_hat, eps_hat = at_least_float32(x0_hat), at_least_float32(eps_hat)
         if self.prediction == "epsilon":
             return eps_hat
         if self.prediction == "sample":

@@ -14,7 +14,7 @@ from torch import Tensor
 from samplers.grid import Grid, Window
 from samplers.guidance import Condition, Denoiser
 from samplers.kernels import Kernel, Reduction, check_window, ode
-from samplers.process import Process, raised
+from samplers.process import Process, at_least_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def rollout(
             "start at the window or before it"
         )
     times = grid.times.to(x_init.device)
-    x_t = raised(x_init)
+    x_t = at_least_float32(x_init)
     states: list[Tensor] = []
     nexts: list[Tensor] = []
     log_probs: list[Tensor] = []
@@ -114,7 +114,7 @@ def advance(
     if not 0 <= steps < grid.steps:
         raise ValueError(f"a prefix has 0 to {grid.steps - 1} of a run's {grid.steps} steps, got {steps}")
     times, batch = grid.times.to(x_init.device), x_init.shape[0]
-    x = raised(x_init)
+    x = at_least_float32(x_init)
     for step in range(steps):
         t, s = times[step].expand(batch), times[step + 1].expand(batch)
         transition = kernel(process, denoiser(x, t, condition), x, t, s)

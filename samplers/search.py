@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.grid import Grid, Window
 from samplers.guidance import Condition, Denoiser
 from samplers.kernels import Kernel, check_window, ode
-from samplers.process import Process, raised
+from samplers.process import Process, at_least_float32
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """(clean predictions [n,...], the number of the sample that each belongs to, [n] int64) -> values [n], NaN for none."""
@@ -91,17 +91,17 @@ def svdd(
     batch, times = x_init.shape[0], grid.times.to(x_init.device)
     samples = torch.arange(batch, device=x_init.device)
     several = condition.repeat_interleave(candidates)
-    x_t, output = raised(x_init), None
+    x_t, output = at_least_float32(x_init), None
     for step in range(grid.steps):
         t, s = times[step].expand(batch), times[step + 1].expand(batch)
-        output = raised(denoiser(x_t, t, condition)) if output is None else output
+        output = at_least_float32(denoiser(x_t, t, condition)) if output is None else output
         if step not in window:
             x_t, output = ode(process, output, x_t, t, s).mean, None
             continue
         transition = kernel(process, output, x_t, t, s)
         draws = [transition.sample(noise(step, m).to(x_t.device)) for m in range(candidates)]
         drawn, s_drawn = torch.stack(draws, 1).flatten(0, 1), s.repeat_interleave(candidates)
-        outputs = raised(denoiser(drawn, s_drawn, several))
+        outputs = at_least_float32(denoiser(drawn, s_drawn, several))
         values = value(process.split(outputs, drawn, s_drawn)[0], samples.repeat_interleave(candidates))
         columns = choose(values.reshape(batch, candidates), temperature, uniform(step).to(x_t.device))
         kept = samples * candidates + columns.to(x_t.device)

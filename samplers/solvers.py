@@ -7,7 +7,7 @@ from torch import Tensor
 
 from samplers.grid import Scheduler, scheduled
 from samplers.guidance import Condition, Denoiser
-from samplers.process import FLOW, Process, raised
+from samplers.process import FLOW, Process, at_least_float32
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def solve(
     Stochastic schedulers draw from torch's global generator; for keyed noise use `rollout`.
     """
     scheduler = scheduled(scheduler, process, steps, x_init.device, sequence_length=sequence_length)
-    x = raised(x_init)
+    x = at_least_float32(x_init)
     # Schedulers of variance-preserving models may rescale the state (Euler: x / alpha); flow ones never do.
     rescaled = process.prediction != FLOW
     if rescaled:
@@ -36,6 +36,6 @@ def solve(
     for timestep in scheduler.timesteps:
         t = process.time(timestep).to(x.device).expand(x.shape[0])
         x_t = scheduler.scale_model_input(x, timestep) if rescaled else x
-        output = raised(denoiser(x_t, t, condition))
+        output = at_least_float32(denoiser(x_t, t, condition))
         x = scheduler.step(output, timestep, x, return_dict=False)[0]
     return x

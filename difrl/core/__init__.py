@@ -22,7 +22,7 @@ from difrl.core.groups import (
     group_sum,
 )
 from difrl.core.likelihoods import Likelihoods, Reduction, reduce_over_decisions
-from difrl.core.numerics import unit
+from difrl.core.numerics import to_unit_interval
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
     Aggregation,
@@ -117,6 +117,6 @@ __all__ = [
     "reduce",
     "reduce_over_decisions",
     "reweighted",
-    "unit",
+    "to_unit_interval",
     "velocity",
 ]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from difrl.core.numerics import raised
+from difrl.core.numerics import at_least_float32
 
 Place = Literal["loss", "reward"]
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +28,7 @@ def velocity(out: Tensor, ref: Tensor) -> Tensor:
     """
     if out.shape != ref.shape:
         raise ValueError(f"out has shape {list(out.shape)} and ref {list(ref.shape)}, expected one shape [B, ...]")
-    return (raised(out) - raised(ref.detach())).square().flatten(1).mean(dim=1)
+    return (at_least_float32(out) - at_least_float32(ref.detach())).square().flatten(1).mean(dim=1)
 
 
 def k1(logp: Tensor, ref: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difrl.core.divergences import k3
-from difrl.core.numerics import raised
+from difrl.core.numerics import at_least_float32
 
 Curve = Callable[[Tensor], Tensor]
 """A function of u > 0, elementwise, given log u."""
@@ -60,7 +60,7 @@ class FDivergence:
                 f"log_p has shape {list(log_p.shape)} and log_q {list(log_q.shape)}, expected one [..., V]: both over "
                 "the same elements"
             )
-        log_p, log_q = raised(log_p), raised(log_q)
+        log_p, log_q = at_least_float32(log_p), at_least_float32(log_q)
         p, q, in_p, in_q = log_p.exp(), log_q.exp(), log_p > -math.inf, log_q > -math.inf
         delta = torch.where(in_p & in_q, log_p - log_q, 0.0)
         more, less = p * self.perspective(delta.clamp(min=0)), q * self.generator(delta.clamp(max=0))

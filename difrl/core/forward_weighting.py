@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from difrl.core.numerics import raised
+from difrl.core.numerics import at_least_float32
 
 HUBER_EPS = 1e-10
 GHUBER_POWER = 0.25
@@ -75,7 +75,7 @@ def elbo(eps: Tensor, eps_hat: Tensor, t: Tensor, log_snr_rate: Tensor, density:
     Returns:
       [B].
     """
-    total = (raised(eps_hat) - raised(eps)).square().flatten(1).sum(dim=1)
+    total = (at_least_float32(eps_hat) - at_least_float32(eps)).square().flatten(1).sum(dim=1)
     # The cutoff acts on the factor, not the product: an infinite rate would make a zero gradient NaN.
     factor = torch.where(t >= cutoff, 0.5 * log_snr_rate / density, 0.0)
     return -factor.to(total.dtype) * total
@@ -99,7 +99,7 @@ def forward_logp(out: Tensor, target: Tensor, t: Tensor, weighting: str) -> Tens
         raise ValueError(f"out, target, t have shapes {shapes}, expected [B, ...] twice alike and [B]")
     if weighting not in WEIGHTINGS:
         raise ValueError(f"no weighting {weighting!r}, expected one of {sorted(WEIGHTINGS)}; for the bound use `elbo`")
-    error = raised(out) - raised(target)
+    error = at_least_float32(out) - at_least_float32(target)
     return WEIGHTINGS[weighting](error, t.to(error.dtype))
 
 

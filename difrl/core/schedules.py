@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from difrl.core.numerics import unit
+from difrl.core.numerics import to_unit_interval
 
 
 @dataclass(frozen=True)
@@ -210,4 +210,4 @@ class RewardAdaptive(Coefficient):
         return self.base.value(step)
 
     def per_sample(self, step: int, advantages: Tensor) -> Tensor:
-        return self.floor + (self.value(step) - self.floor) * unit(advantages, self.limit)
+        return self.floor + (self.value(step) - self.floor) * to_unit_interval(advantages, self.limit)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difrl.core.groups import group_mean, group_softmax
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.numerics import check_bound, unit
+from difrl.core.numerics import check_bound, to_unit_interval
 from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
@@ -118,4 +118,4 @@ class CentredRewardDistillation(Objective):
         return loss, ratio_metrics(delta) | {"centred/error": error}
 
     def _rewards(self, advantages: Tensor) -> Tensor:
-        return unit(advantages, self.bound) if self.reward == "unit" else advantages
+        return to_unit_interval(advantages, self.bound) if self.reward == "unit" else advantages

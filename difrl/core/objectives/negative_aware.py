@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.numerics import check_bound, unit
+from difrl.core.numerics import check_bound, to_unit_interval
 from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
@@ -42,7 +42,7 @@ class NegativeAware(Objective):
         return frozenset({"mixed/plus", "mixed/minus", "references/old"})
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
-        r = unit(advantages, self.bound)
+        r = to_unit_interval(advantages, self.bound)
         plus, minus = -lik["mixed/plus"], -lik["mixed/minus"]
         loss = self.bound / self.mix * (r * plus + (1.0 - r) * minus)
         losses = {"negative/plus": plus.detach(), "negative/minus": minus.detach()}

@@ -27,7 +27,7 @@ from difrl.core import (
     get_statistics,
     reduce,
     reduce_over_decisions,
-    unit,
+    to_unit_interval,
 )
 from difrl.reporting.html.glossary import definition
 from difrl.training.trainer import METRIC_NAMES
@@ -245,7 +245,7 @@ class RewardAdaptive(Coefficient):
         return self.beta
 
     def per_sample(self, step: int, advantages: Tensor) -> Tensor:
-        return self.beta * (self.kappa + (1 - self.kappa) * unit(advantages, 5.0))
+        return self.beta * (self.kappa + (1 - self.kappa) * to_unit_interval(advantages, 5.0))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difrl.core import Clipped, DivergenceMasked, Likelihoods, RatioNormalised, unit
+from difrl.core import Clipped, DivergenceMasked, Likelihoods, RatioNormalised, to_unit_interval
 
 
 def column(*values: float) -> Tensor:
@@ -88,7 +88,7 @@ def test_an_infinite_region_is_the_plain_policy_gradient() -> None:
 
 
 def test_units_by_hand() -> None:
-    assert unit(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0).tolist() == [0.0, 0.0, 0.5, 0.75, 1.0]
+    assert to_unit_interval(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0).tolist() == [0.0, 0.0, 0.5, 0.75, 1.0]
 
 
 def test_refusals() -> None:
