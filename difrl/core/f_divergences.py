@@ -3,7 +3,7 @@
     D_f(theta || ref) = sum_v ref_v f(u_v),    u = theta / ref,    f convex, f(1) = f'(1) = 0
 
 so that every term is >= 0. Each is exact over a whole distribution (`full`), or estimated from the log-ratios of
-elements drawn from theta (`of_own`) or from the reference (`of_reference`). All statements here hold at one decision:
+elements drawn from theta (`estimate_from_policy_samples`) or from the reference (`estimate_from_reference_samples`). All statements here hold at one decision:
 where decisions depend on earlier ones, no estimator at a single decision includes its effect on later ones. For forward
 KL alone, the sum over decisions with prefixes drawn from the reference is the divergence of whole sequences (the chain
 rule).
@@ -68,7 +68,7 @@ class FDivergence:
         dropped, added = _scaled(in_q & ~in_p, q, self.at_zero), _scaled(in_p & ~in_q, p, self.at_infinity)
         return (terms + dropped + added).sum(dim=-1)
 
-    def of_own(self, delta: Tensor) -> Tensor:
+    def estimate_from_policy_samples(self, delta: Tensor) -> Tensor:
         """Estimate D_f from elements drawn from theta: value f(u) / u, derivative f'(u) in delta. Any shape, elementwise.
 
         The mean of the value is D_f (where theta covers the reference), and the mean of the gradient is that of D_f:
@@ -79,7 +79,7 @@ class FDivergence:
         fixed = delta.detach()
         return self.perspective(fixed) + self.slope(fixed) * (delta - fixed)
 
-    def of_reference(self, delta: Tensor) -> Tensor:
+    def estimate_from_reference_samples(self, delta: Tensor) -> Tensor:
         """Estimate D_f from elements drawn from the reference: f(u), with its own gradient. Any shape, elementwise.
 
         The mean of the value is D_f and the mean of the gradient is that of D_f, since the sampling does not depend on

@@ -98,8 +98,8 @@ def test_estimators_and_their_gradients_have_the_means_they_claim(name: str, see
     divergence, logp = f_divergence(name), logits.log_softmax(0)
     exact, delta = divergence.full(logp, ref), logp - ref
     for weights, values in (
-        (logp.detach().exp(), divergence.of_own(delta)),
-        (ref.exp(), divergence.of_reference(delta)),
+        (logp.detach().exp(), divergence.estimate_from_policy_samples(delta)),
+        (ref.exp(), divergence.estimate_from_reference_samples(delta)),
     ):
         mean = (weights * values).sum()
         torch.testing.assert_close(mean, exact, **EXACT)
@@ -129,7 +129,7 @@ def test_k2_and_k3_are_of_the_family() -> None:
     """k2 has the gradient of reverse KL on own samples; k3 that of forward KL, and reverse KL's value."""
     delta = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
     zero = torch.zeros_like(delta)
-    reverse, forward = (f_divergence(name).of_own(delta) for name in ("reverse_kl", "forward_kl"))
+    reverse, forward = (f_divergence(name).estimate_from_policy_samples(delta) for name in ("reverse_kl", "forward_kl"))
     torch.testing.assert_close(reverse, k3(delta, zero), **EXACT)
     torch.testing.assert_close(gradient(reverse.sum(), delta), gradient(k2(delta, zero).sum(), delta), **EXACT)
     torch.testing.assert_close(gradient(forward.sum(), delta), gradient(k3(delta, zero).sum(), delta), **EXACT)

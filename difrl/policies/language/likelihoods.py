@@ -50,12 +50,12 @@ def _full(name: str, alpha: float) -> Distance:
 
 
 def _sampled(name: str, alpha: float) -> Distance:
-    of = f_divergence(name, alpha).of_own
+    of = f_divergence(name, alpha).estimate_from_policy_samples
     return lambda theta, other: of(theta.logp - other.logp)
 
 
 def _rehearsed(name: str, alpha: float) -> Distance:
-    of = f_divergence(name, alpha).of_reference
+    of = f_divergence(name, alpha).estimate_from_reference_samples
     return lambda theta, other: of(theta.logp - other.logp)
 
 

@@ -115,13 +115,15 @@ def full(name: str, beta: float) -> Surrogate:
 def sampled(name: str, beta: float) -> Surrogate:
     """The same from the samples' own tokens."""
     of = f_divergence(name)
-    return lambda every: free(every) + beta * every.mean(of.of_own(every.logp - every.logp_base))
+    return lambda every: free(every) + beta * every.mean(of.estimate_from_policy_samples(every.logp - every.logp_base))
 
 
 def rehearsed(name: str, beta: float) -> Surrogate:
     """The same from the tokens of the reference's own samples, after prefixes that are the reference's too."""
     of = f_divergence(name)
-    return lambda every: free(every) + beta * every.mean_base(of.of_reference(every.logp - every.logp_base))
+    return lambda every: (
+        free(every) + beta * every.mean_base(of.estimate_from_reference_samples(every.logp - every.logp_base))
+    )
 
 
 def divided(surrogate: Surrogate, eps: float = 1e-4) -> Surrogate:
