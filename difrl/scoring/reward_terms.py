@@ -31,7 +31,7 @@ from rewards.shaping import clip, denoised, log_sigmoid, min_max, min_max_of_gro
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoresInContext:
     """Scores of B samples, and what they can be compared with."""
 
     scores: Scores
@@ -49,14 +49,14 @@ class Compared:
         return self.references
 
 
-Shape = Callable[[Compared], Scores]
+Shape = Callable[[ScoresInContext], Scores]
 """[B] -> [B]."""
 Combine = Callable[[Scores], Scores]
 """[K, B] -> [B]."""
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """A reward of a term."""
 
     reward: Reward
@@ -64,30 +64,30 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Term:
+class RewardTerm:
     """Members by the name that each has in metrics."""
 
     label: str
-    members: Mapping[str, Member]
+    members: Mapping[str, EnsembleMember]
     combine: Combine = mean  # which is the member itself where there is one
     shape: Shape | None = None
     compares: bool = False
     """Whether some shape compares with reference samples."""
 
     @classmethod
-    def of(cls, label: str, reward: Reward) -> Term:
+    def of(cls, label: str, reward: Reward) -> RewardTerm:
         """A reward as it is."""
-        return cls(label, {label: Member(reward)})
+        return cls(label, {label: EnsembleMember(reward)})
 
     @property
     def shaped(self) -> bool:
         return self.shape is not None or any(member.shape is not None for member in self.members.values())
 
-    def raw(self, found: Mapping[str, Scores]) -> Scores:
+    def raw_scores(self, found: Mapping[str, Scores]) -> Scores:
         """What the term comes to without any shape. found: member -> [B]."""
         return self.combine(stacked([found[name] for name in self.members]))
 
-    def summed(
+    def shaped_scores(
         self, found: Mapping[str, Scores], groups: Tensor, references: Mapping[str, Scores]
     ) -> dict[str, Scores]:
         """What is multiplied by the weight, by the term's label, and what shapes make of members, by theirs; each [B].
@@ -96,7 +96,7 @@ class Term:
         """
         try:
             parts = {
-                name: _shaped(Compared(found[name], groups, references.get(name)), member.shape)
+                name: _shaped(ScoresInContext(found[name], groups, references.get(name)), member.shape)
                 for name, member in self.members.items()
             }
             whole = _shaped(self._combined(list(parts.values())), self.shape)
@@ -105,16 +105,16 @@ class Term:
         changed = {name: parts[name].scores for name, member in self.members.items() if member.shape is not None}
         return {**changed, self.label: whole.scores}
 
-    def _combined(self, parts: list[Compared]) -> Compared:
+    def _combined(self, parts: list[ScoresInContext]) -> ScoresInContext:
         scores = self.combine(stacked([part.scores for part in parts]))
         known = [part.references for part in parts if part.references is not None]
         if len(known) < len(parts):
-            return Compared(scores, parts[0].groups)
+            return ScoresInContext(scores, parts[0].groups)
         flat = self.combine(stacked([Scores(r.values.flatten(), r.valid.flatten()) for r in known]))
-        return Compared(scores, parts[0].groups, _unflattened(flat, known[0].values.shape))
+        return ScoresInContext(scores, parts[0].groups, _unflattened(flat, known[0].values.shape))
 
 
-def _shaped(compared: Compared, shape: Shape | None) -> Compared:
+def _shaped(compared: ScoresInContext, shape: Shape | None) -> ScoresInContext:
     """With the shape made of the scores, and of each reference sample among those of its row."""
     if shape is None:
         return compared
@@ -124,7 +124,7 @@ def _shaped(compared: Compared, shape: Shape | None) -> Compared:
     values, valid = compared.references
     count, each = values.shape
     rows = torch.arange(count, device=values.device).repeat_interleave(each)
-    own = Compared(Scores(values.flatten(), valid.flatten()), rows, Scores(values[rows], valid[rows]))
+    own = ScoresInContext(Scores(values.flatten(), valid.flatten()), rows, Scores(values[rows], valid[rows]))
     return replace(compared, scores=scores, references=_unflattened(shape(own), values.shape))
 
 
@@ -132,13 +132,13 @@ def _unflattened(scores: Scores, shape: torch.Size) -> Scores:
     return Scores(scores.values.reshape(shape), scores.valid.reshape(shape))
 
 
-def term_of(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> Term:
+def term_of(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> RewardTerm:
     """The term of a recipe's reward; `build` makes a reward."""
     if config.ensemble is None:
-        members = {config.label: Member(build(config), shape_of(config.shape))}
-        return Term(config.label, members, compares=config.compares)
-    named = {f"{config.label}/{m.label}": Member(build(m), shape_of(m.shape)) for m in config.ensemble}
-    return Term(config.label, named, _combine_of(config), shape_of(config.shape), config.compares)
+        members = {config.label: EnsembleMember(build(config), shape_of(config.shape))}
+        return RewardTerm(config.label, members, compares=config.compares)
+    named = {f"{config.label}/{m.label}": EnsembleMember(build(m), shape_of(m.shape)) for m in config.ensemble}
+    return RewardTerm(config.label, named, _combine_of(config), shape_of(config.shape), config.compares)
 
 
 def _combine_of(config: RewardConfig) -> Combine:

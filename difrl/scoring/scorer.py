@@ -14,7 +14,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.paths import PACKAGE
-from difrl.scoring.reward_terms import Term, term_of
+from difrl.scoring.reward_terms import RewardTerm, term_of
 from rewards import Failsafe, Reward, Scores
 from rewards.combination import stacked, weighted_sum
 
@@ -45,12 +45,12 @@ def unfit(reward: Reward, medium: Modality) -> str | None:
 class Scorer:
     """The rewards that are optimised, each with the weight that evaluations take, and those that are only watched."""
 
-    optimised: Mapping[str, tuple[Term, float]]
-    watched: Mapping[str, Term]
+    optimised: Mapping[str, tuple[RewardTerm, float]]
+    watched: Mapping[str, RewardTerm]
 
     @classmethod
     def build(cls, optimised: Sequence[RewardConfig], watched: Sequence[RewardConfig], device: torch.device) -> Scorer:
-        def term(config: RewardConfig) -> Term:
+        def term(config: RewardConfig) -> RewardTerm:
             return term_of(config, lambda member: build_reward(member).to(device))
 
         return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
@@ -58,8 +58,8 @@ class Scorer:
     @classmethod
     def of(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:
         """Of rewards as they are."""
-        terms = {name: (Term.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
-        return cls(terms, {name: Term.of(name, reward) for name, reward in watched.items()})
+        terms = {name: (RewardTerm.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
+        return cls(terms, {name: RewardTerm.of(name, reward) for name, reward in watched.items()})
 
     def refuse_other_than(self, medium: Modality) -> None:
         """Raise if a reward is of another medium than the samples."""
@@ -84,7 +84,7 @@ class Scorer:
         """Scores every sample, without any shape, and sums by the weights of evaluations."""
         found, parts = self._found(rollout)
         return self._sum(
-            rollout, {name: term.raw(found) for name, (term, _) in self.optimised.items()}, self.weights, parts
+            rollout, {name: term.raw_scores(found) for name, (term, _) in self.optimised.items()}, self.weights, parts
         )
 
     def trained(
@@ -99,7 +99,7 @@ class Scorer:
             parts[f"references/invalid/{name}"] = (~known.valid.any(dim=1)).float()
         summed: dict[str, Scores] = {}
         for name, (term, _) in self.optimised.items():
-            made = term.summed(found, rollout.groups, references or {})
+            made = term.shaped_scores(found, rollout.groups, references or {})
             summed[name] = made[name]
             if term.shaped:
                 parts |= {f"shaped/{key}": _shown(scores) for key, scores in made.items()}
@@ -114,7 +114,9 @@ class Scorer:
             for name, term in terms.items():
                 own = {key: score(member.reward, rollout) for key, member in term.members.items()}
                 found |= own
-                parts |= {f"{prefix}/{key}": _shown(scores) for key, scores in {name: term.raw(own), **own}.items()}
+                parts |= {
+                    f"{prefix}/{key}": _shown(scores) for key, scores in {name: term.raw_scores(own), **own}.items()
+                }
                 parts |= {f"invalid/{key}": (~scores.valid).float() for key, scores in own.items()}
         return found, parts
 

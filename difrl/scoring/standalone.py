@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.scoring.reward_terms import Term, term_of
+from difrl.scoring.reward_terms import RewardTerm, term_of
 from difrl.scoring.scorer import build_reward
 from rewards import Reward, Scores, score
 from rewards.base import Metadata, Samples
@@ -44,7 +44,7 @@ def build_alone(config: RewardConfig, device: torch.device | str) -> Reward:
 class Ensemble:
     """The members of a term, combined, as one reward."""
 
-    term: Term
+    term: RewardTerm
 
     @property
     def name(self) -> str:
@@ -66,4 +66,6 @@ class Ensemble:
         """A row that a member cannot score is not valid."""
         device = samples.device if isinstance(samples, Tensor) else torch.device("cpu")
         found = {name: score(member.reward, samples, prompts, metadata) for name, member in self.term.members.items()}
-        return self.term.raw({name: Scores(s.values.to(device), s.valid.to(device)) for name, s in found.items()})
+        return self.term.raw_scores(
+            {name: Scores(s.values.to(device), s.valid.to(device)) for name, s in found.items()}
+        )

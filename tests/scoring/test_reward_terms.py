@@ -13,7 +13,7 @@ from difrl.config import RewardConfig
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.scoring import Scorer
-from difrl.scoring.reward_terms import Term, shape_of, term_of
+from difrl.scoring.reward_terms import RewardTerm, shape_of, term_of
 from rewards import RewardError, Scores
 from tests.fakes import Brightness
 
@@ -35,18 +35,20 @@ def listed(found: Scores) -> list[float | None]:
     return [v if ok else None for v, ok in zip(found.values.tolist(), found.valid.tolist(), strict=True)]
 
 
-def term(**settings: Any) -> Term:
+def term(**settings: Any) -> RewardTerm:
     return term_of(RewardConfig.model_validate(settings), lambda config: Brightness())
 
 
-def summed(one: Term, found: Mapping[str, Scores], references: Mapping[str, Scores] | None = None) -> dict[str, Any]:
-    return {name: listed(s) for name, s in one.summed(found, GROUPS, references or {}).items()}
+def summed(
+    one: RewardTerm, found: Mapping[str, Scores], references: Mapping[str, Scores] | None = None
+) -> dict[str, Any]:
+    return {name: listed(s) for name, s in one.shaped_scores(found, GROUPS, references or {}).items()}
 
 
 def test_a_plain_reward_is_the_only_member_of_its_term() -> None:
     one = term(name="a")
     found = {"a": scores(1.0, None, 3.0)}
-    assert listed(one.raw(found)) == [1.0, None, 3.0]
+    assert listed(one.raw_scores(found)) == [1.0, None, 3.0]
     assert summed(one, found) == {"a": [1.0, None, 3.0]}
     assert (one.shaped, one.compares) == (False, False)
 
@@ -69,7 +71,7 @@ def test_shapes_of_a_plain_reward(shape: dict[str, Any], expected: list[float]) 
     one = term(name="a", shape=shape)
     references = {"a": table([0.0], [0.0], [LOG3])}
     found = {"a": scores(0.0, 1.0, 2.0)}
-    assert listed(one.raw(found)) == [0.0, 1.0, 2.0]
+    assert listed(one.raw_scores(found)) == [0.0, 1.0, 2.0]
     assert summed(one, found, references) == {"a": pytest.approx(expected, rel=1e-6)}
 
 
@@ -91,7 +93,7 @@ def test_noise_is_corrected() -> None:
 def test_ensembles(combine: dict[str, Any], expected: list[float | None]) -> None:
     one = term(ensemble=[{"name": "a"}, {"name": "b"}], label="both", **combine)
     found = {"both/a": scores(1.0, 2.0, 5.0), "both/b": scores(3.0, 2.0, None)}
-    assert listed(one.raw(found)) == expected
+    assert listed(one.raw_scores(found)) == expected
     assert summed(one, found) == {"both": expected}
 
 
@@ -100,7 +102,7 @@ def test_shapes_of_members_come_before_the_ensemble_and_its_own_after() -> None:
     clipped = {"name": "a", "shape": {"kind": "clip", "high": 2.0}}
     one = term(ensemble=[clipped, {"name": "b"}], label="both", shape={"kind": "min_max", "low": 1.0, "high": 2.0})
     found = {"both/a": scores(4.0, 0.0, 2.0), "both/b": scores(1.0, 4.0, 2.0)}
-    assert listed(one.raw(found)) == [2.5, 2.0, 2.0]
+    assert listed(one.raw_scores(found)) == [2.5, 2.0, 2.0]
     assert summed(one, found) == {"both/a": [2.0, 0.0, 2.0], "both": [0.5, 1.0, 1.0]}
 
 
@@ -198,7 +200,7 @@ def test_members_are_reported_beside_their_ensemble() -> None:
 def test_a_weight_that_has_come_to_0_leaves_rows_valid() -> None:
     fading = brightness("fading", 1.0, weight={"kind": "linear", "start": 1.0, "end": 0.0})
     found = scorer(brightness("plain", 1.0), fading)
-    dark = Term.of("fading", Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.3))
+    dark = RewardTerm.of("fading", Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.3))
     found = Scorer({**found.optimised, "fading": (dark, 0.0)}, {})
     assert found.trained(ROLLOUT, {"fading": 1.0}).valid.tolist() == [False, True, True]
     assert found.trained(ROLLOUT, {"fading": 0.0}).valid.all()
