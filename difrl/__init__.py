@@ -19,7 +19,7 @@ from rewards.compat import install_torchvision_hook
 if TYPE_CHECKING:
     from difrl.config import RunConfig
     from difrl.config.load import read_config
-    from difrl.inference.loaded_run import Opened, open_run
+    from difrl.inference.loaded_run import LoadedRun, open_run
     from difrl.reporting.html import write_report
     from difrl.training.run import train
 

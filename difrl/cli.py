@@ -129,7 +129,7 @@ def sample(
     _check_search(best_of, svdd, reward)
     opened = open_run(
         source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
-    ).steered(rlg_first_steps, adaptive_guidance)
+    ).with_guidance(rlg_first_steps, adaptive_guidance)
     weights = [opened.steering.rlg] if rlg is None else spread_numbers(rlg)
     search = search_of(opened, best_of, svdd, alpha, reward)
     sheet, notes = draw_sheet(opened, search, prompt, count, weights, seed)

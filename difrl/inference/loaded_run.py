@@ -30,7 +30,7 @@ from difrl.training import checkpoint
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedRun:
     """A model to sample from; a run can be sampled at any RLG weight, a plain model at 1 alone."""
 
     policy: Policy
@@ -58,16 +58,18 @@ class Opened:
         asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
         self.policy.refuse(asked)
         repeated = [p for p in asked for _ in range(per_prompt)]
-        return self.policy.evaluation(repeated, torch.arange(len(repeated)), NoiseKey(seed, 0, "sample"), self.at(rlg))
+        return self.policy.evaluation(
+            repeated, torch.arange(len(repeated)), NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)
+        )
 
-    def steered(self, first_steps: int | None, adaptive: float | None) -> Opened:
+    def with_guidance(self, first_steps: int | None, adaptive: float | None) -> LoadedRun:
         """With other settings of its steering; None leaves one as it is."""
         now = self.steering
         first = now.first_steps if first_steps is None else first_steps
         threshold = now.adaptive if adaptive is None else adaptive
         return replace(self, steering=replace(now, first_steps=first, adaptive=threshold))
 
-    def at(self, rlg: float | None) -> GuidanceSettings:
+    def guidance_at(self, rlg: float | None) -> GuidanceSettings:
         """The steering at an RLG weight; None: the default one."""
         steering = self.steering if rlg is None else replace(self.steering, rlg=rlg)
         if steering.rlg != 1 and not self.is_run:
@@ -87,7 +89,7 @@ def open_run(
     step: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
-) -> Opened:
+) -> LoadedRun:
     """Opens a run folder (the checkpoint of its result, or that of `step`) or a model (hub id, folder, shipped name).
 
     steps, guidance: how images are drawn; max_new_tokens, temperature: how texts are. Default: as the run does.
@@ -102,7 +104,7 @@ def open_run(
     config = _drawn_here(config)
     policy = load_policy(config, place, keep_base=is_run)
     if not is_run:
-        return Opened(policy, config, 0, is_run=False)
+        return LoadedRun(policy, config, 0, is_run=False)
     saved = checkpoint.result(folder) if step is None else checkpoint.folder_of(folder, step)
     if saved is None:
         raise checkpoint.CheckpointError(
@@ -110,7 +112,7 @@ def open_run(
         )
     done = int(checkpoint.read_state(saved)["step"])
     checkpoint.load_trained(policy.parameters, saved)
-    return Opened(policy, config, done, steering=_chosen(folder))
+    return LoadedRun(policy, config, done, steering=_chosen(folder))
 
 
 def _drawn_here(config: RunConfig) -> RunConfig:

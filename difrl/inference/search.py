@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.data.modality import MEDIA
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.rollout import Rollout
-from difrl.inference.loaded_run import Opened
+from difrl.inference.loaded_run import LoadedRun
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
@@ -28,7 +28,7 @@ from samplers import best_of
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """Samples prompt by prompt, what each was worth (None where nothing scored them), and a sentence on the search."""
 
     rollout: Rollout
@@ -43,7 +43,9 @@ class Search(Protocol):
     def scored(self) -> bool:
         """Whether a reward is asked, which may want the prompts' metadata."""
 
-    def __call__(self, opened: Opened, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> Found: ...
+    def __call__(
+        self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int
+    ) -> SearchResult: ...
 
 
 @dataclass(frozen=True)
@@ -52,27 +54,27 @@ class Plain:
 
     scored: ClassVar[bool] = False
 
-    def __call__(self, opened: Opened, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> Found:
+    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
         rollout = opened.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
-        return Found(rollout, None, saved(opened, rollout))
+        return SearchResult(rollout, None, saved(opened, rollout))
 
 
 @dataclass(frozen=True)
-class Rated:
+class ScoredSearch:
     """Samples as they come, with the run's own reward for those of its own prompts, whose metadata is known."""
 
     scorer: Scorer
     scored: ClassVar[bool] = True
 
-    def __call__(self, opened: Opened, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> Found:
+    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
         rollout = opened.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
         known = torch.tensor([bool(p.place) for p in rollout.prompts])
         if not known.any():
-            return Found(rollout, None, "")
+            return SearchResult(rollout, None, "")
         scored = self.scorer(rollout.select(known))
         values = torch.full((len(rollout),), torch.nan)
         values[known] = torch.where(scored.valid, scored.rewards, torch.nan).cpu()
-        return Found(rollout, values, "")
+        return SearchResult(rollout, values, "")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class BestOf:
     scorer: Scorer
     scored: ClassVar[bool] = True
 
-    def __call__(self, opened: Opened, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> Found:
+    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
         rollout = opened.sample(prompts, per_prompt=count * self.draws, rlg=rlg, seed=seed)
         values = _values(self.scorer, rollout)
         groups = torch.arange(len(rollout) // self.draws, device=values.device).repeat_interleave(self.draws)
@@ -92,7 +94,9 @@ class BestOf:
             f"best of {self.draws} by {_name(self.scorer)}: {_mean(values)} over all draws, "
             f"{_mean(values[chosen])} over the chosen"
         )
-        return Found(rollout.select(chosen), values[chosen], "; ".join(filter(None, (told, saved(opened, rollout)))))
+        return SearchResult(
+            rollout.select(chosen), values[chosen], "; ".join(filter(None, (told, saved(opened, rollout))))
+        )
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ class Svdd:
     scorer: Scorer
     scored: ClassVar[bool] = True
 
-    def __call__(self, opened: Opened, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> Found:
-        policy, steering = opened.policy, opened.at(rlg)
+    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        policy, steering = opened.policy, opened.guidance_at(rlg)
         if not isinstance(policy, DiffusionPolicy):  # SVDD looks into the denoising, which no other model has
             raise ModelError(
                 "--svdd chooses among candidates of a denoising step, and this model has none; see --best-of"
@@ -124,19 +128,21 @@ class Svdd:
             f"SVDD with {self.decoding.candidates} candidates by {_name(self.scorer)}: {_mean(values)}, "
             f"{cost:.1f} evaluations a sample"
         )
-        return Found(rollout, values, told)
+        return SearchResult(rollout, values, told)
 
 
-def search_of(opened: Opened, best_of: int | None, svdd: int | None, temperature: float, reward: str | None) -> Search:
+def search_of(
+    opened: LoadedRun, best_of: int | None, svdd: int | None, temperature: float, reward: str | None
+) -> Search:
     """The search that a command's options describe."""
     if reward is None:
-        return Rated(own_scorer(opened)) if opened.is_run and opened.of_texts else Plain()
+        return ScoredSearch(own_scorer(opened)) if opened.is_run and opened.of_texts else Plain()
     scorer = scorer_of(opened, reward)
     return BestOf(best_of, scorer) if best_of is not None else Svdd(Decoding(svdd or 1, temperature), scorer)
 
 
 def draw_sheet(
-    opened: Opened, search: Search, texts: Sequence[str], count: int, weights: Sequence[float], seed: int
+    opened: LoadedRun, search: Search, texts: Sequence[str], count: int, weights: Sequence[float], seed: int
 ) -> tuple[Sheet, list[str]]:
     """One sheet of `count` samples of each text at every weight, and what there is to say of them."""
     prompts = with_metadata(opened, texts) if search.scored else [Prompt(text, {}) for text in texts]
@@ -153,12 +159,12 @@ def draw_sheet(
     return sheet_of(texts, rollouts, scores), notes
 
 
-def own_scorer(opened: Opened) -> Scorer:
+def own_scorer(opened: LoadedRun) -> Scorer:
     """What the run was trained on."""
     return Scorer.build(opened.config.rewards, [], opened.policy.device)
 
 
-def scorer_of(opened: Opened, name: str) -> Scorer:
+def scorer_of(opened: LoadedRun, name: str) -> Scorer:
     """The reward to search with: as the run's recipe has it, else the registered one of that name."""
     known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
     config = reward_of(name, known).model_copy(update={"weight": 1.0})
@@ -186,7 +192,7 @@ def _mean(values: Tensor) -> str:
     return number(values[values.isfinite()].mean().item())
 
 
-def saved(opened: Opened, rollout: Rollout) -> str:
+def saved(opened: LoadedRun, rollout: Rollout) -> str:
     """What adaptive guidance saved, where it is on."""
     if opened.steering.adaptive is None:
         return ""
@@ -194,7 +200,7 @@ def saved(opened: Opened, rollout: Rollout) -> str:
     return f"adaptive guidance saved {left_out:.1f} of {left_out + made:.1f} evaluations a sample"
 
 
-def with_metadata(opened: Opened, texts: Sequence[str]) -> list[Prompt]:
+def with_metadata(opened: LoadedRun, texts: Sequence[str]) -> list[Prompt]:
     """Texts as prompts: one of the run's own brings the metadata along that a reward such as geneval needs."""
     sources = [opened.config.data.train, opened.config.data.evaluation] if opened.is_run else []
     known = {p.text: p for source in sources if source is not None for p in load_prompts(source)}

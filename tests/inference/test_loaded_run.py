@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difrl.data.prompts import Prompt
-from difrl.inference.loaded_run import Opened, open_run
+from difrl.inference.loaded_run import LoadedRun, open_run
 from difrl.policies.base import GuidanceSettings
 from difrl.policies.errors import ModelError
 from difrl.reporting.inference_defaults import InferenceDefaults
@@ -48,7 +48,7 @@ def weights(run: Path, step: int) -> dict[str, Tensor]:
     return load_file(checkpoint.folder_of(run, step) / "trained.safetensors")
 
 
-def images(opened: Opened, **options: Any) -> Tensor:
+def images(opened: LoadedRun, **options: Any) -> Tensor:
     drawn = opened.sample(TEXTS, per_prompt=2, **options).images
     assert drawn is not None
     return drawn
@@ -141,8 +141,8 @@ def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
     assert opened.steering == GuidanceSettings(2.0)
     assert torch.equal(images(opened), images(plain, rlg=2.0))
     assert torch.equal(images(opened, rlg=1.0), images(plain))
-    assert opened.steered(3, None).at(0.5) == GuidanceSettings(0.5, first_steps=3)
-    assert opened.steered(None, 0.9).at(None) == GuidanceSettings(2.0, adaptive=0.9)
+    assert opened.with_guidance(3, None).guidance_at(0.5) == GuidanceSettings(0.5, first_steps=3)
+    assert opened.with_guidance(None, 0.9).guidance_at(None) == GuidanceSettings(2.0, adaptive=0.9)
 
 
 def test_a_run_that_has_saved_nothing_yet_says_so(run: Path, tmp_path: Path) -> None:
