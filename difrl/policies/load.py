@@ -13,7 +13,7 @@ from difrl.policies.base import Policy
 from difrl.policies.diffusion.load import load_policy as load_diffusion_policy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
-from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, known_place, looks_local
+from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, find_local, is_local_path
 
 LOADERS: Mapping[str, Callable[..., Policy]] = {
     "forward": load_diffusion_policy,
@@ -30,7 +30,7 @@ def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_b
 
 def is_language_model(path: str) -> bool:
     """Whether a folder, a shipped name or a hub id holds a language model of transformers, and no pipeline of diffusers."""
-    place = known_place(path)
+    place = find_local(path)
     if place is None:
         return _on_the_hub(path)
     found = [wanted for wanted in (PIPELINE, LANGUAGE_MODEL) if (place / wanted.marker).is_file()]
@@ -43,7 +43,7 @@ def is_language_model(path: str) -> bool:
 
 
 def _on_the_hub(path: str) -> bool:
-    if looks_local(path):
+    if is_local_path(path):
         shipped = sorted({p.parent.name for w in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{w.marker}")})
         raise ModelError(
             f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "

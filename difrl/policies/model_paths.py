@@ -12,7 +12,7 @@ ASSETS = PACKAGE / "assets"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelFormat:
     """What a model's path is expected to lead to."""
 
     folder: str
@@ -23,27 +23,27 @@ class Wanted:
     """A hub id."""
 
 
-PIPELINE = Wanted("a diffusers folder", "model_index.json", "stabilityai/stable-diffusion-3.5-medium")
+PIPELINE = ModelFormat("a diffusers folder", "model_index.json", "stabilityai/stable-diffusion-3.5-medium")
 
 
-LANGUAGE_MODEL = Wanted("a transformers folder", "tokenizer_config.json", "Qwen/Qwen3-0.6B")
+LANGUAGE_MODEL = ModelFormat("a transformers folder", "tokenizer_config.json", "Qwen/Qwen3-0.6B")
 
 
-def known_place(path: str) -> Path | None:
+def find_local(path: str) -> Path | None:
     """A local folder, or that of a shipped model."""
     return next((place for place in (Path(path), ASSETS / path) if place.is_dir()), None)
 
 
-def looks_local(path: str) -> bool:
+def is_local_path(path: str) -> bool:
     """Whether it cannot be a hub id."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
-def resolve(path: str, wanted: Wanted = PIPELINE, key: str = "model.path") -> str:
+def resolve(path: str, wanted: ModelFormat = PIPELINE, key: str = "model.path") -> str:
     """A local folder, a shipped model's folder, or a hub id as it stands. key: the one of the recipe that names it."""
-    if (place := known_place(path)) is not None:
+    if (place := find_local(path)) is not None:
         return str(place)
-    if looks_local(path):
+    if is_local_path(path):
         shipped = sorted(p.parent.name for p in ASSETS.glob(f"*/{wanted.marker}"))
         also = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
         raise ModelError(
