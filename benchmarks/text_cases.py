@@ -97,7 +97,7 @@ class Given:
 
 def ours_generation(given: Given) -> Work:
     policy, prompts, rows = given.policy(), given.prompts, torch.arange(given.shape.prompts)
-    return lambda: int(policy.rollout(prompts, rows, rows, NoiseKey(0, 0)).tape["mask"].sum())
+    return lambda: int(policy.rollout(prompts, rows, rows, NoiseKey(0, 0)).replay_data["mask"].sum())
 
 
 def bare_generation(given: Given) -> Work:

@@ -148,7 +148,7 @@ class LinearPolicy:
         with self.snapshots.use(snapshot):
             return self._draw(self.weight.detach().clone(), prompts, samples, samples, key)
 
-    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
+    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         raise NotImplementedError("what this policy draws has no form outside of it")
 
     def evaluation(
@@ -182,8 +182,8 @@ class LinearPolicy:
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         self.seen.append((key, rollout.samples.tolist()))
-        tensors = {name: value for name, value in rollout.tape.items() if name != "mask"}
-        return Decisions(tensors, rollout.tape["mask"])
+        tensors = {name: value for name, value in rollout.replay_data.items() if name != "mask"}
+        return Decisions(tensors, rollout.replay_data["mask"])
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         d = decisions.tensors

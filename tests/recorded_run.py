@@ -39,7 +39,7 @@ def main(path: Path) -> None:
     def recorded(policy: DiffusionPolicy, *args: object) -> Rollout:
         rollout = draw(policy, *args)  # type: ignore[arg-type]
         assert rollout.images is not None
-        tensors = {"samples": rollout.samples, "images": rollout.images, "latents": rollout.tape["latents"]}
+        tensors = {"samples": rollout.samples, "images": rollout.images, "latents": rollout.replay_data["latents"]}
         drawn.append({name: value.contiguous() for name, value in tensors.items()})
         return rollout
 

@@ -24,7 +24,7 @@ class Rollout:
     """[B] int64: samples with the same number are compared with each other."""
     samples: Tensor
     """[B] int64: the sample's number in its step over all processes, by which its noise is keyed."""
-    tape: Mapping[str, Tensor]
+    replay_data: Mapping[str, Tensor]
     """What the policy needs to evaluate these samples again; every tensor [B, ...]."""
     images: Tensor | None = None
     """[B, 3, H, W] in [0, 1]."""
@@ -65,7 +65,7 @@ class Rollout:
             prompts=tuple(self.prompts[i] for i in numbers),
             groups=self.groups[rows],
             samples=self.samples[rows],
-            tape={name: value[rows] for name, value in self.tape.items()},
+            replay_data={name: value[rows] for name, value in self.replay_data.items()},
             images=None if self.images is None else self.images[rows],
             texts=None if self.texts is None else tuple(self.texts[i] for i in numbers),
             measures={name: value[rows] for name, value in self.measures.items()},
@@ -80,7 +80,7 @@ class Rollout:
             prompts=tuple(prompt for p in parts for prompt in p.prompts),
             groups=torch.cat([p.groups for p in parts]),
             samples=torch.cat([p.samples for p in parts]),
-            tape={name: torch.cat([p.tape[name] for p in parts]) for name in parts[0].tape},
+            replay_data={name: torch.cat([p.replay_data[name] for p in parts]) for name in parts[0].replay_data},
             images=torch.cat(images) if images else None,
             texts=tuple(texts) if texts else None,
             measures={name: torch.cat([p.measures[name] for p in parts]) for name in parts[0].measures},
@@ -92,7 +92,7 @@ class Rollout:
             self,
             groups=self.groups.to(device),
             samples=self.samples.to(device),
-            tape={name: value.to(device) for name, value in self.tape.items()},
+            replay_data={name: value.to(device) for name, value in self.replay_data.items()},
             images=None if self.images is None else self.images.to(device),
             measures={name: value.to(device) for name, value in self.measures.items()},
         )

@@ -92,7 +92,7 @@ class Policy(Protocol):
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         """One sample for each prompt as `rollout` draws it, by the weights of a snapshot; nothing is shared, and no tape kept."""
 
-    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
+    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
         """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
 
     def evaluation(

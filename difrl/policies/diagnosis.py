@@ -91,7 +91,7 @@ class Diagnosis:
             )
 
     def _drawn(self, **how: Any) -> Tensor:
-        together = self.rollout.tape.get("together")
+        together = self.rollout.replay_data.get("together")
         if together is None or "log_prob" not in self.decisions.tensors:
             return self.policy.recompute_logprobs(self.rollout, self.decisions, together=1, **how)
         return self.policy.recompute_logprobs(self.rollout, self.decisions, together=int(together[0]), **how)
@@ -193,5 +193,5 @@ def widened(module: nn.Module) -> Iterator[None]:
 
 def drawn_with_others(rollout: Rollout, now: Tensor) -> bool:
     """Whether the weights that drew, as the tape knows them, are no longer those of this moment."""
-    before = rollout.tape.get("weights")
+    before = rollout.replay_data.get("weights")
     return before is not None and bool((before != now).any())

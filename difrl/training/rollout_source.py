@@ -208,7 +208,7 @@ class DatasetRollouts:
     def _row(self, prompt: Prompt, item: Item, content: Content) -> Mapping[str, Tensor]:
         """The tape of one sample. Encoded alone, so that its bits depend on no neighbour, nor on what was known before."""
         if item not in self._known:
-            tape = self.policy.tape([prompt], content)
+            tape = self.policy.replay_data([prompt], content)
             self._known[item] = {name: value.cpu() for name, value in tape.items()}
         self._known.move_to_end(item)
         return self._known[item]

@@ -69,7 +69,7 @@ class Chain:
         )
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
-        return Decisions(rollout.tape, torch.ones_like(rollout.tape["log_prob"], dtype=torch.bool))
+        return Decisions(rollout.replay_data, torch.ones_like(rollout.replay_data["log_prob"], dtype=torch.bool))
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
         x = decisions.tensors["x"]
@@ -105,7 +105,7 @@ def log_normal(x: Tensor, theta: Tensor) -> Tensor:
 
 def first_dimension(rollout: Rollout) -> ScoredRollout:
     """The reward is the end of the chain in its first dimension."""
-    reward = rollout.tape["x"][:, 1, 0].float()
+    reward = rollout.replay_data["x"][:, 1, 0].float()
     return ScoredRollout(rollout, reward, torch.ones_like(reward, dtype=torch.bool), {"reward/end": reward})
 
 
@@ -152,15 +152,17 @@ def test_rewards_are_charged_before_advantages() -> None:
     fresh = Chain(policy.config)
     fresh.theta.data.add_(0.3)
     rollout = fresh.rollout([Prompt("", {})] * 8, groups, torch.arange(8), NoiseKey(0, 1))
-    logp = log_normal(rollout.tape["x"], fresh.theta)
-    kl = (logp.detach() - log_normal(rollout.tape["x"], torch.zeros(2, DIMS, dtype=torch.float64))).sum(1)
-    rewards = rollout.tape["x"][:, 1, 0] - 2.0 * kl
+    logp = log_normal(rollout.replay_data["x"], fresh.theta)
+    kl = (logp.detach() - log_normal(rollout.replay_data["x"], torch.zeros(2, DIMS, dtype=torch.float64))).sum(1)
+    rewards = rollout.replay_data["x"][:, 1, 0] - 2.0 * kl
     advantages = rewards - rewards.view(2, 4).mean(1, keepdim=True).expand(2, 4).flatten()
     (-(advantages[:, None] * logp).mean()).backward()
     assert found is not None
     torch.testing.assert_close(found, fresh.theta.grad, rtol=1e-5, atol=1e-7)  # rewards are float32
     assert row["kl/base"] == pytest.approx(float(kl.mean()), rel=1e-5)
-    assert row["reward/mean"] == pytest.approx(float(rollout.tape["x"][:, 1, 0].mean()), rel=1e-5)  # as it was scored
+    assert row["reward/mean"] == pytest.approx(
+        float(rollout.replay_data["x"][:, 1, 0].mean()), rel=1e-5
+    )  # as it was scored
 
 
 def test_processes_and_micro_batches_do_not_matter_to_charged_rewards() -> None:

@@ -62,7 +62,7 @@ def by_hand(
     decisions = policy.decisions(rollout, NoiseKey(0, 0))
     others = {name: AutoModelForCausalLM.from_pretrained(models[name]) for name in coefficients}
     loss, kl = torch.zeros(()), dict.fromkeys(coefficients, 0.0)
-    for prompt, tokens, mask in zip(rollout.prompts, rollout.tape["tokens"], decisions.mask, strict=True):
+    for prompt, tokens, mask in zip(rollout.prompts, rollout.replay_data["tokens"], decisions.mask, strict=True):
         ids, own = policy.texts.prompt(prompt), tokens[mask]
 
         def logp(model: Any, ids: list[int] = ids, own: Tensor = own) -> Tensor:

@@ -76,7 +76,7 @@ def test_a_pair_is_a_group_of_two_texts(lm: Path, tmp_path: Path) -> None:
     assert scored.rewards.tolist() == [1, 0] * 4
     assert scored.rollout.texts == tuple(text for i in numbers for text in (str(i + 1), "99"))
     assert scored.rollout.images is None
-    tape = scored.rollout.tape
+    tape = scored.rollout.replay_data
     assert tape["mask"].sum(dim=1).tolist() == [2, 3] * 4  # the characters and the end
     read = [row[m].tolist() for row, m in zip(tape["tokens"], tape["mask"], strict=True)]
     assert read[:2] == [[numbers[0] + 3, 1], [11, 11, 1]]  # "0" is token 2, the end 1

@@ -107,7 +107,7 @@ def test_a_pair_is_a_group_with_rewards_1_and_0(sd3: Path, tmp_path: Path) -> No
     assert torch.equal(scored.rollout.images, read_images([tmp_path / name for name in names]))
     latents = policy_of(trainer).family.encode_images(scored.rollout.images)
     torch.testing.assert_close(
-        scored.rollout.tape["latents"], latents, atol=1e-6, rtol=1e-5
+        scored.rollout.replay_data["latents"], latents, atol=1e-6, rtol=1e-5
     )  # batches of another shape
 
 
@@ -170,7 +170,7 @@ def test_latents_are_kept_for_as_many_images_as_asked(sd3: Path, tmp_path: Path)
         family.encode_images = lambda images: encoded.append(images) or encode(images)  # type: ignore[method-assign, func-returns-value]  # noqa: B023
         second = trainer.source.draw(0, 0, range(4), silent)
         assert len(encoded) == again
-        assert torch.equal(first.rollout.tape["latents"], second.rollout.tape["latents"])
+        assert torch.equal(first.rollout.replay_data["latents"], second.rollout.replay_data["latents"])
 
 
 def test_samples_of_one_prompt_are_a_group(sd3: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_completions_that_end_at_once_are_samples_of_one_decision(lm: Path, tmp_
     scored = trainer.source.draw(0, 0, range(2), lambda part: None)
     assert set(scored.rollout.texts or ()) == {""}
     assert scored.valid.all()
-    assert scored.rollout.tape["mask"].sum(dim=1).tolist() == [1] * 6
+    assert scored.rollout.replay_data["mask"].sum(dim=1).tolist() == [1] * 6
     assert trainer.step(0)["reward/mean"] == 0.0
 
 

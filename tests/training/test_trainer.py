@@ -127,7 +127,7 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
         if not scored.valid[i]:
             continue
         advantage = scored.rewards[i] - scored.rewards[mates].mean() if len(mates) > 1 else 0.0
-        js = [j for j in range(4) if rollout.tape["mask"][i, j]]
+        js = [j for j in range(4) if rollout.replay_data["mask"][i, j]]
         weights = [float(lik["weight"][i, j]) for j in js] if "weight" in lik.terms else [1.0]
         terms = [(lik.logp[i, j], lik["divergence/base"][i, j]) for j in js]
         if decisions == "each":
@@ -176,12 +176,12 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
     policy = LinearPolicy()
     lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
     valid = scored.valid.nonzero().flatten().tolist()
-    decisions = int(rollout.tape["mask"][valid].sum())
+    decisions = int(rollout.replay_data["mask"][valid].sum())
     total = torch.zeros(())
     for i in valid:
         mates = [k for k in valid if rollout.groups[k] == rollout.groups[i]]
         advantage = scored.rewards[i] - scored.rewards[mates].mean()
-        length = int(rollout.tape["mask"][i].sum())
+        length = int(rollout.replay_data["mask"][i].sum())
         divisor = {"decision": decisions, "sample": len(valid) * length, "length": len(valid) * 4}[per]
         for j in range(length):
             weight = float(lik["weight"][i, j]) if "weight" in lik.terms else 1.0
@@ -498,7 +498,7 @@ def test_micro_batches_are_views() -> None:
             return super().likelihoods(rollout, decisions)
 
     linear_trainer(policy=Looking()).step(0)
-    assert len({r.tape["noise"].untyped_storage().data_ptr() for r in seen}) == 1
+    assert len({r.replay_data["noise"].untyped_storage().data_ptr() for r in seen}) == 1
     assert all(r.images is None for r in seen)
 
 

@@ -89,7 +89,7 @@ class Reverse:
     guided: Literal[True] = True
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
-        tape = rollout.tape
+        tape = rollout.replay_data
         tensors = {name: value for name, value in tape.items() if name in _RECORDED}
         return Decisions(tensors, torch.ones_like(tape["log_prob"], dtype=torch.bool))
 
@@ -135,7 +135,7 @@ class Forward:
     guided: Literal[False] = False
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
-        x0 = rollout.tape["latents"]
+        x0 = rollout.replay_data["latents"]
         t = quantile_of(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
         x_t, noise = noising_of(self.config, self.process, self.grid)(rollout, t, key, model)
         tensors = {"x_t": x_t, "t": t, "x0": x0[:, None].expand_as(x_t), "noise": noise}

@@ -40,7 +40,7 @@ class Fresh:
     shared: bool
 
     def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
-        x0 = rollout.tape["latents"]
+        x0 = rollout.replay_data["latents"]
         noise = keyed(
             (t.shape[1], *x0.shape[1:]),
             seed=key.seed,
@@ -68,7 +68,11 @@ class Inverted:
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
-        x0, denoiser, condition = rollout.tape["latents"], model.denoiser(self.snapshot), model.condition(rollout)
+        x0, denoiser, condition = (
+            rollout.replay_data["latents"],
+            model.denoiser(self.snapshot),
+            model.condition(rollout),
+        )
         grid = Grid(self.grid.times[1:])  # no decision is at the first time, where states are all but noise
         step = (t[:, :, None].cpu() == grid.times[:-1]).int().argmax(-1).to(x0.device)
         parts = []

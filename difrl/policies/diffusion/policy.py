@@ -145,7 +145,7 @@ class DiffusionPolicy:
         images = self._decode(tape["latents"], sampling.batch)
         return Rollout(tuple(prompts), samples, samples, {}, images)
 
-    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
+    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """The latents of images; refuses images of another size than the model is sampled at."""
         assert isinstance(content, Tensor)
         return {"latents": encoded(self.family, content, self.sampling.shape, self.sampling.batch)}

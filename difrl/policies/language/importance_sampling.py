@@ -28,7 +28,7 @@ def corrected(rollout: Rollout, here: Tensor, most: float) -> Rollout:
     and `correction` is min(exp(ℓ_here − ℓ_engine), most). The measures are means over each sample's tokens: of
     |ℓ_here − ℓ_engine|, and of the factor. ModelError: log-probabilities of the engine that are not finite.
     """
-    mask, engine = rollout.tape["mask"], rollout.tape["log_prob"]
+    mask, engine = rollout.replay_data["mask"], rollout.replay_data["log_prob"]
     if broken := (mask & ~engine.isfinite()).any(dim=1).nonzero().flatten().tolist():
         raise ModelError(
             f"the engine's log-probabilities are not finite for prompt {broken[0]} ({len(broken)} of {len(mask)}); its weights "
@@ -41,5 +41,5 @@ def corrected(rollout: Rollout, here: Tensor, most: float) -> Rollout:
         MISMATCH: apart.abs().sum(dim=1) / count,
         CORRECTION: torch.where(mask, weight, 0.0).sum(dim=1) / count,
     }
-    tape = {**rollout.tape, "log_prob": here, "correction": weight}
-    return replace(rollout, tape=tape, measures={**rollout.measures, **measures})
+    tape = {**rollout.replay_data, "log_prob": here, "correction": weight}
+    return replace(rollout, replay_data=tape, measures={**rollout.measures, **measures})

@@ -119,7 +119,7 @@ class LanguagePolicy:
         self.evaluations += int(drawn.mask.sum())
         return Rollout(tuple(prompts), samples, samples, {}, texts=self.texts.read(drawn.tokens, drawn.mask))
 
-    def tape(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
+    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """The tokens of completions, which `refuse_items` has let pass."""
         assert not isinstance(content, Tensor)
         rows = self.texts.completions(content)
@@ -138,8 +138,10 @@ class LanguagePolicy:
         return Rollout(tuple(prompts), samples, samples, {}, texts=texts, measures=measures)
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
-        tensors = {name: value for name, value in rollout.tape.items() if name in ("tokens", "log_prob", "correction")}
-        return Decisions(tensors, rollout.tape["mask"], whole=True)
+        tensors = {
+            name: value for name, value in rollout.replay_data.items() if name in ("tokens", "log_prob", "correction")
+        }
+        return Decisions(tensors, rollout.replay_data["mask"], whole=True)
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.comparison.needs if needs is None else needs

@@ -58,7 +58,9 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
     for name, scale in (("base", 2.0), ("base-cfg1", 1.0)):
         with torch.no_grad():
             output = pretrained.denoiser(guidance=scale)(flat["x_t"], flat["t"], condition)
-        expected = rollout.tape["log_prob"] - policy.kind.evaluate(output, flat).logp.unflatten(0, decisions.mask.shape)
+        expected = rollout.replay_data["log_prob"] - policy.kind.evaluate(output, flat).logp.unflatten(
+            0, decisions.mask.shape
+        )
         torch.testing.assert_close(found[name].amount, expected, atol=1e-5, rtol=1e-4)
         assert torch.equal(found[name].divergence, found[name].amount)
         assert not found[name].amount.requires_grad
@@ -76,7 +78,7 @@ def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: 
     found = policy.reference(PROMPTS[:3], torch.arange(3), KEY, "base")
     expected, own = drawn(pretrained).images, drawn(policy).images
     torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
-    assert found.tape == {}
+    assert found.replay_data == {}
     assert (expected - own).abs().max() > 1e-3
 
 

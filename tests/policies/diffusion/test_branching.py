@@ -48,7 +48,7 @@ def draw(policy: DiffusionPolicy, samples: list[int] | None = None) -> Rollout:
 
 def starts(rollout: Rollout) -> Tensor:
     """The states before the first decision."""
-    return rollout.tape["x_t"][:, 0]
+    return rollout.replay_data["x_t"][:, 0]
 
 
 def test_rows_and_owners_by_hand() -> None:
@@ -66,7 +66,7 @@ def test_samples_of_a_branch_share_the_steps_before_the_window(sd3: Path, prefix
     first = starts(rollout).unflatten(0, (4, 2))
     assert torch.equal(first[:, 0], first[:, 1])
     assert (first[0, 0] - first[1, 0]).abs().max() > 0.1  # branches of one prompt are different
-    ends = rollout.tape["latents"].unflatten(0, (4, 2))
+    ends = rollout.replay_data["latents"].unflatten(0, (4, 2))
     assert (ends[:, 0] - ends[:, 1]).flatten(1).abs().amax(1).min() > 0.01  # and so are the samples of a branch
 
 
@@ -85,8 +85,10 @@ def test_neither_batches_nor_neighbours_matter(sd3: Path, prefix: str) -> None:
     for name in ("latents", "x_t", "x_next", "log_prob"):
         # float32, some twenty operations a layer in another batch shape
         close = {"atol": 1e-5, "rtol": 1e-4}
-        torch.testing.assert_close(draw(small).tape[name], whole.tape[name], **close)
-        torch.testing.assert_close(draw(small, [5, 3, 4, 2]).tape[name], whole.tape[name][[5, 3, 4, 2]], **close)
+        torch.testing.assert_close(draw(small).replay_data[name], whole.replay_data[name], **close)
+        torch.testing.assert_close(
+            draw(small, [5, 3, 4, 2]).replay_data[name], whole.replay_data[name][[5, 3, 4, 2]], **close
+        )
 
 
 def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
@@ -97,7 +99,7 @@ def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
     two = shared.rollout(load_prompts("shapes:train")[:1], torch.tensor([0]), torch.tensor([0]), KEY)
     assert noise[0].shape == starts(one)[0].shape
     for name in ("latents", "log_prob"):
-        torch.testing.assert_close(one.tape[name], two.tape[name], atol=0, rtol=0)
+        torch.testing.assert_close(one.replay_data[name], two.replay_data[name], atol=0, rtol=0)
 
 
 def trainer_of(path: Path, **sections: Any) -> Trainer:
@@ -158,9 +160,11 @@ def test_variance_preserving_models_branch_too(tmp_path: Path, prefix: str) -> N
     shared = starts(rollout).unflatten(0, (4, 2))
     assert torch.equal(shared[:, 0], shared[:, 1])
     for name in ("latents", "log_prob"):
-        torch.testing.assert_close(small.tape[name], rollout.tape[name], atol=1e-4, rtol=1e-4)  # a UNet in float32
+        torch.testing.assert_close(
+            small.replay_data[name], rollout.replay_data[name], atol=1e-4, rtol=1e-4
+        )  # a UNet in float32
     lik = policy.likelihoods(rollout, policy.decisions(rollout, KEY))
-    torch.testing.assert_close(lik.logp.detach(), rollout.tape["log_prob"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lik.logp.detach(), rollout.replay_data["log_prob"], atol=1e-4, rtol=1e-4)
 
 
 def test_progressive_window_outside_the_noisy_steps_is_refused(sd3: Path) -> None:

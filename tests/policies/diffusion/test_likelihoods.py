@@ -79,7 +79,7 @@ def test_detached_old_has_no_kl(sd3: Path) -> None:
 def test_means_are_recorded_only_where_something_reads_them(sd3: Path) -> None:
     def tape(**sections: Any) -> set[str]:
         policy = load_policy(recipe(sd3, **sections))
-        return set(policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), KEY).tape)
+        return set(policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), KEY).replay_data)
 
     assert "mean" in tape(**GUARD)
     assert "mean" not in tape(**FLOW_GRPO)

@@ -45,7 +45,7 @@ def test_states_are_the_inverted_path_of_the_base(sd3: Path) -> None:
     decisions = policy.decisions(rollout, NoiseKey(0, 0)).tensors
     grid = Grid(policy.sampling.grid.times[1:])
     condition = pretrained.prompts(rollout.prompts, False)
-    states = invert(pretrained.denoiser(), policy.process, grid, rollout.tape["latents"], condition)
+    states = invert(pretrained.denoiser(), policy.process, grid, rollout.replay_data["latents"], condition)
     for i in range(3):
         for j in range(3):
             step = int((grid.times == decisions["t"][i, j]).nonzero())

@@ -83,8 +83,8 @@ def test_evaluation_is_the_pipelines_own_image(sd35: Path, guidance: float) -> N
 
 def test_samples_do_not_depend_on_the_batch(sd3: Path) -> None:
     policy = policy_of(sd3)
-    together = rollout(policy).tape["latents"]
-    alone = policy.rollout(PROMPTS[1:2], torch.tensor([1]), torch.tensor([1]), KEY).tape["latents"]
+    together = rollout(policy).replay_data["latents"]
+    alone = policy.rollout(PROMPTS[1:2], torch.tensor([1]), torch.tensor([1]), KEY).replay_data["latents"]
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_reverse_likelihood_repeats_what_the_rollout_recorded(sd35: Path, kernel
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
     assert lik.logp.shape[1] >= 2
-    torch.testing.assert_close(lik.logp.detach(), drawn.tape["log_prob"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lik.logp.detach(), drawn.replay_data["log_prob"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(lik.log_ratio("old").detach(), torch.zeros_like(lik.logp), atol=1e-4, rtol=0)
     perturb(policy)
     assert policy.likelihoods(drawn, decisions).log_ratio("old").abs().max() > 1e-3
@@ -244,7 +244,7 @@ def test_bfloat16_keeps_transitions_and_trained_weights_in_float32(
     policy = policy_of(sd35, model={**train, "dtype": "bfloat16", "max_sequence_length": 8}, **kind)
     assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
     drawn = rollout(policy)
-    assert drawn.tape["latents"].dtype == torch.float32
+    assert drawn.replay_data["latents"].dtype == torch.float32
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
     assert lik.logp.dtype == torch.float32

@@ -159,7 +159,7 @@ def test_reverse_likelihood_repeats_what_the_rollout_recorded(model: Path) -> No
     drawn = policy.rollout(PROMPTS, SAMPLES, SAMPLES, KEY)
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
-    torch.testing.assert_close(lik.logp.detach(), drawn.tape["log_prob"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lik.logp.detach(), drawn.replay_data["log_prob"], atol=1e-4, rtol=1e-4)
     perturb(policy)
     assert policy.likelihoods(drawn, decisions).log_ratio("old").abs().max() > 1e-3
 

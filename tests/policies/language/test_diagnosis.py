@@ -100,7 +100,7 @@ def other_sampler(policy: LanguagePolicy) -> None:
             found = inner(*args)
         finally:
             policy.speech = truth
-        return replace(found, tape={k: v for k, v in found.tape.items() if k != "weights"})
+        return replace(found, replay_data={k: v for k, v in found.replay_data.items() if k != "weights"})
 
     policy.rollout = drawn  # type: ignore[method-assign]
 

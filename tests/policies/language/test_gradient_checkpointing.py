@@ -76,7 +76,7 @@ def test_recomputed_layers_keep_less_and_have_the_same_gradient(model: Path, tra
 
 def test_recomputed_layers_generate_the_same_with_their_cache(model: Path) -> None:
     plain, thrifty = (load_language_policy(recipe(model, model={"gradient_checkpointing": on})) for on in (False, True))
-    assert torch.equal(drawn(plain).tape["tokens"], drawn(thrifty).tape["tokens"])
+    assert torch.equal(drawn(plain).replay_data["tokens"], drawn(thrifty).replay_data["tokens"])
     widths = []
     layer: Any = thrifty.network.model.base_model.layers[0]
     layer.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))

@@ -42,11 +42,11 @@ def test_weights_and_measures_are_the_numbers_worked_by_hand() -> None:
     here = torch.tensor([[-1.0, -2.0 + math.log(1.5), -3.0 + math.log(4)], [-0.5 + math.log(0.5), 0.0, 0.0]])
     found = corrected(drawn(engine, mask), here, most=2.0)
     # 1, 1.5, and 4 cut to 2; 0.5; 1 where nothing was drawn.
-    torch.testing.assert_close(found.tape["correction"], torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, 1.0]]))
+    torch.testing.assert_close(found.replay_data["correction"], torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, 1.0]]))
     torch.testing.assert_close(found.measures[CORRECTION], torch.tensor([1.5, 0.5]))
     apart = torch.tensor([(math.log(1.5) + math.log(4)) / 3, math.log(2)])
     torch.testing.assert_close(found.measures[MISMATCH], apart)
-    assert found.tape["log_prob"] is here
+    assert found.replay_data["log_prob"] is here
 
 
 def test_log_probabilities_that_are_not_finite_are_refused_with_the_prompt() -> None:
@@ -89,12 +89,12 @@ def test_what_an_engine_drew_is_scored_again_under_the_weights_that_drew(
     arguments = PROMPTS, torch.arange(3), torch.arange(3), NoiseKey(0, 0)
     there, here = policy_of(model, most).rollout(*arguments), own.rollout(*arguments)
     assert there.texts == here.texts
-    mask = here.tape["mask"]
+    mask = here.replay_data["mask"]
     # Float error of passes in other shapes, with a cache and without.
-    torch.testing.assert_close(there.tape["log_prob"], here.tape["log_prob"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(there.replay_data["log_prob"], here.replay_data["log_prob"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(there.measures[MISMATCH], torch.full((3,), 0.3), rtol=1e-4, atol=0)
     torch.testing.assert_close(there.measures[CORRECTION], torch.full((3,), expected), rtol=1e-4, atol=0)
-    torch.testing.assert_close(there.tape["correction"][~mask], torch.ones(int((~mask).sum())))
+    torch.testing.assert_close(there.replay_data["correction"][~mask], torch.ones(int((~mask).sum())))
 
 
 def test_it_is_scored_in_batches_of_the_rollout(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,9 @@ def pretrained(path: Path) -> Any:
 def next_tokens(model: Any, policy: LanguagePolicy, rollout: Rollout, temperature: float = T) -> list[Tensor]:
     """log p [n, V] of every row's n tokens: one row at a time, without padding, the whole vocabulary at once."""
     found = []
-    for prompt, tokens, mask in zip(rollout.prompts, rollout.tape["tokens"], rollout.tape["mask"], strict=True):
+    for prompt, tokens, mask in zip(
+        rollout.prompts, rollout.replay_data["tokens"], rollout.replay_data["mask"], strict=True
+    ):
         ids, own = policy.texts.prompt(prompt), tokens[mask].tolist()
         logits = model(input_ids=torch.tensor([[*ids, *own]]), use_cache=False).logits[0, len(ids) - 1 : -1]
         found.append((logits / temperature).log_softmax(dim=1))
@@ -87,7 +89,7 @@ def test_log_probs_are_those_of_transformers_own_loss(lm: Path) -> None:
     logp, model = policy.likelihoods(rollout, decisions).logp.detach(), pretrained(lm)
     for i, (prompt, mask) in enumerate(zip(rollout.prompts, decisions.mask, strict=True)):
         ids = policy.texts.prompt(prompt)
-        whole = torch.tensor([[*ids, *rollout.tape["tokens"][i][mask].tolist()]])
+        whole = torch.tensor([[*ids, *rollout.replay_data["tokens"][i][mask].tolist()]])
         labels = whole.clone()
         labels[0, : len(ids)] = -100
         loss = float(model(input_ids=whole, labels=labels).loss.detach())
@@ -104,9 +106,9 @@ def test_what_was_recorded_is_what_is_evaluated(lm: Path, model: str) -> None:
         policy.likelihoods(rollout, decisions).logp.detach(),
         next_tokens(policy.network.model, policy, rollout),
     )
-    chosen = flat(every).gather(1, rollout.tape["tokens"][decisions.mask][:, None])[:, 0].detach()
+    chosen = flat(every).gather(1, rollout.replay_data["tokens"][decisions.mask][:, None])[:, 0].detach()
     torch.testing.assert_close(found[decisions.mask], chosen, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rollout.tape["log_prob"], found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rollout.replay_data["log_prob"], found, rtol=1e-5, atol=1e-5)
     assert (found[~decisions.mask] == 0).all()
 
 
@@ -115,10 +117,10 @@ def test_rollouts_do_not_depend_on_the_batch(lm: Path) -> None:
     for batch in (1, 4):
         part, _ = drawn(policy_of(lm, rollout={"batch": batch}))
         assert part.texts == whole.texts
-        assert torch.equal(part.tape["tokens"], whole.tape["tokens"])
-        torch.testing.assert_close(part.tape["log_prob"], whole.tape["log_prob"], rtol=1e-5, atol=1e-5)
+        assert torch.equal(part.replay_data["tokens"], whole.replay_data["tokens"])
+        torch.testing.assert_close(part.replay_data["log_prob"], whole.replay_data["log_prob"], rtol=1e-5, atol=1e-5)
     one = policy_of(lm).rollout(PROMPTS[2:3], torch.tensor([2]), torch.tensor([2]), KEY)
-    assert torch.equal(one.tape["tokens"][0], whole.tape["tokens"][2])
+    assert torch.equal(one.replay_data["tokens"][0], whole.replay_data["tokens"][2])
     assert len(set(whole.texts or ())) > 3
 
 
@@ -131,7 +133,7 @@ def test_reference_samples_are_what_the_weights_of_then_write(lm: Path, model: s
     before = policy.evaluations
     found = policy.reference(PROMPTS, torch.arange(len(PROMPTS)), KEY, "base")
     assert found.texts == expected.texts != own.texts
-    assert policy.evaluations - before == int(expected.tape["mask"].sum())
+    assert policy.evaluations - before == int(expected.replay_data["mask"].sum())
 
 
 def test_evaluations_have_a_temperature_of_their_own(lm: Path) -> None:
@@ -191,7 +193,7 @@ def test_sampled_divergences_are_of_the_tokens_drawn(lm: Path) -> None:
         policy = moved(policy_of(lm, anchors=anchors))
         rollout, decisions = drawn(policy)
         found = policy.likelihoods(rollout, decisions).divergence["base"][decisions.mask]
-        tokens = rollout.tape["tokens"][decisions.mask][:, None]
+        tokens = rollout.replay_data["tokens"][decisions.mask][:, None]
         log_p = flat(next_tokens(policy.network.model, policy, rollout)).gather(1, tokens)[:, 0]
         log_q = flat(next_tokens(base, policy, rollout)).detach().gather(1, tokens)[:, 0]
         u = (log_p - log_q).detach().requires_grad_()
@@ -331,7 +333,7 @@ def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, ce
     rollout, decisions = drawn(policy)
     found = policy.penalties(rollout, decisions)
     log_p = flat(next_tokens(policy.network.model, policy, rollout)).detach()
-    tokens = rollout.tape["tokens"][decisions.mask][:, None]
+    tokens = rollout.replay_data["tokens"][decisions.mask][:, None]
     for name, path in (("t", teacher), ("base", lm)):
         log_q = flat(next_tokens(pretrained(path), policy, rollout)).detach()
         k = (log_p - log_q).gather(1, tokens)[:, 0]

@@ -74,7 +74,7 @@ def test_it_draws_from_the_networks_own_distribution(model: Path, train: dict[st
     assert float(rollout.measures[MISMATCH].max()) < 1e-5
     torch.testing.assert_close(rollout.measures[CORRECTION], torch.ones(4), rtol=1e-5, atol=0)
     eos = policy.texts.eos[0]
-    mask, tokens = rollout.tape["mask"], rollout.tape["tokens"]
+    mask, tokens = rollout.replay_data["mask"], rollout.replay_data["tokens"]
     assert mask[:, 0].all()
     assert (tokens[~mask] == policy.texts.pad).all()
     for row, counts in zip(tokens, mask, strict=True):
@@ -87,9 +87,11 @@ def test_it_draws_from_the_networks_own_distribution(model: Path, train: dict[st
 def test_a_sample_has_the_noise_of_its_key_whatever_its_batch(model: Path) -> None:
     policy = policy_of(model)
     whole, alone = rows_of(policy, [0, 1, 2, 3]), rows_of(policy, [2])
-    assert torch.equal(whole.tape["tokens"][2], alone.tape["tokens"][0])
-    assert not torch.equal(whole.tape["tokens"][2], whole.tape["tokens"][3])  # the same prompt, another number
-    assert not torch.equal(whole.tape["tokens"], rows_of(policy, [0, 1, 2, 3], step=1).tape["tokens"])
+    assert torch.equal(whole.replay_data["tokens"][2], alone.replay_data["tokens"][0])
+    assert not torch.equal(
+        whole.replay_data["tokens"][2], whole.replay_data["tokens"][3]
+    )  # the same prompt, another number
+    assert not torch.equal(whole.replay_data["tokens"], rows_of(policy, [0, 1, 2, 3], step=1).replay_data["tokens"])
 
 
 @pytest.mark.usefixtures("vllm")
