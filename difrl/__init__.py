@@ -28,7 +28,7 @@ install_renamed_modules()
 
 # Imported when first used, so that `difrl --help` does not wait for diffusers.
 _HOMES = {
-    "Opened": "difrl.inference.loaded_run",
+    "LoadedRun": "difrl.inference.loaded_run",
     "RunConfig": "difrl.config",
     "open_run": "difrl.inference.loaded_run",
     "read_config": "difrl.config.load",
@@ -36,7 +36,7 @@ _HOMES = {
     "write_report": "difrl.reporting.html",
 }
 
-__all__ = ["Opened", "RunConfig", "open_run", "read_config", "train", "write_report"]
+__all__ = ["LoadedRun", "RunConfig", "open_run", "read_config", "train", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

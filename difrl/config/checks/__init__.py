@@ -23,7 +23,7 @@ from difrl.config.checks.texts import check_texts
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
-__all__ = ["Misfit", "MisfitError", "misfits"]
+__all__ = ["ConfigConflict", "ConfigConflictError", "find_conflicts"]
 
 
 def find_conflicts(config: RunConfig) -> list[ConfigConflict]:
