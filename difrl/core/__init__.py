@@ -6,7 +6,7 @@ Nothing here uses a model, files or a config, or depends on the kind of model th
 from __future__ import annotations
 
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
-from difrl.core.advantages import Baseline, Std, advantages, decoupled, informative, reweighted
+from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, informative, scale_by_sign
 from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
 from difrl.core.dynamic_sampling import Collect, Draw, Informative, ScoredSamples, once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
@@ -96,11 +96,11 @@ __all__ = [
     "alpha_divergence",
     "anchor_penalty",
     "compact",
-    "decoupled",
     "elbo",
     "estimator",
     "f_divergence",
     "forward_logp",
+    "gdpo_advantages",
     "get_statistics",
     "group_first_max",
     "group_logsumexp",
@@ -116,7 +116,7 @@ __all__ = [
     "once",
     "reduce",
     "reduce_over_decisions",
-    "reweighted",
+    "scale_by_sign",
     "to_unit_interval",
     "velocity",
 ]

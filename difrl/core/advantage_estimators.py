@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from difrl.core.advantages import Baseline, Std, advantages, decoupled, reweighted
+from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, scale_by_sign
 
 
 class AdvantageEstimator(Protocol):
@@ -34,7 +34,7 @@ class AdvantageEstimator(Protocol):
 
 @dataclass(frozen=True)
 class TotalRewardAdvantage:
-    """The advantage of the weighted sum of rewards: `advantages`, then `reweighted`."""
+    """The advantage of the weighted sum of rewards: `advantages`, then `scale_by_sign`."""
 
     baseline: Baseline = "mean"
     std: Std = "group"
@@ -48,12 +48,12 @@ class TotalRewardAdvantage:
         self, total: Tensor, columns: Mapping[str, Tensor], weights: Mapping[str, float], groups: Tensor, valid: Tensor
     ) -> Tensor:
         a = advantages(total, groups, valid, baseline=self.baseline, std=self.std, clip=self.clip, scale=self.scale)
-        return reweighted(a, self.positive, self.negative)
+        return scale_by_sign(a, self.positive, self.negative)
 
 
 @dataclass(frozen=True)
 class PerRewardAdvantage:
-    """The advantages of each reward, summed by weight (GDPO, 2601.05242): `decoupled`, then `reweighted`."""
+    """The advantages of each reward, summed by weight (GDPO, 2601.05242): `gdpo_advantages`, then `scale_by_sign`."""
 
     columns: Mapping[str, str]
     """Column that the weight of each reward multiplies, by reward."""
@@ -72,5 +72,5 @@ class PerRewardAdvantage:
     ) -> Tensor:
         rewards = {name: columns[column] for name, column in self.columns.items()}
         used = {name: weights[name] for name in rewards}
-        a = decoupled(rewards, used, groups, valid, baseline=self.baseline, clip=self.clip, scale=self.scale)
-        return reweighted(a, self.positive, self.negative)
+        a = gdpo_advantages(rewards, used, groups, valid, baseline=self.baseline, clip=self.clip, scale=self.scale)
+        return scale_by_sign(a, self.positive, self.negative)

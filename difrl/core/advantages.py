@@ -77,7 +77,7 @@ def advantages(
     return torch.where(counts, scaled * scale, 0.0).to(rewards.dtype)
 
 
-def decoupled(
+def gdpo_advantages(
     columns: Mapping[str, Tensor],
     weights: Mapping[str, float],
     groups: Tensor,
@@ -115,7 +115,7 @@ def decoupled(
     return torch.where(differs, scaled, 0.0)
 
 
-def reweighted(advantages: Tensor, positive: float, negative: float) -> Tensor:
+def scale_by_sign(advantages: Tensor, positive: float, negative: float) -> Tensor:
     """Multiply A by `positive` where A > 0 and by `negative` where A < 0. Any shape.
 
     For rewards of +1 and -1 without a baseline: positive = 0 is NSR, negative = 0 is PSR, and positive = 0.1 is the

@@ -16,13 +16,13 @@ from difrl.core import (
     Std,
     advantages,
     compact,
-    decoupled,
+    gdpo_advantages,
     group_mean,
     group_mean_std,
     group_spread,
     group_sum,
     informative,
-    reweighted,
+    scale_by_sign,
 )
 
 GROUPS = torch.tensor([9, -4, 9, -4, 9, 2])
@@ -255,13 +255,13 @@ def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
     one, two = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
     groups, valid = torch.tensor([0, 0, 1, 1]), ALL[:4]
     columns, weights = {"one": one, "two": two}, {"one": 1.0, "two": 1.0}
-    found = decoupled(columns, weights, groups, valid, eps=0.0)
+    found = gdpo_advantages(columns, weights, groups, valid, eps=0.0)
     assert found.tolist() == pytest.approx([x / 2.5**0.5 for x in (-1, 1, -2, 2)])
     assert advantages(one + two, groups, valid, eps=0.0).tolist() == pytest.approx([-1, 1, -1, 1])
     # The weight counts, not the spread: a hundredfold second reward is still +-1 before its weight of 3.
-    found = decoupled({"one": one, "two": 100 * two}, {"one": 1.0, "two": 3.0}, groups, valid, eps=0.0)
+    found = gdpo_advantages({"one": one, "two": 100 * two}, {"one": 1.0, "two": 3.0}, groups, valid, eps=0.0)
     assert found.tolist() == pytest.approx([x / 8.5**0.5 for x in (-1, 1, -4, 4)])
-    assert decoupled(columns, weights, groups, valid, eps=0.0, clip=1.0, scale=0.5).tolist() == pytest.approx(
+    assert gdpo_advantages(columns, weights, groups, valid, eps=0.0, clip=1.0, scale=0.5).tolist() == pytest.approx(
         [-0.5 / 2.5**0.5, 0.5 / 2.5**0.5, -0.5, 0.5]
     )
 
@@ -270,7 +270,7 @@ def test_each_reward_by_itself_may_leave_one_out() -> None:
     """0, 1 about the other one: -1, 1 over 1/2. 0, 0, 3 about the others: -3/2, -3/2, 3 over sqrt(2). S^2 sums to 14.75."""
     groups = torch.tensor([0, 0, 1, 1, 1])
     columns = {"one": torch.tensor([0.0, 1.0, 0.0, 0.0, 3.0])}
-    found = decoupled(columns, {"one": 1.0}, groups, ALL[:5], baseline="leave_one_out", eps=0.0)
+    found = gdpo_advantages(columns, {"one": 1.0}, groups, ALL[:5], baseline="leave_one_out", eps=0.0)
     expected = [-2.0, 2.0, -1.5 / 2**0.5, -1.5 / 2**0.5, 3 / 2**0.5]
     assert found.tolist() == pytest.approx([x / (14.75 / 5) ** 0.5 for x in expected])
 
@@ -282,9 +282,9 @@ def test_each_reward_by_itself_does_not_see_units_or_unscored_rows(seed: int) ->
     columns = {name: torch.randint(0, 4, (20,), generator=g).double() for name in "ab"}
     valid = torch.rand(20, generator=g) < 0.8
     weights = {"a": 0.3, "b": 2.0}
-    expected = decoupled(columns, weights, groups, valid, eps=0.0).nan_to_num()
+    expected = gdpo_advantages(columns, weights, groups, valid, eps=0.0).nan_to_num()
     changed = {"a": torch.where(valid, 7 * columns["a"] + 3, torch.nan), "b": columns["b"]}
-    found = decoupled(changed, weights, groups, valid, eps=0.0).nan_to_num()
+    found = gdpo_advantages(changed, weights, groups, valid, eps=0.0).nan_to_num()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert (found[~valid] == 0).all()
     idle = ~(informative(columns["a"], groups, valid) | informative(columns["b"], groups, valid))
@@ -295,24 +295,24 @@ def test_a_reward_of_weight_0_has_no_part() -> None:
     """It need not have scored what is valid, and a group that differs in it alone teaches exactly nothing."""
     one, zero = torch.tensor([0.0, 1.0, 0.0, 1.0, 2.0, 2.0]), torch.tensor([torch.nan, 1.0, 0.0, 1.0, 0.0, 1.0])
     groups, valid = torch.tensor([0, 0, 1, 1, 2, 2]), ALL[:1].expand(6)
-    found = decoupled({"one": one, "zero": zero}, {"one": 2.0, "zero": 0.0}, groups, valid)
-    assert torch.equal(found, decoupled({"one": one}, {"one": 2.0}, groups, valid))
+    found = gdpo_advantages({"one": one, "zero": zero}, {"one": 2.0, "zero": 0.0}, groups, valid)
+    assert torch.equal(found, gdpo_advantages({"one": one}, {"one": 2.0}, groups, valid))
     assert found[4:].tolist() == [0.0, 0.0]
-    assert decoupled({"zero": zero}, {"zero": 0.0}, groups, valid).tolist() == [0.0] * 6
+    assert gdpo_advantages({"zero": zero}, {"zero": 0.0}, groups, valid).tolist() == [0.0] * 6
 
 
 def test_each_reward_needs_its_weight() -> None:
     with pytest.raises(ValueError, match=r"columns are \['a'\] and weights \['b'\]"):
-        decoupled({"a": REWARDS}, {"b": 1.0}, GROUPS, ALL)
+        gdpo_advantages({"a": REWARDS}, {"b": 1.0}, GROUPS, ALL)
 
 
 def test_reweighting_by_sign() -> None:
     """Rewards of +-1 without baseline: NSR, PSR and weighted REINFORCE of 2506.01347."""
     rewards = torch.tensor([1.0, -1.0, 1.0, -1.0])
     plain = advantages(rewards, torch.zeros(4, dtype=torch.int64), ALL[:4], baseline="none", std="none")
-    assert reweighted(plain, 0.0, 1.0).tolist() == [0, -1, 0, -1]
-    assert reweighted(plain, 1.0, 0.0).tolist() == [1, 0, 1, 0]
-    assert reweighted(plain, 0.1, 1.0).tolist() == pytest.approx([0.1, -1, 0.1, -1])
+    assert scale_by_sign(plain, 0.0, 1.0).tolist() == [0, -1, 0, -1]
+    assert scale_by_sign(plain, 1.0, 0.0).tolist() == [1, 0, 1, 0]
+    assert scale_by_sign(plain, 0.1, 1.0).tolist() == pytest.approx([0.1, -1, 0.1, -1])
 
 
 @pytest.mark.parametrize(("rho_0", "rho_1"), [(0.0, 0.3), (0.2, 0.3), (0.4, 0.1)])
@@ -321,7 +321,7 @@ def test_forward_correction_of_a_noisy_verifier_is_a_reweighting(rho_0: float, r
     said = torch.tensor([1.0, -1.0], dtype=torch.float64)
     valid, groups = torch.tensor([True, True]), torch.tensor([0, 0])
     plain = advantages(said, groups, valid, baseline="none", std="none")
-    weights = reweighted(plain, positive=rho_1, negative=1 - rho_1)
+    weights = scale_by_sign(plain, positive=rho_1, negative=1 - rho_1)
     assert weights.tolist() == pytest.approx([rho_1, rho_1 - 1])
     right, wrong = torch.tensor([1 - rho_1, rho_1]).double(), torch.tensor([rho_0, 1 - rho_0]).double()
     assert float(right @ weights) == pytest.approx(0.0, abs=1e-7)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import RewardConfig
-from difrl.core import decoupled
+from difrl.core import gdpo_advantages
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import NoiseKey
@@ -348,9 +348,9 @@ def test_rewards_are_normalised_one_by_one_as_shaped() -> None:
     scored, weights = trainer._draw(0, 0, None, Clock()), {"bright": 1.0, "clipped": -0.5}
     found = trainer._advantages(scored, weights)
     summed = {"bright": scored.parts["reward/bright"], "clipped": scored.parts["shaped/clipped"]}
-    torch.testing.assert_close(found, decoupled(summed, weights, scored.groups, scored.valid))
+    torch.testing.assert_close(found, gdpo_advantages(summed, weights, scored.groups, scored.valid))
     raw = {name: scored.parts[f"reward/{name}"] for name in weights}
-    assert (found - decoupled(raw, weights, scored.groups, scored.valid)).abs().max() > 0.1
+    assert (found - gdpo_advantages(raw, weights, scored.groups, scored.valid)).abs().max() > 0.1
 
 
 class Partly(Brightness):
