@@ -8,7 +8,7 @@ from __future__ import annotations
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, informative, scale_by_sign
 from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
-from difrl.core.dynamic_sampling import Collect, Draw, Informative, ScoredSamples, once
+from difrl.core.dynamic_sampling import Collect, Draw, DynamicSampling, ScoredSamples, draw_once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
 from difrl.core.forward_weighting import WEIGHTINGS, elbo, forward_logp
 from difrl.core.groups import (
@@ -44,8 +44,8 @@ from difrl.core.schedules import (
     Coefficient,
     Constant,
     Cosine,
+    LagrangeMultiplier,
     Linear,
-    Multiplier,
     RewardAdaptive,
     Schedule,
     TargetKL,
@@ -69,13 +69,13 @@ __all__ = [
     "Cosine",
     "DivergenceMasked",
     "Draw",
+    "DynamicSampling",
     "FDivergence",
     "InUpdates",
-    "Informative",
     "KLCov",
+    "LagrangeMultiplier",
     "Likelihoods",
     "Linear",
-    "Multiplier",
     "NegativeAware",
     "Objective",
     "PerRewardAdvantage",
@@ -96,6 +96,7 @@ __all__ = [
     "alpha_divergence",
     "anchor_penalty",
     "compact",
+    "draw_once",
     "elbo",
     "estimator",
     "f_divergence",
@@ -113,7 +114,6 @@ __all__ = [
     "k1",
     "k2",
     "k3",
-    "once",
     "reduce",
     "reduce_over_decisions",
     "scale_by_sign",

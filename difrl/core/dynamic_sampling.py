@@ -1,6 +1,6 @@
 """The stage between rollout and advantages: it selects the scored samples of a training step.
 
-A stage receives a function that draws samples, and returns those to train on. `once` is the empty stage. The caller's
+A stage receives a function that draws samples, and returns those to train on. `draw_once` is the empty stage. The caller's
 function sees every record that it draws, so discarded samples are counted there.
 """
 
@@ -44,7 +44,7 @@ Draw = Callable[[int, Sequence[int] | None], S]
 Collect = Callable[[Draw[S]], S]
 
 
-def once(draw: Draw[S]) -> S:
+def draw_once(draw: Draw[S]) -> S:
     """Return the first draw, whatever it holds."""
     return draw(0, None)
 
@@ -55,7 +55,7 @@ def total(record: ScoredSamples) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Informative(Generic[S]):
+class DynamicSampling(Generic[S]):
     """Draw a group again until its rewards differ: dynamic sampling (DAPO, 2503.14476).
 
     Each group is drawn independently, at most `max_draws` times, and its last draw is kept (if the rewards that training

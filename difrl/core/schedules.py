@@ -148,7 +148,7 @@ class TargetKL(Controller):
 
 
 @dataclass(frozen=True)
-class Multiplier(Controller):
+class LagrangeMultiplier(Controller):
     """A Lagrange multiplier as the weight of a reward: it keeps the reward's mean on one side of a threshold (2310.04373).
 
         at least:   maximise E r_0 subject to E r >= threshold,   weight +level,   level <- level + rate (threshold - m)
@@ -178,7 +178,7 @@ class Multiplier(Controller):
     def value(self, step: int) -> float:
         return self._sign * self.level
 
-    def updated(self, measured: float) -> Multiplier:
+    def updated(self, measured: float) -> LagrangeMultiplier:
         if not math.isfinite(measured):
             raise ValueError(
                 f"the mean reward is {measured}, expected a finite number; a multiplier cannot react to it"

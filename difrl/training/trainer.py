@@ -25,12 +25,12 @@ from difrl.config.schema.schedules import build_coefficient
 from difrl.core import (
     Coefficient,
     Collect,
-    Informative,
+    DynamicSampling,
     Likelihoods,
     aggregation,
     anchor_penalty,
+    draw_once,
     informative,
-    once,
     reduce,
     reduce_over_decisions,
 )
@@ -391,10 +391,10 @@ class Trainer:
 def _collect(config: CollectConfig) -> Collect[ScoredRollout]:
     """The stage that a recipe names."""
     if config.max_draws == 1:
-        return once
+        return draw_once
     if config.by is None:
-        return Informative[ScoredRollout](config.max_draws)
-    return Informative[ScoredRollout](config.max_draws, partial(_known, f"reward/{config.by}"))
+        return DynamicSampling[ScoredRollout](config.max_draws)
+    return DynamicSampling[ScoredRollout](config.max_draws, partial(_known, f"reward/{config.by}"))
 
 
 def _known(name: str, scored: ScoredRollout) -> tuple[Tensor, Tensor]:

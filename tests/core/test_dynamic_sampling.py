@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difrl.core import Informative, once
+from difrl.core import DynamicSampling, draw_once
 
 Draw = Callable[[int, Sequence[int] | None], "Record"]
 
@@ -57,19 +57,19 @@ def words(found: Record) -> dict[int, str]:
 
 def test_once_draws_once() -> None:
     draw, asked = source("00 11")
-    assert words(once(draw)) == {0: "00", 1: "11"}
+    assert words(draw_once(draw)) == {0: "00", 1: "11"}
     assert asked == [None]
 
 
 def test_only_idle_groups_are_drawn_again() -> None:
     draw, asked = source("00 01 11", "10 -- 1?", "-- -- 01", "-- -- --")
-    assert words(Informative(max_draws=4)(draw)) == {0: "10", 1: "01", 2: "01"}
+    assert words(DynamicSampling(max_draws=4)(draw)) == {0: "10", 1: "01", 2: "01"}
     assert asked == [None, [0, 2], [2]]
 
 
 def test_the_last_draw_stands() -> None:
     draw, asked = source("00 01 1?", "11 -- 10")
-    found = Informative(max_draws=2)(draw)
+    found = DynamicSampling(max_draws=2)(draw)
     assert words(found) == {0: "11", 1: "01", 2: "10"}
     assert sorted(found.groups.tolist()) == [0, 0, 1, 1, 2, 2]
     assert asked == [None, [0, 2]]
@@ -83,7 +83,7 @@ def test_groups_may_be_asked_to_differ_in_something_else() -> None:
     def said(record: Record) -> tuple[Tensor, Tensor]:
         return torch.tensor([v for w in record.payload[::2] for v in values[w]]), record.valid
 
-    found = Informative(2, said)(draw)
+    found = DynamicSampling(2, said)(draw)
     assert words(found) == {0: "11", 1: "11", 2: "11"}
     assert asked == [None, [0, 1]]
 
@@ -97,25 +97,25 @@ def test_what_groups_should_differ_in_may_be_missing_in_valid_rows() -> None:
         found = torch.tensor([v for group in record.groups.tolist()[::2] for v in values[group]])
         return found, ~found.isnan()
 
-    assert Informative(2, said)(draw).valid.all()
+    assert DynamicSampling(2, said)(draw).valid.all()
     assert asked == [None, [1, 2]]
 
 
 def test_groups_find_the_same_alone_and_together() -> None:
     """So several processes find what one does."""
     draws = ("00 01 11", "10 -- 11", "-- -- 01")
-    together = words(Informative(max_draws=3)(source(*draws)[0]))
+    together = words(DynamicSampling(max_draws=3)(source(*draws)[0]))
     for group in range(3):
-        alone = Informative(max_draws=3)(lambda k, _, g=group: record({g: draws[k].split()[g]}))
+        alone = DynamicSampling(max_draws=3)(lambda k, _, g=group: record({g: draws[k].split()[g]}))
         assert words(alone) == {group: together[group]}
 
 
 def test_other_groups_than_asked_for_are_refused() -> None:
     draw, _ = source("00 11 01")
     with pytest.raises(ValueError, match=r"draw 1 returned groups \[0, 1, 2\], expected \[0, 1\]"):
-        Informative(max_draws=2)(lambda k, groups: draw(0, None) if k == 0 else record({0: "01", 1: "01", 2: "01"}))
+        DynamicSampling(max_draws=2)(lambda k, groups: draw(0, None) if k == 0 else record({0: "01", 1: "01", 2: "01"}))
 
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
-        Informative(max_draws=0)
+        DynamicSampling(max_draws=0)

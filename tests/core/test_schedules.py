@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difrl.core import Coefficient, Constant, Cosine, Linear, Multiplier, RewardAdaptive, Schedule, TargetKL
+from difrl.core import Coefficient, Constant, Cosine, LagrangeMultiplier, Linear, RewardAdaptive, Schedule, TargetKL
 
 
 def test_constant() -> None:
@@ -81,9 +81,9 @@ def levels(multiplier: Coefficient, means: list[float]) -> list[float]:
 
 def test_multiplier_by_hand() -> None:
     """At least 0.8 with rate 0.5: 0.6 adds 0.1, 0.8 nothing, 1.0 takes 0.1; 9 would go below 0, -9 above 2."""
-    at_least = Multiplier(1.0, threshold=0.8, rate=0.5, highest=2.0)
+    at_least = LagrangeMultiplier(1.0, threshold=0.8, rate=0.5, highest=2.0)
     assert levels(at_least, [0.6, 0.8, 1.0, 9.0, -9.0]) == pytest.approx([1.1, 1.1, 1.0, 0.0, 2.0])
-    at_most = Multiplier(1.0, threshold=0.8, at_least=False, rate=0.5, highest=2.0)
+    at_most = LagrangeMultiplier(1.0, threshold=0.8, at_least=False, rate=0.5, highest=2.0)
     assert at_most.value(7) == -1.0
     assert levels(at_most, [1.0, 0.8, 0.6, -9.0, 9.0]) == pytest.approx([-1.1, -1.1, -1.0, 0.0, -2.0])
 
@@ -91,7 +91,7 @@ def test_multiplier_by_hand() -> None:
 @given(st.floats(-2, 2), st.floats(0, 5), st.booleans())
 def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float, start: float, at_least: bool) -> None:
     """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""
-    multiplier: Coefficient = Multiplier(start, threshold, at_least, rate=0.2)
+    multiplier: Coefficient = LagrangeMultiplier(start, threshold, at_least, rate=0.2)
     for _ in range(200):
         multiplier = multiplier.updated(multiplier.value(0))
     expected = max(threshold, 0.0) if at_least else min(threshold, 0.0)
@@ -99,13 +99,13 @@ def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float
 
 
 def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> None:
-    before = Multiplier(1.0, threshold=0.5).updated(0.0)
-    assert Multiplier(1.0, threshold=0.5).with_state(before.state()) == before
+    before = LagrangeMultiplier(1.0, threshold=0.5).updated(0.0)
+    assert LagrangeMultiplier(1.0, threshold=0.5).with_state(before.state()) == before
     with pytest.raises(ValueError, match="the mean reward is nan"):
         before.updated(float("nan"))
     for wrong in ({"level": -1.0}, {"level": 11.0}, {"level": 1.0, "rate": 0.0}):
         with pytest.raises(ValueError, match="expected a rate above 0 and a level"):
-            Multiplier(threshold=0.0, **wrong)
+            LagrangeMultiplier(threshold=0.0, **wrong)
 
 
 def test_reward_adaptive_by_hand() -> None:

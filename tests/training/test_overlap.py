@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import RewardConfig
-from difrl.core import Informative
+from difrl.core import DynamicSampling
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey
 from difrl.scoring import Scorer
@@ -92,7 +92,7 @@ def test_training_learns_the_same() -> None:
     for rollout in (PLAIN, OVERLAP):
         trainer = linear_trainer(data=DATA, rollout=rollout, collect={"max_draws": 2})
         assert isinstance(trainer.source, PolicyRollouts)
-        assert isinstance(trainer.collect, Informative)
+        assert isinstance(trainer.collect, DynamicSampling)
         rows.append({k: v for k, v in trainer.step(0).items() if not k.startswith("time/")})
         weights.append(trainer.policy.parameters["weight"].detach().clone())
     assert rows[0] == rows[1]

@@ -193,9 +193,9 @@ class ThresholdWeight(CoefficientSection):
         return (self.start if self.at_least is not None else -self.start,)
 
     def build(self, total: int) -> Coefficient:
-        from difrl.core import Multiplier
+        from difrl.core import LagrangeMultiplier
 
-        return Multiplier(self.start, self.threshold, self.at_least is not None, self.rate, self.highest)
+        return LagrangeMultiplier(self.start, self.threshold, self.at_least is not None, self.rate, self.highest)
 
 
 RewardWeight = Annotated[
