@@ -3,10 +3,10 @@
     D_f(theta || ref) = sum_v ref_v f(u_v),    u = theta / ref,    f convex, f(1) = f'(1) = 0
 
 so that every term is >= 0. Each is exact over a whole distribution (`full`), or estimated from the log-ratios of
-elements drawn from theta (`estimate_from_policy_samples`) or from the reference (`estimate_from_reference_samples`). All statements here hold at one decision:
-where decisions depend on earlier ones, no estimator at a single decision includes its effect on later ones. For forward
-KL alone, the sum over decisions with prefixes drawn from the reference is the divergence of whole sequences (the chain
-rule).
+elements drawn from theta (`estimate_from_policy_samples`) or from the reference (`estimate_from_reference_samples`).
+All statements here hold at one decision: where decisions depend on earlier ones, no estimator at a single decision
+includes its effect on later ones. For forward KL alone, the sum over decisions with prefixes drawn from the reference
+is the divergence of whole sequences (the chain rule).
 """
 
 from __future__ import annotations
