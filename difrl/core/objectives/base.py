@@ -132,9 +132,7 @@ class GroupObjective(Objective):
     _: KW_ONLY
     reference: str = "base"
 
-    @property
-    def scope(self) -> Scope:
-        return "group"
+    scope = "group"
 
     @property
     def needs(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.core.groups import group_mean, group_softmax
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.numerics import check_bound, to_unit_interval
-from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
+from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
 Form = Literal["squared", "bce"]
@@ -73,6 +73,8 @@ class CentredRewardDistillation(Objective):
     reward: Reward = "unit"
     temperature: float | None = None
 
+    scope = "group"
+
     def __post_init__(self) -> None:
         check_bound(self.bound)
         if not self.beta > 0 or not (self.temperature is None or self.temperature > 0):
@@ -85,10 +87,6 @@ class CentredRewardDistillation(Objective):
                 f"form is {self.form!r} and reward {self.reward!r}, expected one of {sorted(FORMS)}, and "
                 "'unit' or 'raw'"
             )
-
-    @property
-    def scope(self) -> Scope:
-        return "group"
 
     @property
     def slopes(self) -> tuple[float, ...]:

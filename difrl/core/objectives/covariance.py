@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
-from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
+from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
 
 
@@ -61,6 +61,8 @@ class ClipCov(Objective):
     lowest: float = 1.0
     highest: float = 5.0
 
+    scope = "batch"
+
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
         check_share(self.share)
@@ -68,10 +70,6 @@ class ClipCov(Objective):
             raise ValueError(
                 f"lowest is {self.lowest} and highest {self.highest}, expected lowest below highest; exchange the bounds"
             )
-
-    @property
-    def scope(self) -> Scope:
-        return "batch"
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"logp": lik.logp.detach(), "delta": lik.log_ratio("old").detach()}
@@ -108,14 +106,12 @@ class KLCov(Objective):
     share: float = 2e-3
     coefficient: float = 1.0
 
+    scope = "batch"
+
     def __post_init__(self) -> None:
         check_share(self.share)
         if not self.coefficient > 0:
             raise ValueError(f"coefficient is {self.coefficient}, expected a number above 0")
-
-    @property
-    def scope(self) -> Scope:
-        return "batch"
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"logp": lik.logp.detach()}

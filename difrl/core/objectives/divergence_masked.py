@@ -29,13 +29,11 @@ class DivergenceMasked(Objective):
 
     delta: float = 1e-5
 
+    needs = frozenset({"references/old", "bias"})
+
     def __post_init__(self) -> None:
         if not self.delta > 0:
             raise ValueError(f"delta is {self.delta}, expected a divergence above 0")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"references/old", "bias"})
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio, kl = lik.log_ratio("old"), lik["bias"].detach()

@@ -32,14 +32,12 @@ class NegativeAware(Objective):
     mix: float = 1.0
     bound: float = 5.0
 
+    needs = frozenset({"mixed/plus", "mixed/minus", "references/old"})
+
     def __post_init__(self) -> None:
         check_bound(self.bound)
         if not self.mix > 0:
             raise ValueError(f"mix is {self.mix}, expected the mixing factor b > 0 of the likelihoods")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"mixed/plus", "mixed/minus", "references/old"})
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         r = to_unit_interval(advantages, self.bound)
