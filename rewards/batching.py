@@ -1,6 +1,6 @@
-"""Requests that arrive together are scored together, and each gets its own answer back.
+"""Dynamic batching: requests that arrive together are scored in one call, and each gets its own scores.
 
-One thread a reward: rewards need not be safe for several, and a device is used best by one call at a time.
+There is one thread a reward: rewards need not be thread-safe, and a device is used best by one call at a time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class Busy(RuntimeError):
-    """Too much is waiting already, or nothing more is taken."""
+    """The queue is full, or the batcher is closed."""
 
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one request: images [B,3,H,W] of 8 bits, or texts."""
+    """The rows of one request: 8-bit images [B,3,H,W], or texts."""
 
     samples: Samples
     prompts: Sequence[str]
@@ -40,25 +40,25 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of the images, three a pixel, or characters of the texts."""
+        """Number of bytes of the images, three a pixel, or of characters of the texts."""
         return self.samples.nbytes if isinstance(self.samples, Tensor) else sum(map(len, self.samples))
 
     @property
     def kind(self) -> tuple[int, ...] | None:
-        """What jobs of one call share: the size of their images."""
+        """The shape of an image, None for texts. Only jobs of one kind are scored in one call."""
         return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
 
 
 class Batcher:
     """A thread that scores jobs with one reward.
 
-    A call takes the first job and those of its kind that fit into `max_batch` rows and `max_size` bytes; the first waits at
-    most `wait` seconds for others, and not at all if it waited so long behind another call. A job is never divided: one
-    above a limit has a call of its own, within which the reward makes its batches. If a call of several jobs fails, each is
-    scored by itself, so that the failure reaches only the job that causes it.
+    A call takes the first job, and the jobs of its kind that fit into `max_batch` rows and `max_size` bytes. The first job
+    waits at most `wait` seconds for others; time spent behind another call counts. A job is never split: one above a limit
+    gets its own call, and the reward splits it into batches. If a call of several jobs fails, each job is scored alone, so
+    that only the job that causes the failure fails.
 
-    At most `most_waiting` rows and `most_size` bytes wait, or one job however large. Bytes are those of `Job.size`; in a
-    call an image takes four times as many, as floats.
+    At most `most_waiting` rows and `most_size` bytes may wait, or one job of any size. Bytes are those of `Job.size`. During
+    a call an image takes four times as many, because it is converted to floats.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Batcher:
             )
         self.reward, self.max_batch, self.max_size, self.wait = reward, max_batch, max_size, wait
         self.most_waiting, self.most_size = most_waiting, most_size
-        self.answered = 0  # rows that have been scored
+        self.answered = 0  # rows scored so far
         self._jobs: deque[Job] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -87,17 +87,17 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Rows that no call has taken yet."""
+        """Number of rows in the queue."""
         with self._changed:
             return sum(map(len, self._jobs))
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether the batcher accepts jobs."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Future[Scores]:
-        """Put rows into the queue; `Busy` where it is full."""
+        """Queue rows, and return their future scores. Raise `Busy` if the queue is full or closed."""
         job = Job(samples, prompts, metadata)
         with self._changed:
             rows, size = _total(self._jobs)
@@ -110,38 +110,38 @@ class Batcher:
                 )
             self._jobs.append(job)
             self._changed.notify_all()
-        job.answer.add_done_callback(lambda answer: self._forget(job) if answer.cancelled() else None)
+        job.answer.add_done_callback(lambda answer: self._remove(job) if answer.cancelled() else None)
         return job.answer
 
     def close(self, seconds: float = 5.0) -> None:
-        """Take no more jobs, and wait this long for those that are there."""
+        """Accept no more jobs, and wait at most `seconds` for those in the queue."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(seconds)
 
     def _work(self) -> None:
-        while batch := self._next():
+        while batch := self._next_batch():
             running = [job for job in batch if job.answer.set_running_or_notify_cancel()]
             if running:
                 self._answer(running)
 
-    def _next(self) -> list[Job]:
-        """The jobs of the next call; none when all is done and the batcher is closed."""
+    def _next_batch(self) -> list[Job]:
+        """Wait for the jobs of the next call, and return them; none if the batcher is closed and its queue empty."""
         with self._changed:
-            while not self._closed and (left := self._left()) != 0:
+            while not self._closed and (left := self._seconds_left()) != 0:
                 self._changed.wait(left)
-            return self._take()
+            return self._pop_batch()
 
-    def _left(self) -> float | None:
-        """Seconds until the first job waits no longer, which may be cancelled meanwhile; None where there is none."""
+    def _seconds_left(self) -> float | None:
+        """Return how long the first job still waits for others; None if the queue is empty."""
         if not self._jobs:
             return None
         rows, size = _total(job for job in self._jobs if job.kind == self._jobs[0].kind)
         full = rows >= self.max_batch or size >= self.max_size
         return 0.0 if full else max(0.0, self._jobs[0].arrived + self.wait - time.monotonic())
 
-    def _take(self) -> list[Job]:
+    def _pop_batch(self) -> list[Job]:
         batch, others = list[Job](), deque[Job]()
         rows = size = 0
         for job in self._jobs:
@@ -154,16 +154,16 @@ class Batcher:
         self._jobs = others
         return batch
 
-    def _forget(self, gone: Job) -> None:
-        """A cancelled job waits no more, nor do its samples take memory."""
+    def _remove(self, cancelled: Job) -> None:
+        """Remove a cancelled job from the queue, which frees the memory of its samples."""
         with self._changed:
-            self._jobs = deque(job for job in self._jobs if job is not gone)
+            self._jobs = deque(job for job in self._jobs if job is not cancelled)
             self._changed.notify_all()
 
     def _answer(self, batch: Sequence[Job]) -> None:
         try:
             scores = self._score(batch)
-        except BaseException as error:  # also SystemExit, which would end the thread and leave all others waiting
+        except BaseException as error:  # SystemExit too: it would end the thread, and other jobs would wait forever
             if len(batch) > 1:
                 for job in batch:
                     self._answer([job])
@@ -180,17 +180,16 @@ class Batcher:
     def _score(self, batch: Sequence[Job]) -> Scores:
         prompts = [prompt for job in batch for prompt in job.prompts]
         metadata = [row for job in batch for row in job.metadata]
-        scores = score(self.reward, _joined([job.samples for job in batch]), prompts, metadata)
-        return Scores(scores.values.cpu(), scores.valid.cpu())
+        return score(self.reward, _concatenate([job.samples for job in batch]), prompts, metadata).to("cpu")
 
 
 def _total(jobs: Iterable[Job]) -> tuple[int, int]:
-    """Rows and bytes."""
-    counted = [(len(job), job.size) for job in jobs]
-    return sum(rows for rows, _ in counted), sum(size for _, size in counted)
+    """Return the number of rows and of bytes."""
+    sizes = [(len(job), job.size) for job in jobs]
+    return sum(rows for rows, _ in sizes), sum(size for _, size in sizes)
 
 
-def _joined(samples: Sequence[Samples]) -> Samples:
-    """Images in [0,1], or texts, of several jobs."""
-    images = [one for one in samples if isinstance(one, Tensor)]
+def _concatenate(samples: Sequence[Samples]) -> Samples:
+    """Return the images of several jobs, in [0,1], or their texts."""
+    images = [part for part in samples if isinstance(part, Tensor)]
     return torch.cat(images).float().div_(255) if images else [text for texts in samples for text in texts]

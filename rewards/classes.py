@@ -1,10 +1,10 @@
-"""Names of object classes: what GenEval's metadata call a thing and what a detector's checkpoint calls it.
+"""Names of object classes in GenEval's metadata and in the checkpoints of detectors.
 
-GenEval's 80 classes are COCO's, three of them renamed so that a prompt can use them ("computer mouse" for
-mouse, "tv remote" for remote, "computer keyboard" for keyboard). Checkpoints spell COCO's classes in two
-ways: as COCO does (DETR, Mask2Former, MM-Grounding-DINO) and with the words of Pascal VOC (RT-DETR, YOLO:
-"motorbike", "aeroplane", "sofa", "pottedplant", "diningtable", "tvmonitor"). Two names are one class if they
-agree without case, blanks and punctuation, or stand in one row of `SYNONYMS`.
+GenEval's 80 classes are COCO's. Three are renamed so that a prompt can use them ("computer mouse" for mouse,
+"tv remote" for remote, "computer keyboard" for keyboard). Checkpoints spell COCO's classes in two ways: as COCO does
+(DETR, Mask2Former, MM-Grounding-DINO), and with the words of Pascal VOC (RT-DETR, YOLO: "motorbike", "aeroplane",
+"sofa", "pottedplant", "diningtable", "tvmonitor"). Two names mean one class if they are equal without case, blanks and
+punctuation, or if they are in one row of `SYNONYMS`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
 
 
 def key(name: str) -> str:
-    """What every spelling of a class has in common."""
+    """Return the normal form of a class name, equal for all its spellings."""
     bare = _bare(name)
     return _FIRST.get(bare, bare)
 
 
 class UnknownClass(ValueError):
-    """An image's metadata name a class that the detector can never report; ``image`` is its index."""
+    """The metadata of an image contain a class that the detector cannot report; ``image`` is its index."""
 
     def __init__(self, image: int, problem: str) -> None:
         super().__init__(problem)
@@ -44,7 +44,7 @@ class UnknownClass(ValueError):
 
 
 def check_known(wanted: Sequence[Collection[str]], known: Collection[str], detector: str) -> None:
-    """Raise if an image's metadata name a class that a detector with the classes ``known`` can never report."""
+    """Raise UnknownClass if the metadata of an image contain a class that is none of the detector's (``known``)."""
     keys = {key(name) for name in known}
     named = [(image, name) for image, names in enumerate(wanted) for name in sorted(set(names) - {ANY})]
     for image, name in named:
@@ -54,7 +54,7 @@ def check_known(wanted: Sequence[Collection[str]], known: Collection[str], detec
             raise UnknownClass(
                 image,
                 f"the metadata name the class {name!r}, which is none of the {len(known)} classes of {detector}{hint}. "
-                "Choose a detector that knows it (a zero-shot one takes any name), or leave these prompts out",
+                "Choose a detector that has this class (a zero-shot one takes any name), or leave these prompts out",
             )
 
 

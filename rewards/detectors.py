@@ -1,6 +1,6 @@
-"""Object detectors behind the GenEval reward, and the one for the shapes world: classical vision.
+"""The interface of object detectors for the GenEval reward, and a detector by classical vision for the shapes world.
 
-Photographs are for rewards.transformers_detector.
+Detectors for photographs are in rewards.transformers_detector.
 """
 
 from __future__ import annotations
@@ -32,66 +32,66 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-Wanted = Sequence[Collection[str]]  # for each image the names of the classes that its metadata name
+ClassNames = Sequence[Collection[str]]
+"""The classes in the metadata of each image."""
 
 
 class Detection(NamedTuple):
     """One object found in an image."""
 
-    label: str  # as the metadata name the class, where they name it
-    color: str | None  # None: the detector does not judge colours
+    label: str  # class, with the metadata's name if they contain it
+    color: str | None  # None: the detector does not report colours
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     score: float  # confidence in [0,1]
     mask: Mask | None = None  # [H,W]
 
 
 class Detector(Protocol):
-    """Finds objects in images [B,3,H,W] in [0,1]; one list of detections an image, in any order.
+    """A detector of objects in images [B,3,H,W] in [0,1]. It returns a list of detections an image, in any order.
 
-    ``wanted`` are the classes that may be asked for ("*": any). A detector may look for these alone, must
-    report them under these names, and raises an UnknownClass for one that it can never find: without it a class
-    that nobody looks for would be a 0 for every image.
+    ``wanted`` are the classes in the metadata of each image ("*": any). A detector may look for these alone. It must report
+    them under these names, and raise UnknownClass for a class that it can never find: otherwise such a class would silently
+    score 0 for every image.
     """
 
-    def __call__(self, images: Tensor, wanted: Wanted | None = None) -> list[list[Detection]]: ...
+    def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]: ...
 
     def to(self, device: torch.device | str) -> Detector: ...
 
 
 @dataclass(frozen=True)
 class ShapesDetector:
-    """Flat coloured circles, squares and triangles on a light background, without a learned part.
+    """Detector of flat coloured circles, squares and triangles on a light background, without a learned part.
 
-    Each pixel is unmixed into background + a·(colour − background); the colour that explains it best wins and
-    a is its coverage, so that anti-aliased edges keep their object's colour (the plain nearest colour would
-    call the rim of a red disc yellow). Connected pixels with a ≥ ½ are a candidate. Its coverage's first and
-    second moments fix centre, width and height of the ideal shape of each class, and the overlap (sum of
-    minima over sum of maxima) with that ideal shape decides: a smear, a ring or two merged objects overlap
-    with none and are reported as `unknown`, as are blobs of no palette colour. Blobs below ``min_blob`` are
-    ignored.
+    Each pixel is unmixed into background + a·(colour − background). The colour that explains it best is its colour, and
+    a is its coverage. So anti-aliased edges keep their object's colour (by the nearest colour, the rim of a red disc would
+    be yellow). Connected pixels with a ≥ ½ are a candidate. The first and second moments of its coverage determine centre,
+    width and height of the ideal shape of each class. The class is the one whose ideal shape overlaps it most (sum of minima
+    over sum of maxima). A smear, a ring or two merged objects overlap with none and are reported as `unknown`; so are blobs
+    of no palette colour. Blobs below ``min_blob`` are ignored.
 
-    Where it ends: a square is read up to a turn of 10°, a triangle up to 8°. An object that the border, or
-    another object before it, cuts by a sixth of its width is read, one cut by a third is unknown. Two of one
-    colour that touch are one unknown; half a pixel between them is enough to part them.
+    Limits: a square is recognised up to a rotation of 10°, a triangle up to 8°. An object of which the border or another
+    object hides a sixth of the width is recognised; if a third is hidden, it is unknown. Two objects of one colour that
+    touch are one unknown object; a gap of half a pixel separates them.
 
-    Lengths are in units of a 32-pixel-wide image. The whole batch is processed at once.
+    Areas are in pixels of a 32-pixel-wide image. The whole batch is processed at once.
     """
 
     min_area: float = 20.0  # pixels of an object that are at least half covered
-    min_blob: float = 10.0  # what is larger than this and no object is `unknown`
-    # Of circle, square and triangle. Blur costs triangles most; a turned square reaches 0.83 as a circle.
+    min_blob: float = 10.0  # larger blobs that are no object are `unknown`
+    # For circle, square and triangle. Blur affects triangles most; a rotated square reaches 0.83 as a circle.
     min_overlap: tuple[float, float, float] = (0.87, 0.85, 0.82)
     max_aspect: float = 1.35
-    min_coverage: float = 0.8  # mean coverage within the candidate: low for a washed-out one
+    min_coverage: float = 0.8  # mean coverage within the candidate, which is low for pale objects
     max_residual: float = 0.16  # mean distance from the unmixed colour within the candidate, RGB in [0,1]
-    off_palette: float = 0.28  # a single pixel further from every mixture than this has no palette colour
+    off_palette: float = 0.28  # pixels further than this from every mixture have no palette colour
     keep_masks: bool = False
 
     def to(self, device: torch.device | str) -> ShapesDetector:
-        """The detector runs on the CPU wherever the images are."""
+        """Return the detector unchanged: it always runs on the CPU."""
         return self
 
-    def __call__(self, images: Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
+    def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
         """Detect objects in images [B,3,H,W] in [0,1]."""
         check_known(wanted or (), (*SHAPES, UNKNOWN), "the detector of the shapes world")
         pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1).numpy()
@@ -114,7 +114,7 @@ class ShapesDetector:
         return found
 
     def _classify(self, unmixed: _Unmixed, region: Mask, place: tuple[slice, ...], unit: float) -> tuple[str, float]:
-        """The class of one candidate and its score in (0.9, 1], or (`unknown`, 1)."""
+        """Return the class of a candidate and its score in (0.9, 1], or (`unknown`, 1)."""
         image, color = place[0].start, place[1].start
         window = _grown(place[2], region.shape[0]), _grown(place[3], region.shape[1])
         mask = region[window]
@@ -124,13 +124,13 @@ class ShapesDetector:
         residual = unmixed.residual[(image, *window)]
         if cover[mask].mean() < self.min_coverage or residual[mask].mean() > self.max_residual:
             return UNKNOWN, 1.0
-        # The rim: half-covered pixels beside the candidate that belong to no other one.
+        # Add the rim: partly covered pixels beside the candidate that belong to no other candidate.
         taken = unmixed.masks[(image, slice(None), *window)].any(0)
         own = mask | (ndimage.binary_dilation(mask, _NEIGHBOURS) & ~taken)
-        return self._compare(np.where(own, cover, 0.0).astype(np.float32))
+        return self._best_shape(np.where(own, cover, 0.0).astype(np.float32))
 
-    def _compare(self, cover: Array) -> tuple[str, float]:
-        """The class whose ideal shape with the moments of ``cover`` [h,w] overlaps it most, if enough."""
+    def _best_shape(self, cover: Array) -> tuple[str, float]:
+        """Return the class whose ideal shape overlaps ``cover`` [h,w] most, and a score; `unknown` if that is too little."""
         (x, y), (spread_x, spread_y) = _moments(cover)
         if max(spread_x, spread_y) > self.max_aspect * min(spread_x, spread_y):
             return UNKNOWN, 1.0
@@ -143,11 +143,11 @@ class ShapesDetector:
 
 
 class _Unmixed(NamedTuple):
-    """Pixels [B,H,W,3] explained as mixtures of the background with one colour."""
+    """Pixels [B,H,W,3] as mixtures of the background with one colour."""
 
-    coverage: Array  # [B,C,H,W], by each colour as if there were no other
+    coverage: Array  # [B,C,H,W], for each colour separately
     residual: Array  # [B,H,W], distance from the best mixture
-    masks: Mask  # [B,C+1,H,W], at least half covered by the best colour; last, the pixels that none explains
+    masks: Mask  # [B,C+1,H,W], at least half covered by the best colour; last, pixels of no palette colour
 
 
 def _unmix(pixels: Array, off_palette: float) -> _Unmixed:
@@ -167,7 +167,7 @@ def _unmix(pixels: Array, off_palette: float) -> _Unmixed:
 
 
 def _components(masks: Mask) -> tuple[NDArray[np.int32], int]:
-    """Number the 4-connected regions of masks [B,C,H,W]; regions never join across images or colours."""
+    """Number the 4-connected regions of masks [B,C,H,W]. A region never spans images or colours."""
     structure = np.zeros((3, 3, 3, 3), dtype=bool)
     structure[1, 1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(masks, structure)
@@ -175,29 +175,30 @@ def _components(masks: Mask) -> tuple[NDArray[np.int32], int]:
 
 
 def _grown(window: slice, size: int) -> slice:
-    """The window with a margin of two pixels, for the anti-aliased rim."""
+    """Return the window with a margin of two pixels, for the anti-aliased rim."""
     return slice(max(window.start - 2, 0), min(window.stop + 2, size))
 
 
 def _moments(cover: Array) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Centre (x, y) and standard deviations of the coverage [h,w] taken as a density, in pixels."""
+    """Return centre (x, y) and standard deviations of the coverage [h,w] as a density, in pixels."""
     total = float(cover.sum())
     across, down = cover.sum(0) / total, cover.sum(1) / total
     columns, rows = np.arange(len(across)), np.arange(len(down))
     x, y = float(across @ columns), float(down @ rows)
-    # A pixel is a unit square, not a point: 1/12 is its own variance.
+    # A pixel is a unit square, not a point: 1/12 is the square's variance.
     spread_x = float(across @ (columns - x) ** 2) + 1 / 12
     spread_y = float(down @ (rows - y) ** 2) + 1 / 12
     return (x, y), (spread_x**0.5, spread_y**0.5)
 
 
 def _grid(shape: tuple[int, ...], x: float, y: float) -> tuple[Array, Array]:
+    """Return the distances of pixels from (x, y) to the right and down."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     return (columns - x).astype(np.float32), (rows - y).astype(np.float32)
 
 
 def _circle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
-    """Coverage of the ellipse with these moments: along an axis a disc of radius r has variance r²/4."""
+    """Return the coverage of the ellipse with these moments. Along an axis a disc of radius r has variance r²/4."""
     right, down = _grid(shape, x, y)
     radius_x, radius_y = 2 * spread_x, 2 * spread_y
     inward = (1 - np.sqrt((right / radius_x) ** 2 + (down / radius_y) ** 2)) * (radius_x * radius_y) ** 0.5
@@ -206,7 +207,7 @@ def _circle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_
 
 
 def _square(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
-    """Coverage of the rectangle with these moments: the variance of an interval of length w is w²/12."""
+    """Return the coverage of the rectangle with these moments. An interval of length w has variance w²/12."""
     right, down = _grid(shape, x, y)
     half_x, half_y = 3**0.5 * spread_x, 3**0.5 * spread_y
     across: Array = np.clip(half_x - np.abs(right) + 0.5, 0, 1)
@@ -214,7 +215,7 @@ def _square(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_
 
 
 def _triangle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
-    """Coverage of the upright triangle with these moments: variances w²/24 and h²/18, centre at 2h/3."""
+    """Return the coverage of the upright triangle with these moments: variances w²/24 and h²/18, centre at 2h/3."""
     right, down = _grid(shape, x, y)
     width, height = 24**0.5 * spread_x, 18**0.5 * spread_y
     below_apex = down + height * 2 / 3

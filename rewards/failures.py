@@ -1,7 +1,7 @@
-"""What happens when a reward breaks or hangs: the run stops, the call is repeated, or the samples go without a reward.
+"""Rules for rewards that fail or hang: the run stops, the call is repeated, or the samples are dropped.
 
-Never is a sample scored 0 because something broke. What stops the run says so with the reward's name; what is dropped is an
-invalid row, outside its group's baseline, and counted.
+A sample is never scored 0 because of a failure. An error that stops the run has the reward's name. A dropped sample is an
+invalid row: it is outside its group's baseline, and it is counted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,22 +22,22 @@ from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
 
 OnError = Literal["raise", "retry", "drop"]
 PROBES = 16
-"""Single samples, spread over a batch that failed, of which one must be scored for the rest to be tried."""
+"""Number of single samples of a failed batch that are tried. The rest is only tried if one of them can be scored."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Failsafe:
-    """A reward with a rule for its failures; an answer that `rewards.score` refuses is one too, so is a NaN.
+    """A reward with a rule for its failures. A result that `rewards.score` rejects, such as a NaN, is a failure too.
 
-    raise: the error, as it is. retry: the call is repeated, `retries` times at most, after `pause`, 2 `pause`, 4 `pause` …
-    seconds; then the error. drop: the rows to blame are found by halving the batch, all of them, and marked invalid; where no
-    sample of sixteen can be scored alone, all are. A time limit that passes ends the search: what is not scored by then is
-    invalid.
+    raise: raise the error. retry: repeat the call after `pause`, 2 `pause`, 4 `pause` … seconds, at most `retries` times,
+    then raise the error. drop: find all rows that cause the failure by halving the batch, and mark them invalid. If none of
+    sixteen samples can be scored alone, the whole batch is invalid. A call that exceeds the time limit ends the search, and
+    rows not scored by then are invalid.
 
-    With a `timeout` in seconds each call runs in a thread of its own, and the first loads the reward's model. Python cannot
-    end a thread: a call that is late is left to itself, what it returns is thrown away, and the next waits for it to end, at
-    most as long again, since no reward is called twice at a time.
+    With a `timeout` in seconds each call runs in its own thread; the first call includes loading the model. Python cannot
+    end a thread. A call that is too late continues in its thread, its result is discarded, and the next call first waits
+    for it to end, at most `timeout` seconds, because no reward is called twice at the same time.
     """
 
     reward: Reward
@@ -49,105 +50,107 @@ class Failsafe:
 
     @property
     def name(self) -> str:
-        """The reward's."""
+        """Name of the reward."""
         return self.reward.name
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The reward's."""
+        """Inputs of the reward."""
         return self.reward.needs
 
     def to(self, device: torch.device | str) -> Failsafe:
-        """Move the reward."""
+        """Move the reward, and return this object."""
         self.reward.to(device)
         return self
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """The reward's checked scores."""
+        """Return the reward's checked scores."""
         if self.on_error == "retry":
-            return self._repeated(samples, prompts, metadata)
+            return self._call_with_retries(samples, prompts, metadata)
         if self.on_error == "drop":
-            return self._halved(samples, prompts, metadata)
-        return self._once(samples, prompts, metadata)
+            return self._call_by_halves(samples, prompts, metadata)
+        return self._call(samples, prompts, metadata)
 
-    def _once(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        def call() -> Scores:
-            return score(self.reward, samples, prompts, metadata)
+    def _call(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        call = partial(score, self.reward, samples, prompts, metadata)
+        return call() if self.timeout is None else call_with_timeout(call, self.timeout, self.name, self._busy)
 
-        return call() if self.timeout is None else within(self.timeout, call, self.name, self._busy)
-
-    def _repeated(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
+    def _call_with_retries(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         for attempt in range(self.retries):
             try:
-                return self._once(samples, prompts, metadata)
+                return self._call(samples, prompts, metadata)
             except RewardError as error:
                 pause = self.pause * 2**attempt
                 log.warning("%s; once more in %g s (%d of %d)", error, pause, attempt + 1, self.retries)
                 self.sleep(pause)
-        return self._once(samples, prompts, metadata)
+        return self._call(samples, prompts, metadata)
 
-    def _halved(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Depth first, so that whole rows are scored in few calls and none that can be is left out."""
+    def _call_by_halves(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        """Score all rows that can be scored. The search is depth-first, and large parts are scored in one call."""
         whole = range(len(samples))
         values, valid = torch.zeros(len(whole)), torch.zeros(len(whole), dtype=torch.bool)
 
-        def failure(rows: range) -> RewardError | None:
-            """Scores these rows; the error where they cannot be."""
+        def try_rows(rows: range) -> RewardError | None:
+            """Score these rows, or return the error."""
             part = slice(rows.start, rows.stop)
             try:
-                found = self._once(samples[part], prompts[part], metadata[part])
+                scores = self._call(samples[part], prompts[part], metadata[part])
             except Late:
                 raise
             except RewardError as error:
                 return error
-            values[part], valid[part] = found.values.cpu(), found.valid.cpu()
+            values[part], valid[part] = scores.to("cpu")
             return None
 
         try:
-            problem = failure(whole)
-            if problem is not None and any(failure(row) is None for row in _probes(len(whole))):
-                parts = [whole]
-                while parts:
-                    parts += [rows for rows in _halves(parts.pop()) if failure(rows) is not None and len(rows) > 1]
+            problem = try_rows(whole)
+            if problem is not None and any(try_rows(row) is None for row in _probes(len(whole))):
+                failed = [whole]
+                while failed:
+                    failed += [half for half in _halves(failed.pop()) if try_rows(half) is not None and len(half) > 1]
         except Late as error:  # every further call may be as late
             problem = error
         if problem is not None:
             log.warning("reward '%s' scored %d of %d samples: %s", self.name, int(valid.sum()), len(valid), problem)
-        device = samples.device if isinstance(samples, Tensor) else "cpu"
-        return Scores(values.to(device), valid.to(device))
+        return Scores(values, valid).to(samples.device if isinstance(samples, Tensor) else "cpu")
 
 
 class Late(RewardError):
-    """A reward took too long."""
+    """A reward exceeded its time limit."""
 
 
-def within(seconds: float, call: Callable[[], Scores], name: str, busy: threading.Lock) -> Scores:
-    """What the call returns, from a thread that is given up after this time; `busy` is held for as long as it runs."""
+def call_with_timeout(call: Callable[[], Scores], seconds: float, name: str, busy: threading.Lock) -> Scores:
+    """Run ``call`` in a thread and return its result. Raise Late after `seconds`; the thread then continues alone.
+
+    ``busy`` is held for as long as the call runs. Raise Late too if an earlier call holds it for `seconds`.
+    """
     if not busy.acquire(timeout=seconds):
-        raise Late(name, f"an earlier call, that was late, has not ended after {seconds:g} s more; mend what hangs")
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        raise Late(
+            name,
+            f"an earlier call that was too late is still running after {seconds:g} s more; fix the code that hangs",
+        )
+    results: queue.SimpleQueue[Scores | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answers.put((call(), None))
-        except BaseException as error:  # whatever it is belongs to the thread that asked
-            answers.put((None, error))
+            results.put(call())
+        except BaseException as error:  # of any kind: it is raised in the calling thread
+            results.put(error)
         finally:
             busy.release()
 
     threading.Thread(target=run, name=f"reward {name}", daemon=True).start()
     try:
-        scores, error = answers.get(timeout=seconds)
+        result = results.get(timeout=seconds)
     except queue.Empty:
-        problem = f"no answer after {seconds:g} s; raise its timeout, or mend what hangs"
-        raise Late(name, problem) from None
-    if error is not None:
-        raise error
-    return scores
+        raise Late(name, f"no answer after {seconds:g} s; raise its timeout, or fix the code that hangs") from None
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _probes(count: int) -> list[range]:
-    """Single rows in an order of no pattern; of one row alone everything is known."""
+    """Return single rows in random order; none of a batch of one, which has been tried already."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBES]
     return [range(row, row + 1) for row in order.tolist()] if count > 1 else []
 

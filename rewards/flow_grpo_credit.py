@@ -1,14 +1,14 @@
-"""GenEval with partial credit as Flow-GRPO trains on it (2505.05470; evaluate_reward in yifan123/reward-server).
+"""GenEval with partial credit, the training reward of Flow-GRPO (2505.05470; evaluate_reward in yifan123/reward-server).
 
-The mean over these numbers, clause by clause of ``include``; ``exclude`` is not read:
+The credit is the mean over these numbers for every clause of ``include``. ``exclude`` is ignored.
 
-* 1 − |found − count|/count, where *all* confident objects of the class count: below 0 for more than twice as
-  many as asked for.
-* If the clause has a colour or a position and the number is not right: one 0.
-* If it is right and there is a colour: 1 − |matching − count|/count.
-* If that is all right too and there is a position: 1 if it holds; if it does not, a 0 *and* a 1 (the 1 is
-  surely an oversight of the published code, kept because the published numbers contain it); 0 if the clause
-  pointed at is not all right itself.
+* 1 − |found − count|/count, where *all* confident objects of the class are found: below 0 for more than twice the
+  count.
+* If the count is wrong and the clause has a colour or a position: one 0.
+* If the count is right and there is a colour: 1 − |matching − count|/count.
+* If that is right too and there is a position: 1 if it holds. If it does not hold, a 0 *and* a 1; the 1 is surely an
+  oversight of the published code, kept because the published numbers contain it. If the other clause of the position
+  is not completely right: 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from rewards.detectors import Detection
 def flow_grpo_credit(
     objects: Mapping[str, Sequence[Detection]], include: Sequence[Mapping[str, Any]], position_threshold: float
 ) -> float:
-    """The credit for confident ``objects`` by class; ``include`` is the metadata's, with earlier targets only."""
+    """Return the credit for confident ``objects`` by class. ``include`` is that of the metadata.
+
+    Positions may refer to earlier clauses only, else ValueError.
+    """
     credits: list[float] = []
     groups: list[Sequence[Detection] | None] = []
     for clause in include:
@@ -52,9 +55,7 @@ def _position(
 ) -> list[float]:
     relation, target = clause["position"]
     if not 0 <= target < len(groups):
-        raise ValueError(
-            f"position of {dict(clause)} points at clause {target}; flow_grpo knows {len(groups)} before it"
-        )
+        raise ValueError(f"position of {dict(clause)} points at clause {target}; flow_grpo has {len(groups)} before it")
     others = groups[target]
     if others is None:
         return [0.0]

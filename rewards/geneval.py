@@ -1,26 +1,26 @@
 """GenEval: does the picture show the objects, counts, colours and positions of the prompt? (2310.11513)
 
-Metadata is the published format: ``tag``, ``include`` and ``exclude`` lists of clauses, ``prompt``. A clause
-of ``include`` asks for ``count`` objects of ``class``, if ``color`` is there of that colour, and if
-``position`` is there (``["left of", k]``) so placed against the objects of clause k. A clause of ``exclude``
-fails the picture when it has ``count`` or more objects of ``class``. The rules are those of the published
-evaluation (evaluate_images.py of djghosh13/geneval): all clauses must hold; per class only the ``count`` most
-confident objects are looked at; the confidence threshold is 0.3, and 0.9 for counting; at most 16 objects a
-class. Colours that the detector does not report are CLIP's judgement of the object's crop (rewards.colors).
+Metadata have the published format: ``tag``, ``include`` and ``exclude`` lists of clauses, ``prompt``. A clause of
+``include`` requires ``count`` objects of ``class``. With ``color`` they must have that colour, and with ``position``
+(``["left of", k]``) that position relative to the objects of clause k. A clause of ``exclude`` fails the picture if it
+has ``count`` or more objects of ``class``. The rules are those of the published evaluation (evaluate_images.py of
+djghosh13/geneval): all clauses must hold; only the ``count`` most confident objects of a class are considered; the
+confidence threshold is 0.3, or 0.9 for counting; at most 16 objects a class. If the detector does not report colours,
+CLIP classifies the object's crop (rewards.colors).
 
-What differs:
+Differences from the published evaluation:
 
-* Where two or more clauses name the *same* class ("a red circle and a blue circle", which no published prompt
-  does) the published rule would ask the one most confident object to be both. Here each such clause takes its
-  objects from those that no other clause has taken, the right colour first.
-* ``position`` may point at a later clause. In an ``exclude`` clause the class ``"*"`` stands for objects of
-  every class together and a ``color`` restricts what is counted; what the detector calls `unknown` (a blob
-  that may be a botched third circle) counts for every class.
-* A class or colour that the detector or the colour model can never report is an error; published, it is a 0.
-* ``exact=True`` adds that nothing may be in the picture but what ``include`` asks for.
-* ``partial=True`` gives the mean over requirements instead of all-or-nothing. The requirements of an
-  ``include`` clause are its count (found/count, at most 1), its colour (matching/count) and its position (0
-  or 1); an ``exclude`` clause is one (0 or 1). It is 1 exactly where the strict score is 1.
+* If two or more clauses name the *same* class ("a red circle and a blue circle", which no published prompt does), the
+  published rule would require the one most confident object to be both. Here each such clause takes its objects from
+  those that no other clause has taken, those of the right colour first.
+* ``position`` may refer to a later clause. In an ``exclude`` clause the class ``"*"`` means objects of all classes
+  together, and a ``color`` restricts the objects that are counted. Objects that the detector reports as `unknown` (a
+  blob that may be a failed third circle) count for every class.
+* A class or colour that the detector or the colour model can never report is an error; in the published code it is a 0.
+* ``exact=True`` also requires that the picture contains nothing but the objects of ``include``.
+* ``partial=True`` gives the mean over requirements instead of all-or-nothing. The requirements of an ``include`` clause
+  are its count (found/count, at most 1), its colour (matching/count) and its position (0 or 1); an ``exclude`` clause
+  is one requirement (0 or 1). The mean is 1 exactly where the strict score is 1.
 * ``partial="flow_grpo"`` is the training reward of Flow-GRPO instead (rewards.flow_grpo_credit).
 """
 
@@ -49,16 +49,16 @@ Group = list[Detection]
 
 @dataclass
 class GenEval:
-    """The GenEval reward over any detector: 1 or 0, or with ``partial`` the share of requirements met."""
+    """The GenEval reward with any detector: 1 or 0, or with ``partial`` the share of requirements that are met."""
 
     detector: Detector = field(default_factory=ShapesDetector)
-    colors: Colors | None = None  # for detectors that report none
+    colors: Colors | None = None  # for detectors that report no colours
     partial: bool | Literal["flow_grpo"] = False
-    exact: bool = False  # also fail pictures with more objects, of whatever class, than asked for
+    exact: bool = False  # also fail pictures with more objects, of any class, than the prompt has
     threshold: float = 0.3
     counting_threshold: float = 0.9
-    max_objects: int = 16  # a class
-    max_overlap: float = 1.0  # boxes of a class that overlap more are one object; 1 keeps all, as published
+    max_objects: int = 16  # of a class
+    max_overlap: float = 1.0  # boxes of a class that overlap more count once; 1 keeps all, as published
     position_threshold: float = 0.1
     name: str = "geneval"
     needs: tuple[str, ...] = ("images", "metadata")
@@ -76,30 +76,29 @@ class GenEval:
         return self
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score images [B,3,H,W]; a row whose metadata asks for nothing is invalid."""
+        """Score images [B,3,H,W]. A row without requirements in its metadata is invalid."""
         images = check_images(samples, self.name)
-        valid = torch.tensor([any(row.get(key) for key in self._keys) for row in metadata], dtype=torch.bool)
+        rows = [row for row, each in enumerate(metadata) if any(each.get(key) for key in self._clause_keys)]
         wanted: list[list[str]] = [[] for _ in metadata]
-        rows = valid.nonzero().flatten().tolist()
         for row in rows:
-            with _blaming(self.name, row, prompts[row]):
-                wanted[row] = [clause["class"] for clause in self._judged(metadata[row])]
+            with _errors_of_row(self.name, row, prompts[row]):
+                wanted[row] = [clause["class"] for clause in self._scored_clauses(metadata[row])]
                 wanted[row] += [ANY] if self.exact else []
         try:
             found = self.detector(images, wanted)
         except UnknownClass as error:
             raise RewardError(self.name, str(error), error.image, prompts[error.image]) from error
-        detections = self._colored(images, found, metadata, rows)
-        values = torch.zeros(len(metadata))
+        detections = self._add_colors(images, found, metadata, rows)
+        values: list[float | None] = [None] * len(metadata)
         for row in rows:
-            with _blaming(self.name, row, prompts[row]):
+            with _errors_of_row(self.name, row, prompts[row]):
                 values[row] = self.judge(detections[row], metadata[row])
-        return Scores(values.to(samples.device), valid.to(samples.device))
+        return Scores.from_list(values).to(samples.device)
 
     def judge(self, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> float:
-        """The score of one image from what was detected in it."""
+        """Return the score of one image, given its detections."""
         if self.partial == "flow_grpo":
-            objects, include = self._kept(detections, metadata.get("tag")), _clauses(metadata, "include")
+            objects, include = self._confident_objects(detections, metadata.get("tag")), _clauses(metadata, "include")
             for clause in include:
                 self._check_colors(clause, objects)
             return flow_grpo_credit(objects, include, self.position_threshold)
@@ -107,8 +106,8 @@ class GenEval:
         return sum(shares) / len(shares) if self.partial else float(min(shares) >= 1.0)
 
     def requirements(self, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Every requirement of the metadata in words, with the share of it that is met."""
-        objects = self._kept(detections, metadata.get("tag"))
+        """Return every requirement of the metadata in words, with the share of it that is met."""
+        objects = self._confident_objects(detections, metadata.get("tag"))
         include = _clauses(metadata, "include")
         exclude = _clauses(metadata, "exclude")
         for clause in (*include, *exclude):
@@ -116,25 +115,25 @@ class GenEval:
         shares: list[tuple[str, float]] = []
         groups = _assign(include, objects)
         for clause, group in zip(include, groups, strict=True):
-            shares += self._include(clause, group, groups)
+            shares += self._include_shares(clause, group, groups)
         if self.exact:
             exclude.append({"class": ANY, "count": sum(clause["count"] for clause in include) + 1})
         for clause in exclude:
-            found = sum(_counts(item, clause) for items in objects.values() for item in items)
+            found = sum(_is_excluded(item, clause) for items in objects.values() for item in items)
             wanted = f"fewer than {clause['count']} {clause.get('color', '')} {clause['class']}"
             shares.append((" ".join(wanted.split()), float(found < clause["count"])))
         return shares
 
     @property
-    def _keys(self) -> tuple[str, ...]:
-        """Of the metadata, those whose clauses are judged."""
+    def _clause_keys(self) -> tuple[str, ...]:
+        """The keys of the metadata whose clauses count."""
         return ("include",) if self.partial == "flow_grpo" else ("include", "exclude")
 
-    def _judged(self, metadata: Mapping[str, Any]) -> list[Clause]:
-        return [clause for key in self._keys for clause in _clauses(metadata, key)]
+    def _scored_clauses(self, metadata: Mapping[str, Any]) -> list[Clause]:
+        return [clause for key in self._clause_keys for clause in _clauses(metadata, key)]
 
-    def _kept(self, detections: Sequence[Detection], tag: str | None) -> dict[str, Group]:
-        """Confident objects by class, the most confident first."""
+    def _confident_objects(self, detections: Sequence[Detection], tag: str | None) -> dict[str, Group]:
+        """Return the objects above the threshold by class, the most confident first."""
         threshold = self.counting_threshold if tag == "counting" else self.threshold
         objects: dict[str, Group] = {}
         for item in sorted(detections, key=lambda item: -item.score):
@@ -143,23 +142,23 @@ class GenEval:
                 group.append(item)
         return {label: suppress(group, self.max_overlap) for label, group in objects.items()}
 
-    def _colored(
+    def _add_colors(
         self, images: Tensor, detections: Sequence[Group], metadata: Metadata, rows: Sequence[int]
     ) -> Sequence[Group]:
-        """The detections, with the colours of those whose colour a clause asks for and no detector told."""
+        """Return the detections, with colours for those that have none and whose colour a clause needs."""
         if self.colors is None:
             return detections
-        asked: list[tuple[int, int]] = []
+        missing: list[tuple[int, int]] = []
         for row in rows:
             found, meta = detections[row], metadata[row]
-            classes = {clause["class"] for clause in self._judged(meta) if "color" in clause}
-            kept = {id(item) for group in self._kept(found, meta.get("tag")).values() for item in group}
+            classes = {clause["class"] for clause in self._scored_clauses(meta) if "color" in clause}
+            kept = {id(item) for group in self._confident_objects(found, meta.get("tag")).values() for item in group}
             for place, item in enumerate(found):
                 if id(item) in kept and item.color is None and (item.label in classes or ANY in classes):
-                    asked.append((row, place))
-        answers = self.colors(images, [(row, detections[row][place]) for row, place in asked])
+                    missing.append((row, place))
+        colors = self.colors(images, [(row, detections[row][place]) for row, place in missing])
         colored = [list(found) for found in detections]
-        for (row, place), color in zip(asked, answers, strict=True):
+        for (row, place), color in zip(missing, colors, strict=True):
             colored[row][place] = colored[row][place]._replace(color=color)
         return colored
 
@@ -171,7 +170,8 @@ class GenEval:
         if self.colors is not None and clause["color"] not in self.colors.names:
             raise ValueError(f"the colour of {dict(clause)} is none of {', '.join(self.colors.names)}")
 
-    def _include(self, clause: Clause, group: Group, groups: Sequence[Group]) -> list[tuple[str, float]]:
+    def _include_shares(self, clause: Clause, group: Group, groups: Sequence[Group]) -> list[tuple[str, float]]:
+        """Return the requirements of an ``include`` clause with their shares, given the objects of each clause."""
         count, words = clause["count"], f"{clause['count']} {clause['class']}"
         shares = [(words, len(group) / count)]
         complete = len(group) == count
@@ -181,11 +181,11 @@ class GenEval:
             complete = complete and colored == count
         if "position" in clause:
             relation, target = clause["position"]
-            placed = self._placed(clause, group, groups) and complete
+            placed = self._is_placed(clause, group, groups) and complete
             shares.append((f"{words} {relation} clause {target}", float(placed)))
         return shares
 
-    def _placed(self, clause: Clause, group: Group, groups: Sequence[Group]) -> bool:
+    def _is_placed(self, clause: Clause, group: Group, groups: Sequence[Group]) -> bool:
         relation, target = clause["position"]
         if not 0 <= target < len(groups):
             raise ValueError(f"position of {dict(clause)} points at clause {target}; there are {len(groups)}")
@@ -194,8 +194,8 @@ class GenEval:
 
 
 @contextmanager
-def _blaming(name: str, row: int, prompt: str) -> Iterator[None]:
-    """Say of a row that cannot be judged which it was."""
+def _errors_of_row(name: str, row: int, prompt: str) -> Iterator[None]:
+    """Turn a ValueError into a RewardError with its row."""
     try:
         yield
     except ValueError as error:
@@ -221,16 +221,15 @@ def _clauses(metadata: Mapping[str, Any], key: str) -> list[Clause]:
 
 
 def _assign(include: Sequence[Clause], objects: Mapping[str, Group]) -> list[Group]:
-    """The objects that each clause is judged on: the most confident, or a share where a class is named
-    twice."""
-    named = Counter(clause["class"] for clause in include)
+    """Return the objects of each clause: the most confident of its class, without sharing them if a class occurs twice."""
+    occurrences = Counter(clause["class"] for clause in include)
     groups: list[Group] = [[] for _ in include]
     taken: set[int] = set()
-    # Clauses that ask for a colour choose first, so that one without cannot take their only match.
+    # Clauses with a colour choose first, so that one without cannot take their only match.
     for index in sorted(range(len(include)), key=lambda index: "color" not in include[index]):
         clause = include[index]
         pool = list(objects.get(clause["class"], ()))
-        if named[clause["class"]] > 1:
+        if occurrences[clause["class"]] > 1:
             color = clause.get("color")
             pool = [item for item in pool if id(item) not in taken and color in (None, item.color)]
         groups[index] = pool[: clause["count"]]
@@ -238,8 +237,8 @@ def _assign(include: Sequence[Clause], objects: Mapping[str, Group]) -> list[Gro
     return groups
 
 
-def _counts(item: Detection, clause: Clause) -> bool:
-    """Whether the object counts against an exclude clause."""
+def _is_excluded(item: Detection, clause: Clause) -> bool:
+    """Whether the object counts against an ``exclude`` clause."""
     right_class = clause["class"] in (ANY, item.label) or item.label == UNKNOWN
     return right_class and clause.get("color", item.color) == item.color
 
@@ -259,13 +258,14 @@ def geneval(
 ) -> GenEval:
     """Objects, counts, colours and positions of the prompt (GenEval): 1 or 0, or a share with partial=true.
 
-    detector: shapes for the built-in world, or the hub id or folder of a transformers model: instance segmentation
-    (facebook/mask2former-swin-small-coco-instance is nearest to what was published), object detection or zero-shot.
-    color_model: the CLIP model that then names colours, loaded when a prompt asks for one. partial: true for the share of
-    requirements that are met, flow_grpo for the training reward of Flow-GRPO. exact: nothing may be in the picture but what
-    is asked for. threshold: confidence above which an object counts; counting_threshold: the same where the metadata's tag
-    is counting. max_objects: of a class. max_overlap: boxes of a class that overlap more are one object; 1 keeps all.
-    position_threshold: share of two objects' sizes that is taken off their distance. batch_size: images detected at once.
+    detector: shapes for the built-in task, or the hub id or folder of a transformers model for instance segmentation
+    (facebook/mask2former-swin-small-coco-instance is nearest to the published one), object detection or zero-shot
+    detection. color_model: the CLIP model that then classifies colours, loaded for the first prompt with a colour. partial:
+    true for the share of requirements that are met, flow_grpo for the training reward of Flow-GRPO. exact: the picture may
+    contain nothing else. threshold: confidence above which an object counts; counting_threshold: the same where the
+    metadata's tag is counting. max_objects: at most this many of a class. max_overlap: boxes of a class that overlap more
+    are one object; 1 keeps all. position_threshold: share of two objects' sizes that is subtracted from their distance.
+    batch_size: images detected at once.
     """
     shapes = detector == "shapes"
     lowest = min(threshold, counting_threshold)

@@ -1,4 +1,4 @@
-"""Requests over HTTP, repeated while the other side is unreachable, overloaded or starting. For rewards that live elsewhere."""
+"""HTTP requests of rewards that run elsewhere, repeated while the server is unreachable, overloaded or starting."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rewards.base import RewardError
 from rewards.protocol import is_token
 
 REPEATED = frozenset({429, 502, 503, 504})
-"""Statuses that time may cure: too many requests, and a gateway or a server that is overloaded or starts."""
-TIMEOUT, RETRIES = 60.0, 4  # where nothing else is asked for
+"""Statuses after which a later request may succeed: too many requests, and an overloaded or starting gateway or server."""
+TIMEOUT, RETRIES = 60.0, 4  # defaults
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
-_PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+_TEMPORARY = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 _UNIFORM = random.Random().uniform
-_SHOWN = 500  # characters of an answer in an error
+_QUOTED = 500  # characters of a response in an error
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 class HttpError(RewardError):
-    """A request got no answer, or not one of success. `detail` is the answer's JSON object, where it had one."""
+    """A request without a response, or with a status that is no success. `detail` is the JSON object of the response."""
 
     def __init__(
         self, name: str, problem: str, status: int | None = None, detail: dict[str, Any] | None = None
@@ -38,15 +38,15 @@ class HttpError(RewardError):
 
 
 class Connection:
-    """JSON from the addresses below one URL.
+    """A client for JSON from the addresses below one URL.
 
-    A request is repeated, `retries` times at most, where no answer comes within `timeout` seconds, where the connection
-    fails, and after a status of `REPEATED`; no other status is. Before the k-th repetition it waits
+    A request is repeated, at most `retries` times, if there is no response within `timeout` seconds, if the connection
+    fails, and after a status of `REPEATED`. Before the k-th repetition it waits
 
         w ~ uniform(p/2, p),   p = min(0.5 · 2ᵏ⁻¹, 60) seconds
 
-    or as long as the answer's Retry-After says, up to 60 seconds. The randomness keeps clients that failed together from
-    coming back together; it is none of the global generator's, from which rewards may draw.
+    or the time of the response's Retry-After header, up to 60 seconds. Random pauses keep clients that failed together from
+    returning together. They do not use the global random generator, from which rewards may draw.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Connection:
             raise ValueError(
                 f"reward '{name}': timeout is {timeout} and retries {retries}; expected above 0, and 0 or more"
             )
-        self.name, self.url, self.retries = name, checked_url(url, name), retries
+        self.name, self.url, self.retries = name, check_url(url, name), retries
         self._sleep, self._uniform = sleep, uniform
         self._client = httpx.Client(
             headers={} if token is None else {"Authorization": f"Bearer {token}"},
@@ -75,15 +75,15 @@ class Connection:
         )
 
     def get(self, path: str) -> Any:
-        """The JSON at an address."""
+        """Return the JSON at an address."""
         return self._request("GET", path)
 
     def post(self, path: str, **content: Any) -> Any:
-        """The JSON that answers `content`: keyword arguments of httpx, such as json= and files=."""
+        """Send `content` (keyword arguments of httpx, such as json= and files=) and return the JSON of the response."""
         return self._request("POST", path, **content)
 
     def close(self) -> None:
-        """Let go of the open connections."""
+        """Close the open connections."""
         self._client.close()
 
     def _request(self, method: str, path: str, **content: Any) -> Any:
@@ -91,14 +91,14 @@ class Connection:
         for attempt in range(self.retries + 1):
             try:
                 response = self._client.request(method, address, **content)
-            except _PASSING as error:
+            except _TEMPORARY as error:
                 if attempt == self.retries:
-                    problem = f"{address}: {_said(error)} ({_attempts(attempt)})"
+                    problem = f"{address}: {_describe_error(error)} ({_attempts(attempt)})"
                     raise HttpError(self.name, problem) from error
                 self._sleep(self._pause(attempt))
                 continue
             if response.status_code not in REPEATED or attempt == self.retries:
-                return self._content(response, address, attempt)
+                return self._parse(response, address, attempt)
             self._sleep(max(self._pause(attempt), _retry_after(response)))
         raise AssertionError("the last attempt returns or raises")
 
@@ -106,44 +106,46 @@ class Connection:
         longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
         return self._uniform(longest / 2, longest)
 
-    def _content(self, response: httpx.Response, address: str, attempt: int) -> Any:
+    def _parse(self, response: httpx.Response, address: str, attempt: int) -> Any:
         try:
             content = response.json()
-        except ValueError:  # no JSON, or no text at all
+        except ValueError:  # neither JSON nor text
             content = None
         if not response.is_success:
             problem = f"{address} answered {response.status_code} ({_attempts(attempt)}): {_message(content, response)}"
             raise HttpError(self.name, problem, response.status_code, content if isinstance(content, dict) else None)
         if content is None:
-            raise HttpError(self.name, f"{address} answered what is no JSON: {response.text[:_SHOWN]!r}")
+            raise HttpError(self.name, f"{address} answered something that is no JSON: {response.text[:_QUOTED]!r}")
         return content
 
 
-def concurrently(function: Callable[[A], B], items: Sequence[A], at_once: int) -> list[B]:
-    """What a function makes of each item, in their order, by a few threads; after an error no further item is begun."""
-    with ThreadPoolExecutor(max(1, min(at_once, len(items)))) as pool:
-        pending = [pool.submit(function, item) for item in items]
-        finished, _ = wait(pending, return_when=FIRST_EXCEPTION)
-        for failed in (one for one in finished if one.exception() is not None):
+def map_concurrently(function: Callable[[A], B], items: Sequence[A], threads: int) -> list[B]:
+    """Return `function(item)` for each item, in order, computed by a few threads. After an error no further item starts."""
+    with ThreadPoolExecutor(max(1, min(threads, len(items)))) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for failed in (future for future in finished if future.exception() is not None):
             pool.shutdown(wait=False, cancel_futures=True)
             failed.result()
-        return [one.result() for one in pending]
+        return [future.result() for future in futures]
 
 
-def secret(variable: str | None, name: str, option: str) -> str | None:
-    """What an environment variable holds: secrets do not belong into a recipe."""
+def read_secret(variable: str | None, name: str, option: str) -> str | None:
+    """Return the value of an environment variable: recipes must not contain secrets. None without a variable."""
     if variable is None:
         return None
-    found = os.environ.get(variable)
-    if not found:
+    value = os.environ.get(variable)
+    if not value:
         raise ValueError(f"reward '{name}': {option} names the environment variable {variable}, which is not set")
-    if not is_token(found):
-        raise ValueError(f"reward '{name}': {variable} holds spaces or other characters that no header can carry")
-    return found
+    if not is_token(value):
+        raise ValueError(
+            f"reward '{name}': {variable} contains spaces or other characters that an HTTP header cannot contain"
+        )
+    return value
 
 
-def checked_url(url: str, name: str) -> str:
-    """A URL without its last slash, if requests can be sent below it."""
+def check_url(url: str, name: str) -> str:
+    """Return a URL without its last slash. Raise ValueError unless requests can be sent below it."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:
@@ -151,19 +153,21 @@ def checked_url(url: str, name: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
         raise ValueError(f"reward '{name}': expected a URL such as http://127.0.0.1:8000, found {url!r}")
     if parsed.userinfo:
-        raise ValueError(f"reward '{name}': the URL holds a password; give the name of an environment variable instead")
+        raise ValueError(
+            f"reward '{name}': the URL contains a password; give the name of an environment variable instead"
+        )
     return url.rstrip("/")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is one that only this machine can reach."""
+    """Whether only this machine can reach an address."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     kind = "no answer in time" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
     return f"{kind}: {type(error).__name__}" + (f": {error}" if str(error) else "")
 
@@ -173,7 +177,7 @@ def _attempts(attempt: int) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds of the header Retry-After, which may hold a date too; 0 without."""
+    """Return the seconds of the header Retry-After; 0 if it is missing or a date."""
     try:
         return min(max(float(response.headers.get("Retry-After", "0")), 0.0), LONGEST_PAUSE)
     except ValueError:
@@ -181,10 +185,10 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _message(content: Any, response: httpx.Response) -> str:
-    """What the answer says is wrong, in the form of this package's server, of OpenAI's and of FastAPI's."""
+    """Return the error message of a response in the format of this package's server, OpenAI or FastAPI."""
     if isinstance(content, dict):
         found = content.get("error", content.get("detail", content.get("message")))
         found = found.get("message", found) if isinstance(found, dict) else found
         if found:
-            return str(found)[:_SHOWN]
-    return response.text[:_SHOWN] or response.reason_phrase
+            return str(found)[:_QUOTED]
+    return response.text[:_QUOTED] or response.reason_phrase

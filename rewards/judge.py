@@ -1,7 +1,7 @@
-"""A learned judge of whether a drawing shows its prompt, independent of the classical detector.
+"""A learned judge of drawings: does the drawing show its prompt? It is independent of the classical detector.
 
-It is the watched reward of the shapes world: trained on true drawings, never optimised, and so a witness when
-training learns to please the detector instead of drawing. It knows only the words that it was trained on.
+It is the watched reward of the shapes task. It is trained on true drawings and never optimised, so it reveals training
+that deceives the detector instead of drawing. It can only score prompts with words that it was trained on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewards.base import Metadata, Scores, check_images
+from rewards.options import check_choice
 
 PADDING = 0  # word ids start at 1
 Output = Literal["probability", "logit"]
@@ -25,7 +26,7 @@ Output = Literal["probability", "logit"]
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """The sizes of a `JudgeNetwork` and the words it knows."""
+    """The sizes of a `JudgeNetwork`, and its vocabulary."""
 
     vocabulary: tuple[str, ...]
     image_size: int = 32
@@ -35,12 +36,11 @@ class JudgeConfig:
 
 
 class JudgeNetwork(nn.Module):
-    """Logit that an image shows a prompt.
+    """A network for the logit that an image shows a prompt.
 
-    A convolutional network turns the image into an 8×8 grid of features, which the prompt modulates twice
-    (scale and shift of each channel: FiLM, 1709.07871). Two coordinate channels tell the grid where it is:
-    without them "left of" could not be told from "right of". A bidirectional GRU reads the prompt, so the
-    order of the words counts.
+    A convolutional network maps the image to an 8×8 grid of features, which the prompt modulates twice (scale and shift of
+    each channel: FiLM, 1709.07871). Two coordinate channels give every cell its position, without which "left of" and
+    "right of" could not be distinguished. A bidirectional GRU encodes the prompt, so the order of the words counts.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
@@ -50,7 +50,9 @@ class JudgeNetwork(nn.Module):
         self.words = nn.Embedding(len(config.vocabulary) + 1, config.word_width, padding_idx=PADDING)
         self.reader = nn.GRU(config.word_width, config.text_width // 2, batch_first=True, bidirectional=True)
         self.stem = nn.Sequential(
-            _convolution(3 + 2, narrow, 1), _convolution(narrow, middle, 2), _convolution(middle, wide, 2)
+            _build_convolution(3 + 2, narrow, 1),
+            _build_convolution(narrow, middle, 2),
+            _build_convolution(middle, wide, 2),
         )
         self.films = nn.ModuleList(nn.Linear(config.text_width, 2 * wide) for _ in range(2))
         self.mixers = nn.ModuleList(nn.Conv2d(wide + 2, wide, 3, padding=1) for _ in range(2))
@@ -58,40 +60,40 @@ class JudgeNetwork(nn.Module):
         self._ids: Mapping[str, int] = {word: index + 1 for index, word in enumerate(config.vocabulary)}
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Word ids [B,L] of prompts whose words are all known, padded with zeros."""
-        rows = [torch.tensor([self._ids[word] for word in words_of(prompt)]) for prompt in prompts]
+        """Return word ids [B,L] of prompts, padded with zeros. All words must be in the vocabulary."""
+        rows = [torch.tensor([self._ids[word] for word in split_words(prompt)]) for prompt in prompts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
     def knows(self, prompt: str) -> bool:
-        """Whether the prompt has words and all of them are in the vocabulary."""
-        words = words_of(prompt)
+        """Whether the prompt has words, all of them in the vocabulary."""
+        words = split_words(prompt)
         return bool(words) and all(word in self._ids for word in words)
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Logits [B] for images [B,3,H,W] in [0,1] and word ids [B,L]."""
-        text = self._read(ids.to(images.device))
-        features = self._see(images)
+        """Return logits [B] of images [B,3,H,W] in [0,1] and word ids [B,L]."""
+        text = self._encode_words(ids.to(images.device))
+        features = self._encode_images(images)
         for film, mixer in zip(self.films, self.mixers, strict=True):
             scale, shift = film(text)[:, :, None, None].chunk(2, dim=1)
-            features = features + F.silu(mixer(_with_places(features)) * (1 + scale) + shift)
+            features = features + F.silu(mixer(_add_coordinates(features)) * (1 + scale) + shift)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3)), text], dim=1)
         logits: Tensor = self.head(pooled)[:, 0]
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """What it sees in images [B,3,H,W] before it hears of a prompt: mean and maximum of each channel, [B, 6 channels]."""
-        seen = self._see(images)
-        return torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], dim=1)
+        """Return features of images [B,3,H,W] without a prompt: mean and maximum of each channel, [B, 6 channels]."""
+        grid = self._encode_images(images)
+        return torch.cat([grid.mean((2, 3)), grid.amax((2, 3))], dim=1)
 
-    def _see(self, images: Tensor) -> Tensor:
+    def _encode_images(self, images: Tensor) -> Tensor:
         size = self.config.image_size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        grid: Tensor = self.stem(_with_places(images * 2 - 1))
+        grid: Tensor = self.stem(_add_coordinates(images * 2 - 1))
         return grid
 
-    def _read(self, ids: Tensor) -> Tensor:
-        """Prompt features [B, text_width]: the GRU's last states, padding left out."""
+    def _encode_words(self, ids: Tensor) -> Tensor:
+        """Return prompt features [B, text_width]: the GRU's last states, without padding."""
         lengths = (ids != PADDING).sum(1).cpu()
         packed = nn.utils.rnn.pack_padded_sequence(self.words(ids), lengths, batch_first=True, enforce_sorted=False)
         _, last = self.reader(packed)
@@ -109,11 +111,11 @@ class JudgeNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> JudgeNetwork:
-        """Read what `save` wrote; the network is in evaluation mode."""
+        """Load a network that `save` wrote, in evaluation mode."""
         folder = Path(folder)
         missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{folder} is no judge's folder: {' and '.join(missing)} not found in it")
+            raise FileNotFoundError(f"{folder} is no folder of a judge: {' and '.join(missing)} not found in it")
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         network = cls(JudgeConfig(**{**raw, "vocabulary": tuple(raw["vocabulary"])}))
         network.load_state_dict(load_file(folder / "model.safetensors"))
@@ -121,10 +123,9 @@ class JudgeNetwork(nn.Module):
 
 
 class Judge:
-    """Probability, by a trained `JudgeNetwork`, that the image shows the prompt; or its logit, which is not bounded.
+    """Probability, by a trained `JudgeNetwork`, that the image shows the prompt; or its logit, which is unbounded.
 
-    A prompt with a word outside the network's vocabulary is an invalid row: the network cannot have an
-    opinion on it.
+    A prompt with a word outside the network's vocabulary is an invalid row: the network has no features for it.
     """
 
     name = "judge"
@@ -135,19 +136,18 @@ class Judge:
     ) -> None:
         if (path is None) == (network is None):
             raise ValueError("a judge needs either path=FOLDER, as written by JudgeNetwork.save, or network=")
-        if output not in get_args(Output):
-            raise ValueError(f"output of a judge is {output!r}, expected {' or '.join(get_args(Output))}")
+        check_choice(self.name, "output", output, get_args(Output))
         self.path, self.output, self._network, self._device = path, output, network, torch.device("cpu")
 
     @property
     def network(self) -> JudgeNetwork:
-        """The network, loaded when first asked for."""
+        """The network, loaded at the first access."""
         if self._network is None:
             self._network = JudgeNetwork.load(self.path or "")
         return self._network.eval().to(self._device)
 
     def to(self, device: torch.device | str) -> Judge:
-        """Move the network."""
+        """Move the network, and return the reward."""
         self._device = torch.device(device)
         return self
 
@@ -162,31 +162,31 @@ class Judge:
             known = [prompt for prompt in prompts if network.knows(prompt)]
             logits = network(images[valid.to(self._device)], network.encode(known))
             values[valid] = (logits.sigmoid() if self.output == "probability" else logits).float().cpu()
-        return Scores(values.to(samples.device), valid.to(samples.device))
+        return Scores(values, valid).to(samples.device)
 
 
 def judge(path: str | None = None, output: Literal["probability", "logit"] = "probability") -> Judge:
-    """Probability that a drawing shows its prompt, by a small learned network of the shapes world.
+    """Probability that a drawing shows its prompt, by a small network for the shapes task.
 
     path: folder of a network; in difrl's commands the shipped one is the default. output: probability, or logit, which is
-    not bounded.
+    unbounded.
     """
     return Judge(path, output=output)
 
 
-def words_of(prompt: str) -> list[str]:
-    """The words of a prompt, in lower case and without full stops and commas."""
+def split_words(prompt: str) -> list[str]:
+    """Return the words of a prompt, in lower case and without full stops and commas."""
     return prompt.lower().replace(".", " ").replace(",", " ").split()
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _build_convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
 
 
-def _with_places(features: Tensor) -> Tensor:
-    """Append the x and y of every cell, in [-1,1], as two channels: [B,C,H,W] to [B,C+2,H,W]."""
+def _add_coordinates(features: Tensor) -> Tensor:
+    """Append x and y of every cell, in [-1,1], as two channels: [B,C,H,W] to [B,C+2,H,W]."""
     rows = torch.linspace(-1, 1, features.shape[2], device=features.device, dtype=features.dtype)
     columns = torch.linspace(-1, 1, features.shape[3], device=features.device, dtype=features.dtype)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
-    places = torch.stack([x, y]).expand(len(features), -1, -1, -1)
-    return torch.cat([features, places], dim=1)
+    coordinates = torch.stack([x, y]).expand(len(features), -1, -1, -1)
+    return torch.cat([features, coordinates], dim=1)

@@ -1,18 +1,18 @@
-"""Is the answer right? The truth is in the metadata, and math-verify compares: 0.5 is 1/2 is \\frac{1}{2}.
+"""Correctness of mathematical answers, compared by math-verify with the metadata: 0.5 equals 1/2 equals \\frac{1}{2}.
 
-    1 where the text's answer equals the metadata's, 0 where it differs or where the text has none
+    1 if the text's answer equals the metadata's, 0 if it differs or if the text has none
 
-A row whose metadata hold no answer, or one that cannot be read as mathematics, is invalid: nobody can say whether the text
-is right. So is one where that takes longer than `seconds`. A text that cannot be read is wrong, since the problem could
-have been answered.
+A row is invalid if its metadata have no answer, or one that cannot be parsed as mathematics: then nobody can decide
+whether the text is right. It is invalid too if that takes longer than `seconds`. A text that cannot be parsed is wrong,
+because the problem could have been answered.
 
-math-verify reads the last expression of a text, or what is in \\boxed{} or behind words such as "the answer is", and it
-calculates: to it 47+38 is as good an answer as 85. Where the truth is an integer the answer must be a number already, else
-a model would learn to repeat the question.
+math-verify parses the last expression of a text, or the one in \\boxed{} or after words such as "the answer is", and
+simplifies it: to math-verify, 47+38 is as good an answer as 85. If the truth is an integer, the answer must be a number
+without arithmetic. Otherwise a model would learn to repeat the question.
 
-math-verify keeps time by a signal, which only the main thread can set. There `seconds` limits each reading and each
-comparison; in another thread (a reward server, rewards that overlap the next rollout) nothing here does, and a limit comes
-from outside: the `timeout` that a reward is given. It ends the waiting, not the thread, which reads on until it is done.
+math-verify limits its time by a signal, which only the main thread can set. There, `seconds` limits each parsing and each
+comparison. In other threads (a reward server, rewards that overlap the next rollout) this limit has no effect; the
+reward's `timeout` is the limit. It ends the waiting, but not the thread, which continues until it is done.
 """
 
 from __future__ import annotations
@@ -20,118 +20,99 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from rewards.base import Metadata, Samples, Scores, check_texts
+from rewards.base import Metadata, Samples, Scores, WithoutDevice, check_texts
+from rewards.options import check_at_least_one, compile_pattern, last_match
 
 log = logging.getLogger(__name__)
-REMEMBERED = 65536
-"""Texts whose reading, and pairs whose comparison, are kept: the samples of a prompt are often the same."""
+CACHED = 65536
+"""Number of parsed texts, and of compared pairs, that are cached: samples of a prompt are often equal."""
 
 
-class MathAnswer:
-    """1 if the text's answer equals the metadata's by math-verify, else 0; a row without an answer is invalid.
+class MathAnswer(WithoutDevice):
+    """1 if the text's answer equals the metadata's by math-verify, else 0.
 
-    key: where the metadata hold the answer. extract: a regular expression whose last match (its first group, if it has
-    one) holds the text's answer; without it math-verify looks for the last expression. seconds: limit for reading a text,
-    and for a comparison, in the main thread; elsewhere the reward's timeout is the limit.
+    A row without an answer in its metadata is invalid. key: the metadata's key of the answer. extract: a regular expression
+    whose last match (its first group, if it has one) is the text's answer; without it, math-verify takes the last
+    expression. seconds: limit for parsing a text, and for a comparison, in the main thread; in other threads the reward's
+    timeout is the limit.
     """
 
     name = "math"
     needs: tuple[str, ...] = ("texts", "metadata")
 
     def __init__(self, *, key: str = "answer", extract: str | None = None, seconds: int = 5) -> None:
-        if seconds < 1:
-            raise ValueError(f"reward 'math': seconds is {seconds}, expected a whole number of at least 1")
+        check_at_least_one(self.name, seconds=seconds)
         self.key, self.seconds = key, seconds
-        self.pattern = None if extract is None else compiled(extract, "reward 'math': extract")
-
-    def to(self, device: torch.device | str) -> MathAnswer:
-        """Nothing to move: answers are compared on the CPU."""
-        return self
+        self.pattern = None if extract is None else compile_pattern(extract, "reward 'math': extract")
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score B texts; prompts are not read."""
+        """Score B texts; prompts are not used."""
         answers = [row.get(self.key) for row in metadata]
         truths = ["" if answer is None else str(answer) for answer in answers]
-        texts = map(self.stated, check_texts(samples, self.name))
-        judged = [self._judged(truth, text) for truth, text in zip(truths, texts, strict=True)]
-        values = torch.tensor([value or 0.0 for value in judged])
-        return Scores(values, torch.tensor([value is not None for value in judged], dtype=torch.bool))
+        texts = map(self.extract_answer, check_texts(samples, self.name))
+        return Scores.from_list([self._score_text(*pair) for pair in zip(truths, texts, strict=True)])
 
-    def _judged(self, truth: str, text: str) -> float | None:
-        """1 or 0; None where there is no truth, or no time to find out."""
+    def _score_text(self, truth: str, text: str) -> float | None:
+        """Return 1 or 0; None without a truth, or if the time limit was exceeded."""
         try:
-            return float(_equal(truth, text, self.seconds)) if _truth(truth, self.seconds) else None
+            return float(_equal(truth, text, self.seconds)) if _parse_truth(truth, self.seconds) else None
         except TimeoutError as error:
-            log.warning("reward 'math' could not judge a text: %s", error)
+            log.warning("reward 'math' could not score a text: %s", error)
             return None
 
-    def stated(self, text: str) -> str:
-        """The part of a text in which the answer is looked for; empty where `extract` does not match."""
+    def extract_answer(self, text: str) -> str:
+        """Return the part of a text that contains the answer; an empty string if `extract` does not match."""
         return text if self.pattern is None else last_match(self.pattern, text) or ""
 
 
-def compiled(pattern: str, what: str) -> re.Pattern[str]:
-    """A regular expression in which . matches line breaks too, or a ValueError that names the option."""
-    try:
-        return re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"{what} is no regular expression: {error}; found {pattern!r}") from error
-
-
-def last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """The last match in a text, or its first group if it has one; None where there is none."""
-    matches = list(pattern.finditer(text))
-    return matches[-1].group(pattern.groups and 1) or "" if matches else None
-
-
-def _limit(seconds: int) -> int | None:
-    """The limit in the main thread, none elsewhere: math-verify raises there if it is to set a signal."""
+def _time_limit(seconds: int) -> int | None:
+    """Return the limit in the main thread, None in others: there math-verify cannot set its signal and would raise."""
     return seconds if threading.current_thread() is threading.main_thread() else None
 
 
-@functools.lru_cache(REMEMBERED)
-def _read(text: str, seconds: int) -> tuple[Any, ...]:
-    """The expressions that math-verify finds in a text, the one it takes for the answer; none if there are none."""
-    from math_verify import parse  # some seconds: sympy and a grammar of LaTeX
-    from math_verify.errors import TimeoutException  # no Exception, so that no handler swallows it
+@functools.lru_cache(CACHED)
+def _parse(text: str, seconds: int) -> tuple[Any, ...]:
+    """Return the expressions that math-verify finds as a text's answer; none if it finds none."""
+    from math_verify import parse  # takes some seconds: sympy and a grammar of LaTeX
+    from math_verify.errors import TimeoutException  # a BaseException, so that no handler of Exception catches it
 
     try:
-        return tuple(parse(text, fallback_mode="no_fallback", parsing_timeout=_limit(seconds), raise_on_error=True))
+        return tuple(
+            parse(text, fallback_mode="no_fallback", parsing_timeout=_time_limit(seconds), raise_on_error=True)
+        )
     except TimeoutException:
-        raise TimeoutError(f"reading {text[:80]!r} took over {seconds} s") from None
-    except Exception:  # it cannot be read as mathematics
+        raise TimeoutError(f"parsing {text[:80]!r} took over {seconds} s") from None
+    except Exception:  # it cannot be parsed as mathematics
         return ()
 
 
-def _truth(answer: str, seconds: int) -> tuple[Any, ...]:
-    """The expressions of an answer, which may be LaTeX without its dollar signs."""
-    return _read(answer, seconds) or _read(f"${answer}$", seconds)
+def _parse_truth(answer: str, seconds: int) -> tuple[Any, ...]:
+    """Return the expressions of the metadata's answer, which may be LaTeX without dollar signs."""
+    return _parse(answer, seconds) or _parse(f"${answer}$", seconds)
 
 
-@functools.lru_cache(REMEMBERED)
+@functools.lru_cache(CACHED)
 def _equal(truth: str, answer: str, seconds: int) -> bool:
+    """Whether an answer is right."""
     from sympy import Add, Integer, Mul, Pow
 
-    gold, found = _truth(truth, seconds), _read(answer, seconds)
+    gold, found = _parse_truth(truth, seconds), _parse(answer, seconds)
     if all(isinstance(value, Integer) for value in gold) and any(value.has(Add, Mul, Pow) for value in found):
         return False
-    return any(_same(one, other, seconds) for one, other in itertools.product(gold, found))
+    return any(_same_value(one, other, seconds) for one, other in itertools.product(gold, found))
 
 
-def _same(gold: Any, found: Any, seconds: int) -> bool:
-    """Whether two expressions are equal; not where sympy fails to compare them."""
+def _same_value(gold: Any, found: Any, seconds: int) -> bool:
+    """Whether two expressions are equal. False if sympy cannot compare them."""
     from math_verify import verify
     from math_verify.errors import TimeoutException
 
     try:
-        return bool(verify(gold, found, timeout_seconds=_limit(seconds), raise_on_error=True))
+        return bool(verify(gold, found, timeout_seconds=_time_limit(seconds), raise_on_error=True))
     except TimeoutException:
         raise TimeoutError(f"a comparison took over {seconds} s") from None
     except Exception:

@@ -1,11 +1,11 @@
-"""What client and server must agree on."""
+"""Constants that client and server share."""
 
 from __future__ import annotations
 
 PROTOCOL = 1
-"""Counts changes after which an old client or server would not understand the other; the client compares."""
+"""Version of the protocol. It increases with every incompatible change, and the client compares it with the server's."""
 
 
 def is_token(text: str) -> bool:
-    """Whether a header can carry it: visible ASCII characters, one at least."""
+    """Whether a text can be a token in an HTTP header: at least one character, all of them visible ASCII."""
     return bool(text) and all("!" <= character <= "~" for character in text)

@@ -1,7 +1,7 @@
-"""A reward of a server (`difrl serve`), here or on another machine.
+"""A reward of a server (`difrl serve`), on this machine or another.
 
-Images travel as PNG, which is lossless for 8 bits: the server scores what would be saved, rounded to 8 bits. With
-format: jpeg they are a few times smaller and not the same pictures.
+Images are sent as PNG, which is lossless for 8 bits: the server scores the images that would be saved. With format: jpeg
+the files are a few times smaller, but lossy.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, RewardError, Samples, Scores, check_images, check_texts
-from rewards.encoding import checked_format, encoded
-from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, concurrently, secret
+from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_images, check_texts
+from rewards.encoding import FORMATS, encode_images
+from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
+from rewards.options import check_at_least_one, check_choice
 from rewards.protocol import PROTOCOL
 
 
-class Remote:
+class Remote(WithoutDevice):
     """A reward of a server that `difrl serve` started, by its URL and the reward's name there.
 
-    token_env: the environment variable that holds the server's token. in_flight: batches on their way at a time. timeout:
-    seconds for an answer; retries: of requests that find the server unreachable or overloaded. An answer with another number
-    of values than rows, or with one that is no finite number, is an error; null is a row that the reward could not score.
+    token_env: the environment variable with the server's token. in_flight: number of batches sent at the same time. timeout:
+    seconds for a response. retries: repetitions of requests while the server is unreachable or overloaded. A response with
+    another number of values than rows, or with a value that is not finite, is an error. null marks a row that the reward
+    could not score.
     """
 
     name = "remote"
-    needs: tuple[str, ...] = ("prompts", "metadata")  # and images or texts, as the server's reward does
+    needs: tuple[str, ...] = ("prompts", "metadata")  # and images or texts, as the server's reward needs
 
     def __init__(
         self,
@@ -45,81 +47,73 @@ class Remote:
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
     ) -> None:
-        if batch_size < 1 or in_flight < 1:
-            raise ValueError(
-                f"reward 'remote': batch_size is {batch_size} and in_flight {in_flight}, expected 1 or more"
-            )
+        check_at_least_one(self.name, batch_size=batch_size, in_flight=in_flight)
         self.reward, self.batch_size, self.in_flight = reward, batch_size, in_flight
-        self.format = checked_format(format, self.name)
-        token = secret(token_env, self.name, "token_env")
+        self.format = check_choice(self.name, "format", format, FORMATS)
+        token = read_secret(token_env, self.name, "token_env")
         self.connection = Connection(self.name, url, token=token, timeout=timeout, retries=retries)
-        self._agreed, self._asking = False, threading.Lock()
-
-    def to(self, device: torch.device | str) -> Remote:
-        """Nothing to move: the server chooses where its rewards run."""
-        return self
+        self._handshake_done, self._handshake = False, threading.Lock()
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1], or B texts."""
-        self.agree()
+        self.check_server()
         samples = check_images(samples, self.name) if isinstance(samples, Tensor) else check_texts(samples, self.name)
         starts = range(0, len(prompts), self.batch_size)
         parts = [slice(start, start + self.batch_size) for start in starts]
-        answers = concurrently(
-            lambda rows: self._scored(samples[rows], prompts[rows], metadata[rows], rows.start), parts, self.in_flight
+        results = map_concurrently(
+            lambda rows: self._score(samples[rows], prompts[rows], metadata[rows], rows.start), parts, self.in_flight
         )
-        listed = [value for answer in answers for value in answer]
-        values = torch.tensor([0.0 if value is None else value for value in listed], dtype=torch.float32)
-        valid = torch.tensor([value is not None for value in listed], dtype=torch.bool)
-        device = samples.device if isinstance(samples, Tensor) else torch.device("cpu")
-        return Scores(values.to(device), valid.to(device))
+        scores = Scores.from_list([value for values in results for value in values])
+        return scores.to(samples.device if isinstance(samples, Tensor) else "cpu")
 
-    def agree(self) -> None:
-        """Ask once whether the server speaks this protocol and has the reward."""
-        with self._asking:
-            if self._agreed:
+    def check_server(self) -> None:
+        """Check once that the server has this protocol and the reward. Raise RewardError otherwise."""
+        with self._handshake:
+            if self._handshake_done:
                 return
-            url, said = self.connection.url, self.connection.get("/version")
-            protocol = said.get("protocol") if isinstance(said, dict) else None
+            url, response = self.connection.url, self.connection.get("/version")
+            protocol = response.get("protocol") if isinstance(response, dict) else None
             if protocol != PROTOCOL:
-                problem = f"{url} speaks protocol {protocol}, expected {PROTOCOL}; use the same version of difrl on both sides"
+                problem = (
+                    f"{url} has protocol {protocol}, expected {PROTOCOL}; use the same version of difrl on both sides"
+                )
                 raise RewardError(self.name, problem)
-            if self.reward not in said["rewards"]:
-                near = difflib.get_close_matches(self.reward, said["rewards"], 1)
+            if self.reward not in response["rewards"]:
+                near = difflib.get_close_matches(self.reward, response["rewards"], 1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                known = ", ".join(said["rewards"])
+                known = ", ".join(response["rewards"])
                 raise RewardError(self.name, f"{url} has no reward '{self.reward}'{hint} It has: {known}")
-            self._agreed = True
+            self._handshake_done = True
 
-    def _scored(
+    def _score(
         self, samples: Samples, prompts: Sequence[str], metadata: Metadata, first: int
     ) -> Sequence[float | None]:
-        """Values of a batch that begins at row `first`."""
-        ask: dict[str, Any] = {"prompts": list(prompts), "metadata": [dict(row) for row in metadata]}
+        """Return the values of a batch that begins at row `first`."""
+        request: dict[str, Any] = {"prompts": list(prompts), "metadata": [dict(row) for row in metadata]}
         files = []
         if isinstance(samples, Tensor):
             kind = f"image/{self.format}"
-            pictures = encoded(samples, self.format)
+            pictures = encode_images(samples, self.format)
             files = [("images", (f"{i}.{self.format}", picture, kind)) for i, picture in enumerate(pictures)]
         else:
-            ask["texts"] = list(samples)
+            request["texts"] = list(samples)
         try:
-            field = (None, json.dumps(ask, allow_nan=False).encode(), "application/json")
+            field = (None, json.dumps(request, allow_nan=False).encode(), "application/json")
         except (TypeError, ValueError) as error:
-            raise RewardError(self.name, f"metadata must be what JSON can hold, to be sent: {error}") from error
+            raise RewardError(self.name, f"metadata cannot be sent as JSON: {error}") from error
         path = f"/score/{quote(self.reward, safe='')}"
         try:
-            said = self.connection.post(path, files=[("request", field), *files])
+            response = self.connection.post(path, files=[("request", field), *files])
         except HttpError as error:
-            raise _with_row(error, prompts, first) from error
-        return checked_values(said, len(prompts), self.connection.url + path)
+            raise _add_row(error, prompts, first) from error
+        return check_values(response, len(prompts), self.connection.url + path)
 
 
-def checked_values(said: Any, count: int, address: str) -> Sequence[float | None]:
-    """The values of an answer, if there is one for each row: a finite number, or None."""
-    values = said.get("values") if isinstance(said, dict) else None
+def check_values(response: Any, count: int, address: str) -> Sequence[float | None]:
+    """Return the values of a response. Raise RewardError unless there is a finite number or None for each row."""
+    values = response.get("values") if isinstance(response, dict) else None
     if not isinstance(values, list):
-        raise RewardError("remote", f'{address} answered without a list of "values": {str(said)[:200]}')
+        raise RewardError("remote", f'{address} answered without a list of "values": {str(response)[:200]}')
     if len(values) != count:
         raise RewardError("remote", f"{address} answered {len(values)} values for {count} rows")
     for value in values:
@@ -132,8 +126,8 @@ def _finite(value: float) -> bool:
     return abs(value) <= torch.finfo(torch.float32).max
 
 
-def _with_row(error: HttpError, prompts: Sequence[str], first: int) -> RewardError:
-    """The error, with the row that the server blames, if any, counted in the whole call."""
+def _add_row(error: HttpError, prompts: Sequence[str], first: int) -> RewardError:
+    """Return the error with the row in the server's response, if any, as its row in the whole call."""
     row = error.detail.get("row", error.detail.get("index"))
     if not isinstance(row, int) or not 0 <= row < len(prompts):
         return error

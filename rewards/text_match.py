@@ -1,14 +1,14 @@
-"""Does the text say what the metadata expect, letter by letter or by a pattern?
+"""Comparison of texts with the metadata, letter by letter or by a pattern.
 
-    exact_match  1 where the text, or the answer found in it, is one of the metadata's answers, else 0
-    regex_match  1 where the pattern in the metadata is found in the text, else 0
+    exact_match  1 if the text, or the answer found in it, is one of the metadata's answers, else 0
+    regex_match  1 if the pattern in the metadata is found in the text, else 0
 
-A row whose metadata hold nothing to compare with is invalid. For answers that are mathematics there is `math`, for a form
-that all texts share `format`.
+A row without an answer or a pattern in its metadata is invalid. Use `math` for mathematical answers, and `format` for one
+pattern for all texts.
 
-Code that a model has written is run by no reward here, on purpose: that needs a sandbox of its own (another user or
-machine, no network, limits of memory and time), and a library that pretends to have one does harm. Where you have one,
-call it from a reward of your own, or from a reward server that stands inside it.
+No reward here runs code that a model has written, on purpose. That needs a sandbox (another user or machine, no network,
+limits of memory and time), and a library that only pretends to have one does harm. If you have a sandbox, call it from a
+reward of your own, or run a reward server inside it.
 """
 
 from __future__ import annotations
@@ -18,80 +18,72 @@ import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import torch
+from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_texts
+from rewards.options import check_choice, compile_pattern, last_match
 
-from rewards.base import Metadata, RewardError, Samples, Scores, check_texts
-from rewards.math_answers import compiled, last_match
-
-REMEMBERED = 65536
-"""Patterns that are kept: the samples of a prompt share theirs."""
+CACHED = 65536
+"""Number of compiled patterns that are cached: all samples of a prompt have the same pattern."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def spaced(text: str) -> str:
-    """Words with one space between them, and none around."""
+def normalise_spaces(text: str) -> str:
+    """Return the words of a text with one space between them."""
     return " ".join(text.split())
 
 
-def words_alone(text: str) -> str:
-    """SQuAD's normal form (1606.05250, its evaluation): lower case, without punctuation, articles and wider spaces."""
+def normalise_words(text: str) -> str:
+    """Return SQuAD's normal form (the evaluation of 1606.05250): lower case, no punctuation or articles, single spaces."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return spaced(_ARTICLES.sub(" ", bare))
+    return normalise_spaces(_ARTICLES.sub(" ", bare))
 
 
 NORMAL_FORMS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
-    "spaces": spaced,
-    "case": lambda text: spaced(text).casefold(),
-    "words": words_alone,
+    "spaces": normalise_spaces,
+    "case": lambda text: normalise_spaces(text).casefold(),
+    "words": normalise_words,
 }
 
 
-class ExactMatch:
-    """1 if the text is the metadata's answer (or one of a list), letter by letter after `normalise`, else 0.
+class ExactMatch(WithoutDevice):
+    """1 if the text is the metadata's answer, or one of several, letter by letter; else 0.
 
-    key: where the metadata hold the answer. normalise: none; spaces (one between words, none around); case (and without
-    regard to case); words (and without punctuation and articles, as SQuAD compares). extract: a regular expression whose
-    last match (its first group, if it has one) is the text's answer.
+    key: the metadata's key of the answer or of a list of answers. normalise: none; spaces (single spaces between words);
+    case (spaces, and case is ignored); words (case, and punctuation and articles are ignored, as in SQuAD). extract: a
+    regular expression whose last match (its first group, if it has one) is the text's answer.
     """
 
     name = "exact_match"
     needs: tuple[str, ...] = ("texts", "metadata")
 
     def __init__(self, *, key: str = "answer", normalise: str = "none", extract: str | None = None) -> None:
-        if normalise not in NORMAL_FORMS:
-            raise ValueError(
-                f"reward 'exact_match': normalise is {normalise!r}, expected one of {', '.join(NORMAL_FORMS)}"
-            )
-        self.key, self.form = key, NORMAL_FORMS[normalise]
-        self.pattern = None if extract is None else compiled(extract, "reward 'exact_match': extract")
-
-    def to(self, device: torch.device | str) -> ExactMatch:
-        """Nothing to move."""
-        return self
+        self.key = key
+        self.normalise = NORMAL_FORMS[check_choice(self.name, "normalise", normalise, NORMAL_FORMS)]
+        self.pattern = None if extract is None else compile_pattern(extract, "reward 'exact_match': extract")
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score B texts; prompts are not read."""
-        truths = [answers(row.get(self.key)) for row in metadata]
-        values = [
-            found is not None and self.form(found) in map(self.form, truth)
-            for found, truth in zip(map(self.stated, check_texts(samples, self.name)), truths, strict=True)
-        ]
-        return Scores(
-            torch.tensor(values, dtype=torch.float32), torch.tensor([bool(t) for t in truths], dtype=torch.bool)
-        )
+        """Score B texts; prompts are not used."""
+        truths = [to_answers(row.get(self.key)) for row in metadata]
+        answers = map(self.extract_answer, check_texts(samples, self.name))
+        return Scores.from_list([self._score_answer(*pair) for pair in zip(answers, truths, strict=True)])
 
-    def stated(self, text: str) -> str | None:
-        """The part of a text that is its answer; None where `extract` does not match."""
+    def _score_answer(self, answer: str | None, truths: Sequence[str]) -> float | None:
+        """Return 1 or 0; None without a truth."""
+        if not truths:
+            return None
+        return float(answer is not None and self.normalise(answer) in map(self.normalise, truths))
+
+    def extract_answer(self, text: str) -> str | None:
+        """Return the part of a text that is its answer; None if `extract` does not match."""
         return text if self.pattern is None else last_match(self.pattern, text)
 
 
-class RegexMatch:
-    """1 if the regular expression in the metadata is found in the text, else 0; `format` has one for all texts.
+class RegexMatch(WithoutDevice):
+    """1 if the regular expression in the metadata is found in the text, else 0.
 
-    key: where the metadata hold it. whole: whether it must match the whole text. A dot matches line breaks too; (?i) at
-    its start leaves case out.
+    `format` has one pattern for all texts. key: the metadata's key of the pattern. whole: whether it must match the whole
+    text. A dot matches line breaks too; (?i) at the start of the pattern ignores case.
     """
 
     name = "regex_match"
@@ -100,37 +92,32 @@ class RegexMatch:
     def __init__(self, *, key: str = "pattern", whole: bool = False) -> None:
         self.key, self.whole = key, whole
 
-    def to(self, device: torch.device | str) -> RegexMatch:
-        """Nothing to move."""
-        return self
-
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score B texts; prompts are only named in errors."""
+        """Score B texts; prompts appear in errors only."""
         texts = check_texts(samples, self.name)
-        patterns = [self._pattern(row.get(self.key), i, prompts[i]) for i, row in enumerate(metadata)]
-        values = [
-            pattern is not None and (pattern.fullmatch(text) if self.whole else pattern.search(text)) is not None
+        patterns = [self._compile(row.get(self.key), i, prompts[i]) for i, row in enumerate(metadata)]
+        matches = [
+            None if pattern is None else (pattern.fullmatch if self.whole else pattern.search)(text) is not None
             for pattern, text in zip(patterns, texts, strict=True)
         ]
-        valid = torch.tensor([pattern is not None for pattern in patterns], dtype=torch.bool)
-        return Scores(torch.tensor(values, dtype=torch.float32), valid)
+        return Scores.from_list(matches)
 
-    def _pattern(self, pattern: object, row: int, prompt: str) -> re.Pattern[str] | None:
+    def _compile(self, pattern: object, row: int, prompt: str) -> re.Pattern[str] | None:
         if pattern is None:
             return None
         if not isinstance(pattern, str):
-            found = f"metadata {self.key!r} is {pattern!r}, expected a regular expression"
-            raise RewardError(self.name, found, row, prompt)
+            problem = f"metadata {self.key!r} is {pattern!r}, expected a regular expression"
+            raise RewardError(self.name, problem, row, prompt)
         try:
-            return _compiled(pattern, f"metadata {self.key!r}")
+            return _compile_cached(pattern, f"metadata {self.key!r}")
         except ValueError as error:
             raise RewardError(self.name, str(error), row, prompt) from error
 
 
-def answers(truth: object) -> list[str]:
-    """The accepted answers that metadata hold: one, or a list; none if there are none."""
-    several = truth if isinstance(truth, list | tuple) else [truth]
-    return [str(one) for one in several if one is not None]
+def to_answers(truth: object) -> list[str]:
+    """Return the accepted answers of the metadata's value, which may be one answer, a list, or None for no answer."""
+    answers = truth if isinstance(truth, list | tuple) else [truth]
+    return [str(answer) for answer in answers if answer is not None]
 
 
-_compiled = lru_cache(REMEMBERED)(compiled)
+_compile_cached = lru_cache(CACHED)(compile_pattern)

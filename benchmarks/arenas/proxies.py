@@ -20,7 +20,7 @@ import rewards
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.tasks import shapes
-from rewards.judge import JudgeConfig, JudgeNetwork, words_of
+from rewards.judge import JudgeConfig, JudgeNetwork, split_words
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def fit(data: Labelled, config: ProxyConfig, seed: int) -> JudgeNetwork:
     """One member: fitted to the labels as they are given, then standardised."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    words = sorted({word for prompt in shapes.ALL_PROMPTS for word in words_of(prompt.text)})
+    words = sorted({word for prompt in shapes.ALL_PROMPTS for word in split_words(prompt.text)})
     network = JudgeNetwork(JudgeConfig(tuple(words), channels=config.channels))
     ids = network.encode(data.prompts)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)

@@ -32,7 +32,7 @@ class JudgeConfig(StageConfig):
 
 def _neighbours() -> list[np.ndarray]:
     """For each prompt the indices of others whose words, as a bag, differ in at most two."""
-    bags = [Counter(judge.words_of(p.text)) for p in shapes.ALL_PROMPTS]
+    bags = [Counter(judge.split_words(p.text)) for p in shapes.ALL_PROMPTS]
     words = sorted(set().union(*bags))
     counts = np.array([[bag[w] for w in words] for bag in bags])
     distance = np.abs(counts[:, None] - counts[None]).sum(-1)
@@ -72,7 +72,7 @@ class _Pairs:
 
 def train_judge(config: JudgeConfig, seed: int, work: Path) -> judge.JudgeNetwork:
     """The trained network."""
-    words = sorted({w for p in shapes.ALL_PROMPTS for w in judge.words_of(p.text)})
+    words = sorted({w for p in shapes.ALL_PROMPTS for w in judge.split_words(p.text)})
     torch.manual_seed(seed)
     network = judge.JudgeNetwork(judge.JudgeConfig(vocabulary=tuple(words)))
     training, held_out = _Pairs(network, seed), _Pairs(network, seed + 1)

@@ -26,7 +26,7 @@ from difrl.config import (
     ShapeConfig,
 )
 from rewards import Reward, RewardError, Scores
-from rewards.combination import mean, stacked, uncertainty, worst
+from rewards.combination import mean, stack, uncertainty, worst
 from rewards.shaping import clip, denoised, log_sigmoid, min_max, min_max_of_groups, par
 
 
@@ -85,7 +85,7 @@ class RewardTerm:
 
     def raw_scores(self, found: Mapping[str, Scores]) -> Scores:
         """What the term comes to without any shape. found: member -> [B]."""
-        return self.combine(stacked([found[name] for name in self.members]))
+        return self.combine(stack([found[name] for name in self.members]))
 
     def shaped_scores(
         self, found: Mapping[str, Scores], groups: Tensor, references: Mapping[str, Scores]
@@ -106,11 +106,11 @@ class RewardTerm:
         return {**changed, self.label: whole.scores}
 
     def _combined(self, parts: list[ScoresInContext]) -> ScoresInContext:
-        scores = self.combine(stacked([part.scores for part in parts]))
+        scores = self.combine(stack([part.scores for part in parts]))
         known = [part.references for part in parts if part.references is not None]
         if len(known) < len(parts):
             return ScoresInContext(scores, parts[0].groups)
-        flat = self.combine(stacked([Scores(r.values.flatten(), r.valid.flatten()) for r in known]))
+        flat = self.combine(stack([Scores(r.values.flatten(), r.valid.flatten()) for r in known]))
         return ScoresInContext(scores, parts[0].groups, _unflattened(flat, known[0].values.shape))
 
 

@@ -16,7 +16,7 @@ from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.paths import PACKAGE
 from difrl.scoring.reward_terms import RewardTerm, term_of
 from rewards import Failsafe, Reward, Scores
-from rewards.combination import stacked, weighted_sum
+from rewards.combination import stack, weighted_sum
 
 # What a shipped reward needs besides what the recipe says: the judge's weights come with difrl, not with rewards/.
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
@@ -127,7 +127,7 @@ class Scorer:
 
         A reward of weight 0 is only reported, so that what it cannot score is valid all the same.
         """
-        total = weighted_sum(stacked(list(summed.values())), [weights[name] for name in summed])
+        total = weighted_sum(stack(list(summed.values())), [weights[name] for name in summed])
         return ScoredRollout(rollout, total.values, total.valid, parts)
 
 

@@ -21,7 +21,7 @@ from difrl.scoring.standalone import build_alone, check_alone
 from rewards import Reward
 from rewards.http import is_loopback
 from rewards.protocol import is_token
-from rewards.server import Limits, create_app, listening, run, url_of
+from rewards.server import Limits, create_app, get_url, open_socket, run
 
 
 class ServedConfig(Section):
@@ -67,12 +67,12 @@ def serve(
         raise ConfigError("--token: expected one or more visible ASCII characters without spaces; found another")
     rewards = {config.label: build_alone(config, device) for config in configs}
     try:
-        listener = listening(host, port)
+        listener = open_socket(host, port)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose others") from error
     app = create_app(rewards, version=version("difrl"), token=token, max_batch=max_batch, wait=wait, limits=limits)
     with listener:
-        console.print(started(url_of(listener), rewards, token is not None, max_batch, limits))
+        console.print(started(get_url(listener), rewards, token is not None, max_batch, limits))
         run(app, listener)
 
 

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from rewards import ClipColors, Detection, GenEval, RewardError, score
 from rewards.colors import COLOR_NAMES
-from rewards.detectors import Wanted
+from rewards.detectors import ClassNames
 from rewards.pictures import to_pictures
 from tests.tiny_clip import tiny_clip
 
@@ -85,7 +85,7 @@ class Cats:
     def to(self, device: torch.device | str) -> Cats:
         return self
 
-    def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
+    def __call__(self, images: torch.Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
         cats = [Detection("cat", None, (0, 0, 4, 4), confidence) for confidence in (0.2, 0.95, 0.5)]
         return [[*cats, Detection("dog", None, (0, 0, 4, 4), 0.9)] for _ in images]
 

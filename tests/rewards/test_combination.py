@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Scores
-from rewards.combination import mean, stacked, uncertainty, weighted_sum, worst
+from rewards.combination import mean, stack, uncertainty, weighted_sum, worst
 
 VALUES = [[1.0, 4.0, 0.0], [3.0, 4.0, 6.0]]
 COMBINED: list[Callable[[Scores], Scores]] = [
@@ -42,7 +42,7 @@ def test_by_hand() -> None:
 
 def test_members_are_stacked() -> None:
     rows = [Scores(torch.tensor([1.0, 2.0]), torch.tensor([True, False])), Scores(torch.zeros(2), torch.ones(2).bool())]
-    found = stacked(rows)
+    found = stack(rows)
     assert found.values.tolist() == [[1.0, 2.0], [0.0, 0.0]]
     assert found.valid.tolist() == [[True, False], [True, True]]
 
@@ -97,7 +97,7 @@ def test_nan_in_a_valid_row_is_refused(combine: Callable[[Scores], Scores]) -> N
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="nothing to combine"):
-        stacked([])
+        stack([])
     with pytest.raises(ValueError, match="3 weights for 2 members"):
         weighted_sum(members(VALUES), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match=r"expected \[K, B\]"):

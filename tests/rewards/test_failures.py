@@ -162,11 +162,11 @@ def test_after_a_time_limit_nothing_more_is_tried(monkeypatch: pytest.MonkeyPatc
     """Each further call would wait as long again for the first to end."""
     waited: list[float] = []
 
-    def late(seconds: float, call: Any, name: str, busy: Any) -> Scores:
+    def late(call: Any, seconds: float, name: str, busy: Any) -> Scores:
         waited.append(seconds)
         raise Late(name, "no answer")
 
-    monkeypatch.setattr(failures, "within", late)
+    monkeypatch.setattr(failures, "call_with_timeout", late)
     assert not scored(Failsafe(Fragile(), "drop", timeout=7.0), ["a", "b", "c"]).valid.any()
     assert waited == [7.0]
 
@@ -193,7 +193,7 @@ def test_a_time_limit_in_the_search_ends_it() -> None:
 def test_no_call_begins_while_a_late_one_goes_on(hanging: Fragile) -> None:
     """Each attempt waits as long as a call may take, and says what it waited for."""
     reward = Failsafe(hanging, "retry", timeout=0.05, retries=2, sleep=lambda seconds: None)
-    with pytest.raises(Late, match="an earlier call, that was late, has not ended"):
+    with pytest.raises(Late, match="an earlier call that was too late is still running"):
         scored(reward, ["a"])
     assert len(hanging.calls) == 1
 

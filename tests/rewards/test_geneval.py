@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rewards import Detection, GenEval, RewardError, make, score
 from rewards.boxes import overlap, relations
-from rewards.detectors import Wanted
+from rewards.detectors import ClassNames
 from rewards.transformers_detector import TransformersDetector
 
 Draw = Callable[..., torch.Tensor]
@@ -25,7 +25,7 @@ class Fixed:
     def to(self, device: torch.device | str) -> Fixed:
         return self
 
-    def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
+    def __call__(self, images: torch.Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
         return [self.found for _ in images]
 
 
@@ -193,10 +193,10 @@ def test_exact_allows_nothing_else() -> None:
 
 def test_exact_asks_the_detector_for_every_class() -> None:
     """A detector that is told what to look for must know that it cannot."""
-    asked: list[Wanted | None] = []
+    asked: list[ClassNames | None] = []
 
     class Asked(Fixed):
-        def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[list[Detection]]:
+        def __call__(self, images: torch.Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
             asked.append(wanted)
             return super().__call__(images, wanted)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rewards import Detection, GenEval, score
-from rewards.detectors import Wanted
+from rewards.detectors import ClassNames
 
 Found = list[Detection]
 
@@ -117,7 +117,7 @@ class Fixed:
     def to(self, device: torch.device | str) -> Fixed:
         return self
 
-    def __call__(self, images: torch.Tensor, wanted: Wanted | None = None) -> list[Found]:
+    def __call__(self, images: torch.Tensor, wanted: ClassNames | None = None) -> list[Found]:
         return self.found
 
 
@@ -189,5 +189,5 @@ def test_flow_grpo_needs_colours_and_earlier_targets() -> None:
     with pytest.raises(ValueError, match="reports no colours"):
         reward.judge([seen("car")], COLORS)
     later = {"include": [{"class": "cow", "count": 1, "position": ["above", 1]}, {"class": "dog", "count": 1}]}
-    with pytest.raises(ValueError, match="points at clause 1; flow_grpo knows 0 before it"):
+    with pytest.raises(ValueError, match="points at clause 1; flow_grpo has 0 before it"):
         reward.judge([seen("cow"), seen("dog")], later)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from rewards import RewardError
-from rewards.http import FIRST_PAUSE, Connection, HttpError, concurrently, is_loopback, secret
+from rewards.http import FIRST_PAUSE, Connection, HttpError, is_loopback, map_concurrently, read_secret
 
 Answer = httpx.Response | Exception
 
@@ -112,8 +112,8 @@ def test_the_last_failure_is_told() -> None:
         (httpx.Response(400, text="plain words"), "plain words"),
         (httpx.Response(400, json=["a"]), "a"),
         (httpx.Response(400), "Bad Request"),
-        (httpx.Response(200, text="<html>"), "answered what is no JSON: '<html>'"),
-        (httpx.Response(200, content=b"\xff\xfe{"), "answered what is no JSON"),
+        (httpx.Response(200, text="<html>"), "answered something that is no JSON: '<html>'"),
+        (httpx.Response(200, content=b"\xff\xfe{"), "answered something that is no JSON"),
     ],
 )
 def test_the_other_sides_message_is_passed_on(answer: httpx.Response, message: str) -> None:
@@ -146,14 +146,14 @@ def test_a_time_limit_and_retries_out_of_range() -> None:
 
 def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAR_TOKEN", "abc")
-    assert secret("FAR_TOKEN", "far", "token_env") == "abc"
-    assert secret(None, "far", "token_env") is None
+    assert read_secret("FAR_TOKEN", "far", "token_env") == "abc"
+    assert read_secret(None, "far", "token_env") is None
     monkeypatch.setenv("FAR_TOKEN", "abc\n")
-    with pytest.raises(ValueError, match="'far': FAR_TOKEN holds spaces or other characters"):
-        secret("FAR_TOKEN", "far", "token_env")
+    with pytest.raises(ValueError, match="'far': FAR_TOKEN contains spaces or other characters"):
+        read_secret("FAR_TOKEN", "far", "token_env")
     monkeypatch.delenv("FAR_TOKEN")
     with pytest.raises(ValueError, match="'far': token_env names the environment variable FAR_TOKEN, which is not set"):
-        secret("FAR_TOKEN", "far", "token_env")
+        read_secret("FAR_TOKEN", "far", "token_env")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_items_are_done_at_once_and_returned_in_order() -> None:
         time.sleep(0.01 * (4 - item))
         return item * item
 
-    assert concurrently(slow, range(4), 2) == [0, 1, 4, 9]
-    assert concurrently(slow, [], 2) == []
+    assert map_concurrently(slow, range(4), 2) == [0, 1, 4, 9]
+    assert map_concurrently(slow, [], 2) == []
 
 
 def test_after_an_error_nothing_new_is_begun() -> None:
@@ -190,7 +190,7 @@ def test_after_an_error_nothing_new_is_begun() -> None:
         return item
 
     with pytest.raises(RewardError, match="broken"):
-        concurrently(fail, range(50), 2)
+        map_concurrently(fail, range(50), 2)
     assert len(begun) < 10
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from rewards import RewardError, make, score
-from rewards.image_reward import ImageRewardNetwork, normalised, published_name
+from rewards.image_reward import ImageRewardNetwork, preprocess, published_name
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "circle", "square", "left", "of"]
 WIDE, NARROW, LAYERS, PATCH, SIDE = 128, 64, 2, 8, 3  # widths of image and text, patches of 8, 3 × 3 of them
@@ -124,7 +124,7 @@ class Written:
         return torch.cat(heads, -1)
 
     def image(self, pixels: Tensor) -> Tensor:
-        """[1 + patches, WIDE] of normalised pixels [3, S, S]."""
+        """[1 + patches, WIDE] of preprocess pixels [3, S, S]."""
         see = "blip.visual_encoder"
         patches = pixels.double().unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)  # [3, rows, columns, PATCH, PATCH]
         patches = patches.permute(1, 2, 0, 3, 4).reshape(SIDE**2, -1)
@@ -236,7 +236,7 @@ def test_blips_own_tokens_are_read_as_such(folder: Path) -> None:
 def test_pixels_are_those_of_torchvision(width: int, height: int, size: int, seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     picture = Image.fromarray(array)
-    torch.testing.assert_close(normalised(picture, size), transform(size)(picture), atol=1e-6, rtol=0)
+    torch.testing.assert_close(preprocess(picture, size), transform(size)(picture), atol=1e-6, rtol=0)
 
 
 def test_names_by_hand() -> None:
@@ -293,7 +293,7 @@ def _large() -> dict[str, Tensor]:
         ),
         ({"blip.visual_encoder.blocks.1.norm2.weight": None}, r"missing blip\.visual_encoder\.blocks\.1\.norm2\.w"),
         ({"blip.itm_head.weight": torch.zeros(1)}, r"unexpected blip\.itm_head\.weight"),
-        ({"blip.visual_encoder.pos_embed": None}, r"holds no tensor 'blip\.visual_encoder\.pos_embed', but blip\."),
+        ({"blip.visual_encoder.pos_embed": None}, r"has no tensor 'blip\.visual_encoder\.pos_embed', but blip\."),
         ({"mlp.layers.7.bias": torch.zeros(2)}, r"of another shape mlp\.layers\.7\.bias \[2\] instead of \[1\]"),
     ],
 )
@@ -310,7 +310,7 @@ def test_other_tensors_are_refused_by_name(
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "more"]), encoding="utf-8")
     BertTokenizer(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    with pytest.raises(RewardError, match=r"has 15 tokens and .* knows 14; .* bert-base-uncased"):
+    with pytest.raises(RewardError, match=r"has 15 tokens and .* has 14; .* bert-base-uncased"):
         score(make("image_reward", weights=str(folder), tokenizer=str(tmp_path / "bert")), drawn(1), ["a"], [{}])
 
 

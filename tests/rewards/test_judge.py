@@ -84,7 +84,7 @@ def test_learns_what_needs_colour_order_and_place(draw: Draw) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path=FOLDER"):
         make("judge")
-    with pytest.raises(ValueError, match="output of a judge is 'odds', expected probability or logit"):
+    with pytest.raises(ValueError, match="reward 'judge': output is 'odds', expected one of probability, logit"):
         make("judge", path=str(tmp_path), output="odds")
     with pytest.raises(FileNotFoundError, match=r"config.json and model.safetensors not found"):
         JudgeNetwork.load(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from math_verify.errors import TimeoutException
 
 from rewards import Scores, make, score
-from rewards.math_answers import _equal, _read
+from rewards.math_answers import _equal, _parse
 
 
 def verdict(truth: object, text: str, **options: object) -> float:
@@ -112,7 +112,7 @@ def test_outside_the_main_thread_as_within() -> None:
     within = scores()
     assert within.values.tolist() == [1, 0, 1, 1, 1, 0, 1, 1, 0]
     assert within.valid.tolist() == [True] * 8 + [False]
-    _read.cache_clear()
+    _parse.cache_clear()
     _equal.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(ValueError, match="doesn't support threaded environment"):
@@ -140,7 +140,7 @@ def test_images_are_refused() -> None:
 def test_what_takes_too_long_is_invalid_and_tried_again(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can say whether such a text is right; the next time the machine may be less busy."""
     own = getattr(math_verify, function)
-    _read.cache_clear()
+    _parse.cache_clear()
     _equal.cache_clear()
 
     def late(*arguments: Any, **options: Any) -> Any:
@@ -157,7 +157,7 @@ def test_what_takes_too_long_is_invalid_and_tried_again(function: str, monkeypat
 
 
 @pytest.mark.parametrize("text", ["$9^{9^{9^{9}}}$", r"$\int_0^1 \sin(x^x)e^{x^x}dx$"])
-def test_a_text_that_never_ends_to_be_read_or_compared_is_invalid_after_the_limit(text: str) -> None:
+def test_a_text_whose_parsing_or_comparison_never_ends_is_invalid_after_the_limit(text: str) -> None:
     make("math")(["1"], [""], [{"answer": "1"}])  # what is imported is not timed
     started = time.monotonic()
     found = score(make("math", seconds=1), [text], [""], [{"answer": "0.5"}])

@@ -118,7 +118,7 @@ def test_no_samples(client: Callable[..., Remote]) -> None:
 def test_several_clients_are_merged_and_do_not_mix(client: Callable[..., Remote]) -> None:
     """Sixteen rows in batches of one, from four threads: the server sees fewer calls, everybody gets what is theirs."""
     far = client("picky", batch_size=1, in_flight=4)
-    far.agree()
+    far.check_server()
     start = threading.Barrier(4, timeout=10)
 
     def ask(seed: int) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ def test_what_a_server_blames_is_counted_in_the_whole_call(said: Any, row: int |
     ("reward", "options", "rows", "message"),
     [
         ("pikcy", {}, 1, "has no reward 'pikcy'; did you mean 'picky'. It has: geneval, jpeg, picky"),
-        ("picky", {"token_env": None}, 1, "/version answered 401 .*wants its token"),
+        ("picky", {"token_env": None}, 1, "/version answered 401 .*needs its token"),
         ("picky", {"batch_size": 30}, 21, "/score/picky answered 413 .*more than 20 images"),
         ("geneval", {}, 0, "answered 422 .*found texts, expected images"),
     ],
@@ -191,7 +191,7 @@ def test_a_large_request_is_told_so_over_a_real_socket(client: Callable[..., Rem
 
 def test_metadata_that_json_cannot_hold(client: Callable[..., Remote]) -> None:
     for wrong in ({"a": object()}, {"a": float("nan")}):
-        with pytest.raises(RewardError, match="metadata must be what JSON can hold"):
+        with pytest.raises(RewardError, match="metadata cannot be sent as JSON"):
             score(client("picky"), ["x"], ["p"], [wrong])
 
 
@@ -234,7 +234,7 @@ def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], li
         ({"values": 3}, 'without a list of "values"'),
         ([1.0, 2.0], 'without a list of "values"'),
         ({}, 'without a list of "values"'),
-        (b"<html>", "what is no JSON: '<html>'"),
+        (b"<html>", "something that is no JSON: '<html>'"),
     ],
 )
 def test_a_malformed_answer_is_an_error_and_not_asked_for_again(answer: Any, message: str) -> None:
@@ -292,7 +292,7 @@ def test_another_protocol_is_refused_before_anything_is_sent(said: Any) -> None:
         return httpx.Response(200, json=said)
 
     far, _ = client_of(handle)
-    with pytest.raises(RewardError, match=rf"http://far speaks protocol .*, expected {PROTOCOL}; use the same version"):
+    with pytest.raises(RewardError, match=rf"http://far has protocol .*, expected {PROTOCOL}; use the same version"):
         score(far, ["a"], [""], [{}])
 
 
@@ -314,8 +314,8 @@ def test_the_version_is_asked_for_once() -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"in_flight": 0}, "in_flight 0"),
-        ({"format": "webp"}, "format is 'webp', expected png or jpeg"),
+        ({"in_flight": 0}, "in_flight is 0"),
+        ({"format": "webp"}, "format is 'webp', expected one of png, jpeg"),
         ({"url": "here"}, "expected a URL such as"),
         ({"token_env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE, which is not set"),
     ],

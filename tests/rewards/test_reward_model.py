@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from rewards import RewardError, make, score
-from rewards.reward_model import chosen_label, padded
+from rewards.reward_model import find_label, pad_rows
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", ":", "yes", "no", "what", "is", "it", "a", "b", "c", "d"]
 TEMPLATE = (
@@ -200,20 +200,20 @@ def test_a_row_without_tokens_is_invalid(tmp_path: Path) -> None:
 
 def test_padding_by_hand() -> None:
     rows = [{"input_ids": [5], "attention_mask": [1]}, {"input_ids": [6, 7, 8], "attention_mask": [1, 1, 1]}]
-    filled = padded(rows, 9)
+    filled = pad_rows(rows, 9)
     assert filled["input_ids"].tolist() == [[5, 9, 9], [6, 7, 8]]
     assert filled["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
 def test_labels_are_chosen_by_number_or_name() -> None:
     names = {0: "NEGATIVE", 1: "POSITIVE"}
-    assert chosen_label(None, {0: "LABEL_0"}, 1) == 0
-    assert chosen_label(1, names, 2) == chosen_label("POSITIVE", names, 2) == 1
+    assert find_label(None, {0: "LABEL_0"}, 1) == 0
+    assert find_label(1, names, 2) == find_label("POSITIVE", names, 2) == 1
     with pytest.raises(ValueError, match=r"has 2 labels; choose one: 0 \(NEGATIVE\), 1 \(POSITIVE\)"):
-        chosen_label(None, names, 2)
+        find_label(None, names, 2)
     for absent in (2, -1, "NEUTRAL"):
         with pytest.raises(ValueError, match=f"there is no label {absent!r}; the model has: 0"):
-            chosen_label(absent, names, 2)
+            find_label(absent, names, 2)
 
 
 def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from rewards import RewardError, Scores
-from rewards.encoding import encoded
+from rewards.encoding import encode_images
 from rewards.protocol import PROTOCOL
 from rewards.server import Limits, create_app
 
@@ -81,7 +81,7 @@ def form(ask: Any, images: Sequence[bytes] = ()) -> list[tuple[str, tuple[str | 
 
 
 def grey(*levels: int, size: int = 8) -> list[bytes]:
-    return encoded(torch.tensor(levels)[:, None, None, None].expand(-1, 3, size, size) / 255, "png")
+    return encode_images(torch.tensor(levels)[:, None, None, None].expand(-1, 3, size, size) / 255, "png")
 
 
 def post(to: FastAPI, ask: Any, images: Sequence[bytes] = (), name: str = "mean", **named: Any) -> httpx.Response:

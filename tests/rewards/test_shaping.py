@@ -205,7 +205,7 @@ def test_errors() -> None:
     for wrong in ({"false_positive": -0.1, "false_negative": 0.2}, {"false_positive": 0.2, "false_negative": -0.1}):
         with pytest.raises(ValueError, match="expected both at least 0"):
             denoised(r, **wrong)
-    with pytest.raises(ValueError, match=r"a verifier says 0 or 1, found 0\.5"):
+    with pytest.raises(ValueError, match=r"a verifier returns 0 or 1, found 0\.5"):
         denoised(scores([0.0, 0.5]), false_positive=0.1, false_negative=0.1)
     with pytest.raises(ValueError, match=r"expected one shape and torch\.bool"):
         clip(Scores(torch.zeros(2), torch.ones(3).bool()), low=0.0)

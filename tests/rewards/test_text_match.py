@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import RewardError, make, score
-from rewards.text_match import NORMAL_FORMS, answers
+from rewards.text_match import NORMAL_FORMS, to_answers
 
 
 def values(name: str, texts: list[str], rows: list[dict[str, Any]], **options: Any) -> list[float | None]:
@@ -96,6 +96,6 @@ def test_texts_are_expected(name: str) -> None:
 
 
 def test_answers_by_hand() -> None:
-    assert answers(7) == ["7"]
-    assert answers(["a", None, 1.5]) == ["a", "1.5"]
-    assert answers(None) == []
+    assert to_answers(7) == ["7"]
+    assert to_answers(["a", None, 1.5]) == ["a", "1.5"]
+    assert to_answers(None) == []

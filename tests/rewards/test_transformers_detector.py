@@ -30,7 +30,7 @@ from transformers import (
 
 from rewards import Detection, GenEval, RewardError, TransformersDetector, make, score, transformers_detector
 from rewards.pictures import to_pictures
-from rewards.transformers_detector import enclosing, phrase_scores
+from rewards.transformers_detector import bounding_box, phrase_scores
 from tests.rewards import tiny_detectors
 from tests.tiny_clip import tiny_clip
 
@@ -81,7 +81,7 @@ def test_masks_agree_with_the_library(saved: Saved) -> None:
     assert {
         (round(item.score, 4), item.label, item.mask.tobytes()) for item in found if item.mask is not None
     } == expected
-    assert all(item.box == enclosing(item.mask) for item in found if item.mask is not None)
+    assert all(item.box == bounding_box(item.mask) for item in found if item.mask is not None)
 
 
 def test_masks_of_a_picture_that_the_processor_stretches(saved: Saved) -> None:
@@ -103,7 +103,7 @@ def test_the_box_around_a_mask() -> None:
     mask = np.zeros((5, 8), dtype=bool)
     mask[1:3, 2:7] = True
     mask[4, 3] = True
-    assert enclosing(mask) == (2, 1, 7, 5)
+    assert bounding_box(mask) == (2, 1, 7, 5)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("detr", DetrForObjectDetection), ("rt_detr", RTDetrForObjectDetection)])
@@ -205,9 +205,9 @@ def test_a_class_that_the_detector_cannot_know_is_an_error(saved: Saved) -> None
     detector = TransformersDetector(saved("detr"))
     with pytest.raises(ValueError, match=r"'bat', which is none of the 3 classes of .*nearest: 'cat'.*zero-shot"):
         detector(picture(64, 64), [["cat", "bat", "*"]])
-    with pytest.raises(ValueError, match="must be told the classes"):
+    with pytest.raises(ValueError, match="give it the classes"):
         TransformersDetector(saved("owlv2"))(picture(64, 64))
-    with pytest.raises(ValueError, match=r"finds only what it is asked for.*exact=true"):
+    with pytest.raises(ValueError, match=r"finds only the classes that it is given.*exact=true"):
         TransformersDetector(saved("owlv2"))(picture(64, 64), [["cat", "*"]])
 
 

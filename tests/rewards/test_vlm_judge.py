@@ -213,9 +213,9 @@ def test_replies_without_a_rating_are_invalid_and_counted(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         found = rate(judge, 4)
     assert found == [None, pytest.approx(1 / 3), pytest.approx(1 / 3), None]
-    assert "2 of 4 replies held no rating" in caplog.text
+    assert "2 of 4 replies had no rating" in caplog.text
     rate(judge, 3)
-    assert judge.unread == 3  # of the two calls
+    assert judge.unrated == 3  # of the two calls
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,9 @@ def test_replies_without_a_rating_are_invalid_and_counted(caplog: pytest.LogCapt
 )
 def test_what_is_no_chat_completion_is_an_error(answer: Any) -> None:
     judge, _ = scripted(lambda _: answer)
-    with pytest.raises(RewardError, match=r"at row 0 .*http://far/v1/chat/completions answered what is no chat"):
+    with pytest.raises(
+        RewardError, match=r"at row 0 .*http://far/v1/chat/completions answered something that is no chat"
+    ):
         rate(judge)
 
 
@@ -282,7 +284,7 @@ def test_the_expected_rating_is_that_of_the_token_where_it_stands(
 )
 def test_an_endpoint_without_probabilities_is_an_error(answer: Any) -> None:
     judge, _ = scripted(lambda _: answer, score="expected", scale=[1, 5])
-    with pytest.raises(RewardError, match="score: expected needs an endpoint that gives logprobs"):
+    with pytest.raises(RewardError, match="score: expected needs an endpoint that returns logprobs"):
         rate(judge)
 
 
@@ -303,13 +305,13 @@ def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> No
         ({"scale": [5, 1]}, r"scale is \[5, 1\], expected two whole numbers"),
         ({"scale": [1]}, "expected two whole numbers"),
         ({"scale": [0.5, 1]}, "expected two whole numbers"),
-        ({"score": "mean"}, "score is 'mean', expected text or expected"),
+        ({"score": "mean"}, "score is 'mean', expected one of text, expected"),
         ({"score": "expected"}, r"scale is \[1, 10\]; .* set a scale of digits"),
         ({"score": "expected", "scale": [-1, 5]}, r"scale is \[-1, 5\]; .* set a scale of digits"),
         ({"pattern": "("}, "pattern is no regular expression"),
         ({"pattern": r"\d+"}, r"expected a group \(…\) around the rating"),
         ({"max_concurrency": 0}, "max_concurrency is 0"),
-        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"format": "gif"}, "format is 'gif'"),
         ({"base_url": "far/v1"}, "expected a URL"),
         ({"api_key_env": "NO_SUCH_VARIABLE"}, "api_key_env names .* NO_SUCH_VARIABLE, which is not set"),

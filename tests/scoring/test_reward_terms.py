@@ -78,7 +78,9 @@ def test_shapes_of_a_plain_reward(shape: dict[str, Any], expected: list[float]) 
 def test_noise_is_corrected() -> None:
     one = term(name="a", shape={"kind": "noise", "false_positive": 0.1, "false_negative": 0.4})
     assert summed(one, {"a": scores(0.0, 1.0, None)}) == {"a": pytest.approx([-0.2, 1.8, None])}
-    with pytest.raises(RewardError, match=r"reward 'a' failed: cannot be shaped: a verifier says 0 or 1, found 0\.5"):
+    with pytest.raises(
+        RewardError, match=r"reward 'a' failed: cannot be shaped: a verifier returns 0 or 1, found 0\.5"
+    ):
         summed(one, {"a": scores(0.5, 1.0, 1.0)})
 
 

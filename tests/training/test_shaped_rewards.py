@@ -411,7 +411,7 @@ def test_a_shape_that_fails_stops_all_processes() -> None:
 
     one, two = in_threads(2, work)
     assert one.startswith("a reward failed on another process")
-    assert two.startswith("reward 'bright' failed: cannot be shaped: a verifier says 0 or 1")
+    assert two.startswith("reward 'bright' failed: cannot be shaped: a verifier returns 0 or 1")
 
 
 def test_reference_images_are_what_a_rollout_of_the_base_draws(sd3: Path) -> None:
