@@ -1,4 +1,4 @@
-"""The tables of `difrl recipes` and `difrl rewards`."""
+"""Tables of `difrl recipes` and `difrl rewards`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from difrl.config import RunConfig
 from difrl.config.load import load_mapping, read_config, recipe_summary
 from difrl.config.presets import PRESETS
 from difrl.config.yaml_source import ConfigError
@@ -28,52 +27,48 @@ MODALITIES: Mapping[str, str] = {
     "forward": "image models",
     "tokens": "language models",
 }
-"""likelihood.kind -> what it is a likelihood of."""
+"""likelihood.kind -> kind of model."""
 
 
 def recipes_table() -> Group:
-    """Every recipe: its point of the grid (likelihood × objective × anchor × advantage), its model and its source."""
-    named = {
-        name: path for name, path in recipes().items() if "algorithm" in load_mapping(path)
-    }  # not of difrl pretrain
-    read = {name: read_config(path) for name, path in named.items()}
+    """Return every recipe with its method (likelihood × objective × anchor × advantage), its model and its source."""
     tables = {
-        modality: _table(modality, "likelihood × objective × anchor × advantage") for modality in MODALITIES.values()
+        heading: _table(heading, "likelihood × objective × anchor × advantage") for heading in MODALITIES.values()
     }
-    for name, config in read.items():
+    for name, path in recipes().items():
+        if "algorithm" not in load_mapping(path):
+            continue  # a file of difrl pretrain
+        config = read_config(path)
+        anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
+        std = "no std" if config.advantage.std == "none" else f"{config.advantage.std} std"
+        method = " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
         source = f"{escape(config.model.path)} · arXiv:{PRESETS[str(config.algorithm)].source}"
-        lines = (escape(_coordinates(config)), f"[dim]{source}[/]", escape(recipe_summary(named[name])))
+        lines = (escape(method), f"[dim]{source}[/]", escape(recipe_summary(path)))
         tables[MODALITIES[config.likelihood.kind]].add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     return Group(*tables.values())
 
 
-def _coordinates(config: RunConfig) -> str:
-    anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
-    std = "no std" if config.advantage.std == "none" else f"{config.advantage.std} std"
-    return " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
-
-
 KINDS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of texts"}
-"""The first thing a reward needs -> the heading it stands under."""
+"""Modality among the needs of a reward -> heading of its table."""
 OTHER = "other rewards"
 
 
 def rewards_table(entries: Sequence[Summary]) -> Group:
-    """Every reward and what it measures, by what it scores."""
-    tables: dict[str, Table] = {}
-    for entry in sorted(entries, key=lambda entry: [*KINDS, ""].index(_medium(entry))):
-        heading = KINDS.get(_medium(entry), OTHER)
-        table = tables.setdefault(heading, _table(heading, "what it measures"))
-        table.add_row(f"[bold]{escape(entry.name)}[/]", escape(entry.summary))
-    return Group(*tables.values(), "options and details: difrl rewards NAME")
-
-
-def _medium(entry: Summary) -> str:
-    return next((need for need in entry.needs if need in KINDS), "")
+    """Return a table of rewards with their summaries for each modality."""
+    groups: dict[str, list[Summary]] = {heading: [] for heading in (*KINDS.values(), OTHER)}
+    for entry in entries:
+        groups[next((KINDS[need] for need in entry.needs if need in KINDS), OTHER)].append(entry)
+    tables = []
+    for heading, group in groups.items():
+        table = _table(heading, "what it measures")
+        for entry in group:
+            table.add_row(f"[bold]{escape(entry.name)}[/]", escape(entry.summary))
+        tables += [table] if group else []
+    return Group(*tables, "options and details: difrl rewards NAME")
 
 
 def reward_details(name: str) -> Group:
-    """One reward: what it measures and reads, and its options."""
+    """Return the details of one reward and its options. Raise ConfigError if no reward has that name."""
     try:
         entry = find(name)
     except ValueError as error:
@@ -81,7 +76,7 @@ def reward_details(name: str) -> Group:
     table = Table("option", "type and default", box=None, padding=(0, 2, 0, 0))
     for name, kind in entry.options.items():
         table.add_row(name, escape(kind))
-    needs = f"reads: {', '.join(entry.needs) or 'not said'}"
+    needs = f"reads: {', '.join(entry.needs) or 'unknown'}"
     head = f"[bold]{escape(entry.name)}[/]" + (f": {escape(entry.summary)}" if entry.summary else "")
     details = [" ".join(paragraph.split()) for paragraph in entry.details.split("\n\n")]
     shown = [f"{text}\n" for text in (head, *map(escape, details), f"[dim]{needs}[/]") if text]

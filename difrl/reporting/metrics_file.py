@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, appended as the run goes and cut back when it resumes."""
+"""metrics.jsonl: one JSON object a step, appended during a run and cut back when the run is resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from difrl.runtime.files import atomic_write_text, flush_to_disk
 
 
 class MetricsError(UserError):
-    """A metrics file that was damaged."""
+    """A damaged metrics file."""
 
 
 class MetricsFile:
@@ -58,7 +58,10 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, float | None]]]:
-    """Every line with its row. A killed process may leave half a last line, which is left out: its step is done again."""
+    """Return every line with its row.
+
+    A killed process may leave an incomplete last line. It is left out, because its step is repeated.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -68,8 +71,8 @@ def _lines(path: Path) -> list[tuple[str, dict[str, float | None]]]:
     for number, (line, row) in enumerate(rows, start=1):
         if row is None:
             raise MetricsError(
-                f"{path}:{number}: expected a JSON object with a step, found {line[:60]!r}; the file was damaged. Restore it, "
-                "or delete that line to go on without that step's metrics"
+                f"{path}:{number}: expected a JSON object with a step, found {line[:60]!r}; the file is damaged. Restore it, "
+                "or delete that line to continue without the metrics of that step"
             )
     return [(line, row) for line, row in rows if row is not None]
 
@@ -83,6 +86,6 @@ def _row(line: str) -> dict[str, float | None] | None:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run, null as NaN."""
+    """Return the rows of a run, with null as NaN."""
     rows = [row for _, row in _lines(run / "metrics.jsonl")]
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]

@@ -1,4 +1,4 @@
-"""Numbers as people read them, shared by the terminal display and the report."""
+"""Numbers formatted for people, in the terminal and in the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from itertools import pairwise
 BARS = "▁▂▃▄▅▆▇█"
 RISING, LEVEL, FALLING = 1, 0, -1
 ARROWS = {RISING: "↗", LEVEL: "→", FALLING: "↘"}
-CLEAR = 2.0  # standard errors beyond which a change is called a change
+CLEAR = 2.0  # a change counts if it is larger than this many standard errors
 
 
 def number(value: float) -> str:
-    """Three decimals for everyday sizes, four significant digits above, scientific below a thousandth."""
+    """Return three decimals below 100, one below 10,000, and scientific notation for other sizes and below 0.001."""
     if math.isnan(value):
         return "-"
     if math.isinf(value):
@@ -27,6 +27,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
+    """Return the number with its sign, also if it is positive."""
     return number(value) if math.isnan(value) or value < 0 else f"+{number(value)}"
 
 
@@ -36,7 +37,7 @@ def plus_minus(error: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """1234 -> 1,234 and 1234567 -> 1.23 M."""
+    """Return a large number in a short form: 1234 -> 1,234 and 1234567 -> 1.23 M."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
         if value >= size:
             return f"{value / size:.3g}{unit}"
@@ -44,7 +45,7 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 4:07 or 1:02:33; '-:--' while unknown."""
+    """Return seconds as 4:07 or 1:02:33, and NaN as -:--."""
     if not math.isfinite(seconds):
         return "-:--"
     whole = max(0, round(seconds))
@@ -53,37 +54,39 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` characters; a long history is averaged into equal bins, NaN is left blank."""
+    """Return at most `width` bars. A long history is averaged into equal bins; NaN becomes a space."""
     if not values or width < 1:
         return ""
     bins = min(width, len(values))
     edges = [round(index * len(values) / bins) for index in range(bins + 1)]
     means = [mean(values[start:end]) for start, end in pairwise(edges)]
-    known = [one for one in means if math.isfinite(one)]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    finite = [one for one in means if math.isfinite(one)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     reach = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((one - low) * reach)] if math.isfinite(one) else " " for one in means)
 
 
 def mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
+    """Return the mean of the finite values, NaN if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def trend(values: Sequence[float], window: int = 20) -> int:
-    """Direction of the last `window` values: the least-squares slope, level within two standard errors.
+    """Return the direction of the last `window` values, by the slope of their least-squares line.
 
-    slope = Σ(x−x̄)(y−ȳ) / Sxx, standard error = sqrt(Σ residual² / (n−2) / Sxx). Under four values: level.
+    slope = Σ(x−x̄)(y−ȳ) / Sxx, standard error = sqrt(Σ residual² / (n−2) / Sxx). A slope within two standard errors of 0,
+    and fewer than four values, count as level.
     """
-    known = [value for value in values[-window:] if math.isfinite(value)]
-    size = len(known)
+    finite = [value for value in values[-window:] if math.isfinite(value)]
+    size = len(finite)
     if size < 4:
         return LEVEL
-    centre, average = (size - 1) / 2, sum(known) / size
-    spread = sum((place - centre) ** 2 for place in range(size))
-    slope = sum((place - centre) * (value - average) for place, value in enumerate(known)) / spread
-    left = sum((value - average - slope * (place - centre)) ** 2 for place, value in enumerate(known))
-    error = math.sqrt(left / (size - 2) / spread)
+    centre, average = (size - 1) / 2, sum(finite) / size
+    spread = sum((x - centre) ** 2 for x in range(size))
+    slope = sum((x - centre) * (y - average) for x, y in enumerate(finite)) / spread
+    residual = sum((y - average - slope * (x - centre)) ** 2 for x, y in enumerate(finite))
+    error = math.sqrt(residual / (size - 2) / spread)
     if abs(slope) <= CLEAR * error or slope == 0:
         return LEVEL
     return RISING if slope > 0 else FALLING

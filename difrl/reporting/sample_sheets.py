@@ -1,4 +1,4 @@
-"""Samples of fixed prompts, drawn in one or more ways, side by side: a picture of images, a table of texts."""
+"""Sheets of samples of fixed prompts, in one or more sets side by side: a picture of images or a table of texts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["PictureSheet", "Sheet", "TextSheet", "sheet_of"]
 
 
 class Sheet(Protocol):
-    """What people look at."""
+    """Samples arranged for people to look at."""
 
     @property
     def default(self) -> Path | None:
-        """Where `difrl sample` saves it if it is not told; None: nowhere, since it was shown."""
+        """Default path of `difrl sample`; None if the sheet is shown on the terminal instead of saved."""
 
     def show(self, console: Console) -> None:
-        """On a terminal, where it can be."""
+        """Print the sheet on a terminal, unless it is a picture."""
 
     def save(self, path: Path) -> Path:
-        """Writes it for people to look at; a path without a suffix gets one."""
+        """Write the sheet and return its path; a path without a suffix gets one."""
 
     def described(self) -> dict[str, Any]:
-        """What JSON keeps of it."""
+        """Return the sheet as JSON data."""
 
 
 @dataclass(frozen=True, eq=False)
 class PictureSheet:
-    """Images of P prompts, N of each, a column a set."""
+    """Images of P prompts, N of each, one column a set."""
 
     prompts: Sequence[str]
     sets: Mapping[str, torch.Tensor]
@@ -52,12 +52,12 @@ class PictureSheet:
         return place
 
     def described(self) -> dict[str, Any]:
-        """{"prompts": [P], "scores": [P][N]}: of the one set that a step shows."""
+        """Return {"prompts": [P], "scores": [P][N]}, for the single set of a training step."""
         return {"prompts": self.prompts, "scores": next(iter(self.scores.values()), [])}
 
 
 def sheet_of(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, Scores]) -> Sheet:
-    """One rollout a set, with equally many samples of each prompt, one prompt after the other."""
+    """Build a sheet from one rollout a set. Each has equally many samples of every prompt, one prompt after the other."""
     images = {
         label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None
     }

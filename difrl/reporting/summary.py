@@ -1,4 +1,4 @@
-"""What a run changed: its first evaluation against its last.
+"""Changes of a run: its first evaluation against its last.
 
 summary.json in a run folder is `Summary.to_json()`: {"before": {...}, "after": {...}, "steps", "seconds",
 "evaluations", "report", "picture", "model", "guard"}, where before and after are rows of evaluation metrics as in
@@ -16,13 +16,13 @@ from typing import Any
 from difrl.reporting.number_format import CLEAR
 
 STDERR = "/stderr"
-DIVERSITY_LOSS = 0.25  # share of the diversity before
+DIVERSITY_LOSS = 0.25  # share of the initial diversity
 PREFIXES = (("trained", "eval/reward/"), ("watched", "eval/watch/"), ("diversity", "eval/diversity/"))
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric on the evaluation prompts, before and after; role is trained, watched or diversity."""
+    """One metric on the evaluation prompts, before and after training. Its role is trained, watched or diversity."""
 
     key: str
     role: str
@@ -45,12 +45,12 @@ class Change:
 
     @property
     def stderr(self) -> float:
-        """sqrt(before² + after²). Both sides share prompts and noise, so this errs on the wide side."""
+        """Standard error of the difference, sqrt(before² + after²). Rather large: both sides share prompts and noise."""
         return math.hypot(self.before_stderr, self.after_stderr)
 
     @property
     def direction(self) -> int:
-        """+1 or -1 for a change beyond two standard errors, else 0. Without errors any change counts."""
+        """Sign of a change beyond two standard errors, else 0. Without standard errors every change counts."""
         margin = CLEAR * self.stderr if math.isfinite(self.stderr) else 0.0
         if not math.isfinite(self.difference) or abs(self.difference) <= margin:
             return 0
@@ -60,10 +60,10 @@ class Change:
 def changes(
     before: Mapping[str, float], after: Mapping[str, float], stderr: Mapping[str, float] | None = None
 ) -> list[Change]:
-    """Pair the evaluation metrics that both rows have: trained rewards first, then watched, then diversity.
+    """Return the changes of the evaluation metrics that both rows have: trained rewards first, then watched, then diversity.
 
-    stderr: standard errors of `after` by metric key, where the row does not carry its own KEY/stderr. The
-    mean over rewards is left out where it repeats the only reward.
+    `stderr` holds standard errors of `after` by metric key, for a row without its own KEY/stderr. The mean over rewards is
+    left out if it repeats the only reward.
     """
     found = []
     for role, prefix in PREFIXES:
@@ -87,9 +87,9 @@ def changes(
 
 
 def suspicious(found: list[Change]) -> list[Change]:
-    """Watched rewards that fell while a trained one rose, and diversities that fell far: exploited rewards.
+    """Return the watched rewards that fell while a trained one rose, and the diversities that fell far: signs of reward hacking.
 
-    Some loss of diversity is what optimisation is; only more than DIVERSITY_LOSS of it is worth a warning.
+    Every optimisation reduces diversity, so only a loss of more than DIVERSITY_LOSS counts.
     """
     if not any(change.role == "trained" and change.direction > 0 for change in found):
         return []
@@ -103,7 +103,7 @@ def suspicious(found: list[Change]) -> list[Change]:
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run, as the display prints it and summary.json keeps it."""
+    """Result of a finished run, as printed and as written to summary.json."""
 
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
@@ -114,10 +114,10 @@ class Summary:
     picture: str = ""
     model: str = ""
     guard: str = ""
-    """What the guard found and did, in plain words."""
+    """Sentence on the guard's findings and action."""
 
     def to_json(self) -> str:
-        """Non-finite numbers become null: JSON has no word for them."""
+        """Return JSON. Numbers that are not finite become null."""
         return json.dumps(_finite(asdict(self)), indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Completions beside the prompts that were asked and what each was worth: on a terminal, as a text file, as JSON."""
+"""Completions beside their prompts and rewards: on a terminal, as a text file or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from difrl.reporting.number_format import number
 
 WIDTH = 80
 EMPTY = "(empty)"
-"""What stands for a completion that ended at once."""
+"""Shown in the place of a completion without text."""
 
 Scores = Sequence[Sequence[float | None]]
 
@@ -30,7 +30,7 @@ class TextSheet:
     sets: Mapping[str, Sequence[Sequence[str]]]
     """Label -> [P][N]."""
     scores: Mapping[str, Scores]
-    """Label -> [P][N], None where nothing scored the text; of some of the sets, or none."""
+    """Label -> [P][N], None for a text that was not scored. Sets may be missing."""
 
     default: ClassVar[Path | None] = None
 
@@ -45,7 +45,7 @@ class TextSheet:
         return Group(*parts[:-1])
 
     def _completions(self, row: int) -> Table:
-        """A line a completion: the set on its first, then the reward where one is known, then the text."""
+        """Return a line a completion: the set (on its first line), the reward if it is known, and the text."""
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, style="dim")
         table.add_column(justify="right", no_wrap=True, style="cyan")
@@ -58,7 +58,7 @@ class TextSheet:
         return table
 
     def save(self, path: Path) -> Path:
-        """As JSON where the path ends so, else as text."""
+        """Write JSON if the path ends in .json, else text, and return the path."""
         place = path if path.suffix else path.with_suffix(".txt")
         written = self.as_json() if place.suffix == ".json" else self.as_text()
         place.write_text(written, encoding="utf-8", errors="replace")
@@ -73,7 +73,7 @@ class TextSheet:
         return json.dumps(self.described(), indent=1) + "\n"
 
     def described(self) -> dict[str, Any]:
-        """{"prompts": [P], "sets": [{"label", "texts": [P][N], "scores": [P][N], or none}]}: what the report reads."""
+        """Return {"prompts": [P], "sets": [{"label", "texts": [P][N], "scores": [P][N] or None}]}, as the report reads it."""
         sets = [
             {"label": label, "texts": texts, "scores": self.scores.get(label)} for label, texts in self.sets.items()
         ]
@@ -81,5 +81,5 @@ class TextSheet:
 
 
 def visible(text: str) -> str:
-    """Without characters that would move the cursor of a terminal, or colour it."""
+    """Return the text with every character replaced that could move the cursor of a terminal or change its colours."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""Trackers: copies of a run's metrics in another form, beside metrics.jsonl; `trackers: [NAME, …]` in a recipe."""
+"""Trackers, which copy the metrics of a run to other places than metrics.jsonl; `trackers: [NAME, …]` in a recipe."""
 
 from __future__ import annotations
 

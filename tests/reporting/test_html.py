@@ -184,7 +184,7 @@ def test_damage_everywhere_is_told_and_breaks_nothing(run, tmp_path):
         "loss is not a finite number at step 6.",
         "grad_norm is not a finite number at step 6.",
         "step-000010.png is missing or damaged",
-        "step-000020.json is not what was expected",
+        "step-000020.json is not a valid description of a sample grid",
         "rlg.json has 1 values of reward/geneval for 2 weights",
         "summary.json is not valid JSON",
         "config.yaml is not valid YAML",

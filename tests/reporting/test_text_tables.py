@@ -59,4 +59,4 @@ def test_a_damaged_file_is_named_and_pictures_are_left_alone(tmp_path: Path) -> 
     (tmp_path / "step-000002.png").write_bytes(b"")
     problems: list[str] = []
     assert [one.step for one in read_text_samples(tmp_path, problems)] == [0]
-    assert problems == ["step-000001.json is not what was expected of a sheet of texts; it is left out."]
+    assert problems == ["step-000001.json is not a valid sheet of texts; it is left out."]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run or several: see `write_report`."""
+"""Report: one self-contained HTML page about one run or several."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["write_report"]
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write report.html from run folders, and return its path.
 
-    With several folders the page opens with a comparison. The page needs no network and no other file:
-    pictures, style and script are inside. `out` may be a folder; the page is written aside and renamed, so an
-    earlier report survives a full disk. What is missing or damaged in a run is said on the page.
+    `out` is a file or a folder. With several run folders the page begins with a comparison. The page contains its pictures,
+    style and script, so it needs no network and no other file. An earlier report survives a full disk. Missing or damaged
+    files of a run are listed on the page. Raise ValueError without run folders, FileNotFoundError if one does not exist.
     """
     if not run_dirs:
         raise ValueError("no run folders were given; expected at least one, e.g. runs/quickstart")

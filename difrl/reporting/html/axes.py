@@ -1,4 +1,4 @@
-"""Scales of a chart: where values fall, which round numbers are marked, and how those are written."""
+"""Scales of a chart: positions of values, and ticks at round numbers with their labels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ UNITS = (
     (1e9, "G", 1e9),
     (1e6, "M", 1e6),
     (1e4, "k", 1e3),
-)  # from what size on, the letter, what it stands for
+)  # smallest size, letter, factor
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps [low, high] to pixels [start, end]: linear, or log10."""
+    """Map from [low, high] to pixels [start, end], linear or log10."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5, whole: bool = False) -> list[tuple[float, str]]:
-        """(value, label) of round numbers inside the scale."""
+        """Return (value, label) of round numbers inside the scale."""
         if not self.log:
             values = ticks(self.low, self.high, most, whole)
             return list(zip(values, tick_labels(values), strict=True))
@@ -43,13 +43,13 @@ class Scale:
 
 
 def fitted(values: Sequence[float], start: float, end: float) -> Scale:
-    """Exactly the range of the values, for a horizontal axis."""
+    """Return a scale over exactly the range of the values, for a horizontal axis."""
     low, high = min(values), max(values)
     return Scale(low, high if high > low else low + 1, start, end)
 
 
 def roomy(values: Sequence[float], start: float, end: float, log: bool = False) -> Scale:
-    """The range of the values with some air, for a vertical axis; from zero where a curve comes near it."""
+    """Return a scale over the range of the values and a margin, for a vertical axis. It begins at 0 if a curve comes near 0."""
     low, high = min(values), max(values)
     if log:
         return Scale(low / 1.2, high * 1.2, start, end, log=True)
@@ -59,7 +59,7 @@ def roomy(values: Sequence[float], start: float, end: float, log: bool = False) 
 
 
 def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high], about `most` of them."""
+    """Return about `most` multiples of 1, 2, 2.5 or 5 times a power of ten inside [low, high]."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * one for one in ROUND if power * one >= rough * 0.999)
@@ -70,7 +70,7 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """As many decimals as tell neighbours apart; large numbers with k, M or G, tiny ones scientific."""
+    """Return labels with enough decimals to distinguish neighbours. Large numbers get k, M or G, tiny ones an exponent."""
     most = max((abs(value) for value in values), default=0.0)
     for size, letter, stands_for in UNITS:
         if most >= size:

@@ -1,4 +1,4 @@
-"""Line and area charts as inline SVG. Colours are CSS classes: one drawing serves light, dark and print."""
+"""Line and area charts as inline SVG. Colours are CSS classes, so one drawing serves light pages, dark pages and print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from difrl.reporting.number_format import mean
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 14, 12, HEIGHT - 40
 MOST_POINTS = 400  # a longer series is averaged into this many bins
-NEAR_EDGE = 90  # pixels: a mark's label that begins closer to the right edge goes to its left
+NEAR_EDGE = 90  # pixels: the label of a mark closer to the right edge is drawn at its left
 SMOOTH_FROM = 30  # points; shorter series are drawn as they are
 
 Point = tuple[float, float]
@@ -23,10 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One series. error: half the height of its band. dots: measured now and then, so each point is shown.
-
-    ringed: the place of a point that is singled out. smooth: a long noisy series gets a thin line and its running mean.
-    """
+    """One series of a chart."""
 
     key: str
     label: str
@@ -34,9 +31,13 @@ class Line:
     y: list[float]
     colour: int = 1
     error: list[float] = field(default_factory=list)
+    """Half the height of the band around each point."""
     dots: bool = False
+    """True for a rarely measured series, of which every point is drawn."""
     smooth: bool = True
+    """True if a long series is drawn as a thin line with its running mean."""
     ringed: int | None = None
+    """Index of a point with a ring around it."""
 
     @property
     def latest(self) -> float:
@@ -47,7 +48,7 @@ class Line:
         return self.smooth and not self.dots and len(self.x) >= SMOOTH_FROM
 
     def reach(self, log: bool) -> list[float]:
-        """Every height the drawing touches; a logarithmic axis, which has no place for 0, clips bands."""
+        """Return the heights that the axis must include. A logarithmic axis has no 0, so it clips bands."""
         known = [value for value in self.y if math.isfinite(value)]
         if log or not self.error:
             return known
@@ -63,10 +64,10 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     whole_x: bool = False,
 ) -> str:
-    """Lines with error bands over a common grid; empty where nothing is known.
+    """Return lines with error bands over a common grid, or an empty string if no value is finite.
 
-    log: logarithmic height, where all values are positive. marks: vertical rules (x, label). whole_x: ticks
-    at integers only, for steps.
+    `log` makes the vertical axis logarithmic if all values are positive. `marks` are vertical rules, (x, label). `whole_x`
+    puts ticks at integers only.
     """
     lines = [_binned(line) for line in lines if any(math.isfinite(value) for value in line.y)]
     if not lines:
@@ -82,7 +83,7 @@ def line_chart(
 
 
 def stacked_chart(lines: Sequence[Line], x_title: str, *, whole_x: bool = False) -> str:
-    """Areas on top of one another: parts of a whole that share their x. A missing part counts 0."""
+    """Return stacked areas of parts of a whole, which share their x. A missing part counts 0."""
     lines = [_binned(line) for line in lines if line.x]
     lines = [line for line in lines if line.x == lines[0].x]
     if not lines:
@@ -102,7 +103,7 @@ def stacked_chart(lines: Sequence[Line], x_title: str, *, whole_x: bool = False)
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A small curve without axes, for a headline."""
+    """Return a small curve without axes."""
     known = [value for value in values if math.isfinite(value)]
     if len(known) < 2 or max(known) == min(known):
         return ""
@@ -113,7 +114,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def smoothing_window(points: int) -> int:
-    """Odd number of points of the running mean: a tenth of the series, 3 to 25."""
+    """Return the odd number of points of the running mean: a tenth of the series, 3 to 25."""
     return min(25, max(3, points // 10 | 1))
 
 
@@ -171,14 +172,14 @@ def _strokes(line: Line, x: Scale, y: Scale) -> str:
 
 
 def _running_mean(values: list[float], window: int) -> list[float]:
-    """Centred; cut off at the ends, where it averages what there is."""
+    """Return centred means, of fewer values at both ends."""
     half = window // 2
     near = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
     return [mean(around) if math.isfinite(one) else math.nan for one, around in zip(values, near, strict=True)]
 
 
 def _binned(line: Line) -> Line:
-    """At most MOST_POINTS points, each the mean of a run of neighbours."""
+    """Return at most MOST_POINTS points, each the mean of consecutive points."""
     size = len(line.x)
     if size <= MOST_POINTS:
         return line
@@ -193,7 +194,7 @@ def _binned(line: Line) -> Line:
 
 
 def _path(points: Sequence[Point]) -> str:
-    """M and L commands; the pen lifts over points that are not finite."""
+    """Return M and L commands. Points that are not finite interrupt the line."""
     parts, pen_down = [], False
     for a, b in points:
         known = math.isfinite(b)
@@ -204,7 +205,7 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def _svg(body: list[str], lines: Sequence[Line], x: Scale, y: Scale) -> str:
-    """The drawing, with its numbers beside it for the pointer: page.js reads data-chart."""
+    """Return the drawing. Its attribute data-chart holds the numbers that page.js shows at the pointer."""
     series = [
         {
             "label": line.label,

@@ -1,4 +1,4 @@
-"""The opening of a page about several runs: a table, overlaid curves, and how their settings differ."""
+"""Comparison of several runs: a table, overlaid curves and the settings that differ."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from difrl.reporting.html.read_run import RunRecord
 from difrl.reporting.html.sections import TONE, VERDICT, axis_switch, note, picture, section
 from difrl.reporting.summary import Change
 
-SAME_FOR_ALL = ("output_dir",)  # differs by nature, and is the name of the run already
+IGNORED = ("output_dir",)  # always different, and already the name of the run
 
 
 def comparison(runs: Sequence[RunRecord]) -> str:
+    """Return the comparison as HTML."""
     nfe_name = runs[0].nfe_name
     figures = "".join(training_figure(chart, nfe_name) for chart in comparison_charts(runs))
     return (
@@ -64,9 +65,9 @@ def _cell(change: Change | None) -> str:
 
 
 def _differences(runs: Sequence[RunRecord]) -> str:
-    """The keys of the settings whose values are not the same in all runs."""
+    """Return a table of the settings that are not the same in all runs."""
     flat = [dict(_flatten(run.config)) for run in runs]
-    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key not in SAME_FOR_ALL]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key not in IGNORED]
     different = [key for key in keys if len({str(one.get(key, "–")) for one in flat}) > 1]
     if not different:
         return f"<section>{note('The settings of these runs are the same.')}</section>" if any(flat) else ""

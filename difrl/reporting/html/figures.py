@@ -1,4 +1,4 @@
-"""A chart as an HTML figure: title, legend with definitions, and a drawing for every horizontal axis."""
+"""Charts as HTML figures: a title, a legend with definitions, and a drawing for every horizontal axis."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from difrl.reporting.html.glossary import definition
 from difrl.reporting.html.panels import Chart
 from difrl.reporting.html.read_run import AXES
 
-WIDE_RANGE = 30  # a chart fit for it is drawn on a logarithmic axis where its values span more than this factor
+WIDE_RANGE = 30  # a chart with `log` gets a logarithmic axis if its values span more than this factor
 
 
 def training_figure(chart: Chart, nfe_name: str) -> str:
-    """Drawn against every axis its data has; page.css shows the one that is chosen. Empty without data."""
+    """Return a figure with a drawing for every axis of the data. page.css shows the selected one. Empty without data."""
     titles = {"step": "step", "nfe": nfe_name, "minutes": "minutes of training"}
     drawings = {}
     for axis in AXES:
@@ -36,7 +36,7 @@ def training_figure(chart: Chart, nfe_name: str) -> str:
 
 
 def figure(title: str, lines: Sequence[Line], plots: str, note: str = "", axes: str = "", values: bool = True) -> str:
-    """values: the legend shows the latest value of each line, which makes sense along time only."""
+    """Return a figure. With `values`, which fits curves over time, the legend shows the latest value of each line."""
     small = f'<p class="note">{escape(note)}</p>' if note else ""
     legend = ""
     for line in lines:
@@ -51,7 +51,7 @@ def figure(title: str, lines: Sequence[Line], plots: str, note: str = "", axes: 
 
 
 def smoothing_note(charts: Sequence[Chart]) -> str:
-    """What thin and thick lines mean, where there are any."""
+    """Return the meaning of thin and thick lines, or an empty string if the charts have no thin lines."""
     lines = [curve.line("step") for chart in charts if not chart.stacked for curve in chart.curves]
     longest = max((len(line.x) for line in lines if line.noisy), default=0)
     if not longest:

@@ -1,4 +1,4 @@
-"""The pictures of a run folder as data URIs, so that a report is one file."""
+"""Pictures of a run folder as data URIs, so that a report is one file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from PIL import Image
 
 from difrl.reporting.number_format import mean
 
-MOST_FRAMES = 24  # a long run is thinned to this many: first and last stay, the rest at even distances
-LARGEST = 500_000  # bytes: a larger picture is stored again as JPEG
-WIDEST = 2000  # pixels, of a picture stored again
+MOST_FRAMES = 24  # a long run is thinned to this many, evenly spaced from the first to the last
+LARGEST = 500_000  # bytes: a larger picture is converted to JPEG
+WIDEST = 2000  # pixels, of a converted picture
 STEP = re.compile(r"step-(\d+)\.png$")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A data URI and the size in pixels, which reserves its place before it is decoded."""
+    """A data URI, and the size in pixels, with which a browser reserves space before decoding."""
 
     uri: str
     width: int
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Frame:
-    """The fixed-prompt sample grid of one step; score is the mean over the samples that have one."""
+    """The sample grid of one step. The score is the mean over the samples that have one."""
 
     step: int
     picture: Picture
@@ -41,6 +41,7 @@ class Frame:
 
 
 def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
+    """Return the sample grids of a run in step order, at most MOST_FRAMES. Problems are appended to `problems`."""
     found = sorted((int(match[1]), path) for path in folder.glob("step-*.png") if (match := STEP.search(path.name)))
     if len(found) > MOST_FRAMES:
         found = [found[round(index * (len(found) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)]
@@ -54,7 +55,7 @@ def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
 
 
 def read_picture(path: Path, problems: list[str]) -> Picture | None:
-    """The file's own bytes where they are few enough; decoded in any case, to know that it is whole."""
+    """Return a picture, converted to JPEG if it is large, or None and a problem if it is damaged."""
     try:
         data = path.read_bytes()
         image: Image.Image = Image.open(io.BytesIO(data))
@@ -75,7 +76,7 @@ def read_picture(path: Path, problems: list[str]) -> Picture | None:
 
 
 def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:
-    """Prompts and mean score from the JSON beside a grid; a grid without one is shown without them."""
+    """Return the prompts and the mean score in the JSON file beside a grid, empty and NaN without that file."""
     if not path.is_file():
         return (), math.nan
     try:
@@ -83,6 +84,6 @@ def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:
         prompts = tuple(str(prompt) for prompt in value.get("prompts") or [])
         numbers = [one for row in value.get("scores") or [] for one in row if isinstance(one, int | float)]
     except (ValueError, TypeError, AttributeError):
-        problems.append(f"{path.name} is not what was expected beside a sample grid; its scores are not shown.")
+        problems.append(f"{path.name} is not a valid description of a sample grid; its scores are not shown.")
         return (), math.nan
     return prompts, mean(numbers)

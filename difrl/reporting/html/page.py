@@ -1,4 +1,4 @@
-"""The page itself: headline, curves, pictures, sweep, settings and glossary as HTML."""
+"""The whole page: headline, curves, pictures, sweep, settings and glossary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from difrl.reporting.html.read_run import RunRecord
 
 
 def render(runs: Sequence[RunRecord]) -> str:
-    """A whole HTML document. Names that occur twice are told apart by their folder."""
+    """Return an HTML document. Runs of the same name also show the name of their parent folder."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -55,7 +55,7 @@ def _parts(run: RunRecord) -> str:
 
 
 def _facts(run: RunRecord) -> str:
-    """Algorithm, model, how far the run came and what it cost, as a line of small facts."""
+    """Return a line of small facts: algorithm, model, steps done and cost."""
     model = run.settings("model")
     trained = str(model.get("train", ""))
     facts = [
@@ -80,4 +80,4 @@ def _glossary(runs: Sequence[RunRecord]) -> str:
     items = "".join(
         f"<div><dt><code>{escape(pattern)}</code></dt><dd>{escape(text)}</dd></div>" for pattern, text in entries(keys)
     )
-    return f'<section class="glossary"><h2>What the numbers are</h2><dl>{items}</dl></section>'
+    return f'<section class="glossary"><h2>Definitions</h2><dl>{items}</dl></section>'

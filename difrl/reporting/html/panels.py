@@ -1,4 +1,4 @@
-"""Which metrics share a chart."""
+"""Charts of a report: the metrics of each, with titles and notes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = 6  # in page.css
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of a run in a chart; error names the metric that is half the height of its band."""
+    """A metric of a run in a chart. `error` is the key of the metric that is half the height of its band."""
 
     run: RunRecord
     key: str
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure: a title, its curves, and a sentence on how to read it. log: fit for a logarithmic axis."""
+    """One figure: a title, its curves, and a sentence on how to read it. With `log` its axis may be logarithmic."""
 
     title: str
     curves: list[Curve] = field(default_factory=list)
@@ -55,22 +55,26 @@ def training_charts(run: RunRecord) -> list[Chart]:
             "Band: one standard error of the mean on evaluation prompts." if evaluated else "",
         ),
         _each_reward(run),
-        _family(run, "Watched, never optimised", "watch/", "A fall while the reward rises: it is being exploited."),
-        _family(run, "Divergence from anchors", "kl/", "How far training has moved from each anchor.", log=True),
-        _family(run, "Coefficients of anchors", "coefficient/", "What each divergence is multiplied by.", log=True),
-        _family(run, "Diversity within a prompt", "diversity/", "A fall: samples of one prompt grow alike."),
+        _family(
+            run, "Watched, never optimised", "watch/", "A fall while the reward rises is a sign of reward hacking."
+        ),
+        _family(run, "Divergence from anchors", "kl/", "Distance of the trained model from each anchor.", log=True),
+        _family(run, "Coefficients of anchors", "coefficient/", "Factor of each divergence.", log=True),
+        _family(
+            run, "Diversity within a prompt", "diversity/", "A fall means that samples of one prompt become more alike."
+        ),
         _chart(
             run,
             "Ratio to the sampling policy",
             {"ratio/mean": "mean"},
-            "Band: one standard deviation over decisions. Near 1, samples are on-policy.",
+            "Band: one standard deviation over decisions. Near 1 the samples are on-policy.",
             error="ratio/std",
         ),
         _chart(
             run,
             "Shares without gradient",
             {"clip/high": "clipped above", "clip/low": "clipped below", "groups/zero_std": "idle groups"},
-            "Idle: all samples of the prompt had the same reward.",
+            "Idle groups: all samples of the prompt had the same reward.",
         ),
         _chart(run, "Gradient norm", {"grad_norm": "before clipping"}, log=True),
         _chart(run, "Loss", {"loss": "loss"}),

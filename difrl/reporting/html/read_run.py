@@ -1,7 +1,6 @@
-"""Read a run folder, however damaged: whatever cannot be read becomes a sentence in `problems`.
+"""Reader of run folders, also of damaged ones. Everything that cannot be read becomes a sentence in `problems`.
 
-Runs are killed, disks fill up and lines end half-way. A report of such a run matters more than of a perfect
-one, so nothing here raises for what it finds in a file.
+A report matters most for a run that was killed or filled the disk, so no content of a file raises an error here.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ AXES = ("step", "nfe", "minutes")
 
 @dataclass(frozen=True)
 class Sweep:
-    """rlg.json: series over guidance weights, the settings they share, and the picture made beside it."""
+    """Content of rlg.json: series over guidance weights, the settings they share, and the samples."""
 
     weights: list[float]
     series: dict[str, list[float]]
@@ -37,7 +36,7 @@ class Sweep:
 
 @dataclass
 class RunRecord:
-    """A run as the report needs it: rows in step order, each with "step", "nfe" and "minutes"."""
+    """A run as the report shows it. Rows are in step order, each with "step", "nfe" and "minutes"."""
 
     name: str
     folder: Path
@@ -52,16 +51,16 @@ class RunRecord:
     problems: list[str] = field(default_factory=list)
 
     def metrics(self) -> list[str]:
-        """Metric names in order of appearance, without the axes themselves."""
+        """Return the metric keys in order of appearance, without the axes."""
         return list(dict.fromkeys(key for row in self.rows for key in row if key not in AXES))
 
     def series(self, key: str, axis: str) -> tuple[list[float], list[float]]:
-        """(x, y) where both are known; a non-finite y is kept as a gap."""
+        """Return x and y of the rows that have both. A y that is not finite stays, as a gap."""
         pairs = [(row[axis], row[key]) for row in self.rows if key in row and math.isfinite(row[axis])]
         return [x for x, _ in pairs], [y for _, y in pairs]
 
     def evaluation(self, which: int) -> Row:
-        """The first (0) or the last (-1) row with evaluation metrics, or summary.json's where it has them."""
+        """Return the first (0) or the last (-1) evaluation: from summary.json, or else from the rows."""
         saved = _numbers(self.summary.get("before" if which == 0 else "after"))
         if saved:
             return saved
@@ -69,7 +68,7 @@ class RunRecord:
         return rows[which] if rows else {}
 
     def changes(self) -> list[Change]:
-        """The last evaluation against the first; empty where there are no two."""
+        """Return the changes from the first to the last evaluation, none without two of them."""
         first, last = self.evaluation(0), self.evaluation(-1)
         return changes(first, last) if first is not last else []
 
@@ -89,7 +88,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Everything a report shows of one run folder; only a folder that does not exist is an error."""
+    """Read a run folder. Raise FileNotFoundError if it does not exist; damaged files become problems of the record."""
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no run folder at {folder}; expected a folder with metrics.jsonl, as `difrl train` writes it"
@@ -114,7 +113,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_metrics(path: Path, problems: list[str]) -> list[Row]:
-    """Rows in step order. After a resume, steps seen again replace those before the interruption."""
+    """Return rows in step order. Steps that a resumed run repeated replace the earlier ones."""
     if not path.is_file():
         problems.append("metrics.jsonl is missing: the run stopped before its first step, or it was not copied.")
         return []
@@ -129,7 +128,7 @@ def read_metrics(path: Path, problems: list[str]) -> list[Row]:
             value = None
         if not isinstance(value, dict):
             last = number == len(lines)
-            why = "is cut short, as when a run is killed while writing it" if last else "is not a JSON object"
+            why = "is cut short, probably because the run was killed" if last else "is not a JSON object"
             problems.append(f"Line {number} of metrics.jsonl {why}; it is left out.")
             continue
         row = _numbers(value)
@@ -164,7 +163,7 @@ def _report_gaps(rows: list[Row], problems: list[str]) -> None:
 
 
 def _with_axes(rows: list[Row]) -> list[Row]:
-    """Fill in nfe where a row lacks it, and minutes, the running sum of the stages' seconds."""
+    """Add nfe to rows that lack it, and minutes: the running sum of the seconds of all stages."""
     nfe, seconds = 0.0, 0.0
     known = any("nfe" in row for row in rows)
     for row in rows:
@@ -196,7 +195,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, object]:
 
 
 def _read_sweep(folder: Path, problems: list[str]) -> Sweep | None:
-    """A series whose length differs from the weights' is left out and named."""
+    """Return rlg.json. A series whose length differs from that of the weights becomes a problem."""
     value = _read_json(folder / "rlg.json", problems)
     weights = value.get("weights")
     if not isinstance(weights, list) or not weights or not all(isinstance(one, int | float) for one in weights):

@@ -1,4 +1,4 @@
-"""The parts of a run's page, each a function from the run to HTML, empty where there is nothing to show."""
+"""Parts of the page of a run, each a function from the run to HTML, which is empty if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ ROLLOUT_NOTE = (
 SAMPLES_NOTE = "The same prompts and noise at every step."
 COSTS = ("cost/evaluations", "cost/saved")
 SWEEP_NOTE = (
-    "Every sample is drawn with base + w · (trained − base); w = 0 is the base model, w = 1 the trained one; "
-    "a ring marks the highest value of a watched reward."
+    "Every sample is drawn with base + w · (trained − base): w = 0 is the base model, w = 1 the trained model. "
+    "A ring marks the highest value of a watched reward."
 )
 
 
 def section(title: str, body: str, aside: str = "") -> str:
+    """Return a section with a heading and an element at its right."""
     return f'<section><div class="bar"><h2>{title}</h2>{aside}</div>{body}</section>'
 
 
 def note(text: str) -> str:
+    """Return a paragraph of small text."""
     return f'<p class="note">{text}</p>' if text else ""
 
 
 def problems(run: RunRecord) -> str:
+    """Return the list of problems of the run folder."""
     if not run.problems:
         return ""
     items = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
@@ -106,7 +109,7 @@ def _card(
 
 
 def curves(run: RunRecord) -> str:
-    """Every chart, with a switch for the horizontal axis, and the remaining metrics folded away."""
+    """Return all charts, with a switch for the horizontal axis. Charts of further metrics are folded away."""
     charts = training_charts(run)
     figures = "".join(training_figure(chart, run.nfe_name) for chart in charts)
     if not figures:
@@ -118,6 +121,7 @@ def curves(run: RunRecord) -> str:
 
 
 def axis_switch(nfe_name: str) -> str:
+    """Return buttons for the horizontal axis of all charts."""
     buttons = "".join(
         f'<button type="button" data-set-axis="{axis}" aria-pressed="{str(axis == "step").lower()}">'
         f"{escape(label)}</button>"
@@ -153,7 +157,7 @@ def samples(run: RunRecord) -> str:
 
 
 def picture(one: Picture, alt: str) -> str:
-    """Scrolls sideways on a narrow screen, and at full size after a click, so that captions stay legible."""
+    """Return a picture. It scrolls on a narrow screen and has full size after a click, so captions stay legible."""
     return (
         f'<div class="sheet"><img src="{one.uri}" width="{one.width}" height="{one.height}" '
         f'alt="{escape(alt, quote=True)}"></div>'
@@ -172,7 +176,7 @@ def sweep(run: RunRecord) -> str:
     lead = _describe_peaks(found, rewards)
     if chosen is not None:
         marks[chosen.rlg] = ", ".join(filter(None, (marks.get(chosen.rlg), "default")))
-        why = escape(chosen.why or "as inference.json says")
+        why = escape(chosen.why or "set in inference.json")
         lead += f" The run is sampled at w = {chosen.rlg:g} by default ({why})."
     figures = _sweep_figure(found, "Rewards", rewards, marks)
     figures += "".join(_sweep_figure(found, metric_title(key), [key], marks) for key in keys if key not in rewards)

@@ -1,4 +1,4 @@
-"""The texts of a run folder: read from the JSON of its sheets, shown as tables of prompts and completions."""
+"""Texts of a run folder, read from the JSON of its sheets and shown as tables of prompts and completions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from difrl.reporting.html.charts import sparkline
 
 STEP = re.compile(r"step-(\d+)\.json$")
 SHOWN = 4
-"""Completions of a prompt that a cell shows."""
+"""Number of completions that a cell shows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_text_samples(folder: Path, problems: list[str]) -> list[TextSamples]:
         except (OSError, ValueError):
             samples = None
         if samples is None:
-            problems.append(f"{path.name} is not what was expected of a sheet of texts; it is left out.")
+            problems.append(f"{path.name} is not a valid sheet of texts; it is left out.")
         else:
             found.append(samples)
     return [samples for samples in found if samples.prompts == found[0].prompts]

@@ -1,4 +1,4 @@
-"""Sample sheets: images beside the prompts that made them, with their scores, as one PIL picture."""
+"""Sample sheets: images beside their prompts, with scores, as one PIL image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores on a sheet: their text, and a coloured pill for each."""
+"""Scores on a sample sheet, each a coloured label."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from difrl.reporting.image_grid.text_layout import MUTED, Colour, font
 
 Scores = Sequence[Sequence[float | None]]
 
-# (fill, text) from the lowest score to the highest: brown to teal stay apart in common colour blindness.
+# (fill, text) from the lowest score to the highest: brown and teal can be told apart with common colour blindness.
 SCALE: tuple[tuple[Colour, Colour], ...] = (
     ((250, 221, 205), (138, 56, 12)),
     ((240, 238, 228), (88, 80, 58)),
     ((200, 236, 226), (0, 92, 78)),
 )
 UNSCORED: tuple[Colour, Colour] = ((236, 236, 238), MUTED)
-OVERSAMPLE = 4  # PIL draws shapes without anti-aliasing: a pill is drawn this much larger and reduced
+OVERSAMPLE = 4  # PIL does not anti-alias shapes, so a label is drawn this many times larger and reduced
 
 
 def badge(value: float | None, spread: tuple[float, float], size: int) -> Image.Image:
+    """Return the label of a score, coloured by its place in `spread`; None and NaN give a grey one."""
     if value is None or not math.isfinite(value):
         return pill("no score", size, None)
     low, high = spread
@@ -33,12 +34,13 @@ def _known(scores: Sequence[Sequence[float | None]]) -> list[float]:
 
 
 def mean_score(scores: Sequence[Sequence[float | None]]) -> float | None:
+    """Return the mean of the scores that are known, None without any."""
     values = _known(scores)
     return sum(values) / len(values) if values else None
 
 
 def span(sets: Sequence[Scores]) -> tuple[float, float]:
-    """Ends of the colour scale: [0,1] for rewards that live there, else what occurs."""
+    """Return the ends of the colour scale: 0 and 1 if all scores lie between them, else the lowest and highest score."""
     values = [value for scores in sets for value in _known(scores)]
     if not values or (min(values) >= 0 and max(values) <= 1):
         return 0.0, 1.0
@@ -46,13 +48,14 @@ def span(sets: Sequence[Scores]) -> tuple[float, float]:
 
 
 def plain(value: float) -> str:
+    """Return a score as short text: whole numbers without decimals."""
     if value == int(value) and abs(value) < 1000:
         return str(int(value))
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
 
 
 def pill(text: str, size: int, level: float | None) -> Image.Image:
-    """A rounded RGBA label; level in [0,1] picks its colour, None is grey."""
+    """Return a rounded RGBA label. A level in [0, 1] selects its colour; None is grey."""
     fill, ink = UNSCORED if level is None else _shade(level)
     face = font(size)
     width, height = round(face.getlength(text)) + size, round(size * 1.5)

@@ -1,7 +1,6 @@
-"""Two shapes of sample sheet: `grid` shows one set of samples, `compare` several sets side by side.
+"""Two kinds of sample sheet: `grid` shows one set of samples, `compare` shows several sets side by side.
 
-Both keep one prompt to a row, so that a reader compares along a line. Text is set in DejaVu, which
-matplotlib ships, so a sheet looks the same on every machine.
+Both have one prompt a row. The font is DejaVu Sans from matplotlib, so a sheet looks the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from difrl.reporting.image_grid.text_layout import (
     wrap,
 )
 
-SMALLEST_TILE = 120  # pixels: below this the letters of a caption outgrow the picture they belong to
+SMALLEST_TILE = 120  # pixels: a smaller image would be dwarfed by its caption
 LARGEST_TILE = 384  # pixels: a sheet of 1024-pixel images would not open in most viewers
 NARROWEST_CAPTION = 170  # pixels
 NARROWEST_HEADER = 90  # pixels
@@ -34,7 +33,7 @@ MOST_LINES = 4  # of a caption below an image
 
 @dataclass(frozen=True)
 class Column:
-    """One labelled set of samples: tiles[row][sample], and scores of the same shape (None: not scored)."""
+    """One labelled set of samples: tiles[row][sample], and scores of the same shape, None if nothing was scored."""
 
     label: str
     tiles: list[list[Image.Image]]
@@ -47,7 +46,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Measures:
-    """Every length of a sheet, derived from the size of a tile."""
+    """Lengths of a sheet in pixels, derived from the size of a tile."""
 
     width: int
     height: int
@@ -71,7 +70,7 @@ class Measures:
 
     @property
     def pitch(self) -> int:
-        """From one row to the next: a badge must sit nearer to its own tile than to the one below."""
+        """Distance between rows. A badge must be closer to its own tile than to the tile below."""
         return self.height + self.badge + (self.gap * 3 // 2 if self.scored else self.gap)
 
     def column(self, tiles: int) -> int:
@@ -85,12 +84,12 @@ def grid(
     scores: Scores | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """Samples [B,3,H,W] in [0,1] as a sheet with `columns` images a row.
+    """Return a sheet of samples [B,3,H,W] in [0,1] with `columns` images a row.
 
-    captions: one an image, or one a row. Where every row has a single caption it stands at the left of its
-    row (one row a prompt); otherwise each image carries its own below. scores: one list a row; None or NaN
-    marks an image that could not be scored. scale: integer enlargement by nearest neighbour; None picks one
-    that makes tiles legible, and shrinks very large images.
+    `captions` has one entry an image, or one a row. A caption that holds for a whole row is drawn at its left; otherwise every
+    image has its own below it. `scores` has one list a row; None or NaN marks an image that could not be scored. `scale` is
+    an integer enlargement by nearest neighbour; None selects one that makes tiles legible, and shrinks very large images.
+    Raise ValueError if the numbers of images, captions, columns and scores do not fit, or if images are not finite.
     """
     _check_images(images, 4)
     rows = math.ceil(len(images) / columns) if columns > 0 else 0
@@ -117,10 +116,10 @@ def compare(
     scores: Mapping[str, Scores] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """Several sets of samples side by side: one column a label (in the mapping's order), one row a prompt.
+    """Return several sets of samples side by side: one column a label, in the order of the mapping, and one row a prompt.
 
-    rows_by_label: label -> [P,3,H,W], or [P,n,3,H,W] for n samples a prompt. scores: label -> P lists of n
-    values. Used for before against after, and for sweeps of the RLG weight.
+    `rows_by_label` maps a label to images [P,3,H,W], or [P,n,3,H,W] for n samples a prompt; `scores` maps it to P lists of
+    n values. Raise ValueError if the numbers of prompts, images and scores do not fit, or if images are not finite.
     """
     if not rows_by_label:
         raise ValueError("compare: no columns were given; expected at least one label with its images")
@@ -141,7 +140,7 @@ def _check_images(images: torch.Tensor, dimensions: int) -> None:
         shape = tuple(images.shape)
         raise ValueError(f"images have shape {shape}; expected [...,3,H,W] with no empty dimension")
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("images hold NaN or infinite values; look for the fault where they were decoded")
+        raise ValueError("images hold NaN or infinite values; check how they were decoded")
 
 
 def _check_scores(scores: Scores | None, rows: int) -> None:
@@ -150,7 +149,7 @@ def _check_scores(scores: Scores | None, rows: int) -> None:
 
 
 def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
-    """[B,3,H,W] in [0,1] -> PIL images, enlarged by an integer factor or shrunk to LARGEST_TILE."""
+    """Return images [B,3,H,W] in [0,1] as PIL images, enlarged by an integer factor or shrunk to LARGEST_TILE."""
     height, width = images.shape[-2:]
     levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     pictures = [Image.fromarray(level) for level in levels.permute(0, 2, 3, 1).cpu().numpy()]
@@ -165,7 +164,7 @@ def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
 
 
 def _sheet(columns: Sequence[Column], prompts: Sequence[str]) -> Image.Image:
-    """Prompts at the left, then the columns; more room between columns than between samples of one."""
+    """Draw prompts at the left, then the columns, with more room between columns than between samples of one column."""
     size = columns[0].tiles[0][0].size
     measures = Measures(*size, scored=any(column.scores is not None for column in columns))
     gap, margin, body = measures.gap, measures.margin, font(measures.text)
@@ -195,7 +194,7 @@ def _sheet(columns: Sequence[Column], prompts: Sequence[str]) -> Image.Image:
 
 
 def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple[int, int], measures: Measures) -> None:
-    """A prompt, vertically centred on its row of tiles, and the row's mean score under it."""
+    """Draw a prompt, vertically centred on its row of tiles, and the mean score of the row below it."""
     draw, body, small = ImageDraw.Draw(sheet), font(measures.text), font(measures.text - 2)
     x, y = at
     extra = line_height(small) + 3 if mean is not None else 0
@@ -229,7 +228,7 @@ def _row(
     at: tuple[int, int],
     measures: Measures,
 ) -> None:
-    """Tiles with a hairline around each (so that pale pictures keep their edge) and the score below."""
+    """Draw tiles, each with its score below, and with a hairline around it that shows the edge of a pale image."""
     draw = ImageDraw.Draw(sheet)
     values = list(column.scores[index]) if column.scores is not None else []
     x, y = at
@@ -244,7 +243,7 @@ def _row(
 
 
 def _captioned(column: Column, named: Sequence[Sequence[str]]) -> Image.Image:
-    """A sheet where every image has its own caption below it."""
+    """Draw a sheet on which every image has its own caption below it."""
     measures = Measures(*column.tiles[0][0].size, scored=column.scores is not None)
     body, margin, between = font(measures.text - 1), measures.margin, 2 * measures.gap
     wrapped = [[wrap(caption, body, measures.width, MOST_LINES) for caption in row] for row in named]

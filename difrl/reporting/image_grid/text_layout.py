@@ -1,4 +1,4 @@
-"""Text on pictures: the font, line breaking, and the colours of a sheet."""
+"""Font, line breaking and colours of sample sheets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HAIRLINE: Colour = (218, 218, 214)
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's own data folder: present wherever difrl is installed."""
+    """Load DejaVu Sans from the data folder of matplotlib, which is installed with difrl."""
     from matplotlib import get_data_path
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -26,18 +26,20 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def line_height(face: ImageFont.FreeTypeFont) -> int:
+    """Return the distance between two lines, in pixels."""
     ascent, descent = face.getmetrics()
     return ascent + descent + 1
 
 
 def block_height(lines: Sequence[str], face: ImageFont.FreeTypeFont) -> int:
+    """Return the height of several lines, in pixels."""
     return len(lines) * line_height(face)
 
 
 def wrap(text: str, face: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
-    """Break at spaces into at most `most` lines of `width` pixels; what does not fit ends in an ellipsis.
+    """Break a text at spaces into at most `most` lines of `width` pixels. Text that does not fit ends in an ellipsis.
 
-    A single word wider than the line is cut, since a broken layout is worse than a shortened word.
+    A word wider than the line is cut, to keep the layout.
     """
     lines: list[str] = []
     for word in text.split():

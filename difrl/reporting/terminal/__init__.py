@@ -1,8 +1,6 @@
-"""What a person sees while a run trains.
+"""Displays of a run in progress: a live panel on a terminal, one aligned line a step elsewhere (a file, a pipe, CI).
 
-`open_display()` picks a live panel on a terminal and one aligned line a step elsewhere (a file, a pipe,
-CI). A display is told everything and asks nothing: the trainer never waits for it and no result depends
-on it.
+A display only receives. The trainer does not wait for it, and no result depends on it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from difrl.reporting.summary import Summary
 from difrl.reporting.terminal.final_summary import summary_table
 from difrl.reporting.terminal.history import RunFacts
 from difrl.reporting.terminal.live import LiveDisplay
-from difrl.reporting.terminal.plain import PlainDisplay, speaks_unicode
+from difrl.reporting.terminal.plain import PlainDisplay, accepts_unicode
 
 __all__ = [
     "Display",
@@ -32,7 +30,7 @@ __all__ = [
 
 
 class Display(Protocol):
-    """Told of a run as it happens. finish or close ends it; both may be called more than once."""
+    """A receiver of the events of a run. `finish` or `close` ends it, and both may be called more than once."""
 
     def start(self, facts: RunFacts) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
@@ -40,22 +38,22 @@ class Display(Protocol):
     def message(self, text: str) -> None: ...
     def finish(self, summary: Summary) -> None: ...
     def close(self) -> None:
-        """Give the terminal back, also after an exception: call it in a `finally`."""
+        """Restore the terminal. Callers do this in a `finally`, because it is also needed after an exception."""
 
 
 def open_display(stream: TextIO | None = None, plain: bool | None = None) -> Display:
-    """The live panel where `stream` (default: standard output) is a capable terminal, else plain lines.
+    """Return a live panel if `stream` (default: standard output) is a capable terminal, else plain lines.
 
-    A terminal that does not speak UTF-8, or is dumb, counts as plain.
+    Dumb terminals, and terminals without UTF-8, get plain lines. `plain` overrides the choice.
     """
     console = Console(file=stream or sys.stdout, highlight=False)
     if plain is None:
-        plain = not console.is_terminal or console.is_dumb_terminal or not speaks_unicode(console.file)
+        plain = not console.is_terminal or console.is_dumb_terminal or not accepts_unicode(console.file)
     return PlainDisplay(stream) if plain else LiveDisplay(console)
 
 
 class SilentDisplay:
-    """For processes other than the first, and for callers that want no output."""
+    """No output, for all processes but the first and for callers without a terminal."""
 
     def start(self, facts: RunFacts) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...

@@ -1,4 +1,4 @@
-"""The last thing a run prints: what changed on the evaluation prompts, and where everything lies."""
+"""Last output of a run: changes on the evaluation prompts, and the paths of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOURS = {formats.RISING: "green", formats.LEVEL: "dim", formats.FALLING: "red"
 def summary_table(
     before: Mapping[str, float], after: Mapping[str, float], stderr: Mapping[str, float] | None = None
 ) -> Table:
-    """Before → after ± standard error for every metric both evaluations have; see `summary.changes`."""
+    """Return before → after ± standard error of every metric that both evaluations have; see `summary.changes`."""
     table = Table(
         Column(),
         Column(),

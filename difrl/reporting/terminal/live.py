@@ -1,4 +1,4 @@
-"""The live panel of a training run, redrawn in place on a terminal; it fits 80 columns."""
+"""Live panel of a training run, redrawn in place on a terminal. It fits 80 columns."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DOT = " · "
 
 
 class Elapsed(ProgressColumn):
-    """Time since the start. It runs on after the last step, unlike rich's own column."""
+    """Time since the start. Unlike the column of rich, it continues after the last step."""
 
     def render(self, task: Task) -> Text:
         return Text(formats.duration(task.elapsed or 0), style="dim")
 
 
 class LiveDisplay:
-    """A panel that is redrawn in place; evaluations and messages scroll away above it."""
+    """Display of a panel that is redrawn in place. Evaluations and messages scroll away above it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

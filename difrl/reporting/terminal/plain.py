@@ -1,4 +1,4 @@
-"""The progress of a run as plain lines, for logs, pipes and CI."""
+"""Progress of a run as plain lines, for logs, pipes and CI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH = 100
 
 
 class PlainDisplay:
-    """One line a step with aligned fields and no control characters; evaluations get lines of their own."""
+    """Display of one line a step, with aligned fields and no control characters, and one line an evaluation."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -50,8 +50,8 @@ class PlainDisplay:
         self.message("   ".join([_place("eval", history.evaluated_at[-1], history.facts.steps), *parts]))
 
     def message(self, text: str) -> None:
-        """Characters that the stream cannot write are spelled in ASCII: no log may stop a run."""
-        if not speaks_unicode(self.stream):
+        """Print a line. Characters that the stream cannot encode are replaced by ASCII, so that a log never stops a run."""
+        if not accepts_unicode(self.stream):
             text = text.translate(ASCII).encode("ascii", "replace").decode("ascii")
         print(text, file=self.stream, flush=True)
 
@@ -69,7 +69,7 @@ def _place(word: str, step: int, steps: int) -> str:
     return f"{word} {step:>{len(str(steps))}}/{steps}"
 
 
-def speaks_unicode(stream: object) -> bool:
-    """A stream in memory has no encoding and takes everything."""
+def accepts_unicode(stream: object) -> bool:
+    """Return whether a stream accepts Unicode. A stream in memory has no encoding and accepts everything."""
     encoding = getattr(stream, "encoding", None)
     return encoding is None or encoding.lower().replace("-", "").startswith("utf")
