@@ -172,7 +172,7 @@ def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
     perturb(policy)
     drawn = rollout(policy)
     decisions = policy.decisions(drawn, KEY)
-    found = policy.likelihoods(drawn, decisions).divergence["base"]
+    found = policy.likelihoods(drawn, decisions)["divergence/base"]
     flat = decisions.flat()
     condition = policy.prompts(PROMPTS, False).repeat_interleave(found.shape[1])
     transitions = [

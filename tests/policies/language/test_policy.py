@@ -173,7 +173,7 @@ def test_divergences_are_sums_over_the_vocabulary(lm: Path, model: str) -> None:
         anchors = [{"to": "base", "divergence": name, **alpha_of(name)}]
         policy = moved(policy_of(lm, model=MODELS[model], anchors=anchors))
         rollout, decisions = drawn(policy)
-        found = policy.likelihoods(rollout, decisions).divergence["base"]
+        found = policy.likelihoods(rollout, decisions)["divergence/base"]
         with torch.no_grad():
             q = flat(next_tokens(base, policy, rollout)).exp()
         expected = terms(flat(next_tokens(policy.network.model, policy, rollout)).exp(), q).sum(dim=1)
@@ -192,7 +192,7 @@ def test_sampled_divergences_are_of_the_tokens_drawn(lm: Path) -> None:
         anchors = [{"to": "base", "divergence": name, **alpha_of(name), "vocabulary": "sampled"}]
         policy = moved(policy_of(lm, anchors=anchors))
         rollout, decisions = drawn(policy)
-        found = policy.likelihoods(rollout, decisions).divergence["base"][decisions.mask]
+        found = policy.likelihoods(rollout, decisions)["divergence/base"][decisions.mask]
         tokens = rollout.replay_data["tokens"][decisions.mask][:, None]
         log_p = flat(next_tokens(policy.network.model, policy, rollout)).gather(1, tokens)[:, 0]
         log_q = flat(next_tokens(base, policy, rollout)).detach().gather(1, tokens)[:, 0]
@@ -251,12 +251,12 @@ def test_a_teacher_is_an_anchor_that_stays_as_it_is(lm: Path, teacher: Path) -> 
     anchors = [{"to": "t", "divergence": "forward_kl"}, {"to": "base", "divergence": "k3"}]
     policy = moved(policy_of(lm, teachers={"t": {"path": str(teacher)}}, anchors=anchors))
     rollout, decisions = drawn(policy)
-    found = policy.likelihoods(rollout, decisions).divergence
+    found = policy.likelihoods(rollout, decisions)["divergence/t"]
     log_p = flat(next_tokens(policy.network.model, policy, rollout))
     log_q = flat(next_tokens(pretrained(teacher), policy, rollout)).detach()
     expected = (log_q.exp() * (log_q - log_p)).sum(dim=1)
-    torch.testing.assert_close(found["t"][decisions.mask], expected, rtol=1e-4, atol=2e-6)
-    found["t"].sum().backward()
+    torch.testing.assert_close(found[decisions.mask], expected, rtol=1e-4, atol=2e-6)
+    found.sum().backward()
     assert all(p.grad is None for p in policy.teachers["t"].model.parameters())
     assert policy.references_equal_to_policy() == []
 

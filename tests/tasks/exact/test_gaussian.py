@@ -143,7 +143,7 @@ def test_the_weighted_divergence_of_elbo_is_the_kl_of_two_gaussians(world: Path)
     policy.parameters["mean"].data += delta
     prompts, count = load_prompts(str(world / "prompts.jsonl")), 32
     drawn = policy.rollout([prompts[0]] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
-    found = policy.likelihoods(drawn, policy.decisions(drawn, NoiseKey(0, 0))).divergence["base"].double()
+    found = policy.likelihoods(drawn, policy.decisions(drawn, NoiseKey(0, 0)))["divergence/base"].double()
     shift = delta.double().numpy()
     expected = shift @ np.linalg.inv(np.array(arena.WORLD.covariance)) @ shift / 2
     # 64 strata of a smooth integrand, 32 times over: the standard error is below 1e-3 of it.
