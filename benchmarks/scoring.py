@@ -215,7 +215,7 @@ def overlap_rows(repeats: int) -> list[list[str]]:
     base = read_config("quickstart", ["rollout.batch=24", "data.prompts_per_step=8", "data.group_size=12"])
     policy, rows = load_policy(base, torch.device("cpu"), keep_base=False), []
     for label, reward in given.items():
-        scorer = Scorer.of({"reward": (reward, 1.0)}, {})
+        scorer = Scorer.from_rewards({"reward": (reward, 1.0)}, {})
         seconds = [_drawing(base, policy, scorer, overlap, repeats) for overlap in (False, True)]
         rows.append([label, *(f"{s:.2f}" for s in seconds), f"{seconds[1] / seconds[0]:.2f}"])
         print(*rows[-1], sep="  ", flush=True)

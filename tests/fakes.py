@@ -305,7 +305,7 @@ def linear_trainer(
     return Trainer(
         recipe("nowhere", **{**FLOW_GRPO, **settings}),
         LinearPolicy() if policy is None else policy,
-        Scorer.of({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
+        Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
         PROMPTS,
         processes or DistributedContext(),
     )

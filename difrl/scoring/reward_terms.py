@@ -75,7 +75,7 @@ class RewardTerm:
     """Whether some shape compares with reference samples."""
 
     @classmethod
-    def of(cls, label: str, reward: Reward) -> RewardTerm:
+    def from_reward(cls, label: str, reward: Reward) -> RewardTerm:
         """A reward as it is."""
         return cls(label, {label: EnsembleMember(reward)})
 

@@ -56,10 +56,10 @@ class Scorer:
         return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
 
     @classmethod
-    def of(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:
+    def from_rewards(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:
         """Of rewards as they are."""
-        terms = {name: (RewardTerm.of(name, reward), weight) for name, (reward, weight) in optimised.items()}
-        return cls(terms, {name: RewardTerm.of(name, reward) for name, reward in watched.items()})
+        terms = {name: (RewardTerm.from_reward(name, reward), weight) for name, (reward, weight) in optimised.items()}
+        return cls(terms, {name: RewardTerm.from_reward(name, reward) for name, reward in watched.items()})
 
     def refuse_other_than(self, medium: Modality) -> None:
         """Raise if a reward is of another medium than the samples."""

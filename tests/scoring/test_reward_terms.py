@@ -202,7 +202,7 @@ def test_members_are_reported_beside_their_ensemble() -> None:
 def test_a_weight_that_has_come_to_0_leaves_rows_valid() -> None:
     fading = brightness("fading", 1.0, weight={"kind": "linear", "start": 1.0, "end": 0.0})
     found = scorer(brightness("plain", 1.0), fading)
-    dark = RewardTerm.of("fading", Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.3))
+    dark = RewardTerm.from_reward("fading", Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.3))
     found = Scorer({**found.optimised, "fading": (dark, 0.0)}, {})
     assert found.trained(ROLLOUT, {"fading": 1.0}).valid.tolist() == [False, True, True]
     assert found.trained(ROLLOUT, {"fading": 0.0}).valid.all()

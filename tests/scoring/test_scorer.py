@@ -52,7 +52,7 @@ HOLED = Table({"one": None, "two": 10.0, "three": 20.0})
 
 
 def test_rewards_are_summed_by_weight_and_watched_ones_are_not() -> None:
-    scorer = Scorer.of({"a": (FULL, 2.0), "b": (Table({"one": 5.0, "two": 0.0, "three": -1.0}), -0.5)}, {"c": FULL})
+    scorer = Scorer.from_rewards({"a": (FULL, 2.0), "b": (Table({"one": 5.0, "two": 0.0, "three": -1.0}), -0.5)}, {"c": FULL})
     scored = scorer(rollout(IMAGES))
     assert scored.rewards.tolist() == [2 - 2.5, 4.0, 6.5]
     assert scored.valid.tolist() == [True, True, True]
@@ -67,7 +67,7 @@ def test_rewards_are_summed_by_weight_and_watched_ones_are_not() -> None:
 
 
 def test_row_that_one_reward_cannot_score_is_not_valid_as_a_whole() -> None:
-    scored = Scorer.of({"a": (FULL, 1.0), "b": (HOLED, 1.0)}, {})(rollout(IMAGES))
+    scored = Scorer.from_rewards({"a": (FULL, 1.0), "b": (HOLED, 1.0)}, {})(rollout(IMAGES))
     assert scored.valid.tolist() == [False, True, True]
     assert scored.rewards.tolist() == [0.0, 12.0, 23.0]
     assert scored.parts["reward/a"].tolist() == [1.0, 2.0, 3.0]
@@ -76,14 +76,14 @@ def test_row_that_one_reward_cannot_score_is_not_valid_as_a_whole() -> None:
 
 
 def test_row_that_a_reward_of_weight_0_cannot_score_stays_valid() -> None:
-    scored = Scorer.of({"a": (FULL, 1.0), "b": (HOLED, 0.0)}, {})(rollout(IMAGES))
+    scored = Scorer.from_rewards({"a": (FULL, 1.0), "b": (HOLED, 0.0)}, {})(rollout(IMAGES))
     assert scored.valid.all()
     assert scored.rewards.tolist() == [1.0, 2.0, 3.0]
     assert scored.parts["reward/b"].isnan().tolist() == [True, False, False]
 
 
 def test_row_that_a_watched_reward_cannot_score_stays_valid() -> None:
-    scored = Scorer.of({"a": (FULL, 1.0)}, {"b": HOLED})(rollout(IMAGES))
+    scored = Scorer.from_rewards({"a": (FULL, 1.0)}, {"b": HOLED})(rollout(IMAGES))
     assert scored.valid.all()
     assert scored.parts["watch/b"].isnan().tolist() == [True, False, False]
 
@@ -96,16 +96,16 @@ def test_texts_are_scored_where_there_are_no_images() -> None:
             seen.append(samples)
             return super().__call__(samples, prompts, metadata)
 
-    Scorer.of({"a": (Spy(FULL.values), 1.0)}, {})(rollout(texts=("x", "y", "z")))
+    Scorer.from_rewards({"a": (Spy(FULL.values), 1.0)}, {})(rollout(texts=("x", "y", "z")))
     assert seen == [("x", "y", "z")]
     with pytest.raises(ValueError, match="neither images nor texts"):
-        Scorer.of({"a": (FULL, 1.0)}, {})(rollout())
+        Scorer.from_rewards({"a": (FULL, 1.0)}, {})(rollout())
 
 
 def test_broken_reward_is_named_with_the_row() -> None:
     infinite = Table({"one": 1.0, "two": math.inf, "three": 3.0}, name="leaky")
     with pytest.raises(RewardError, match=r"reward 'leaky' failed at row 1 \(prompt 'two'\)"):
-        Scorer.of({"a": (FULL, 1.0)}, {"leaky": infinite})(rollout(IMAGES))
+        Scorer.from_rewards({"a": (FULL, 1.0)}, {"leaky": infinite})(rollout(IMAGES))
 
 
 def numbers(images: Tensor, prompts: Sequence[str], metadata: Sequence[Any], *, scale: float = 1.0) -> Tensor:
@@ -167,7 +167,7 @@ def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatc
 
 
 def test_scored_rows_are_selected_and_joined() -> None:
-    scored = Scorer.of({"a": (FULL, 1.0), "b": (HOLED, 1.0)}, {})(rollout(IMAGES))
+    scored = Scorer.from_rewards({"a": (FULL, 1.0), "b": (HOLED, 1.0)}, {})(rollout(IMAGES))
     again = type(scored).cat([scored.select(torch.tensor([2, 0])), scored.select(torch.tensor([False, True, False]))])
     assert [p.text for p in again.rollout.prompts] == ["three", "one", "two"]
     assert again.rewards.tolist() == [23.0, 0.0, 12.0]

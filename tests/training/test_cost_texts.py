@@ -58,7 +58,7 @@ def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -
     trainer = Trainer(
         config,
         load_language_policy(config),
-        Scorer.of({"ones": (Ones(), 1.0)}, {}),
+        Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}),
         load_prompts(config.data.train),
         DistributedContext(),
     )
@@ -70,7 +70,7 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
     policy = load_language_policy(config)
     own = policy.engines.evaluation
     policy.engines = Engines(own, own, correction)
-    scorer, prompts = Scorer.of({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
+    scorer, prompts = Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train)
     trainer, sizes, hidden = (
         Trainer(config, policy, scorer, prompts, DistributedContext()),
         list[int](),

@@ -49,7 +49,7 @@ def trainer_of(models: dict[str, Path], coefficients: dict[str, float], centred:
     generator = torch.Generator().manual_seed(0)
     for p in policy.parameters.values():
         p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return Trainer(config, policy, Scorer.of({"ones": (Ones(), 0.0)}, {}), PROMPTS, DistributedContext())
+    return Trainer(config, policy, Scorer.from_rewards({"ones": (Ones(), 0.0)}, {}), PROMPTS, DistributedContext())
 
 
 def by_hand(

@@ -18,7 +18,7 @@ from difrl.training.evaluation import Evaluator
 from tests.fakes import Brightness, LinearPolicy, Listed, in_threads
 
 PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(3)]
-BRIGHTNESS = Scorer.of({"brightness": (Brightness(), 1.0)}, {"watched": Brightness(2.0)})
+BRIGHTNESS = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {"watched": Brightness(2.0)})
 
 
 def evaluator(scorer: Any = BRIGHTNESS, policy: Any = None, processes: DistributedContext | None = None) -> Evaluator:

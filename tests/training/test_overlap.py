@@ -81,7 +81,7 @@ def test_drawing_goes_on_while_a_reward_works() -> None:
                 reward.drawing.set()
             return super().rollout(prompts, groups, samples, key)
 
-    scorer = Scorer.of({"handshake": (reward, 1.0)}, {})
+    scorer = Scorer.from_rewards({"handshake": (reward, 1.0)}, {})
     drawn(linear_trainer(policy=Telling(), scorer=scorer, data=DATA, rollout=OVERLAP), range(4))
     assert reward.threads == {"scoring_0"}
 
@@ -119,7 +119,7 @@ class Breaking(Brightness):
 
 
 def test_a_reward_that_breaks_in_the_thread_stops_the_step() -> None:
-    trainer = linear_trainer(scorer=Scorer.of({"b": (Breaking(), 1.0)}, {}), data=DATA, rollout=OVERLAP)
+    trainer = linear_trainer(scorer=Scorer.from_rewards({"b": (Breaking(), 1.0)}, {}), data=DATA, rollout=OVERLAP)
     before = trainer.policy.parameters["weight"].detach().clone()
     with pytest.raises(RewardError, match="cannot read it"):
         trainer.step(0)
@@ -132,7 +132,7 @@ def test_dropped_samples_are_outside_their_groups_baseline_and_counted(rollout: 
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.45)
     rows, weights = [], []
     for reward in (dark, Failsafe(Breaking(), "drop")):
-        trainer = linear_trainer(scorer=Scorer.of({"b": (reward, 1.0)}, {}), data=DATA, rollout=rollout)
+        trainer = linear_trainer(scorer=Scorer.from_rewards({"b": (reward, 1.0)}, {}), data=DATA, rollout=rollout)
         rows.append({k: v for k, v in trainer.step(0).items() if not k.startswith("time/")})
         weights.append(trainer.policy.parameters["weight"].detach().clone())
     assert 0 < rows[0]["invalid/b"] == rows[0]["samples/invalid"] < 1

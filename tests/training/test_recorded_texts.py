@@ -59,7 +59,7 @@ def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
     return Trainer(
         config,
         load_policy(config),
-        Scorer.of({"ones": (Ones(), 1.0)}, {}),
+        Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}),
         training_prompts(config),
         DistributedContext(),
     )

@@ -75,7 +75,7 @@ def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
 
 
 def trained(config: RunConfig, policy: DiffusionPolicy, processes: DistributedContext) -> Trainer:
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     return Trainer(config, policy, scorer, training_prompts(config), processes)
 
 

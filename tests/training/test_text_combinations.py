@@ -89,7 +89,7 @@ def trains(path: Path, old: str, objective: str, decisions: str) -> None:
     """Two steps of one update each, in micro-batches that split groups, leave finite numbers and move the weights."""
     config = text_recipe(path, **sections(old, objective, decisions), train={"micro_batch": 15, "lr": 1e-3})
     trainer = Trainer(
-        config, load_policy(config), Scorer.of({"graded": (Graded(), 1.0)}, {}), PROMPTS, DistributedContext()
+        config, load_policy(config), Scorer.from_rewards({"graded": (Graded(), 1.0)}, {}), PROMPTS, DistributedContext()
     )
     before = [p.detach().clone() for p in trainer.parameters]
     rows = [trainer.step(0), trainer.step(1)]

@@ -25,7 +25,7 @@ from tests.texts import Ones, prompt_file, shown_recipe
 def trainer_of(lm: Path, folder: Path, reward: Ones, **sections: Any) -> tuple[Trainer, LanguagePolicy]:
     config = shown_recipe(lm, folder / "run", prompt_file(folder), **sections)
     policy = load_language_policy(config)
-    scorer = Scorer.of({"ones": (reward, 1.0)}, {})
+    scorer = Scorer.from_rewards({"ones": (reward, 1.0)}, {})
     return Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()), policy
 
 

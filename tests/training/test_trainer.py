@@ -52,7 +52,7 @@ def trained(
     """Weights and metrics after two steps of two updates, with some rows that could not be scored."""
     train = {"updates_per_step": 2, "lr": 0.01, **sections.pop("train", {})}
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) > 0.65)
-    scorer = Scorer.of({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
+    scorer = Scorer.from_rewards({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
     trainer = linear_trainer(scorer=scorer, processes=processes, train=train, **sections)
     trainer.objective = objective
     rows = steps(trainer)
@@ -110,7 +110,7 @@ def drawn_again(trainer: Trainer) -> Rollout:
 @pytest.mark.parametrize("decisions", ["each", "mean", "sum"])
 def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
     """∇ = Σ_valid (−A ∇ℓ + c ∇D) / count, with advantages and sums over a sample written out as loops."""
-    scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+    scorer = Scorer.from_rewards({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
     sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
     trainer = linear_trainer(scorer=scorer, **sections)
     trainer.objective = Clipped(None, None, decisions=decisions)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
     """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
 
     def gradient(processes: DistributedContext) -> tuple[Tensor | None, Rollout, ScoredRollout]:
-        scorer = Scorer.of({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+        scorer = Scorer.from_rewards({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
         sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
         trainer = linear_trainer(scorer=scorer, processes=processes, policy=Whole(), **sections)
         # A recipe of this policy would be one of images, for which the choice is not offered.

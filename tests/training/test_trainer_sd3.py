@@ -28,7 +28,7 @@ FRESH_OLD = {"likelihood": {"kind": "forward", "decisions": 3, "old": "recompute
 
 def sd3_trainer(path: Path, /, **sections: Any) -> Trainer:
     config = recipe(path, **sections)
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 

@@ -104,7 +104,7 @@ def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
 
 def trainer_of(path: Path, **sections: Any) -> Trainer:
     config = recipe(path, **sections)
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 

@@ -56,7 +56,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 
 def trainer_of(path: Path, sections: dict[str, Any]) -> tuple[Trainer, DiffusionPolicy]:
     config = recipe(path, **{**sections, "train": {"lr": 0.05, **sections.get("train", {})}})
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     policy = load_policy(config)
     return Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()), policy
 

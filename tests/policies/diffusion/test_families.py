@@ -61,7 +61,7 @@ def test_evaluation_is_the_pipelines_own_image(auraflow: Path, guidance: float) 
 def test_it_trains_an_adapter_that_diffusers_loads(auraflow: Path, tmp_path: Path, sections: dict[str, object]) -> None:
     config = recipe(auraflow, model={"train": "lora", "lora": {"rank": 2}}, **sections)
     policy = load_policy(config)
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     metrics = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()).step(0)
     assert all(isfinite(value) for value in metrics.values())
     policy.save(tmp_path / "lora")

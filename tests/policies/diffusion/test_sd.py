@@ -276,7 +276,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 ) -> None:
     """The check of every step raises where l of the update is not what the sampler recorded."""
     config = recipe(sd, model=train, **sections)
-    scorer = Scorer.of({"brightness": (Brightness(), 1.0)}, {})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     policy = load_policy(config)
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
     trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext())
