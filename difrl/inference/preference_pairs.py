@@ -108,7 +108,7 @@ def make_pairs(
         return made
     scorer = Scorer.build(config.rewards, [], place)
     medium, barren = MEDIA[config.likelihood.kind], 0
-    scorer.refuse_other_than(medium)
+    scorer.check_modality(medium)
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)
     policy.refuse(prompts)

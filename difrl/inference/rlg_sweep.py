@@ -67,7 +67,7 @@ def evaluate_run(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
     scorer = Scorer.build(config.rewards, watch, processes.device)
-    scorer.refuse_other_than(MEDIA[config.likelihood.kind])
+    scorer.check_modality(MEDIA[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = sweep(evaluator, config, run, processes, steering)

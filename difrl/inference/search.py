@@ -169,7 +169,7 @@ def scorer_of(opened: LoadedRun, name: str) -> Scorer:
     known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
     config = reward_of(name, known).model_copy(update={"weight": 1.0})
     scorer = Scorer.build([config], [], opened.policy.device)
-    scorer.refuse_other_than(MEDIA[opened.config.likelihood.kind])
+    scorer.check_modality(MEDIA[opened.config.likelihood.kind])
     return scorer
 
 

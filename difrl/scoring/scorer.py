@@ -61,7 +61,7 @@ class Scorer:
         terms = {name: (RewardTerm.from_reward(name, reward), weight) for name, (reward, weight) in optimised.items()}
         return cls(terms, {name: RewardTerm.from_reward(name, reward) for name, reward in watched.items()})
 
-    def refuse_other_than(self, medium: Modality) -> None:
+    def check_modality(self, medium: Modality) -> None:
         """Raise if a reward is of another medium than the samples."""
         terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
         members = {name: member.reward for term in terms for name, member in term.members.items()}

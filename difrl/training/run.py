@@ -72,7 +72,7 @@ def train(
     prompts = Prompts.load(config)
     trackers = find_trackers(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
-    scorer.refuse_other_than(MEDIA[config.likelihood.kind])
+    scorer.check_modality(MEDIA[config.likelihood.kind])
     policy = load_policy(config, processes.device, keep_base=shows_base(config))
     policy.refuse([*prompts.train, *(prompts.evaluation or [])])
     run = Run(config, policy, scorer, prompts, processes, _display(display, processes), trackers)

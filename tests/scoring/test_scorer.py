@@ -150,12 +150,12 @@ def test_rewards_of_another_medium_are_refused(medium: media.Modality, wrong: di
     optimised = [RewardConfig.model_validate(one) for one in (DOES_NOT_SAY, right, pair)]
     scorer = Scorer.build(optimised, [RewardConfig.model_validate({**wrong, "label": "seen"})], torch.device("cpu"))
     with pytest.raises(ConfigError) as caught:
-        scorer.refuse_other_than(medium)
+        scorer.check_modality(medium)
     told = caught.value.problems
     assert len(told) == 2
     assert re.search(message.format("pair/other"), told[0])
     assert re.search(message.format("seen"), told[1])
-    Scorer.build(optimised[:2], [], torch.device("cpu")).refuse_other_than(medium)
+    Scorer.build(optimised[:2], [], torch.device("cpu")).check_modality(medium)
 
 
 def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
