@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from difrl.scoring.scorer import SHIPPED_OPTIONS, Scorer, build_reward, score, unfit
+from difrl.scoring.scorer import SHIPPED_OPTIONS, Scorer, build_reward, modality_mismatch, score
 
-__all__ = ["SHIPPED_OPTIONS", "Scorer", "build_reward", "score", "unfit"]
+__all__ = ["SHIPPED_OPTIONS", "Scorer", "build_reward", "modality_mismatch", "score"]

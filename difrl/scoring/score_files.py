@@ -17,7 +17,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
 from difrl.runtime.log_capture import notices
-from difrl.scoring.scorer import unfit
+from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_alone, check_alone
 from rewards import Reward, score
 
@@ -107,7 +107,7 @@ def _column(
 
 def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
     for sample in samples:
-        if problem := unfit(reward, sample.medium):
+        if problem := modality_mismatch(reward, sample.medium):
             raise ConfigError(f"{sample.file}: not for the reward '{reward.name}': {problem}")
     values: list[float | None] = [None] * len(samples)
     kinds = dict.fromkeys(sample.alike for sample in samples)

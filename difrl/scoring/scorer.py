@@ -32,7 +32,7 @@ def build_reward(config: MemberConfig) -> Reward:
     return Failsafe(reward, config.on_error, config.timeout, config.retries)
 
 
-def unfit(reward: Reward, medium: Modality) -> str | None:
+def modality_mismatch(reward: Reward, medium: Modality) -> str | None:
     """Why a reward cannot score samples of a medium; None where it can, or where it does not say which it reads."""
     own = f"{medium.key}s"
     others = [need for need in reward.needs if need in ("images", "texts")]
@@ -65,7 +65,7 @@ class Scorer:
         """Raise if a reward is of another medium than the samples."""
         terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
         members = {name: member.reward for term in terms for name, member in term.members.items()}
-        found = {name: unfit(reward, medium) for name, reward in members.items()}
+        found = {name: modality_mismatch(reward, medium) for name, reward in members.items()}
         if problems := [f"reward '{name}': {problem}" for name, problem in found.items() if problem is not None]:
             raise ConfigError(*problems)
 

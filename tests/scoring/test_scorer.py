@@ -52,7 +52,9 @@ HOLED = Table({"one": None, "two": 10.0, "three": 20.0})
 
 
 def test_rewards_are_summed_by_weight_and_watched_ones_are_not() -> None:
-    scorer = Scorer.from_rewards({"a": (FULL, 2.0), "b": (Table({"one": 5.0, "two": 0.0, "three": -1.0}), -0.5)}, {"c": FULL})
+    scorer = Scorer.from_rewards(
+        {"a": (FULL, 2.0), "b": (Table({"one": 5.0, "two": 0.0, "three": -1.0}), -0.5)}, {"c": FULL}
+    )
     scored = scorer(rollout(IMAGES))
     assert scored.rewards.tolist() == [2 - 2.5, 4.0, 6.5]
     assert scored.valid.tolist() == [True, True, True]

@@ -60,7 +60,9 @@ def trainer_of(lm: Path, file: str | None, processes: DistributedContext | None 
     generator = torch.Generator().manual_seed(0)
     for p in policy.parameters.values():
         p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return Trainer(config, policy, Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or DistributedContext())
+    return Trainer(
+        config, policy, Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or DistributedContext()
+    )
 
 
 def gradient(trainer: Trainer) -> Tensor:
@@ -183,7 +185,9 @@ def test_images_are_rehearsed_too(sd3: Path, tmp_path: Path) -> None:
     policy = load_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     prompts = load_prompts("shapes:train")[:4]
-    trainer = Trainer(config, policy, Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {}), prompts, DistributedContext())
+    trainer = Trainer(
+        config, policy, Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {}), prompts, DistributedContext()
+    )
     row = trainer.step(0)
     assert row["kl/base-rehearsal"] == pytest.approx(0, abs=1e-8)
     assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step

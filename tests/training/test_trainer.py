@@ -160,7 +160,9 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
     """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
 
     def gradient(processes: DistributedContext) -> tuple[Tensor | None, Rollout, ScoredRollout]:
-        scorer = Scorer.from_rewards({"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {})
+        scorer = Scorer.from_rewards(
+            {"b": (Brightness(3.0, fails=lambda images: images.mean((1, 2, 3)) > 0.6), 1.0)}, {}
+        )
         sections = {"train": {"max_grad_norm": UNCLIPPED, "micro_batch": 5}, "advantage": {"std": "none"}}
         trainer = linear_trainer(scorer=scorer, processes=processes, policy=Whole(), **sections)
         # A recipe of this policy would be one of images, for which the choice is not offered.

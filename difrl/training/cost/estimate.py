@@ -21,7 +21,7 @@ from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_examples
 from difrl.policies.flops import matmul_speed
 from difrl.runtime.dtypes import DTYPES
-from difrl.scoring import build_reward, unfit
+from difrl.scoring import build_reward, modality_mismatch
 from difrl.scoring.diversity import Diversity
 from difrl.training.cost.images import image_parts
 from difrl.training.cost.parts import Inputs, Parts
@@ -107,7 +107,7 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
         for index, reward in enumerate(rewards):
             for member in reward.members:
                 try:
-                    problem = unfit(build_reward(member), medium)
+                    problem = modality_mismatch(build_reward(member), medium)
                 except Exception as error:  # a reward is anybody's code
                     problem = str(error)
                 if problem is not None:

@@ -95,7 +95,9 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
         train={"lr": 0.02, "micro_batch": 8},
     )
     policy = load_policy(config)
-    trainer = Trainer(config, policy, Scorer.from_rewards({"b": (Brightness(), 1.0)}, {}), PROMPTS, DistributedContext())
+    trainer = Trainer(
+        config, policy, Scorer.from_rewards({"b": (Brightness(), 1.0)}, {}), PROMPTS, DistributedContext()
+    )
     for number in range(2):
         trainer.step(number)
     rollout = drawn(policy)

@@ -84,7 +84,11 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
     )
     policy = load_policy(config)
     trainer = Trainer(
-        config, policy, Scorer.from_rewards({"b": (Brightness(), 1.0)}, {}), load_prompts("shapes:train"), DistributedContext()
+        config,
+        policy,
+        Scorer.from_rewards({"b": (Brightness(), 1.0)}, {}),
+        load_prompts("shapes:train"),
+        DistributedContext(),
     )
     spent = trainer.step(0)["nfe"]
     assert spent == 12 * 6 + 12 * 5 + 12 * 3 * 2  # rollout, inversion, decisions under θ and old

@@ -31,7 +31,11 @@ def trainer_of(lm: Path, folder: Path, sections: dict[str, Any]) -> tuple[Traine
     config = shown_recipe(lm, folder / "run", prompt_file(folder), **sections)
     policy = load_language_policy(config)
     return Trainer(
-        config, policy, Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), load_prompts(config.data.train), DistributedContext()
+        config,
+        policy,
+        Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}),
+        load_prompts(config.data.train),
+        DistributedContext(),
     ), policy
 
 
