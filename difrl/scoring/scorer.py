@@ -75,7 +75,7 @@ class Scorer:
         return {name: weight for name, (_, weight) in self.optimised.items()}
 
     @property
-    def compared(self) -> dict[str, Reward]:
+    def reference_rewards(self) -> dict[str, Reward]:
         """Member -> the reward, of those that score reference samples too."""
         terms = [term for term, _ in self.optimised.values() if term.compares]
         return {name: member.reward for term in terms for name, member in term.members.items()}
@@ -87,7 +87,7 @@ class Scorer:
             rollout, {name: term.raw_scores(found) for name, (term, _) in self.optimised.items()}, self.weights, parts
         )
 
-    def trained(
+    def score_for_training(
         self, rollout: Rollout, weights: Mapping[str, float], references: Mapping[str, Scores] | None = None
     ) -> ScoredRollout:
         """Scores every sample and sums what the shapes make of it, by the weights of a step: what is optimised.

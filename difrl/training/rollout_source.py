@@ -70,7 +70,7 @@ class PolicyRollouts:
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
         self.references: References | None = None
         if config.references is not None:
-            self.references = References(config.references, config.seed, policy, scorer.compared, prompts, device)
+            self.references = References(config.references, config.seed, policy, scorer.reference_rewards, prompts, device)
 
     def draw(
         self,
@@ -87,7 +87,7 @@ class PolicyRollouts:
             references = [self.references(numbers) for numbers in asked]
             time_section("references")
         rollouts = (self._rollout(step, attempt, *one) for one in zip(parts, asked, strict=True))
-        score = partial(self.scorer.trained, weights=weights or {})
+        score = partial(self.scorer.score_for_training, weights=weights or {})
         if not self.config.rollout.overlap:
             (rollout,) = rollouts
             time_section("rollout")

@@ -171,7 +171,7 @@ def test_training_sums_shaped_rewards_by_the_weights_of_the_step_and_evaluation_
     clipped = brightness("clipped", 1.0, shape={"kind": "clip", "high": 0.5}, weight=2.0)
     falling = brightness("falling", 4.0, weight={"kind": "linear", "start": 1.0, "end": 0.5})
     found = scorer(clipped, falling)
-    trained = found.trained(ROLLOUT, {"falling": 1.0})
+    trained = found.score_for_training(ROLLOUT, {"falling": 1.0})
     assert trained.rewards.tolist() == [2 * 0.25 + 1.0, 2 * 0.5 + 2.0, 2 * 0.5 + 3.0]
     assert said(trained) == {
         "reward/clipped": [0.25, 0.5, 0.75],
@@ -185,7 +185,7 @@ def test_training_sums_shaped_rewards_by_the_weights_of_the_step_and_evaluation_
 
 def test_members_are_reported_beside_their_ensemble() -> None:
     members = {"ensemble": [brightness("a", 1.0), brightness("b", 3.0)], "combine": "worst"}
-    found = scorer(brightness("c", 1.0), watched=({**members, "label": "jury"},)).trained(ROLLOUT, {})
+    found = scorer(brightness("c", 1.0), watched=({**members, "label": "jury"},)).score_for_training(ROLLOUT, {})
     assert [name for name in found.parts if name.startswith("invalid/")] == [
         "invalid/c",
         "invalid/jury/a",
@@ -204,13 +204,13 @@ def test_a_weight_that_has_come_to_0_leaves_rows_valid() -> None:
     found = scorer(brightness("plain", 1.0), fading)
     dark = RewardTerm.from_reward("fading", Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.3))
     found = Scorer({**found.optimised, "fading": (dark, 0.0)}, {})
-    assert found.trained(ROLLOUT, {"fading": 1.0}).valid.tolist() == [False, True, True]
-    assert found.trained(ROLLOUT, {"fading": 0.0}).valid.all()
+    assert found.score_for_training(ROLLOUT, {"fading": 1.0}).valid.tolist() == [False, True, True]
+    assert found.score_for_training(ROLLOUT, {"fading": 0.0}).valid.all()
 
 
 def test_a_row_has_no_references_where_none_of_them_could_be_scored() -> None:
     references = {"a": table([0.25, None], [None, None], [0.75, 0.75])}
-    found = scorer(brightness("a", 1.0, shape={"kind": "par"})).trained(ROLLOUT, {}, references)
+    found = scorer(brightness("a", 1.0, shape={"kind": "par"})).score_for_training(ROLLOUT, {}, references)
     assert found.parts["references/invalid/a"].tolist() == [0.0, 1.0, 0.0]
     assert found.valid.tolist() == [True, False, True]
     assert found.rewards.tolist() == [0.5, 0.0, 0.5]
@@ -218,7 +218,7 @@ def test_a_row_has_no_references_where_none_of_them_could_be_scored() -> None:
 
 def test_members_that_are_compared_are_those_of_terms_that_compare() -> None:
     preferred = {"ensemble": [brightness("a", 1.0), brightness("b", 3.0)], "label": "jury", "shape": {"kind": "par"}}
-    assert list(scorer(preferred, brightness("c", 1.0)).compared) == ["jury/a", "jury/b"]
+    assert list(scorer(preferred, brightness("c", 1.0)).reference_rewards) == ["jury/a", "jury/b"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_members_that_are_compared_are_those_of_terms_that_compare() -> None:
     ],
 )
 def test_the_column_of_a_recipe_is_what_the_scorer_sums(settings: dict[str, Any]) -> None:
-    trained = scorer(settings).trained(ROLLOUT, {})
+    trained = scorer(settings).score_for_training(ROLLOUT, {})
     column = RewardConfig.model_validate(settings).column
     assert trained.parts[column].tolist() == trained.rewards.tolist()
     assert (column == "shaped/c") == ("shaped/c" in trained.parts)
