@@ -40,7 +40,7 @@ def thumbnails(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images.float(), THUMBNAIL).flatten(1)
 
 
-def within(features: Tensor, groups: Tensor) -> Tensor:
+def mean_distances(features: Tensor, groups: Tensor) -> Tensor:
     """Mean root-mean-square distance of two samples of one group, for every group of two or more.
 
     features [B, D], groups [B] -> [groups], in the order of their ids.
@@ -70,7 +70,7 @@ def _bucket(gram: str) -> int:
 def ngrams(texts: Sequence[str]) -> Tensor:
     """Counts of the character 3-grams of B texts, hashed into [B, 1024] and scaled to a norm of √(1024 / 2).
 
-    The distance of two texts by `within` then is √(1 − cos). Beginning and end count as characters, so that texts of fewer
+    The distance of two texts by `mean_distances` then is √(1 − cos). Beginning and end count as characters, so that texts of fewer
     than three have 3-grams too.
     """
     counts = torch.zeros(len(texts), BUCKETS)
@@ -112,7 +112,7 @@ class Diversity:
 
     def __call__(self, rollout: Rollout) -> dict[str, Tensor]:
         """diversity/NAME -> d_g of every group of two or more."""
-        return {name: within(features, rollout.groups) for name, features in self.describe(rollout).items()}
+        return {name: mean_distances(features, rollout.groups) for name, features in self.describe(rollout).items()}
 
 
 def _known() -> str:

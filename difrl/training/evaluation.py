@@ -19,7 +19,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.scoring.diversity import Diversity, within
+from difrl.scoring.diversity import Diversity, mean_distances
 from samplers import stable_seed
 
 
@@ -77,7 +77,7 @@ class Evaluator:
         groups = torch.arange(len(order), device=order.device) % len(self._asked(len(order)))
         metrics: dict[str, float] = {}
         for name, features in self.diversity.describe(rollout).items():
-            mean, stderr = mean_and_stderr(within(self.processes.gather(features)[order], groups))
+            mean, stderr = mean_and_stderr(mean_distances(self.processes.gather(features)[order], groups))
             if not math.isnan(mean):
                 metrics |= {f"eval/{name}": mean, f"eval/{name}/stderr": stderr}
         return metrics

@@ -70,7 +70,9 @@ class PolicyRollouts:
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
         self.references: References | None = None
         if config.references is not None:
-            self.references = References(config.references, config.seed, policy, scorer.reference_rewards, prompts, device)
+            self.references = References(
+                config.references, config.seed, policy, scorer.reference_rewards, prompts, device
+            )
 
     def draw(
         self,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.scoring.diversity import Diversity, _bucket, judge, ngrams, thumbnails, within
+from difrl.scoring.diversity import Diversity, _bucket, judge, mean_distances, ngrams, thumbnails
 
 
 def test_distances_are_averaged_over_the_pairs_of_a_group() -> None:
@@ -21,17 +21,17 @@ def test_distances_are_averaged_over_the_pairs_of_a_group() -> None:
     features = torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 0.0], [1.0, 1.0], [0.0, 4.0], [3.0, 1.0]])
     groups = torch.tensor([7, 2, 7, 4, 7, 4])
     expected = torch.tensor([2.0, 4.0]) / 2**0.5  # in the order of the ids; alone in its group, 2 has no distance
-    torch.testing.assert_close(within(features, groups), expected)
+    torch.testing.assert_close(mean_distances(features, groups), expected)
 
 
 def test_equal_samples_have_no_distance() -> None:
     """Not even the rounding of a large batch's distances by way of matrix products."""
     features = torch.rand(1, 768, generator=torch.Generator().manual_seed(0)).expand(64, -1)
-    assert within(features, torch.zeros(64, dtype=torch.int64)).tolist() == [0.0]
+    assert mean_distances(features, torch.zeros(64, dtype=torch.int64)).tolist() == [0.0]
 
 
 def test_no_pairs_no_diversity() -> None:
-    assert within(torch.rand(3, 2), torch.arange(3)).shape == (0,)
+    assert mean_distances(torch.rand(3, 2), torch.arange(3)).shape == (0,)
 
 
 def test_thumbnails_average() -> None:
@@ -88,7 +88,7 @@ def test_distance_of_texts_is_the_root_of_one_minus_the_cosine_of_their_ngrams(f
     a, b = grams(first), grams(second)
     dot = sum(a[part] * b.get(part, 0) for part in a)
     cosine = dot / np.sqrt(sum(n * n for n in a.values()) * sum(n * n for n in b.values()))
-    distance = within(ngrams([first, second]), torch.zeros(2, dtype=torch.int64)).item()
+    distance = mean_distances(ngrams([first, second]), torch.zeros(2, dtype=torch.int64)).item()
     shared = len({_bucket(part) for part in a | b}) < len(a | b)  # of two 3-grams in one bucket nothing is known here
     assert shared or abs(distance - np.sqrt(max(0.0, 1 - cosine))) < 1e-3
     assert 0 <= distance <= 1 + 1e-6
