@@ -270,14 +270,14 @@ def score(
 ) -> None:
     """Score files: what each reward says of each image or text."""
     from difrl.config.yaml_source import parse
-    from difrl.scoring.parse_reward import reward_of
+    from difrl.scoring.parse_reward import parse_reward
     from difrl.scoring.score_files import read_samples, score_files, scores_table
 
     facts = parse(metadata, "--metadata").plain
     if not isinstance(facts, dict):
         raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
     samples = read_samples(files, prompt or [""])
-    found = score_files([reward_of(text) for text in reward], samples, facts, _warn)
+    found = score_files([parse_reward(text) for text in reward], samples, facts, _warn)
     if not as_json:
         out.print(scores_table(samples, found))
         if any(column.unexplained for column in found.values()):

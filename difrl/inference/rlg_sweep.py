@@ -25,7 +25,7 @@ from difrl.reporting.sweep_peaks import WATCHED, argmax_known, best_weight_index
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
-from difrl.scoring.parse_reward import reward_of
+from difrl.scoring.parse_reward import parse_reward
 from difrl.training.evaluation import Evaluator
 from difrl.training.run_folder import RunFolderError
 from difrl.training.sample_outputs import sweep
@@ -61,7 +61,7 @@ def evaluate_run(
         raise ConfigError(f"{run / 'config.yaml'}: data.evaluation is not set, so there are no prompts to evaluate on")
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"rlg": list(weights), "images": images})})
     known = {r.label for r in [*config.rewards, *config.watch]}
-    watch = [*config.watch, *(reward_of(text) for text in rewards if text not in known)]
+    watch = [*config.watch, *(parse_reward(text) for text in rewards if text not in known)]
     if default == BEST and not watch:
         raise ConfigError(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"

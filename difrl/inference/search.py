@@ -22,7 +22,7 @@ from difrl.policies.errors import ModelError
 from difrl.reporting.number_format import number
 from difrl.reporting.sample_sheets import Sheet, sheet_of
 from difrl.scoring import Scorer
-from difrl.scoring.parse_reward import reward_of
+from difrl.scoring.parse_reward import parse_reward
 from rewards import RewardError
 from samplers import best_of
 
@@ -167,7 +167,7 @@ def own_scorer(opened: LoadedRun) -> Scorer:
 def scorer_of(opened: LoadedRun, name: str) -> Scorer:
     """The reward to search with: as the run's recipe has it, else the registered one of that name."""
     known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
-    config = reward_of(name, known).model_copy(update={"weight": 1.0})
+    config = parse_reward(name, known).model_copy(update={"weight": 1.0})
     scorer = Scorer.build([config], [], opened.policy.device)
     scorer.check_modality(MEDIA[opened.config.likelihood.kind])
     return scorer

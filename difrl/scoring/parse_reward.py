@@ -8,7 +8,7 @@ from difrl.config import RewardConfig
 from difrl.config.load import read_text
 
 
-def reward_of(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
+def parse_reward(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
     """`ocr`, `my_module.my_reward`, `{name: ocr, options: {threads: 1}}`, or the label of a reward that is known already."""
     labels: Mapping[str, RewardConfig] = {reward.label: reward for reward in known}
     if text in labels:

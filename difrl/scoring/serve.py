@@ -16,7 +16,7 @@ from difrl.config import RewardConfig
 from difrl.config.load import read_model
 from difrl.config.schema.base import Section
 from difrl.config.yaml_source import ConfigError, parse_overrides
-from difrl.scoring.parse_reward import reward_of
+from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.standalone import build_alone, check_alone
 from rewards import Reward
 from rewards.http import is_loopback
@@ -101,7 +101,7 @@ _WARNING = (
 def _named(word: str) -> list[RewardConfig]:
     if word.endswith((".yaml", ".yml")):
         return read_model(ServedConfig, word).rewards
-    return [reward_of(word)]
+    return [parse_reward(word)]
 
 
 def _with_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:

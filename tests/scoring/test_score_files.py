@@ -12,7 +12,7 @@ from PIL import Image
 
 from difrl.config import RewardConfig
 from difrl.config.load import ConfigError
-from difrl.scoring.parse_reward import reward_of
+from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.score_files import Column, Sample, read_samples, score_files
 from rewards import make
 
@@ -69,7 +69,7 @@ def test_images_of_several_sizes_keep_their_order(tmp_path: Path) -> None:
 
 def test_what_cannot_be_scored_is_none(tmp_path: Path) -> None:
     samples = [Sample(tmp_path, "", text) for text in ("it is 85", "no")]
-    math = [reward_of("math"), reward_of("{name: format, options: {pattern: '\\w+'}}")]
+    math = [parse_reward("math"), parse_reward("{name: format, options: {pattern: '\\w+'}}")]
     assert values(math, samples) == {"math": [None, None], "format": [0.0, 1.0]}
     assert values(math[:1], samples, {"answer": 85}) == {"math": [1.0, 0.0]}
 
@@ -157,12 +157,12 @@ def test_a_reward_of_texts_refuses_images(tmp_path: Path) -> None:
     ],
 )
 def test_rewards_as_arguments(text: str, expected: dict[str, Any]) -> None:
-    assert reward_of(text) == RewardConfig.model_validate(expected)
+    assert parse_reward(text) == RewardConfig.model_validate(expected)
 
 
 def test_the_label_of_a_known_reward_is_that_reward() -> None:
     known = RewardConfig(name="ocr", options={"threads": 3})
-    assert reward_of("ocr", [known]) is known
+    assert parse_reward("ocr", [known]) is known
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_the_label_of_a_known_reward_is_that_reward() -> None:
 )
 def test_arguments_that_are_no_reward(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        reward_of(text)
+        parse_reward(text)
