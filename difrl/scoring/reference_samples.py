@@ -41,7 +41,7 @@ class Known:
     """Reward -> its scores [M]; what it has not scored, or could not, is not valid."""
 
 
-class References:
+class ReferenceScores:
     """What rewards say of the reference samples of prompts; kept by prompt."""
 
     def __init__(

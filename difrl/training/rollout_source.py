@@ -23,7 +23,7 @@ from difrl.data.rollout import Content, Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
-from difrl.scoring.reference_samples import References
+from difrl.scoring.reference_samples import ReferenceScores
 from rewards import Scores
 from samplers import keyed_uniform
 
@@ -68,9 +68,9 @@ class PolicyRollouts:
     ) -> None:
         self.config, self.policy, self.scorer, self.prompts, self.device = config, policy, scorer, prompts, device
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
-        self.references: References | None = None
+        self.references: ReferenceScores | None = None
         if config.references is not None:
-            self.references = References(
+            self.references = ReferenceScores(
                 config.references, config.seed, policy, scorer.reference_rewards, prompts, device
             )
 

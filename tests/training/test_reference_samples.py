@@ -15,7 +15,7 @@ from torch import Tensor
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.runtime.distributed import DistributedContext
-from difrl.scoring.reference_samples import References, _mark
+from difrl.scoring.reference_samples import ReferenceScores, _mark
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.trainer import Trainer
@@ -105,10 +105,10 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     assert [strip(second.step(number)) for number in range(1, 6)] == expected[1:]
 
 
-def references(prompts: Sequence[Prompt] = PROMPTS, count: int = 3) -> References:
+def references(prompts: Sequence[Prompt] = PROMPTS, count: int = 3) -> ReferenceScores:
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": count}).references
     assert config is not None
-    return References(config, 7, LinearPolicy(), {"bright": Brightness()}, prompts, torch.device("cpu"))
+    return ReferenceScores(config, 7, LinearPolicy(), {"bright": Brightness()}, prompts, torch.device("cpu"))
 
 
 def state(met: Mapping[int, int], *scores: list[float]) -> dict[str, Tensor]:

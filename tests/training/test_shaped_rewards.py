@@ -20,7 +20,7 @@ from difrl.policies.base import NoiseKey
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.scoring import Scorer
-from difrl.scoring.reference_samples import References
+from difrl.scoring.reference_samples import ReferenceScores
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator
@@ -105,8 +105,8 @@ def test_references_do_not_depend_on_who_asks_for_what_and_when() -> None:
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": 3}).references
     assert config is not None
 
-    def references(policy: Any) -> References:
-        return References(config, 7, policy, {"bright": Brightness()}, PROMPTS, torch.device("cpu"))
+    def references(policy: Any) -> ReferenceScores:
+        return ReferenceScores(config, 7, policy, {"bright": Brightness()}, PROMPTS, torch.device("cpu"))
 
     many = references(LinearPolicy())([4, 2, 2, 9])["bright"]
     assert many.values.shape == (4, 3)
@@ -129,11 +129,11 @@ def test_a_reference_that_cannot_be_scored_is_left_out(monkeypatch: pytest.Monke
             values = super().__call__(samples, prompts, metadata).values
             return Scores(values, torch.tensor([[True, False], [False, False]][prompts[0] == "prompt 1"]))
 
-    found = References(config, 0, LinearPolicy(), {"a": Picky()}, PROMPTS, torch.device("cpu"))([0, 1])["a"]
+    found = ReferenceScores(config, 0, LinearPolicy(), {"a": Picky()}, PROMPTS, torch.device("cpu"))([0, 1])["a"]
     assert found.valid.tolist() == [[True, False], [False, False]]
     trainer = trainer_of([bright(**PAR)], references={"count": 2}, data={"prompts_per_step": 2, "group_size": 2})
     four = {"bright": Scores(found.values[[0, 0, 1, 1]], found.valid[[0, 0, 1, 1]])}
-    monkeypatch.setattr(References, "__call__", lambda self, asked: four)
+    monkeypatch.setattr(ReferenceScores, "__call__", lambda self, asked: four)
     row = trainer.step(0)
     assert row["samples/invalid"] == 0.5
     assert math.isfinite(row["shaped/bright"])
@@ -158,12 +158,12 @@ class Counting(LinearPolicy):
         return super().reference(prompts, samples, key, snapshot)
 
 
-def dropping(count: int, policy: LinearPolicy) -> tuple[Down, References]:
+def dropping(count: int, policy: LinearPolicy) -> tuple[Down, ReferenceScores]:
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": count}).references
     assert config is not None
     broken = Down()
     rewards = {"down": Failsafe(broken, "drop"), "up": Brightness(2.0)}
-    return broken, References(config, 7, policy, rewards, PROMPTS, torch.device("cpu"))
+    return broken, ReferenceScores(config, 7, policy, rewards, PROMPTS, torch.device("cpu"))
 
 
 def test_references_that_a_failure_cost_are_scored_when_next_met() -> None:
