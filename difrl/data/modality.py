@@ -109,5 +109,5 @@ TEXTS = Modality(
     write=lambda text, folder, name: str(text),
     is_empty=lambda text: not text,
 )
-MEDIA: Mapping[str, Modality] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
+MODALITIES: Mapping[str, Modality] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
 """By likelihood.kind."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.data.jsonl import PromptFileError, Row, describe_value, read_json_lines
-from difrl.data.modality import MEDIA, Item, Modality
+from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
 
@@ -64,7 +64,7 @@ def training_prompts(config: RunConfig) -> list[Prompt]:
     """The prompts that a run is trained on, whatever the rows of its file hold."""
     if config.data.rows == "prompts":
         return load_prompts(config.data.train)
-    return [e.prompt for e in load_examples(config.data, MEDIA[config.likelihood.kind])]
+    return [e.prompt for e in load_examples(config.data, MODALITIES[config.likelihood.kind])]
 
 
 def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> Example:

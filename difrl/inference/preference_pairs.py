@@ -21,7 +21,7 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.modality import MEDIA, Modality
+from difrl.data.modality import MODALITIES, Modality
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import ScoredRollout
 from difrl.policies.load import load_policy
@@ -107,7 +107,7 @@ def make_pairs(
     if made.pairs >= count:
         return made
     scorer = Scorer.build(config.rewards, [], place)
-    medium, barren = MEDIA[config.likelihood.kind], 0
+    medium, barren = MODALITIES[config.likelihood.kind], 0
     scorer.check_modality(medium)
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difrl.config.load import ConfigError
-from difrl.data.modality import MEDIA
+from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TRAINED, GuidanceSettings
@@ -67,7 +67,7 @@ def evaluate_run(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
     scorer = Scorer.build(config.rewards, watch, processes.device)
-    scorer.check_modality(MEDIA[config.likelihood.kind])
+    scorer.check_modality(MODALITIES[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = sweep(evaluator, config, run, processes, steering)

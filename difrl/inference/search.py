@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from difrl.data.modality import MEDIA
+from difrl.data.modality import MODALITIES
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.rollout import Rollout
 from difrl.inference.loaded_run import LoadedRun
@@ -169,7 +169,7 @@ def scorer_of(opened: LoadedRun, name: str) -> Scorer:
     known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
     config = parse_reward(name, known).model_copy(update={"weight": 1.0})
     scorer = Scorer.build([config], [], opened.policy.device)
-    scorer.check_modality(MEDIA[opened.config.likelihood.kind])
+    scorer.check_modality(MODALITIES[opened.config.likelihood.kind])
     return scorer
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
-from difrl.data.modality import MEDIA, Item, Modality
+from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import Example, load_examples
@@ -235,5 +235,5 @@ def recorded(
     data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device
 ) -> DatasetRollouts:
     """The samples of a file that a part of the recipe names."""
-    medium = MEDIA[config.likelihood.kind]
+    medium = MODALITIES[config.likelihood.kind]
     return DatasetRollouts(data, config.seed, policy, load_examples(data, medium), medium, device)

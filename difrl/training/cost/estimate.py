@@ -16,7 +16,7 @@ import torch
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.jsonl import PromptFileError
-from difrl.data.modality import MEDIA
+from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_examples
 from difrl.policies.flops import matmul_speed
@@ -89,7 +89,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
 def _check_inputs(config: RunConfig, processes: int) -> Inputs:
     """Prompts, rewards and processes, every problem at once; returns the prompts."""
     problems = list[str]()
-    medium = MEDIA[config.likelihood.kind]
+    medium = MODALITIES[config.likelihood.kind]
     drawn = config.data.rows == "prompts"
     train = _read("data.train", lambda: load_prompts(config.data.train), problems) if drawn else []
     evaluated = config.data.evaluation
