@@ -20,7 +20,7 @@ from rich.console import Console
 from difrl import cli
 from difrl.config.load import read_config, to_yaml
 from difrl.config.yaml_source import ConfigError
-from difrl.data.jsonl import PromptFileError
+from difrl.data.jsonl import DataFileError
 from difrl.inference.preference_pairs import PairsError
 from difrl.inference.rlg_sweep import sweep_notes, sweep_table
 from difrl.policies.errors import ModelError
@@ -484,7 +484,7 @@ USER_ERRORS = (
     CheckpointError,
     FirstUpdateError,
     InferenceDefaultsError,
-    PromptFileError,
+    DataFileError,
     ConfigError,
     MemoryShortage,
     MetricsError,

@@ -19,12 +19,12 @@ LISTED = 10
 """Problems of a file that are listed; further ones are counted."""
 
 
-class PromptFileError(UserError):
+class DataFileError(UserError):
     """The problems of a file of prompts or samples, each with its line."""
 
 
 def read_text(path: Path, name: str) -> str:
-    """Return the text of a UTF-8 file. Raise PromptFileError if it cannot be read; messages call the file `name`."""
+    """Return the text of a UTF-8 file. Raise DataFileError if it cannot be read; messages call the file `name`."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -32,18 +32,18 @@ def read_text(path: Path, name: str) -> str:
         files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES] if folder.is_dir() else []
         near = difflib.get_close_matches(path.name, files, n=1)
         hint = f"; did you mean {(folder / near[0]).as_posix()}?" if near else ""
-        raise PromptFileError(f"{name}: no such file, looked for {path.absolute()}{hint}") from error
+        raise DataFileError(f"{name}: no such file, looked for {path.absolute()}{hint}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise PromptFileError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
+        raise DataFileError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
     except OSError as error:
-        raise PromptFileError(f"{name}: cannot be read: {error.strerror}") from error
+        raise DataFileError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 def read_json_lines(path: Path, name: str, build: Callable[[Row, str], T]) -> list[T]:
     """Return `build(row, place)` for each object of a .jsonl file, where `place` is NAME:LINE. Blank lines are skipped.
 
-    Raise PromptFileError with all ValueErrors, those of `build` included.
+    Raise DataFileError with all ValueErrors, those of `build` included.
     """
     built, problems = [], []
     # Not splitlines: JSON strings may contain U+2028 and similar characters unescaped.
@@ -56,7 +56,7 @@ def read_json_lines(path: Path, name: str, build: Callable[[Row, str], T]) -> li
         except ValueError as error:
             problems.append(f"{place}: {error}")
     if problems:
-        raise PromptFileError(join_problems(problems, "lines"))
+        raise DataFileError(join_problems(problems, "lines"))
     return built
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difrl.data.jsonl import PromptFileError, Row, describe_keys, describe_value, quote, read_json_lines, read_text
+from difrl.data.jsonl import DataFileError, Row, describe_keys, describe_value, quote, read_json_lines, read_text
 from difrl.tasks import arithmetic, shapes
 
 
@@ -51,7 +51,7 @@ def load_prompts(source: str, base: Path | None = None) -> list[Prompt]:
         case _:
             return _built_in_prompts(source)
     if not prompts:
-        raise PromptFileError(f"{source}: no prompt in it, expected at least one")
+        raise DataFileError(f"{source}: no prompt in it, expected at least one")
     return prompts
 
 
@@ -65,7 +65,7 @@ def _built_in_prompts(name: str) -> list[Prompt]:
         found = "there is no built-in set of that name" if ":" in name else "expected a .txt or .jsonl file"
         near = difflib.get_close_matches(name, _BUILT_IN, n=1)
         hint = f"did you mean {near[0]}?" if near else f"Built-in sets: {', '.join(_BUILT_IN)}"
-        raise PromptFileError(f"{name}: {found}; {hint}")
+        raise DataFileError(f"{name}: {found}; {hint}")
     task, split = _BUILT_IN[name]
     rows = enumerate(_TASKS[task](split), 1)
     return [Prompt(row.text, row.metadata, place=f"{name}, number {number}") for number, row in rows]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
-from difrl.data.jsonl import PromptFileError, Row, describe_value, read_json_lines
+from difrl.data.jsonl import DataFileError, Row, describe_value, read_json_lines
 from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
@@ -35,12 +35,12 @@ class Example:
 
 
 def load_examples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[Example]:
-    """The examples of data.train; PromptFileError with a line for each problem."""
+    """The examples of data.train; DataFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":
-        raise PromptFileError(f"{path}: rows: {data.rows} are read from a .jsonl file, found {path.suffix or 'none'}")
+        raise DataFileError(f"{path}: rows: {data.rows} are read from a .jsonl file, found {path.suffix or 'none'}")
     if not path.exists():
-        raise PromptFileError(
+        raise DataFileError(
             f"{data.train}: no such file, looked for {path.absolute()}; make one with `difrl pairs RECIPE --out FOLDER`, or "
             "write it"
         )
@@ -50,10 +50,10 @@ def load_examples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[
     else:
         examples = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, medium.key)))
     if not examples:
-        raise PromptFileError(f"{path}: no row in it, expected at least one")
+        raise DataFileError(f"{path}: no row in it, expected at least one")
     for example in examples:
         if len(example.items) < data.group_size:
-            raise PromptFileError(
+            raise DataFileError(
                 f"{path}: {example.prompt.text!r} has {len(example.items)} {medium.key}s, and group_size is "
                 f"{data.group_size}; lower it, or add {medium.key}s of this prompt"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from difrl.data.jsonl import PromptFileError
+from difrl.data.jsonl import DataFileError
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.tasks import shapes
 
@@ -68,7 +68,7 @@ def test_geneval_rows_are_their_own_metadata(tmp_path: Path) -> None:
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     source = written(tmp_path, "p.jsonl", f'{{"prompt": "fine"}}\n\n{line}\n')
-    with pytest.raises(PromptFileError) as caught:
+    with pytest.raises(DataFileError) as caught:
         load_prompts(source)
     assert str(caught.value).startswith(f"{source}:3: ")
     assert message in str(caught.value)
@@ -76,7 +76,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
 
 def test_every_broken_line_is_listed_up_to_ten(tmp_path: Path) -> None:
     source = written(tmp_path, "p.jsonl", "{}\n" * 12)
-    with pytest.raises(PromptFileError) as caught:
+    with pytest.raises(DataFileError) as caught:
         load_prompts(source)
     lines = str(caught.value).split("\n")
     assert len(lines) == 11
@@ -85,14 +85,14 @@ def test_every_broken_line_is_listed_up_to_ten(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PromptFileError, match="no prompt in it"):
+    with pytest.raises(DataFileError, match="no prompt in it"):
         load_prompts(written(tmp_path, "empty.txt", "\n# only this\n"))
     (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
-    with pytest.raises(PromptFileError, match=r"latin\.txt:2: not UTF-8"):
+    with pytest.raises(DataFileError, match=r"latin\.txt:2: not UTF-8"):
         load_prompts("latin.txt", base=tmp_path)
-    with pytest.raises(PromptFileError, match=r"latn\.txt: no such file, looked for .*did you mean .*latin\.txt"):
+    with pytest.raises(DataFileError, match=r"latn\.txt: no such file, looked for .*did you mean .*latin\.txt"):
         load_prompts("latn.txt", base=tmp_path)
-    with pytest.raises(PromptFileError, match=r"expected a \.txt or \.jsonl file"):
+    with pytest.raises(DataFileError, match=r"expected a \.txt or \.jsonl file"):
         load_prompts("prompts.csv", base=tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_built_in_sets() -> None:
     assert [p.text for p in train] == [p.text for p in shapes.prompts("train")]
     assert {p.text for p in train} | {p.text for p in evaluation} == {p.text for p in everything}
     assert train[0].metadata["include"]
-    with pytest.raises(PromptFileError, match=r"shapes:test: there is no built-in set.*shapes:"):
+    with pytest.raises(DataFileError, match=r"shapes:test: there is no built-in set.*shapes:"):
         load_prompts("shapes:test")
 
 
@@ -109,5 +109,5 @@ def test_arithmetic_is_built_in_and_holds_its_answers() -> None:
     train, evaluation, everything = (load_prompts(f"arithmetic:{split}") for split in ("train", "eval", "all"))
     assert len(train) + len(evaluation) == len(everything) == 15_050
     assert all(eval(p.text.removesuffix("=")) == int(p.metadata["answer"]) for p in everything[::97])
-    with pytest.raises(PromptFileError, match=r"arithmetic:test: .*did you mean arithmetic:"):
+    with pytest.raises(DataFileError, match=r"arithmetic:test: .*did you mean arithmetic:"):
         load_prompts("arithmetic:test")

@@ -13,7 +13,7 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.jsonl import PromptFileError
+from difrl.data.jsonl import DataFileError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_examples, training_prompts
@@ -116,7 +116,7 @@ def test_losses_at_the_reference_are_known_and_fall(
 )
 def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
     path = written(tmp_path, [ROWS[0], row])
-    with pytest.raises(PromptFileError) as error:
+    with pytest.raises(DataFileError) as error:
         load_examples(config_of("nowhere", path).data, TEXTS)
     assert f"{path}:2: " in str(error.value)
     assert problem in str(error.value)
@@ -128,10 +128,10 @@ def test_samples_hold_a_text_and_a_reward(tmp_path: Path) -> None:
     (example,) = load_examples(config_of("nowhere", written(tmp_path, rows), data=data).data, TEXTS)
     assert (example.items, example.rewards) == (("2", "3"), (1.0, 0.0))
     path = written(tmp_path, [{"prompt": "1+1=", "text": "2"}])
-    with pytest.raises(PromptFileError, match=r'rows.jsonl:1: "reward" must be a number'):
+    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
         load_examples(config_of("nowhere", path, data=data).data, TEXTS)
     path = written(tmp_path, rows[:1])
-    with pytest.raises(PromptFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
+    with pytest.raises(DataFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
         load_examples(config_of("nowhere", path, data=data).data, TEXTS)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.jsonl import PromptFileError
+from difrl.data.jsonl import DataFileError
 from difrl.data.modality import IMAGES, read_images
 from difrl.data.recorded_samples import load_examples, training_prompts
 from difrl.policies.diffusion.load import load_policy
@@ -209,7 +209,7 @@ def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any
     picture(tmp_path, "wide.png", 1, (16, 8))
     (tmp_path / "text.png").write_text("no image")
     path = written(tmp_path, [{"prompt": "fine", "chosen": "a.png", "rejected": "a.png"}, row])
-    with pytest.raises(PromptFileError) as error:
+    with pytest.raises(DataFileError) as error:
         load_examples(config_of("nowhere", path).data, IMAGES)
     assert f"{path}:2: " in str(error.value)
     assert problem in str(error.value)
@@ -218,7 +218,7 @@ def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any
 @pytest.mark.parametrize("reward", ["1", None, True])
 def test_a_sample_needs_a_number_as_reward(tmp_path: Path, reward: Any) -> None:
     path = written(tmp_path, [{"prompt": "x", "image": picture(tmp_path, "a.png", 1), "reward": reward}])
-    with pytest.raises(PromptFileError, match=r'rows.jsonl:1: "reward" must be a number'):
+    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
         load_examples(config_of("nowhere", path, data={"rows": "samples"}).data, IMAGES)
 
 
@@ -233,7 +233,7 @@ def test_prompts_know_their_lines(tmp_path: Path) -> None:
 
 def test_too_few_samples_of_a_prompt(tmp_path: Path) -> None:
     path = sample_file(tmp_path, {"a": [0.5, 1.0], "b": [1.0]})
-    with pytest.raises(PromptFileError, match=r"'b' has 1 images, and group_size is 2"):
+    with pytest.raises(DataFileError, match=r"'b' has 1 images, and group_size is 2"):
         load_examples(config_of("nowhere", path, data={"rows": "samples"}).data, IMAGES)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.jsonl import PromptFileError
+from difrl.data.jsonl import DataFileError
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_examples
@@ -133,7 +133,7 @@ def _read(name: str, read: Callable[[], list[T]], problems: list[str]) -> list[T
     """What a file holds; nothing, and a problem more, where it cannot be read."""
     try:
         return read()
-    except PromptFileError as error:
+    except DataFileError as error:
         problems.append(f"{name}: {error}")
         return []
 
