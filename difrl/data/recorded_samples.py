@@ -34,7 +34,7 @@ class Example:
     """file:line of each item."""
 
 
-def load_examples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[Example]:
+def load_recorded_samples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[Example]:
     """The examples of data.train; DataFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":
@@ -64,7 +64,7 @@ def training_prompts(config: RunConfig) -> list[Prompt]:
     """The prompts that a run is trained on, whatever the rows of its file hold."""
     if config.data.rows == "prompts":
         return load_prompts(config.data.train)
-    return [e.prompt for e in load_examples(config.data, MODALITIES[config.likelihood.kind])]
+    return [e.prompt for e in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
 
 
 def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> Example:

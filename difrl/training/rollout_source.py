@@ -18,7 +18,7 @@ from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import Example, load_examples
+from difrl.data.recorded_samples import Example, load_recorded_samples
 from difrl.data.rollout import Content, Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
@@ -236,4 +236,4 @@ def recorded(
 ) -> DatasetRollouts:
     """The samples of a file that a part of the recipe names."""
     medium = MODALITIES[config.likelihood.kind]
-    return DatasetRollouts(data, config.seed, policy, load_examples(data, medium), medium, device)
+    return DatasetRollouts(data, config.seed, policy, load_recorded_samples(data, medium), medium, device)

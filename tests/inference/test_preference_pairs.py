@@ -14,7 +14,7 @@ from difrl.cli import app
 from difrl.config import RunConfig
 from difrl.data.modality import IMAGES, read_images
 from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import load_examples
+from difrl.data.recorded_samples import load_recorded_samples
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, PairsError, make_pairs
 from difrl.training.rollout_source import PolicyRollouts
@@ -65,7 +65,7 @@ def test_what_is_made_can_be_trained_on(sd3: Path, tmp_path: Path) -> None:
     made = make_pairs(config, tmp_path / "made", 5)
     assert made == Made(pairs=6, steps=3)  # two groups a step
     data = recipe(sd3, data={"train": str(tmp_path / "made/pairs.jsonl"), "rows": "pairs", "group_size": 2}).data
-    examples = load_examples(data, IMAGES)
+    examples = load_recorded_samples(data, IMAGES)
     asked = {p.text: p.metadata for p in load_prompts("shapes:train")}
     assert [e.prompt.metadata == asked[e.prompt.text] for e in examples] == [True] * 6
     assert len({path for e in examples for path in e.items}) == 12

@@ -16,7 +16,7 @@ from difrl.config.load import ConfigError
 from difrl.data.jsonl import DataFileError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import load_examples, training_prompts
+from difrl.data.recorded_samples import load_recorded_samples, training_prompts
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, Solved, make_pairs
 from difrl.policies.errors import ModelError
@@ -117,7 +117,7 @@ def test_losses_at_the_reference_are_known_and_fall(
 def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
     path = written(tmp_path, [ROWS[0], row])
     with pytest.raises(DataFileError) as error:
-        load_examples(config_of("nowhere", path).data, TEXTS)
+        load_recorded_samples(config_of("nowhere", path).data, TEXTS)
     assert f"{path}:2: " in str(error.value)
     assert problem in str(error.value)
 
@@ -125,14 +125,14 @@ def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any
 def test_samples_hold_a_text_and_a_reward(tmp_path: Path) -> None:
     rows = [{"prompt": "1+1=", "text": text, "reward": reward} for text, reward in (("2", 1.0), ("3", 0.0))]
     data = {"rows": "samples"}
-    (example,) = load_examples(config_of("nowhere", written(tmp_path, rows), data=data).data, TEXTS)
+    (example,) = load_recorded_samples(config_of("nowhere", written(tmp_path, rows), data=data).data, TEXTS)
     assert (example.items, example.rewards) == (("2", "3"), (1.0, 0.0))
     path = written(tmp_path, [{"prompt": "1+1=", "text": "2"}])
     with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
-        load_examples(config_of("nowhere", path, data=data).data, TEXTS)
+        load_recorded_samples(config_of("nowhere", path, data=data).data, TEXTS)
     path = written(tmp_path, rows[:1])
     with pytest.raises(DataFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
-        load_examples(config_of("nowhere", path, data=data).data, TEXTS)
+        load_recorded_samples(config_of("nowhere", path, data=data).data, TEXTS)
 
 
 def test_texts_longer_than_completions_may_be_are_all_told_before_the_first_step(lm: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_pairs_made_by_a_model_can_be_trained_on(lm: Path, tmp_path: Path) -> No
     assert all(row["chosen"].count("1") > row["rejected"].count("1") for row in rows)
     assert not (tmp_path / "made/images").exists()
     assert make_pairs(config, tmp_path / "made", 3) == made
-    examples = load_examples(config_of("nowhere", tmp_path / "made/pairs.jsonl").data, TEXTS)
+    examples = load_recorded_samples(config_of("nowhere", tmp_path / "made/pairs.jsonl").data, TEXTS)
     assert [e.items for e in examples] == [(row["chosen"], row["rejected"]) for row in rows]
     # A completion cut off at five tokens has no end; read again it has one, as its sixth.
     longer = {"max_new_tokens": 6}

@@ -18,7 +18,7 @@ from difrl.config.load import ConfigError
 from difrl.data.jsonl import DataFileError
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import load_examples
+from difrl.data.recorded_samples import load_recorded_samples
 from difrl.policies.flops import matmul_speed
 from difrl.runtime.dtypes import DTYPES
 from difrl.scoring import build_reward, modality_mismatch
@@ -99,7 +99,7 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
         "rehearsal": config.rehearsal,
     }
     examples = {
-        name: _read(f"{name}.train", partial(load_examples, rows, medium), problems)
+        name: _read(f"{name}.train", partial(load_recorded_samples, rows, medium), problems)
         for name, rows in files.items()
         if rows is not None
     }
