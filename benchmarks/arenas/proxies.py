@@ -69,7 +69,7 @@ def drawn(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: in
     images, labels = [], []
     for start in range(0, len(asked), chunk):
         rollout = sampler.sample(asked[start : start + chunk], seed=seed + start)
-        labels.append(rewards.score(gold, rollout.content, rollout.texts_of_prompts, rollout.metadata).values)
+        labels.append(rewards.score(gold, rollout.content, rollout.prompt_texts, rollout.metadata).values)
         images.append(rollout.content)
     return Labelled(torch.cat(images), [p.text for p in asked], torch.cat(labels))
 

@@ -50,7 +50,7 @@ class Rollout:
         return replace(self, texts=tuple(content))
 
     @property
-    def texts_of_prompts(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
         return [p.text for p in self.prompts]
 
     @property

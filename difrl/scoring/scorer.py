@@ -133,7 +133,7 @@ class Scorer:
 
 def score(reward: Reward, rollout: Rollout) -> Scores:
     """What a reward says of every sample, [B], where the rollout is."""
-    scores = rewards.score(reward, rollout.content, rollout.texts_of_prompts, rollout.metadata)
+    scores = rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata)
     device = rollout.groups.device
     return Scores(scores.values.to(device), scores.valid.to(device))
 

@@ -108,7 +108,7 @@ def test_the_seed_decides_the_noise(run: Path) -> None:
     asked = [Prompt(text, {}, None, 1.0) for text in TEXTS]
     again = opened.sample(asked, per_prompt=2, seed=4)
     assert torch.equal(again.images, images(opened, seed=4))  # type: ignore[arg-type]
-    assert again.texts_of_prompts == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
+    assert again.prompt_texts == [TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[1]]
 
 
 def test_steps_and_guidance_may_be_others_than_the_runs(run: Path) -> None:
