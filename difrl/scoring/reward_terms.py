@@ -132,7 +132,7 @@ def _unflattened(scores: Scores, shape: torch.Size) -> Scores:
     return Scores(scores.values.reshape(shape), scores.valid.reshape(shape))
 
 
-def term_of(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> RewardTerm:
+def build_term(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> RewardTerm:
     """The term of a recipe's reward; `build` makes a reward."""
     if config.ensemble is None:
         members = {config.label: EnsembleMember(build(config), shape_of(config.shape))}

@@ -14,7 +14,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.paths import PACKAGE
-from difrl.scoring.reward_terms import RewardTerm, term_of
+from difrl.scoring.reward_terms import RewardTerm, build_term
 from rewards import Failsafe, Reward, Scores
 from rewards.combination import stack, weighted_sum
 
@@ -51,7 +51,7 @@ class Scorer:
     @classmethod
     def build(cls, optimised: Sequence[RewardConfig], watched: Sequence[RewardConfig], device: torch.device) -> Scorer:
         def term(config: RewardConfig) -> RewardTerm:
-            return term_of(config, lambda member: build_reward(member).to(device))
+            return build_term(config, lambda member: build_reward(member).to(device))
 
         return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.scoring.reward_terms import RewardTerm, term_of
+from difrl.scoring.reward_terms import RewardTerm, build_term
 from difrl.scoring.scorer import build_reward
 from rewards import Reward, Scores, score
 from rewards.base import Metadata, Samples
@@ -37,7 +37,7 @@ def build_alone(config: RewardConfig, device: torch.device | str) -> Reward:
     """The reward, or the ensemble, that passes `check_alone`."""
     if config.ensemble is None:
         return build_reward(config).to(device)
-    return Ensemble(term_of(config, lambda member: build_reward(member).to(device)))
+    return Ensemble(build_term(config, lambda member: build_reward(member).to(device)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from difrl.config import RewardConfig
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.scoring import Scorer
-from difrl.scoring.reward_terms import RewardTerm, shape_of, term_of
+from difrl.scoring.reward_terms import RewardTerm, build_term, shape_of
 from rewards import RewardError, Scores
 from tests.fakes import Brightness
 
@@ -36,7 +36,7 @@ def listed(found: Scores) -> list[float | None]:
 
 
 def term(**settings: Any) -> RewardTerm:
-    return term_of(RewardConfig.model_validate(settings), lambda config: Brightness())
+    return build_term(RewardConfig.model_validate(settings), lambda config: Brightness())
 
 
 def summed(
