@@ -320,7 +320,7 @@ def serve(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     serving.serve(
-        serving.served(rewards),
+        serving.parse_served(rewards),
         host=host,
         port=port,
         token=token,

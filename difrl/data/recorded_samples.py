@@ -24,7 +24,7 @@ from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
 
 @dataclass(frozen=True)
-class Example:
+class RecordedGroup:
     """The samples of one prompt, which are compared with each other."""
 
     prompt: Prompt
@@ -34,7 +34,7 @@ class Example:
     """file:line of each item."""
 
 
-def load_recorded_samples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[Example]:
+def load_recorded_samples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[RecordedGroup]:
     """The examples of data.train; DataFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":
@@ -67,25 +67,25 @@ def training_prompts(config: RunConfig) -> list[Prompt]:
     return [e.prompt for e in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
 
 
-def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> Example:
+def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> RecordedGroup:
     items = read_item(row, "chosen"), read_item(row, "rejected")
-    return Example(build_prompt(row, place), items, (1.0, 0.0), (place, place))
+    return RecordedGroup(build_prompt(row, place), items, (1.0, 0.0), (place, place))
 
 
-def _read_sample(read_item: Callable[[Row, str], Item], key: str, row: Row, place: str) -> Example:
+def _read_sample(read_item: Callable[[Row, str], Item], key: str, row: Row, place: str) -> RecordedGroup:
     item, reward = read_item(row, key), row.pop("reward", None)
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')
-    return Example(build_prompt(row, place), (item,), (float(reward),), (place,))
+    return RecordedGroup(build_prompt(row, place), (item,), (float(reward),), (place,))
 
 
-def _merge_by_prompt(rows: Sequence[Example]) -> list[Example]:
+def _merge_by_prompt(rows: Sequence[RecordedGroup]) -> list[RecordedGroup]:
     """Return one example a prompt, in the order of the file. The prompt's metadata are those of its first row."""
-    by_prompt: dict[str, list[Example]] = {}
+    by_prompt: dict[str, list[RecordedGroup]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt.text, []).append(row)
     return [
-        Example(
+        RecordedGroup(
             same[0].prompt,
             tuple(item for row in same for item in row.items),
             tuple(reward for row in same for reward in row.rewards),

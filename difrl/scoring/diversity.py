@@ -70,7 +70,7 @@ def _bucket(gram: str) -> int:
 def ngrams(texts: Sequence[str]) -> Tensor:
     """Counts of the character 3-grams of B texts, hashed into [B, 1024] and scaled to a norm of √(1024 / 2).
 
-    The distance of two texts by `mean_distances` then is √(1 − cos). Beginning and end count as characters, so that texts of fewer
+    The distance of two texts is then √(1 − cos). Beginning and end count as characters, so that texts of fewer
     than three have 3-grams too.
     """
     counts = torch.zeros(len(texts), BUCKETS)

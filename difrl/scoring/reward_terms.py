@@ -135,10 +135,10 @@ def _unflattened(scores: Scores, shape: torch.Size) -> Scores:
 def build_term(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> RewardTerm:
     """The term of a recipe's reward; `build` makes a reward."""
     if config.ensemble is None:
-        members = {config.label: EnsembleMember(build(config), shape_of(config.shape))}
+        members = {config.label: EnsembleMember(build(config), build_shape(config.shape))}
         return RewardTerm(config.label, members, compares=config.compares)
-    named = {f"{config.label}/{m.label}": EnsembleMember(build(m), shape_of(m.shape)) for m in config.ensemble}
-    return RewardTerm(config.label, named, _combine_of(config), shape_of(config.shape), config.compares)
+    named = {f"{config.label}/{m.label}": EnsembleMember(build(m), build_shape(m.shape)) for m in config.ensemble}
+    return RewardTerm(config.label, named, _combine_of(config), build_shape(config.shape), config.compares)
 
 
 def _combine_of(config: RewardConfig) -> Combine:
@@ -148,7 +148,7 @@ def _combine_of(config: RewardConfig) -> Combine:
     return worst if config.combine == "worst" else mean
 
 
-def shape_of(config: ShapeConfig | None) -> Shape | None:
+def build_shape(config: ShapeConfig | None) -> Shape | None:
     """What a recipe's shape makes of scores."""
     match config:
         case None:

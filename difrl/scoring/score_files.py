@@ -18,7 +18,7 @@ from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
 from difrl.runtime.log_capture import notices
 from difrl.scoring.scorer import modality_mismatch
-from difrl.scoring.standalone import build_alone, check_alone
+from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
 
 
@@ -86,9 +86,9 @@ def score_files(
     warn: Callable[[str], object],
 ) -> dict[str, Column]:
     """Reward -> what it says of the samples; `warn` is told what it warns of meanwhile."""
-    check_alone(rewards)
+    check_standalone(rewards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {config.label: _column(build_alone(config, device), samples, metadata, warn) for config in rewards}
+    return {config.label: _column(build_standalone(config, device), samples, metadata, warn) for config in rewards}
 
 
 def _column(

@@ -17,7 +17,7 @@ from difrl.config.load import read_model
 from difrl.config.schema.base import Section
 from difrl.config.yaml_source import ConfigError, parse_overrides
 from difrl.scoring.parse_reward import parse_reward
-from difrl.scoring.standalone import build_alone, check_alone
+from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward
 from rewards.http import is_loopback
 from rewards.protocol import is_token
@@ -32,13 +32,13 @@ class ServedConfig(Section):
     )
 
 
-def served(words: Sequence[str]) -> list[RewardConfig]:
+def parse_served(words: Sequence[str]) -> list[RewardConfig]:
     """The rewards that arguments name, some in YAML files, with the options that others set by REWARD.option=value."""
     setting = [word for word in words if "=" in word and not word.lstrip().startswith("{")]
     names = [word for word in words if word not in setting]
     options = parse_overrides(setting).plain
     configs = [config for name in names for config in _named(name)]
-    check_alone(configs)
+    check_standalone(configs)
     labels = [config.label for config in configs]
     for label, own in options.items():
         if label not in labels or not isinstance(own, Mapping):
@@ -65,18 +65,20 @@ def serve(
     """Serve rewards until the process is told to stop."""
     if token is not None and not is_token(token):
         raise ConfigError("--token: expected one or more visible ASCII characters without spaces; found another")
-    rewards = {config.label: build_alone(config, device) for config in configs}
+    rewards = {config.label: build_standalone(config, device) for config in configs}
     try:
         listener = open_socket(host, port)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose others") from error
     app = create_app(rewards, version=version("difrl"), token=token, max_batch=max_batch, wait=wait, limits=limits)
     with listener:
-        console.print(started(get_url(listener), rewards, token is not None, max_batch, limits))
+        console.print(build_start_message(get_url(listener), rewards, token is not None, max_batch, limits))
         run(app, listener)
 
 
-def started(url: str, rewards: Mapping[str, Reward], has_token: bool, max_batch: int, limits: Limits) -> Group:
+def build_start_message(
+    url: str, rewards: Mapping[str, Reward], has_token: bool, max_batch: int, limits: Limits
+) -> Group:
     """What is served where, and who may use it."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("address", f"[bold]{escape(url)}[/]")

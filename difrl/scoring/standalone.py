@@ -16,7 +16,7 @@ from rewards import Reward, Scores, score
 from rewards.base import Metadata, Samples
 
 
-def check_alone(configs: Sequence[RewardConfig]) -> None:
+def check_standalone(configs: Sequence[RewardConfig]) -> None:
     """Raise if two have one name, or one has a key that means something in training alone."""
     labels = [config.label for config in configs]
     twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -33,8 +33,8 @@ def check_alone(configs: Sequence[RewardConfig]) -> None:
             )
 
 
-def build_alone(config: RewardConfig, device: torch.device | str) -> Reward:
-    """The reward, or the ensemble, that passes `check_alone`."""
+def build_standalone(config: RewardConfig, device: torch.device | str) -> Reward:
+    """The reward, or the ensemble, that passes `check_standalone`."""
     if config.ensemble is None:
         return build_reward(config).to(device)
     return Ensemble(build_term(config, lambda member: build_reward(member).to(device)))

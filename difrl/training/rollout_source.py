@@ -18,7 +18,7 @@ from difrl.config import DataConfig, RehearsalConfig, RunConfig
 from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import Example, load_recorded_samples
+from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
 from difrl.data.rollout import Content, Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
@@ -148,7 +148,7 @@ class DatasetRollouts:
         data: DataConfig | RehearsalConfig,
         seed: int,
         policy: Policy,
-        examples: Sequence[Example],
+        examples: Sequence[RecordedGroup],
         medium: Modality,
         device: torch.device,
     ) -> None:
@@ -194,7 +194,7 @@ class DatasetRollouts:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Nothing, as it has no state."""
 
-    def _picked(self, example: Example, step: int, group: int) -> list[int]:
+    def _picked(self, example: RecordedGroup, step: int, group: int) -> list[int]:
         """Which of an example's samples a step takes: all, or group_size of them without replacement."""
         shape = (len(example.items),)
         drawn = keyed_uniform(shape, seed=self.seed, step=step, samples=[group], use="examples")[0]

@@ -13,7 +13,7 @@ from difrl.config import RewardConfig
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.scoring import Scorer
-from difrl.scoring.reward_terms import RewardTerm, build_term, shape_of
+from difrl.scoring.reward_terms import RewardTerm, build_shape, build_term
 from rewards import RewardError, Scores
 from tests.fakes import Brightness
 
@@ -144,7 +144,7 @@ def test_a_shape_that_finds_no_references_says_so() -> None:
     found = {name: scores(1.0, 1.0, 1.0) for name in ("both/a", "both/b")}
     with pytest.raises(RewardError, match="there are none"):  # of one member is not of the ensemble
         summed(one, found, {"both/a": table([0.0], [0.0], [0.0])})
-    assert shape_of(None) is None
+    assert build_shape(None) is None
 
 
 PROMPTS = tuple(Prompt(text, {}) for text in ("one", "two", "three"))

@@ -23,7 +23,7 @@ from difrl import cli
 from difrl.config.yaml_source import ConfigError
 from difrl.reporting.terminal import SilentDisplay
 from difrl.scoring import serve as serving
-from difrl.scoring.serve import served, started
+from difrl.scoring.serve import build_start_message, parse_served
 from difrl.training import run as running
 from rewards import make, score
 from rewards.server import Limits, create_app
@@ -35,7 +35,7 @@ MEMBERS = "[{name: jpeg_compressibility}, {name: jpeg_incompressibility}]"
 
 
 def test_names_import_paths_and_options() -> None:
-    found = served(["geneval", "ocr", "tests.fakes:Ones", "ocr.threads=2", "geneval.exact=true"])
+    found = parse_served(["geneval", "ocr", "tests.fakes:Ones", "ocr.threads=2", "geneval.exact=true"])
     assert [(one.label, one.name, one.import_, one.options) for one in found] == [
         ("geneval", "geneval", None, {"exact": True}),
         ("ocr", "ocr", None, {"threads": 2}),
@@ -48,14 +48,14 @@ def test_a_file_of_rewards_and_options_on_top(tmp_path: Path) -> None:
     path.write_text(
         "rewards:\n  - name: geneval\n    options: {exact: true, threshold: 0.5}\n  - import: tests.fakes:Ones\n"
     )
-    found = served([str(path), "ocr", "geneval.threshold=0.2"])
+    found = parse_served([str(path), "ocr", "geneval.threshold=0.2"])
     assert [one.label for one in found] == ["geneval", "Ones", "ocr"]
     assert found[0].options == {"exact": True, "threshold": 0.2}
 
 
 def test_a_reward_as_in_a_recipe() -> None:
     """The equals sign in it sets nothing."""
-    (found,) = served(["{name: format, options: {pattern: 'x=y'}, on_error: drop}"])
+    (found,) = parse_served(["{name: format, options: {pattern: 'x=y'}, on_error: drop}"])
     assert (found.label, found.options, found.on_error) == ("format", {"pattern": "x=y"}, "drop")
 
 
@@ -72,21 +72,21 @@ def test_a_reward_as_in_a_recipe() -> None:
 )
 def test_arguments_that_name_nothing(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        served(words)
+        parse_served(words)
 
 
 def test_a_file_is_checked_as_a_recipe_is(tmp_path: Path) -> None:
     path = tmp_path / "rewards.yaml"
     path.write_text("rewards:\n  - name: geneval\n    option: {exact: true}\n")
     with pytest.raises(ConfigError, match=r"rewards\.yaml:3: .*option.*did you mean .*options"):
-        served([str(path)])
+        parse_served([str(path)])
 
 
 def printed(url: str, has_token: bool) -> str:
     console = Console(width=WIDTH, highlight=False, no_color=True)
     rewards = {name: make(name) for name in ("geneval", "jpeg_incompressibility", "ocr")}
     with console.capture() as captured:
-        console.print(started(url, rewards, has_token, 64, Limits()))
+        console.print(build_start_message(url, rewards, has_token, 64, Limits()))
     return captured.get()
 
 
@@ -128,7 +128,7 @@ def test_the_command_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 0
-    assert seen["configs"] == served(["geneval", "geneval.exact=true"])
+    assert seen["configs"] == parse_served(["geneval", "geneval.exact=true"])
     assert (seen["host"], seen["port"], seen["token"], seen["device"]) == ("127.0.0.1", 0, "s3cret", "cpu")
     assert (seen["max_batch"], seen["wait"], seen["limits"]) == (3, 0.02, Limits(5, 6, 7))
 
@@ -147,7 +147,7 @@ def test_an_ensemble_is_served_as_one_reward(monkeypatch: pytest.MonkeyPatch) ->
     """Of an image's size and its negative; the mean is 0 of any."""
     apps: list[FastAPI] = []
     monkeypatch.setattr(serving, "run", lambda app, _: apps.append(app))
-    configs = served([f"{{ensemble: {MEMBERS}, label: both}}"])
+    configs = parse_served([f"{{ensemble: {MEMBERS}, label: both}}"])
     console, limits = Console(quiet=True), Limits()
     common: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "token": None, "max_batch": 4, "wait": 0.0}
     serving.serve(configs, limits=limits, device="cpu", console=console, **common)

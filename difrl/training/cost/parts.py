@@ -10,7 +10,7 @@ from torch import nn
 
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import Example
+from difrl.data.recorded_samples import RecordedGroup
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.plan_images import Evaluations
 
@@ -21,7 +21,7 @@ class Inputs:
 
     train: Sequence[Prompt]
     evaluation: Sequence[Prompt]
-    recorded: Sequence[Example] = ()
+    recorded: Sequence[RecordedGroup] = ()
     """Samples of files, to learn from or to rehearse."""
 
 
