@@ -21,7 +21,7 @@ from difrl.core.groups import (
     group_spread,
     group_sum,
 )
-from difrl.core.likelihoods import Likelihoods, Reduction, reduce_over_decisions
+from difrl.core.likelihoods import DecisionReduction, Likelihoods, reduce_over_decisions
 from difrl.core.numerics import to_unit_interval
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
@@ -67,6 +67,7 @@ __all__ = [
     "Collect",
     "Constant",
     "Cosine",
+    "DecisionReduction",
     "DivergenceMasked",
     "Draw",
     "DynamicSampling",
@@ -81,7 +82,6 @@ __all__ = [
     "PerRewardAdvantage",
     "Preference",
     "RatioNormalised",
-    "Reduction",
     "Reset",
     "RewardAdaptive",
     "Schedule",

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Reduction = Literal["each", "mean", "sum"]
+DecisionReduction = Literal["each", "mean", "sum"]
 
 FACTORS = ("scale", "weight")
 TERMS = ("references/", "divergence/", "bias", "mixed/plus", "mixed/minus", *FACTORS)
@@ -117,7 +117,7 @@ class Likelihoods:
         )
 
 
-def reduce_over_decisions(lik: Likelihoods, decisions: Reduction) -> Likelihoods:
+def reduce_over_decisions(lik: Likelihoods, decisions: DecisionReduction) -> Likelihoods:
     """Reduce each sample to one decision, [B, 1], for an objective that is nonlinear in a sample's mean or sum.
 
       "sum":  l_i = sum_j m_ij l_ij            "mean":  l_i = sum_j m_ij l_ij / max(1, sum_j m_ij)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from difrl.core import Likelihoods, Reduction, reduce_over_decisions
+from difrl.core import DecisionReduction, Likelihoods, reduce_over_decisions
 
 EVERY_TERM = {
     "references/old",
@@ -63,7 +63,7 @@ def test_absent_terms_stay_absent() -> None:
         ("mean", [[1.5], [6.0], [0.0]], [[1.5], [7.0], [0.0]]),
     ],
 )
-def test_collapse_by_hand(decisions: Reduction, logp: list[list[float]], scale: list[list[float]]) -> None:
+def test_collapse_by_hand(decisions: DecisionReduction, logp: list[list[float]], scale: list[list[float]]) -> None:
     """Row 0 keeps 1 and 2, row 1 keeps 6, row 2 keeps nothing; what is masked is NaN."""
     nan = torch.nan
     values = torch.tensor([[1.0, 2.0, nan], [nan, 6.0, nan], [nan, nan, nan]])

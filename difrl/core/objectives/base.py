@@ -38,7 +38,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from difrl.core.likelihoods import Likelihoods, Reduction
+from difrl.core.likelihoods import DecisionReduction, Likelihoods
 
 Scope = Literal["row", "group", "batch"]
 Aggregation = Literal["decision", "sample", "length"]
@@ -57,7 +57,7 @@ class Objective(ABC):
     """
 
     _: KW_ONLY
-    decisions: Reduction = "each"
+    decisions: DecisionReduction = "each"
 
     @property
     def scope(self) -> Scope:
