@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, informative, scale_by_sign
-from difrl.core.divergences import ESTIMATORS, estimator, k1, k2, k3, velocity
+from difrl.core.divergences import ESTIMATORS, get_estimator, k1, k2, k3, velocity
 from difrl.core.dynamic_sampling import Collect, Draw, DynamicSampling, ScoredSamples, draw_once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
 from difrl.core.forward_weighting import WEIGHTINGS, elbo, forward_logp
 from difrl.core.groups import (
-    compact,
     group_first_max,
+    group_index,
     group_logsumexp,
     group_mean,
     group_mean_std,
@@ -95,15 +95,15 @@ __all__ = [
     "aggregation",
     "alpha_divergence",
     "anchor_penalty",
-    "compact",
     "draw_once",
     "elbo",
-    "estimator",
     "f_divergence",
     "forward_logp",
     "gdpo_advantages",
+    "get_estimator",
     "get_statistics",
     "group_first_max",
+    "group_index",
     "group_logsumexp",
     "group_mean",
     "group_mean_std",

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from difrl.core.groups import compact, group_mean_std, group_spread, group_sum
+from difrl.core.groups import group_index, group_mean_std, group_spread, group_sum
 
 Baseline = Literal["mean", "leave_one_out", "none"]
 Std = Literal["group", "global", "beta", "none"]
@@ -159,7 +159,7 @@ def _beta_density(r: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
             "by the rewards' weights, or use another std"
         )
     p = group_mean_std(groups, r, valid)[0]
-    index, number = compact(groups)
+    index, number = group_index(groups)
     counted = torch.zeros(number, dtype=torch.bool, device=r.device).index_put((index[valid],), valid[valid])
     means = r.new_zeros(number).index_put((index,), p)[counted]
     variance = means.var() if len(means) > 1 else means.new_zeros(())

@@ -36,7 +36,7 @@ def k1(logp: Tensor, ref: Tensor) -> Tensor:
 
     In the reward, summed over a sample and without division by a standard deviation, its fixed point is
     pi_ref exp(r / beta). As a loss its expected gradient is E[grad l_theta] = 0, so it has no effect, and
-    `estimator` refuses it.
+    `get_estimator` refuses it.
     """
     return logp - ref
 
@@ -63,7 +63,7 @@ def k3(logp: Tensor, ref: Tensor) -> Tensor:
 ESTIMATORS: Mapping[str, Estimator] = MappingProxyType({"k1": k1, "k2": k2, "k3": k3})
 
 
-def estimator(name: str, place: Place) -> Estimator:
+def get_estimator(name: str, place: Place) -> Estimator:
     """Return an estimator by name, for use in the "loss" or in the "reward". ValueError for k1 as a loss."""
     if name not in ESTIMATORS:
         raise ValueError(f"no KL estimator {name!r}, expected one of {sorted(ESTIMATORS)}")

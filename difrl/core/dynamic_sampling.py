@@ -49,7 +49,7 @@ def draw_once(draw: Draw[S]) -> S:
     return draw(0, None)
 
 
-def total(record: ScoredSamples) -> tuple[Tensor, Tensor]:
+def total_reward(record: ScoredSamples) -> tuple[Tensor, Tensor]:
     """Return the rewards that training uses, [B], and their validity, bool [B]."""
     return record.rewards, record.valid
 
@@ -72,7 +72,7 @@ class DynamicSampling(Generic[S]):
     """
 
     max_draws: int
-    values: Callable[[S], tuple[Tensor, Tensor]] = total
+    values: Callable[[S], tuple[Tensor, Tensor]] = total_reward
 
     def __post_init__(self) -> None:
         if self.max_draws < 1:

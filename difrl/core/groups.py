@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def compact(groups: Tensor) -> tuple[Tensor, int]:
+def group_index(groups: Tensor) -> tuple[Tensor, int]:
     """Number the groups: ids [B] -> (index [B] in 0..G-1, G)."""
     if groups.ndim != 1 or groups.is_floating_point():
         raise ValueError(
@@ -24,7 +24,7 @@ def compact(groups: Tensor) -> tuple[Tensor, int]:
 
 def group_sum(groups: Tensor, x: Tensor) -> Tensor:
     """Return sum_{k in group(i)} x_k for every row i. groups [B], x [B, ...] -> [B, ...], float64."""
-    index, number = compact(groups)
+    index, number = group_index(groups)
     if x.shape[:1] != groups.shape:
         raise ValueError(f"x has shape {list(x.shape)}, expected {groups.shape[0]} rows, one for each group id")
     values = x.to(torch.float64)
@@ -65,7 +65,7 @@ def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
 
     It is exactly 0 for a group of equal values, unlike a standard deviation in floating point.
     """
-    index, number = compact(groups)
+    index, number = group_index(groups)
     inf = torch.tensor(torch.inf, dtype=torch.float64, device=x.device)
     values = x.to(torch.float64)
     high = values.new_full((number,), -torch.inf).scatter_reduce(0, index, torch.where(valid, values, -inf), "amax")
@@ -101,7 +101,7 @@ def group_first_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 def _group_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """Return the maximum of the unmasked x over the group of every row, float64; 0 for a group without any."""
-    index, number = compact(groups)
+    index, number = group_index(groups)
     values = torch.where(mask, x.to(torch.float64), -torch.inf)
     place = index.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
     high = values.new_full((number, *x.shape[1:]), -torch.inf).scatter_reduce(0, place, values, "amax")[index]

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difrl.config.yaml_source import ConfigError
-from difrl.core import compact
+from difrl.core import group_index
 from difrl.data.rollout import Rollout
 from difrl.runtime.paths import PACKAGE
 from rewards.judge import JudgeNetwork
@@ -45,7 +45,7 @@ def mean_distances(features: Tensor, groups: Tensor) -> Tensor:
 
     features [B, D], groups [B] -> [groups], in the order of their ids.
     """
-    index, number = compact(groups)
+    index, number = group_index(groups)
     members = [features[index == group] for group in range(number)]
     # pdist takes differences; by way of matrix products samples that are equal would be some 1e-3 apart.
     found = [torch.pdist(own).mean() for own in members if len(own) > 1]

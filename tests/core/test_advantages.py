@@ -15,8 +15,8 @@ from difrl.core import (
     Baseline,
     Std,
     advantages,
-    compact,
     gdpo_advantages,
+    group_index,
     group_mean,
     group_mean_std,
     group_spread,
@@ -180,7 +180,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="std is 'batch'"):
         advantages(REWARDS, GROUPS, ALL, std="batch")
     with pytest.raises(ValueError, match="expected int64"):
-        compact(torch.zeros(3))
+        group_index(torch.zeros(3))
     with pytest.raises(ValueError, match="expected 6 rows"):
         group_sum(GROUPS, torch.zeros(5))
 

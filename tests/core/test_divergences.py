@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difrl.core import ESTIMATORS, estimator, k1, k2, k3, velocity
+from difrl.core import ESTIMATORS, get_estimator, k1, k2, k3, velocity
 
 
 def test_velocity_by_hand() -> None:
@@ -65,9 +65,9 @@ def test_gradients_as_losses_are_those_the_docstrings_name() -> None:
 
 
 def test_k1_is_refused_as_a_loss() -> None:
-    assert estimator("k1", "reward") is k1
-    assert estimator("k3", "loss") is k3
+    assert get_estimator("k1", "reward") is k1
+    assert get_estimator("k3", "loss") is k3
     with pytest.raises(ValueError, match="zero expected gradient"):
-        estimator("k1", "loss")
+        get_estimator("k1", "loss")
     with pytest.raises(ValueError, match="no KL estimator 'k4'"):
-        estimator("k4", "loss")
+        get_estimator("k4", "loss")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from difrl.core import estimator, velocity
+from difrl.core import get_estimator, velocity
 from difrl.policies.diffusion.likelihoods import Evaluation
 
 Divergence = Callable[[Evaluation, Evaluation], Tensor]
@@ -31,6 +31,6 @@ DIVERGENCES: Mapping[str, Divergence] = {
     "velocity": _velocity,
     "weighted": _weighted,
     "gaussian": _gaussian,
-    "k2": lambda theta, reference: estimator("k2", "loss")(theta.logp, reference.logp),
-    "k3": lambda theta, reference: estimator("k3", "loss")(theta.logp, reference.logp),
+    "k2": lambda theta, reference: get_estimator("k2", "loss")(theta.logp, reference.logp),
+    "k3": lambda theta, reference: get_estimator("k3", "loss")(theta.logp, reference.logp),
 }

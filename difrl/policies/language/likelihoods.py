@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from difrl.core import estimator, f_divergence
+from difrl.core import f_divergence, get_estimator
 from difrl.policies.language.lm_head import ChunkedLogits
 from difrl.policies.references import Reference
 
@@ -41,7 +41,7 @@ def distance(reference: Reference) -> Distance:
 
 
 def _estimate(name: str) -> Distance:
-    return lambda theta, other: estimator(name, "loss")(theta.logp, other.logp)
+    return lambda theta, other: get_estimator(name, "loss")(theta.logp, other.logp)
 
 
 def _full(name: str, alpha: float) -> Distance:

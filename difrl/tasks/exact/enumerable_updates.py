@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difrl.core import Clipped, Likelihoods, estimator, f_divergence, k1
+from difrl.core import Clipped, Likelihoods, f_divergence, get_estimator, k1
 from difrl.tasks.exact.enumerable import ASK, COMPLETIONS, FIRST, LETTERS, nodes
 from difrl.tasks.exact.enumerable_solutions import Array
 
@@ -102,7 +102,7 @@ def k1_of_tokens(beta: float) -> Surrogate:
 
 def estimated(name: str, beta: float) -> Surrogate:
     """k2 or k3 as a loss."""
-    of = estimator(name, "loss")
+    of = get_estimator(name, "loss")
     return lambda every: free(every) + beta * every.mean(of(every.logp, every.logp_base))
 
 
