@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from difrl.config import RunConfig
-from difrl.core import Clipped, reduce
+from difrl.core import Clipped, weighted_mean
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey
@@ -148,7 +148,7 @@ def ours_update(given: Given) -> Work:
     def work() -> int:
         lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         loss, _ = Clipped()(lik, advantages, rollout.groups, None)
-        reduce(loss, lik.mask, given.count).backward()
+        weighted_mean(loss, lik.mask, given.count).backward()
         policy.network.model.zero_grad()
         return given.count
 

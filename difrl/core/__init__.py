@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, informative, scale_by_sign
+from difrl.core.aggregation import Aggregation, aggregation_weights, anchor_penalty, weighted_mean
 from difrl.core.divergences import ESTIMATORS, get_estimator, k1, k2, k3, velocity
 from difrl.core.dynamic_sampling import Collect, Draw, DynamicSampling, ScoredSamples, draw_once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
@@ -25,13 +26,11 @@ from difrl.core.likelihoods import DecisionReduction, Likelihoods, reduce_over_d
 from difrl.core.numerics import to_unit_interval
 from difrl.core.objectives.anchored_preference import AnchoredPreference
 from difrl.core.objectives.base import (
-    Aggregation,
+    GroupObjective,
+    LossAndMetrics,
     Objective,
     Scope,
-    aggregation,
-    anchor_penalty,
     get_statistics,
-    reduce,
 )
 from difrl.core.objectives.centred import CentredRewardDistillation
 from difrl.core.objectives.clipped import Clipped
@@ -72,11 +71,13 @@ __all__ = [
     "Draw",
     "DynamicSampling",
     "FDivergence",
+    "GroupObjective",
     "InUpdates",
     "KLCov",
     "LagrangeMultiplier",
     "Likelihoods",
     "Linear",
+    "LossAndMetrics",
     "NegativeAware",
     "Objective",
     "PerRewardAdvantage",
@@ -92,7 +93,7 @@ __all__ = [
     "TargetKL",
     "TotalRewardAdvantage",
     "advantages",
-    "aggregation",
+    "aggregation_weights",
     "alpha_divergence",
     "anchor_penalty",
     "draw_once",
@@ -114,9 +115,9 @@ __all__ = [
     "k1",
     "k2",
     "k3",
-    "reduce",
     "reduce_over_decisions",
     "scale_by_sign",
     "to_unit_interval",
     "velocity",
+    "weighted_mean",
 ]

@@ -7,6 +7,7 @@ the run returns its successor, and `state` is the part of it that a checkpoint m
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,12 +18,12 @@ from difrl.core.numerics import to_unit_interval
 
 
 @dataclass(frozen=True)
-class Coefficient:
+class Coefficient(ABC):
     """A number for each step. Subclasses define `value`; by default the number is the same for all samples and fixed."""
 
+    @abstractmethod
     def value(self, step: int) -> float:
         """Return the number at a step."""
-        raise NotImplementedError(f"{type(self).__name__} must define value(step)")
 
     def per_sample(self, step: int, advantages: Tensor) -> Tensor:
         """Return one number a sample, [B], for advantages [B]; value(step) unless it depends on them."""
@@ -61,9 +62,9 @@ class Schedule(Coefficient):
                 f"steps is {self.steps}, warmup {self.warmup} and hold {self.hold}, expected steps > 0 and the others >= 0"
             )
 
+    @abstractmethod
     def shape(self, u: float) -> float:
         """Return the progress from start (0) to end (1) at u in [0, 1], with shape(0) = 0 and shape(1) = 1."""
-        raise NotImplementedError(f"{type(self).__name__} must define shape(u)")
 
     def value(self, step: int) -> float:
         if step < self.warmup:
@@ -105,7 +106,7 @@ class Constant(Coefficient):
 
 @dataclass(frozen=True)
 class Controller(Coefficient):
-    """A level that reacts to the run: subclasses define `updated`, and the level is the state."""
+    """A level that reacts to the run. Subclasses define `updated`; the level is the state."""
 
     level: float
 

@@ -27,12 +27,12 @@ from difrl.core import (
     Collect,
     DynamicSampling,
     Likelihoods,
-    aggregation,
+    aggregation_weights,
     anchor_penalty,
     draw_once,
     informative,
-    reduce,
     reduce_over_decisions,
+    weighted_mean,
 )
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
@@ -269,7 +269,7 @@ class Trainer:
             coefficients = {
                 name: self.coefficients[name].per_sample(step, part.advantages) for name in self.held_on_own
             }
-            total = reduce(loss + anchor_penalty(lik, coefficients), self._weights(lik.mask), count)
+            total = weighted_mean(loss + anchor_penalty(lik, coefficients), self._weights(lik.mask), count)
             total.backward()
             levels = {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
             _add(sums, lik, details | levels | {"loss": loss.detach()}, total)
@@ -285,7 +285,7 @@ class Trainer:
         for rows, columns in self._chunks(decisions):
             lik = self.policy.likelihoods(drawn.select(rows), decisions.select(rows, columns), rehearsal.needs)
             lik = reduce_over_decisions(lik, self.objective.decisions)
-            total = reduce(anchor_penalty(lik, levels), self._weights(lik.mask), count)
+            total = weighted_mean(anchor_penalty(lik, levels), self._weights(lik.mask), count)
             total.backward()
             told = {f"coefficient/{name}": torch.full_like(total.detach(), level) for name, level in levels.items()}
             _add(sums, lik, {name: value.expand_as(lik.logp) for name, value in told.items()}, total)
@@ -305,12 +305,12 @@ class Trainer:
 
     def _weights(self, mask: Tensor) -> Tensor:
         """What each decision counts in the mean of losses, [B, J]."""
-        return aggregation(mask, self.config.train.aggregation)[0]
+        return aggregation_weights(mask, self.config.train.aggregation)[0]
 
     def _count(self, decisions: Decisions) -> float:
         """What the sum of losses is divided by, over all processes; 0 where nothing could be scored."""
         mask = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1, keepdim=True)
-        return self.processes.all_reduce_sums({"n": aggregation(mask, self.config.train.aggregation)[1]})["n"]
+        return self.processes.all_reduce_sums({"n": aggregation_weights(mask, self.config.train.aggregation)[1]})["n"]
 
     def _share(self, groups: Tensor, update: int, count: int) -> Tensor:
         """The rows of the `count` groups that belong to an update: by group number, so that processes do not matter."""

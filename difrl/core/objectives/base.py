@@ -16,16 +16,17 @@ through *statistics*: detached tensors, which a pass without gradient can supply
 backward pass. Nothing is lost by this: the gradient of any function F of all rows is sum_i (dF/dl_i) grad l_i, and
 dF/dl_i is such a tensor. The caller's part, in full:
 
-    lik = collapse(policy's likelihoods, objective.decisions)
+    lik = reduce_over_decisions(likelihoods of the policy, objective.decisions)
     loss, metrics = objective(lik, advantages, groups)
-    reduce(loss + penalty(lik, coefficients), weights, sum of weights over the step).backward()
+    weights, count = aggregation_weights(lik.mask)  # count summed over the step
+    weighted_mean(loss + anchor_penalty(lik, coefficients), weights, count).backward()
 
-and, where groups (objective.scope "group") or the step ("batch") come in several minibatches, first
+Where groups (objective.scope "group") or the step ("batch") are split over several minibatches, a pass before it computes
 
-    all_lik = Likelihoods.cat([collapse(..., objective.decisions) of each minibatch under no_grad])
-    statistics = get_statistics(objective, all_lik, advantages, groups)
+    whole = Likelihoods.cat([reduce_over_decisions(...) of each minibatch under no_grad])
+    statistics = get_statistics(objective, whole, advantages, groups)
 
-of which each call of the objective gets its rows.
+and each call of the objective receives its rows of the statistics.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from torch import Tensor
 from difrl.core.likelihoods import DecisionReduction, Likelihoods
 
 Scope = Literal["row", "group", "batch"]
-Aggregation = Literal["decision", "sample", "length"]
 Tensors = Mapping[str, Tensor]
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 """(loss [B, J] with gradient, metrics: name -> [B, J] detached, reduced by the caller like the loss)."""
@@ -53,7 +53,7 @@ class Objective(ABC):
 
     Attributes:
       decisions: "each" for a function of single decisions, which may be split over minibatches; "mean" or "sum" for a
-        function of a sample's mean or sum: its decisions stay together, and the caller collapses them first.
+        function of a sample's mean or sum: its decisions stay together, and the caller reduces them first.
     """
 
     _: KW_ONLY
@@ -61,8 +61,8 @@ class Objective(ABC):
 
     @property
     def scope(self) -> Scope:
-        """Rows that the statistics depend on. "row": none but its own, so there are no statistics. "group": those of its
-        group, which one process must hold whole. "batch": every row of the step, gathered over processes."""
+        """Rows on which the loss of a row depends. "row": itself, so there are no statistics. "group": the rows of its group,
+        which one process must hold whole. "batch": all rows of the step, gathered over processes."""
         return "row"
 
     @property
@@ -85,9 +85,7 @@ class Objective(ABC):
         return {}
 
     @abstractmethod
-    def loss_and_metrics(
-        self, lik: Likelihoods, advantages: Tensor, statistics: Mapping[str, Tensor]
-    ) -> LossAndMetrics:
+    def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         """Evaluate the formula. Likelihoods, advantages and statistics [B, J]; the caller has validated them.
 
         The likelihoods' own weight of each decision is applied afterwards.
@@ -149,7 +147,7 @@ def validate_inputs(objective: Objective, lik: Likelihoods, advantages: Tensor, 
     if objective.decisions != "each" and columns != 1:
         raise ValueError(
             f"the objective is a function of the {objective.decisions} of a sample's decisions but was given "
-            f"{columns} of them; call collapse(likelihoods, objective.decisions) first"
+            f"{columns} of them; call reduce_over_decisions(likelihoods, objective.decisions) first"
         )
     if advantages.requires_grad:
         raise ValueError("advantages carry a gradient, expected constants; detach them")
@@ -170,49 +168,3 @@ def get_statistics(objective: Objective, lik: Likelihoods, advantages: Tensor, g
     """
     expanded = validate_inputs(objective, lik, advantages, groups)
     return objective.statistics(objective.summarise(lik), lik.mask, expanded, groups)
-
-
-def anchor_penalty(lik: Likelihoods, coefficients: Mapping[str, float | Tensor]) -> Tensor:
-    """sum_a c_a D_a over anchors a: what anchors add to the loss, [B, J]; zeros without anchors.
-
-    coefficients: anchor name -> one number, or one a sample [B] (reward-adaptive), detached.
-    """
-    total = torch.zeros_like(lik.logp)
-    for name, coefficient in coefficients.items():
-        factor = torch.as_tensor(coefficient, dtype=lik.logp.dtype, device=lik.logp.device)
-        total = total + factor.reshape(-1, 1) * lik[f"divergence/{name}"]
-    return total
-
-
-def aggregation(mask: Tensor, per: Aggregation = "decision") -> tuple[Tensor, Tensor]:
-    """(weights [B, J], count): what each decision counts, and what the sum over the whole step is divided by.
-
-                   weight               count
-      "decision":  m_ij                 sum_ij m_ij              every decision alike (DAPO, 2503.14476)
-      "sample":    m_ij / sum_j m_ij    samples that count       every sample alike (GRPO, 2402.03300)
-      "length":    m_ij                 those samples times J    a constant, J the greatest length (Dr.GRPO, 2503.20783)
-
-    Counts of minibatches add up; J is the same in all of them.
-    """
-    weights, samples = mask.to(torch.float32), mask.any(dim=1).sum()
-    if per == "decision":
-        return weights, mask.sum()
-    if per == "sample":
-        return weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0), samples
-    if per == "length":
-        return weights, samples * mask.shape[1]
-    raise ValueError(f"aggregation is {per!r}, expected 'decision', 'sample' or 'length'")
-
-
-def reduce(values: Tensor, mask: Tensor, count: float | Tensor) -> Tensor:
-    """sum_ij m_ij v_ij / count, a scalar: the one reduction of losses and metrics alike.
-
-    Args:
-      values: [B, J].
-      mask: [B, J] bool, or the weights of `aggregation`. What stands where it is 0 has no effect.
-      count: the sum of the mask over *all* micro-batches and processes, so that summing what they return (and
-        their gradients) gives the mean over the step however it was split.
-    """
-    if mask.shape != values.shape:
-        raise ValueError(f"mask has shape {list(mask.shape)}, expected {list(values.shape)} as the values have")
-    return torch.where(mask != 0, values * mask, 0.0).sum() / count

@@ -17,7 +17,7 @@ from difrl.core import (
     NegativeAware,
     Objective,
     advantages,
-    reduce,
+    weighted_mean,
 )
 from tests.fakes import without
 
@@ -140,8 +140,8 @@ def test_crd_awm_and_nft_share_one_gradient(fake_policy: Any, objective: Objecti
     a = of_unclipped(rewards, groups)
     lik = without(policy.likelihoods(), "weight")
     loss, _ = objective(lik, a, groups)
-    expected = policy.grad(reduce(-a[:, None] * lik.logp, lik.mask, 36))
-    torch.testing.assert_close(policy.grad(reduce(loss, lik.mask, 36)), expected, **EXACT)
+    expected = policy.grad(weighted_mean(-a[:, None] * lik.logp, lik.mask, 36))
+    torch.testing.assert_close(policy.grad(weighted_mean(loss, lik.mask, 36)), expected, **EXACT)
 
 
 def test_refusals() -> None:

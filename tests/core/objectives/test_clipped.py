@@ -1,4 +1,4 @@
-"""Clipped, the reduction and the aggregation."""
+"""The clipped surrogate: numbers by hand, its gradient at old, and its bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difrl.core import Clipped, Likelihoods, aggregation, reduce
+from difrl.core import Clipped, Likelihoods, weighted_mean
 
 
 def single(ratio: list[float], **terms: torch.Tensor) -> Likelihoods:
@@ -63,7 +63,7 @@ def test_the_gradient_at_the_old_policy_is_minus_a_grad_l(fake_policy: Any, obje
     policy = fake_policy.make(6, 4, shift=0.0)
     lik, a = policy.likelihoods(), torch.linspace(-2, 3, 6).double()
     loss, metrics = objective(lik, a, torch.arange(6))
-    found = policy.grad(reduce(loss, lik.mask, 1.0))
+    found = policy.grad(weighted_mean(loss, lik.mask, 1.0))
     expected = policy.grad((-a[:, None] * lik.logp * lik["weight"] * lik.mask).sum())
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(metrics["ratio"], torch.ones_like(loss))
@@ -100,27 +100,3 @@ def test_bounds_are_checked() -> None:
         Clipped(low=-0.1)
     with pytest.raises(ValueError, match="clip high is nan"):
         Clipped(high=math.nan)
-
-
-def test_reduce_by_hand() -> None:
-    values = torch.tensor([[1.0, torch.nan], [3.0, 5.0]], requires_grad=True)
-    mask = torch.tensor([[True, False], [True, True]])
-    total = reduce(values, mask, 3)
-    assert total.item() == pytest.approx(3.0)
-    total.backward()
-    assert values.grad.tolist() == [[pytest.approx(1 / 3), 0.0], [pytest.approx(1 / 3)] * 2]
-    with pytest.raises(ValueError, match=r"mask has shape \[2, 1\]"):
-        reduce(values, mask[:, :1], 3)
-
-
-def test_aggregation_by_hand() -> None:
-    values = torch.tensor([[2.0, 4.0], [9.0, torch.nan], [torch.nan, torch.nan]])
-    mask = ~values.isnan()
-    # Of three samples one does not count; the longest has two decisions.
-    for per, expected in (("decision", (2 + 4 + 9) / 3), ("sample", (3 + 9) / 2), ("length", (2 + 4 + 9) / 4)):
-        weights, count = aggregation(mask, per)
-        assert reduce(values, weights, count).item() == pytest.approx(expected)
-    # J is that of all minibatches, also in one whose samples are shorter.
-    assert aggregation(torch.tensor([[True, False, False], [True, True, False]]), "length")[1] == 6
-    with pytest.raises(ValueError, match="expected 'decision', 'sample' or 'length'"):
-        aggregation(mask, "prompt")

@@ -25,9 +25,9 @@ from difrl.core import (
     advantages,
     anchor_penalty,
     get_statistics,
-    reduce,
     reduce_over_decisions,
     to_unit_interval,
+    weighted_mean,
 )
 from difrl.reporting.html.glossary import definition
 from difrl.training.trainer import METRIC_NAMES
@@ -41,7 +41,7 @@ def whole_batch(policy: Any, objective: Objective, rewards: Tensor, groups: Tens
     """(loss, gradient, metrics) of one backward pass over everything."""
     lik = reduce_over_decisions(policy.likelihoods(), objective.decisions)
     loss, metrics = objective(lik, rewards, groups)
-    total = reduce(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, lik.mask.sum())
+    total = weighted_mean(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, lik.mask.sum())
     return total.detach(), policy.grad(total), metrics
 
 
@@ -60,7 +60,7 @@ def in_parts(
         mine = {name: value[start : start + len(rows)] for name, value in statistics.items()}
         loss, metrics = objective(lik, rewards[rows], groups[rows], mine)
         assert all(m.shape == loss.shape and not m.requires_grad for m in metrics.values())
-        scalar = reduce(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, count)
+        scalar = weighted_mean(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, count)
         total, grad, start = total + scalar.detach(), grad + policy.grad(scalar), start + len(rows)
     return total, grad
 
@@ -149,7 +149,7 @@ def test_preference_equals_the_loss_over_pairs(fake_policy: Any) -> None:
     delta = (lik.logp - lik["references/base"])[:, 0]
     direct = -F.logsigmoid(0.5 * (delta[winners] - delta[losers])).mean()
     loss, _ = Preference(beta=0.5, decisions="sum")(lik, rewards, groups)
-    total = reduce(loss, lik.mask, lik.mask.sum())
+    total = weighted_mean(loss, lik.mask, lik.mask.sum())
     torch.testing.assert_close(total, direct)
     torch.testing.assert_close(policy.grad(total), policy.grad(direct))
 
@@ -224,7 +224,7 @@ def test_distillation_of_whole_sequences_reaches_the_tilted_distribution() -> No
         optimiser.zero_grad()
         lik = Likelihoods(tabular(logits, y), mask, {"references/old": old})
         lik = reduce_over_decisions(lik, objective.decisions)
-        loss = reduce(objective(lik, rewards, groups)[0], lik.mask, len(y))
+        loss = weighted_mean(objective(lik, rewards, groups)[0], lik.mask, len(y))
         loss.backward()
         return loss
 
@@ -280,7 +280,7 @@ def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
     lik, groups, a = fake_policy.make(4, 3).likelihoods(), torch.arange(4), torch.ones(4)
     with pytest.raises(ValueError, match=r"needs \['mixed/minus', 'mixed/plus'\]"):
         NegativeAware(0.7)(without(lik, "mixed/plus", "mixed/minus"), a, groups)
-    with pytest.raises(ValueError, match=r"function of the sum .* given 3 .* collapse"):
+    with pytest.raises(ValueError, match=r"function of the sum .* given 3 .* reduce_over_decisions"):
         Preference(decisions="sum")(lik, a, groups)
     with pytest.raises(ValueError, match=r"statistic 'delta' has shape \[2, 3\]"):
         CentredRewardDistillation()(lik, a, groups, {"delta": torch.zeros(2, 3)})

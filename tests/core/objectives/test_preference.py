@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from difrl.core import AnchoredPreference, Likelihoods, Objective, Preference, reduce
+from difrl.core import AnchoredPreference, Likelihoods, Objective, Preference, weighted_mean
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
 
@@ -27,9 +27,9 @@ def run(
     loss, metrics = objective(
         Likelihoods(logp, mask, {"references/base": zero, "references/old": zero}), a.double(), groups
     )
-    total = reduce(loss, mask, mask.sum())
+    total = weighted_mean(loss, mask, mask.sum())
     (grad,) = torch.autograd.grad(total, logp)
-    return total.detach(), grad, {name: float(reduce(m, mask, mask.sum())) for name, m in metrics.items()}
+    return total.detach(), grad, {name: float(weighted_mean(m, mask, mask.sum())) for name, m in metrics.items()}
 
 
 def pairs(margins: Callable[[Tensor, Tensor], Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from difrl.core import reduce
+from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt
 from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.load import load_policy
@@ -56,7 +56,7 @@ def gradient(policy: DiffusionPolicy, weights: Tensor, penalised: bool = False) 
         loss = loss + sum(value for name, value in lik.terms.items() if name.startswith("divergence/"))
     for p in policy.parameters.values():
         p.grad = None
-    reduce(loss, lik.mask, lik.mask.sum()).backward()
+    weighted_mean(loss, lik.mask, lik.mask.sum()).backward()
     return {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None}
 
 
@@ -250,7 +250,7 @@ def test_bfloat16_keeps_transitions_and_trained_weights_in_float32(
     assert lik.logp.dtype == torch.float32
     recorded = policy.rollout_logprobs(drawn, decisions)
     torch.testing.assert_close(lik.logp.detach(), recorded, atol=5e-2, rtol=5e-2)
-    reduce(-lik.logp, lik.mask, lik.mask.sum()).backward()
+    weighted_mean(-lik.logp, lik.mask, lik.mask.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters.values() if p.grad is not None)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from difrl.core import reduce
+from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.families import StableDiffusion
@@ -172,7 +172,7 @@ def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(mode
     drawn = policy.rollout(PROMPTS, SAMPLES, SAMPLES, KEY)
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
-    reduce(-advantage[:, None] * lik.logp, lik.mask, lik.mask.sum()).backward()
+    weighted_mean(-advantage[:, None] * lik.logp, lik.mask, lik.mask.sum()).backward()
     found = {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None}
     pipeline, d = policy.family.pipeline, decisions.tensors
     embeds = pipeline.encode_prompt(TEXTS, torch.device("cpu"), 1, False)[0]
