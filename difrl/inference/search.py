@@ -20,7 +20,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import Decoding, decoded
 from difrl.policies.errors import ModelError
 from difrl.reporting.number_format import number
-from difrl.reporting.sample_sheets import Sheet, sheet_of
+from difrl.reporting.sample_sheets import Sheet, build_sheet
 from difrl.scoring import Scorer
 from difrl.scoring.parse_reward import parse_reward
 from rewards import RewardError
@@ -156,7 +156,7 @@ def draw_sheet(
             scores[label] = [values[i : i + count] for i in range(0, len(values), count)]
         if found.told:
             notes.append(f"{label}: {found.told}" if label else found.told)
-    return sheet_of(texts, rollouts, scores), notes
+    return build_sheet(texts, rollouts, scores), notes
 
 
 def own_scorer(opened: LoadedRun) -> Scorer:

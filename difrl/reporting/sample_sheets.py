@@ -30,7 +30,7 @@ class Sheet(Protocol):
     def save(self, path: Path) -> Path:
         """Write the sheet and return its path; a path without a suffix gets one."""
 
-    def described(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, Any]:
         """Return the sheet as JSON data."""
 
 
@@ -51,12 +51,12 @@ class PictureSheet:
         compare(self.sets, self.prompts, self.scores or None).save(place)
         return place
 
-    def described(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, Any]:
         """Return {"prompts": [P], "scores": [P][N]}, for the single set of a training step."""
         return {"prompts": self.prompts, "scores": next(iter(self.scores.values()), [])}
 
 
-def sheet_of(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, Scores]) -> Sheet:
+def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, Scores]) -> Sheet:
     """Build a sheet from one rollout a set. Each has equally many samples of every prompt, one prompt after the other."""
     images = {
         label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None

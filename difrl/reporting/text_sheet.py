@@ -70,9 +70,9 @@ class TextSheet:
         return "\n".join(line.rstrip() for line in page.getvalue().split("\n"))
 
     def as_json(self) -> str:
-        return json.dumps(self.described(), indent=1) + "\n"
+        return json.dumps(self.as_data(), indent=1) + "\n"
 
-    def described(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, Any]:
         """Return {"prompts": [P], "sets": [{"label", "texts": [P][N], "scores": [P][N] or None}]}, as the report reads it."""
         sets = [
             {"label": label, "texts": texts, "scores": self.scores.get(label)} for label, texts in self.sets.items()

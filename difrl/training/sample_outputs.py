@@ -12,7 +12,7 @@ from typing import Any
 from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings
-from difrl.reporting.sample_sheets import Sheet, sheet_of
+from difrl.reporting.sample_sheets import Sheet, build_sheet
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
@@ -29,7 +29,7 @@ def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, ste
     """samples/step-N: the fixed prompts and noise through the weights of this moment; and what JSON keeps of it."""
     sheet = _sheet(evaluator, {"": TRAINED}, config.eval.show, config.eval.columns)
     place = sheet.save(folder / "samples" / f"step-{step:06d}")
-    place.with_suffix(".json").write_text(json.dumps(sheet.described()))
+    place.with_suffix(".json").write_text(json.dumps(sheet.as_data()))
 
 
 def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
@@ -57,7 +57,7 @@ def sweep(
     if processes.is_main:
         if config.eval.show > 0:
             sheet = _sheet(evaluator, steered, min(4, config.eval.show), 2)
-            result |= {"picture": sheet.save(folder / "rlg").name, "samples": sheet.described()}
+            result |= {"picture": sheet.save(folder / "rlg").name, "samples": sheet.as_data()}
         (folder / "rlg.json").write_text(json.dumps(result, indent=1))
     return result
 
@@ -70,4 +70,4 @@ def _sheet(evaluator: Evaluator, sets: Mapping[str, GuidanceSettings], count: in
     for label, steering in sets.items():
         rollouts[label], captions = evaluator.show(count, columns, steering)
         scores[label] = rewards_of(evaluator.scorer, rollouts[label], columns)
-    return sheet_of(captions, rollouts, scores)
+    return build_sheet(captions, rollouts, scores)

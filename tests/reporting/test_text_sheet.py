@@ -12,7 +12,7 @@ from rich.console import Console
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.reporting.sample_sheets import PictureSheet, TextSheet, sheet_of
+from difrl.reporting.sample_sheets import PictureSheet, TextSheet, build_sheet
 from difrl.reporting.text_sheet import visible
 
 SHEET = TextSheet(
@@ -71,11 +71,11 @@ def test_the_end_of_the_path_says_how_it_is_saved(tmp_path: Path, name: str, wri
 def test_texts_make_a_table_and_images_a_picture(tmp_path: Path) -> None:
     prompts, numbers = (Prompt("a", {}), Prompt("a", {}), Prompt("b", {}), Prompt("b", {})), torch.arange(4)
     texts = Rollout(prompts, numbers, numbers, {}, texts=("1", "2", "3", "4"))
-    sheet = sheet_of(["a", "b"], {"": texts}, {})
+    sheet = build_sheet(["a", "b"], {"": texts}, {})
     assert isinstance(sheet, TextSheet)
     assert sheet.sets == {"": [("1", "2"), ("3", "4")]}
     images = Rollout(prompts, numbers, numbers, {}, images=torch.rand(4, 3, 8, 8))
-    sheet = sheet_of(["a", "b"], {"": images}, {"": [[1.0, 0.0], [0.5, None]]})
+    sheet = build_sheet(["a", "b"], {"": images}, {"": [[1.0, 0.0], [0.5, None]]})
     assert isinstance(sheet, PictureSheet)
     assert sheet.save(tmp_path / "sheet") == tmp_path / "sheet.png"
-    assert sheet.described()["scores"] == [[1.0, 0.0], [0.5, None]]
+    assert sheet.as_data()["scores"] == [[1.0, 0.0], [0.5, None]]
