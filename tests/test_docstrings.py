@@ -20,7 +20,6 @@ UNFINISHED = (
     "difrl/inference/",
     "difrl/policies/",
     "difrl/pretraining/",
-    "difrl/reporting/",
     "difrl/runtime/",
     "difrl/scoring/",
     "difrl/tasks/",

@@ -1,7 +1,7 @@
-"""inference.json in a run folder: how the run is sampled where nobody says otherwise.
+"""inference.json in a run folder: the default guidance of inference with this run.
 
-`difrl evaluate --write-default` writes it; `difrl sample`, `open_run` and the report read it. Training and its
-evaluations do not: their numbers stay those of the trained model itself.
+`difrl evaluate --write-default` writes it; `difrl sample`, `open_run` and the report read it. Training and its evaluations
+ignore it, so their numbers are those of the trained model itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ NAME = "inference.json"
 
 
 class InferenceDefaultsError(UserError):
-    """An inference.json that cannot be used."""
+    """An inference.json that cannot be read."""
 
 
 @dataclass(frozen=True)
 class InferenceDefaults:
-    """A run's default, and why it was chosen."""
+    """Guidance that samples of a run have by default, and the reason for it."""
 
     rlg: float = 1.0
     first_steps: int = 0
@@ -37,7 +37,7 @@ class InferenceDefaults:
 
 
 def read_inference_defaults(folder: Path) -> InferenceDefaults | None:
-    """What was chosen for a run, None where nothing was."""
+    """Return the defaults of a run, or None without an inference.json. Raise InferenceDefaultsError if it is damaged."""
     path = folder / NAME
     if not path.is_file():
         return None

@@ -14,8 +14,6 @@ from difrl.data.rollout import Rollout
 from difrl.reporting.image_grid import compare
 from difrl.reporting.text_sheet import Scores, TextSheet
 
-__all__ = ["PictureSheet", "Sheet", "TextSheet", "sheet_of"]
-
 
 class Sheet(Protocol):
     """Samples arranged for people to look at."""
@@ -63,10 +61,8 @@ def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores:
     }
     if images:
         return PictureSheet(prompts, images, scores)
-    texts = {label: _rows(r.texts or (), len(prompts)) for label, r in rollouts.items()}
+    texts = {}
+    for label, rollout in rollouts.items():
+        found, size = rollout.texts or (), len(rollout) // len(prompts)
+        texts[label] = [found[row * size : (row + 1) * size] for row in range(len(prompts))]
     return TextSheet(prompts, texts, scores)
-
-
-def _rows(texts: Sequence[str], count: int) -> list[Sequence[str]]:
-    size = len(texts) // count
-    return [texts[i * size : (i + 1) * size] for i in range(count)]

@@ -58,7 +58,7 @@ def rows(steps: int = 20, gain: float = 0.25) -> list[dict[str, float]]:
 
 
 def write_run(folder: Path, gain: float = 0.25, coefficient: float = 1.0) -> Path:
-    """A whole run folder, as `difrl train` leaves it."""
+    """Write a complete run folder, like `difrl train`."""
     (folder / "samples").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(gain=gain)))
     (folder / "config.yaml").write_text(CONFIG.format(name=folder.name, coefficient=coefficient))
@@ -89,7 +89,7 @@ def run(tmp_path: Path) -> Path:
 
 
 class Checker(HTMLParser):
-    """Collects what a page refers to, and insists that every tag is closed by its own name."""
+    """Parser that collects references and ids, and asserts that every tag is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Checker(HTMLParser):
 
 
 def page_of(runs: list[Path], out: Path) -> str:
-    """The page of some runs, checked to be well formed and to need nothing from outside."""
+    """Write a page, check that it is well formed and self-contained, and return it."""
     text = write_report(runs, out).read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(text)
@@ -141,7 +141,7 @@ def test_report_shows_every_part_of_a_run(run, tmp_path):
         assert title in titles
     for title in ("Ratio to the sampling policy", "Shares without gradient", "Gradient norm", "Where the time goes"):
         assert title in titles
-    assert "surprise" in titles  # nothing that was logged is hidden
+    assert "surprise" in titles  # every logged metric is shown
     assert text.count("data:image/png") == 4
     assert "step <b>10</b> · mean score <b>0.500</b>" in text
     assert "a &lt;red&gt; circle" in text
@@ -156,7 +156,7 @@ def test_each_chart_is_drawn_against_every_axis(run, tmp_path):
         assert text.count(f'class="by by-{axis}"') == text.count('data-axes="step nfe minutes"')
 
 
-def test_a_truncated_last_line_is_told_and_breaks_nothing(run, tmp_path):
+def test_a_truncated_last_line_is_a_problem_on_the_page(run, tmp_path):
     path = run / "metrics.jsonl"
     path.write_text(path.read_text()[:-40])
     text = page_of([run], tmp_path / "out.html")
@@ -164,7 +164,7 @@ def test_a_truncated_last_line_is_told_and_breaks_nothing(run, tmp_path):
     assert "19 of 20 steps" in text
 
 
-def test_damage_everywhere_is_told_and_breaks_nothing(run, tmp_path):
+def test_damaged_files_are_problems_on_the_page(run, tmp_path):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[3] = "not json"
     lines[4] = '["a list"]'
@@ -219,7 +219,7 @@ def test_summary_json_takes_precedence(run, tmp_path):
     assert "<span>0.110</span><span>→</span><b>0.990</b>" in page_of([run], tmp_path / "out.html")
 
 
-def test_a_fall_of_the_watched_reward_is_pointed_out(run, tmp_path):
+def test_a_fall_of_the_watched_reward_is_a_warning(run, tmp_path):
     changed = [row | ({"eval/watch/judge": 0.5} if row["step"] == 20 else {}) for row in rows()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     assert "judge fell while the trained reward rose" in page_of([run], tmp_path / "out.html")
@@ -236,7 +236,7 @@ def test_several_runs_are_compared(run, tmp_path):
     assert "Last samples" in text
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_show_their_folders(tmp_path):
     runs = [write_run(tmp_path / parent / "quickstart") for parent in ("a", "b")]
     text = page_of(runs, tmp_path)
     assert 'id="run-a/quickstart"' in text
@@ -251,7 +251,7 @@ def test_names_cannot_break_the_page(tmp_path):
     page_of([folder], tmp_path / "out.html")
 
 
-def test_out_may_be_a_folder_and_nothing_else_is_left_there(run, tmp_path):
+def test_out_may_be_a_folder_and_gets_no_other_file(run, tmp_path):
     out = tmp_path / "made"
     out.mkdir()
     assert write_report([run], out) == out / "report.html"
@@ -265,7 +265,7 @@ def test_missing_runs_are_errors(tmp_path):
         write_report([], tmp_path)
 
 
-def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path):
+def test_repeated_steps_of_a_resumed_run_replace_earlier_ones(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "reward/mean": step} for step in (1, 2, 3, 4)]
     lines += [{"step": 3, "reward/mean": 30}, {"step": 3, "eval/reward/mean": 0.5}]
@@ -280,7 +280,7 @@ def test_minutes_are_the_running_sum_of_the_stages(run):
     assert read_run(run).series("reward/mean", "minutes")[0][-1] == pytest.approx(20 * 4.0 / 60)
 
 
-def test_long_films_are_thinned_but_keep_both_ends(tmp_path):
+def test_many_frames_are_thinned_but_keep_both_ends(tmp_path):
     for step in range(40):
         Image.new("RGB", (4, 4)).save(tmp_path / f"step-{step:06d}.png")
     frames = read_frames(tmp_path, [])
@@ -288,7 +288,7 @@ def test_long_films_are_thinned_but_keep_both_ends(tmp_path):
     assert (frames[0].step, frames[-1].step) == (0, 39)
 
 
-def test_large_pictures_are_stored_again(tmp_path):
+def test_large_pictures_are_converted(tmp_path):
     Image.effect_noise((2400, 600), 90).convert("RGB").save(tmp_path / "step-000001.png")
     (frame,) = read_frames(tmp_path, [])
     assert frame.picture.uri.startswith("data:image/jpeg")
@@ -302,7 +302,7 @@ def test_ticks_are_round_and_inside():
     assert [label for _, label in Scale(1e-3, 2.0, 0, 1, log=True).ticks()] == ["0.001", "0.01", "0.1", "1"]
 
 
-def test_tick_labels_tell_neighbours_apart():
+def test_tick_labels_distinguish_neighbours():
     assert tick_labels([0, 0.25, 0.5]) == ["0.00", "0.25", "0.50"]
     assert tick_labels([0.9995, 1.0, 1.0005]) == ["0.9995", "1.0000", "1.0005"]
     assert tick_labels([0, 50_000, 100_000]) == ["0", "50k", "100k"]
@@ -321,7 +321,7 @@ def points(svg: str, name: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
 
 
-def test_a_line_lifts_the_pen_where_nothing_is_known():
+def test_unknown_values_interrupt_a_line():
     svg = line_chart([Line("k", "k", [0, 1, 2, 3, 4], [0, 1, math.nan, 1, 0])], "step")
     (path,) = re.findall(r'<path class="line c1" d="([^"]*)"', svg)
     assert [part[0] for part in re.findall(r"[ML][\d.]+", path)] == ["M", "L", "M", "L"]
@@ -376,7 +376,7 @@ def test_every_metric_of_the_run_folder_has_one_definition():
 
 
 def test_the_sweep_marks_peaks_and_the_default(run, tmp_path):
-    """A ring for the watched reward's peak; the default beside the weights that always have a mark."""
+    """A ring marks the peak of the watched reward, and a rule the default weight."""
     text = page_of([run], tmp_path / "out.html")
     assert text.count('class="ring') == 1
     assert "judge (watched) is highest at w = 1 (<b>0.710</b>)" in text
@@ -391,7 +391,7 @@ def test_the_sweep_marks_peaks_and_the_default(run, tmp_path):
     assert "inference.json cannot be read" in page_of([run], tmp_path / "out.html")
 
 
-def test_the_sweep_says_under_what_it_was_measured(run, tmp_path):
+def test_the_sweep_shows_its_settings(run, tmp_path):
     sweep = json.loads((run / "rlg.json").read_text())
     (run / "rlg.json").write_text(json.dumps({**sweep, "first_steps": 3, "adaptive": 0.99}))
     text = page_of([run], tmp_path / "out.html")

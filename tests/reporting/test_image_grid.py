@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from difrl.reporting.image_grid import compare, grid
-from difrl.reporting.image_grid.badges import mean_score, pill, plain, span
+from difrl.reporting.image_grid.badges import mean_score, pill, score_text, span
 from difrl.reporting.image_grid.text_layout import font, wrap
 
 
 def coloured(count: int, size: int = 4) -> torch.Tensor:
-    """Flat images [count,3,size,size] of distinct colours, image i having red level i / 255."""
+    """Return flat images [count,3,size,size] of distinct colours; image i has red level i / 255."""
     images = torch.full((count, 3, size, size), 0.5)
     images[:, 0] = (torch.arange(count) / 255).view(-1, 1, 1)
     return images
@@ -22,7 +22,7 @@ def pixels(sheet: Image.Image) -> np.ndarray:
 
 
 def area(sheet: Image.Image, red: int) -> int:
-    """Pixels of exactly the colour of image `red` of `coloured`."""
+    """Return the number of pixels with the colour of image `red` of `coloured`."""
     return int((pixels(sheet) == (red, 128, 128)).all(-1).sum())
 
 
@@ -51,13 +51,13 @@ def test_rows_run_in_order_of_the_images():
     assert places[0][1] == places[2][1] < places[1][1] == places[3][1]
 
 
-def test_repeated_captions_stand_once_at_the_left():
+def test_repeated_captions_are_drawn_once_at_the_left():
     repeated = grid(coloured(4), ["a", "a", "b", "b"], columns=2, scale=30)
     once = grid(coloured(4), ["a", "b"], columns=2, scale=30)
     assert (pixels(repeated) == pixels(once)).all()
 
 
-def test_own_captions_stand_below_and_wrap():
+def test_single_captions_are_below_and_wrap():
     short = grid(coloured(4), ["a", "b", "c", "d"], columns=2, scale=30)
     long = grid(coloured(4), ["a", "b", "c", "many words that have to wrap over lines"], columns=2, scale=30)
     assert long.width == short.width
@@ -102,7 +102,7 @@ def test_compare_takes_several_samples_a_prompt_and_scores():
         (torch.full((1, 3, 8, 8), torch.nan), ["a"], 1, None, "NaN"),
     ],
 )
-def test_what_does_not_fit_is_an_error_that_says_what(images, captions, columns, scores, message):
+def test_arguments_that_do_not_fit_are_an_error(images, captions, columns, scores, message):
     with pytest.raises(ValueError, match=message):
         grid(images, captions, columns, scores)
 
@@ -114,7 +114,7 @@ def test_compare_checks_rows_and_labels():
         compare({}, ["a"])
 
 
-def test_wrapped_text_fits_and_says_what_it_leaves_out():
+def test_wrapped_text_fits_and_marks_what_is_cut():
     face = font(14)
     lines = wrap("a red circle left of a blue square under a green triangle", face, 110, 3)
     assert len(lines) == 3
@@ -125,14 +125,14 @@ def test_wrapped_text_fits_and_says_what_it_leaves_out():
     assert face.getlength(wrap("unbreakable" * 9, face, 110, 3)[0]) <= 110
 
 
-def test_colour_scale_is_the_unit_interval_for_rewards_that_live_there():
+def test_colour_scale_is_the_unit_interval_for_rewards_inside_it():
     assert span([[[0.2, 0.4, None]]]) == (0.0, 1.0)
     assert span([[[-3.0, 5.0]], [[float("nan"), 7.0]]]) == (-3.0, 7.0)
     assert span([]) == (0.0, 1.0)
 
 
 def test_scores_as_text_and_mean():
-    assert [plain(value) for value in (1.0, 0.0, 0.5, 21.313, -0.25, 12345.6)] == [
+    assert [score_text(value) for value in (1.0, 0.0, 0.5, 21.313, -0.25, 12345.6)] == [
         "1",
         "0",
         "0.50",

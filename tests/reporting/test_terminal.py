@@ -45,7 +45,7 @@ class Clock:
 
 
 def train(display, steps: int = 12) -> None:
-    """A short run told to a display, with an evaluation before it and every fifth step."""
+    """Send a short run to a display, with an evaluation before it and at every fifth step."""
     display.start(FACTS)
     display.evaluation({"step": 0, **BEFORE, "eval/reward/mean/stderr": 0.015})
     for step in range(1, steps + 1):
@@ -71,14 +71,14 @@ def on_screen(width: int = 80) -> tuple[LiveDisplay, io.StringIO]:
 
 
 def panel(display: LiveDisplay) -> list[str]:
-    """The panel alone, on a fresh console: the live one adds cursor movements."""
+    """Return the panel alone, on a fresh console, because the live one adds cursor movements."""
     console = Console(file=io.StringIO(), width=display.console.width)
     with console.capture() as captured:
         console.print(display.panel())
     return captured.get().splitlines()
 
 
-def test_numbers_are_short_and_never_lie_about_what_is_unknown():
+def test_numbers_are_short_and_unknown_ones_a_dash():
     values = (0.4567, 0.0, -0.05, 123.45, 12345.6, 1.2e-5, math.nan, math.inf)
     assert [formats.number(value) for value in values] == [
         "0.457",
@@ -174,7 +174,7 @@ def test_the_clock_of_the_panel_runs_on_after_the_last_step():
     assert "left · 1:46" in panel(display)[1]
 
 
-def test_live_display_gives_the_terminal_back_after_an_error():
+def test_live_display_restores_the_terminal_after_an_error():
     display, stream = on_screen()
     display.start(FACTS)
     display.close()
@@ -191,7 +191,7 @@ def test_live_display_ends_with_the_summary():
     assert "runs/a/report.html" in text
 
 
-def test_names_are_not_taken_for_markup():
+def test_names_are_not_interpreted_as_markup():
     display, _ = on_screen()
     display.start(RunFacts("[red]run[/red]", 2, 1, ("[bold]x",)))
     display.evaluation({"step": 0, "eval/watch/[odd]": 0.5})
@@ -216,8 +216,8 @@ def test_plain_lines_are_aligned_and_hold_no_control_characters():
     assert "report   runs/a/report.html" in text
 
 
-def test_another_metric_may_stand_for_the_reward():
-    """In both displays, of rollouts and of evaluations; the sum of 0 is not shown."""
+def test_another_metric_may_represent_the_reward():
+    """This holds in both displays, for rollouts and for evaluations; the sum of 0 is not shown."""
     stream = io.StringIO()
     live, _ = on_screen()
     for display in (PlainDisplay(stream), live):
@@ -250,14 +250,14 @@ def test_open_display_looks_at_the_stream():
     assert isinstance(open_display(plain=True), PlainDisplay)
 
 
-def test_silent_display_takes_everything():
+def test_silent_display_accepts_everything():
     display = SilentDisplay()
     train(display)
     display.finish(SUMMARY)
     display.close()
 
 
-def test_a_display_that_was_not_started_says_so():
+def test_a_display_that_was_not_started_raises():
     with pytest.raises(RuntimeError, match="before start"):
         PlainDisplay(io.StringIO()).step({"step": 1})
 

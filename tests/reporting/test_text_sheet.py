@@ -1,4 +1,4 @@
-"""Completions as people see them: on a terminal of 80 columns, in a text file, as JSON."""
+"""Sheets of completions on a terminal of 80 columns, in a text file and as JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.reporting.sample_sheets import PictureSheet, TextSheet, build_sheet
-from difrl.reporting.text_sheet import visible
+from difrl.reporting.sample_sheets import PictureSheet, build_sheet
+from difrl.reporting.text_sheet import TextSheet, visible
 
 SHEET = TextSheet(
     ["1+1=", "2+2="],
@@ -36,7 +36,7 @@ def printed(sheet: TextSheet, width: int = 80) -> str:
     return page.getvalue()
 
 
-def test_a_line_a_completion_with_its_reward_where_one_is_known() -> None:
+def test_a_completion_has_a_line_with_its_reward() -> None:
     assert SHEET.as_text().startswith(EXPECTED)
     assert SHEET.as_text().splitlines()[-1] == "         0.000  22"
 
@@ -48,7 +48,7 @@ def test_long_completions_are_folded_within_the_width() -> None:
     assert sum(line.count("7") for line in lines) == 300
 
 
-def test_what_would_move_the_cursor_is_not_printed() -> None:
+def test_control_characters_are_not_printed() -> None:
     assert visible("a\x1b[31mb\r\nc\td") == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}\nc\td"
     sheet = TextSheet(["\x1b[2J"], {"": [["[bold]x[/bold]\x07"]]}, {})
     assert "\x1b" not in printed(sheet)
@@ -56,7 +56,7 @@ def test_what_would_move_the_cursor_is_not_printed() -> None:
 
 
 @pytest.mark.parametrize(("name", "written"), [("a", "a.txt"), ("a.txt", "a.txt"), ("a.json", "a.json")])
-def test_the_end_of_the_path_says_how_it_is_saved(tmp_path: Path, name: str, written: str) -> None:
+def test_the_suffix_decides_the_format(tmp_path: Path, name: str, written: str) -> None:
     assert SHEET.save(tmp_path / name) == tmp_path / written
     text = (tmp_path / written).read_text(encoding="utf-8")
     if written.endswith("json"):

@@ -1,4 +1,4 @@
-"""Sheets of texts in a report: what is read, what is shown, and what is said of damaged files."""
+"""Sheets of texts in a report: reading them, showing them, and problems of damaged files."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_before_after_and_the_mean_reward_of_each_prompt() -> None:
     assert "0.500 → <b>1.000</b><svg" in page
 
 
-def test_one_step_alone_has_no_before() -> None:
+def test_a_single_step_has_one_column() -> None:
     only = parse_text_samples(sheet([["x"], ["y"]]), 4)
     assert only is not None
     assert over_training([only]).count("<th>") == 3
 
 
-def test_a_column_a_set_and_no_more_than_four_of_each() -> None:
+def test_every_set_has_a_column_with_at_most_four_completions() -> None:
     found = parse_text_samples(sheet([["x"] * 6, ["y"]], label="w = 2"))
     assert found is not None
     page = side_by_side(found)
@@ -48,11 +48,11 @@ def test_a_column_a_set_and_no_more_than_four_of_each() -> None:
 @pytest.mark.parametrize(
     "value", [None, [], {"prompts": ["a"]}, sheet([["x"]]), sheet([["x"], ["y"]], [[1.0, 2.0], [1.0]])]
 )
-def test_what_is_no_sheet_of_texts(value: Any) -> None:
+def test_other_json_is_no_sheet_of_texts(value: Any) -> None:
     assert parse_text_samples(value) is None
 
 
-def test_a_damaged_file_is_named_and_pictures_are_left_alone(tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_problem_and_pictures_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "step-000000.json").write_text(json.dumps(sheet([["x"], ["y"]])))
     (tmp_path / "step-000001.json").write_text("{")
     (tmp_path / "step-000002.json").write_text(json.dumps({"prompts": ["a"], "columns": 1, "scores": [[1.0]]}))

@@ -42,13 +42,13 @@ class Scale:
         return [(value, f"{value:g}") for value in values if self.low <= value <= self.high]
 
 
-def fitted(values: Sequence[float], start: float, end: float) -> Scale:
+def tight_scale(values: Sequence[float], start: float, end: float) -> Scale:
     """Return a scale over exactly the range of the values, for a horizontal axis."""
     low, high = min(values), max(values)
     return Scale(low, high if high > low else low + 1, start, end)
 
 
-def roomy(values: Sequence[float], start: float, end: float, log: bool = False) -> Scale:
+def padded_scale(values: Sequence[float], start: float, end: float, log: bool = False) -> Scale:
     """Return a scale over the range of the values and a margin, for a vertical axis. It begins at 0 if a curve comes near 0."""
     low, high = min(values), max(values)
     if log:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 
-from difrl.reporting.html.axes import Scale, fitted, roomy
+from difrl.reporting.html.axes import Scale, padded_scale, tight_scale
 from difrl.reporting.number_format import mean
 
 WIDTH, HEIGHT = 520, 260
@@ -49,11 +49,11 @@ class Line:
 
     def reach(self, log: bool) -> list[float]:
         """Return the heights that the axis must include. A logarithmic axis has no 0, so it clips bands."""
-        known = [value for value in self.y if math.isfinite(value)]
+        finite = [value for value in self.y if math.isfinite(value)]
         if log or not self.error:
-            return known
+            return finite
         pairs = [(v, e) for v, e in zip(self.y, self.error, strict=True) if math.isfinite(v) and math.isfinite(e)]
-        return known + [v - e for v, e in pairs] + [v + e for v, e in pairs]
+        return finite + [v - e for v, e in pairs] + [v + e for v, e in pairs]
 
 
 def line_chart(
@@ -73,8 +73,8 @@ def line_chart(
     if not lines:
         return ""
     log = log and all(value > 0 for line in lines for value in line.reach(log=True))
-    x = fitted([value for line in lines for value in line.x], LEFT, RIGHT)
-    y = roomy([value for line in lines for value in line.reach(log)], BOTTOM, TOP, log)
+    x = tight_scale([value for line in lines for value in line.x], LEFT, RIGHT)
+    y = padded_scale([value for line in lines for value in line.reach(log)], BOTTOM, TOP, log)
     body = [_grid(x, y, x_title, whole_x)]
     body += [_mark(x(place), label) for place, label in marks if x.low <= place <= x.high]
     body += [_band(line, x, y) for line in lines if line.error]
@@ -92,7 +92,7 @@ def stacked_chart(lines: Sequence[Line], x_title: str, *, whole_x: bool = False)
     for line in lines:
         parts = [value if math.isfinite(value) else 0.0 for value in line.y]
         edges.append([low + part for low, part in zip(edges[-1], parts, strict=True)])
-    x = fitted(lines[0].x, LEFT, RIGHT)
+    x = tight_scale(lines[0].x, LEFT, RIGHT)
     y = Scale(0, max(edges[-1]) * 1.06 or 1.0, BOTTOM, TOP)
     body = [_grid(x, y, x_title, whole_x)]
     for line, (under, over) in zip(lines, pairwise(edges), strict=True):
@@ -104,11 +104,11 @@ def stacked_chart(lines: Sequence[Line], x_title: str, *, whole_x: bool = False)
 
 def sparkline(values: Sequence[float]) -> str:
     """Return a small curve without axes."""
-    known = [value for value in values if math.isfinite(value)]
-    if len(known) < 2 or max(known) == min(known):
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2 or max(finite) == min(finite):
         return ""
-    x, y = Scale(0, len(known) - 1, 3, 97), Scale(min(known), max(known), 25, 3)
-    points = [(x(index), y(value)) for index, value in enumerate(known)]
+    x, y = Scale(0, len(finite) - 1, 3, 97), Scale(min(finite), max(finite), 25, 3)
+    points = [(x(index), y(value)) for index, value in enumerate(finite)]
     dot = f'<circle cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="2.6"/>'
     return f'<svg class="spark" viewBox="0 0 100 28" aria-hidden="true"><path d="{_path(points)}"/>{dot}</svg>'
 
@@ -142,29 +142,29 @@ def _mark(at: float, label: str) -> str:
 
 
 def _band(line: Line, x: Scale, y: Scale) -> str:
-    known = [
+    finite = [
         (x(a), y(b - e), y(b + e))
         for a, b, e in zip(line.x, line.y, line.error, strict=True)
         if math.isfinite(b) and math.isfinite(e)
     ]
-    if len(known) < 2:
+    if len(finite) < 2:
         return ""
-    outline = [(a, high) for a, _, high in known] + [(a, low) for a, low, _ in reversed(known)]
+    outline = [(a, high) for a, _, high in finite] + [(a, low) for a, low, _ in reversed(finite)]
     return f'<path class="band c{line.colour}" d="{_path(outline)}Z"/>'
 
 
 def _strokes(line: Line, x: Scale, y: Scale) -> str:
     colour = f"c{line.colour}"
     points = [(x(a), y(b) if math.isfinite(b) else math.nan) for a, b in zip(line.x, line.y, strict=True)]
-    known = [point for point in points if math.isfinite(point[1])]
+    finite = [point for point in points if math.isfinite(point[1])]
     if line.noisy:
         heights = _running_mean([b for _, b in points], smoothing_window(len(points)))
         smooth = [(a, height) for (a, _), height in zip(points, heights, strict=True)]
         raw = f'<path class="raw {colour}" d="{_path(points)}"/>'
         return f'{raw}<path class="line {colour}" d="{_path(smooth)}"/>'
     stroke = f'<path class="line {colour}" d="{_path(points)}"/>'
-    if line.dots or len(known) == 1:
-        stroke += "".join(f'<circle class="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in known)
+    if line.dots or len(finite) == 1:
+        stroke += "".join(f'<circle class="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in finite)
     if line.ringed is not None:
         a, b = points[line.ringed]
         stroke += f'<circle class="ring {colour}" cx="{a:.1f}" cy="{b:.1f}" r="7"/>'
@@ -197,10 +197,10 @@ def _path(points: Sequence[Point]) -> str:
     """Return M and L commands. Points that are not finite interrupt the line."""
     parts, pen_down = [], False
     for a, b in points:
-        known = math.isfinite(b)
-        if known:
+        finite = math.isfinite(b)
+        if finite:
             parts.append(f"{'L' if pen_down else 'M'}{a:.1f} {b:.1f}")
-        pen_down = known
+        pen_down = finite
     return "".join(parts)
 
 

@@ -46,7 +46,7 @@ class RunRecord:
     frames: list[Frame] = field(default_factory=list)
     texts: list[TextSamples] = field(default_factory=list)
     sweep: Sweep | None = None
-    chosen: InferenceDefaults | None = None
+    defaults: InferenceDefaults | None = None
     summary: dict[str, object] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ def read_run(folder: Path) -> RunRecord:
     run.summary = _read_json(folder / "summary.json", run.problems)
     run.sweep = _read_sweep(folder, run.problems)
     try:
-        run.chosen = read_inference_defaults(folder)
+        run.defaults = read_inference_defaults(folder)
     except InferenceDefaultsError:
         run.problems.append("inference.json cannot be read; the run's default weight is not shown.")
     return run

@@ -166,7 +166,7 @@ def picture(one: Picture, alt: str) -> str:
 
 def sweep(run: RunRecord) -> str:
     """Return rewards, divergences and costs against the RLG weight, with the samples of the sweep."""
-    found, chosen = run.sweep, run.chosen
+    found, default = run.sweep, run.defaults
     if found is None:
         return ""
     keys = [key for key in found.series if not key.endswith(STDERR) and not key.startswith("cost/")]
@@ -174,10 +174,10 @@ def sweep(run: RunRecord) -> str:
     rewards = [key for key in keys if key.removeprefix("eval/").startswith(("reward/", "watch/"))]
     marks = {0.0: "base", 1.0: "trained"}
     lead = _describe_peaks(found, rewards)
-    if chosen is not None:
-        marks[chosen.rlg] = ", ".join(filter(None, (marks.get(chosen.rlg), "default")))
-        why = escape(chosen.why or "set in inference.json")
-        lead += f" The run is sampled at w = {chosen.rlg:g} by default ({why})."
+    if default is not None:
+        marks[default.rlg] = ", ".join(filter(None, (marks.get(default.rlg), "default")))
+        why = escape(default.why or "set in inference.json")
+        lead += f" The run is sampled at w = {default.rlg:g} by default ({why})."
     figures = _sweep_figure(found, "Rewards", rewards, marks)
     figures += "".join(_sweep_figure(found, metric_title(key), [key], marks) for key in keys if key not in rewards)
     below = SWEEP_NOTE
@@ -227,9 +227,9 @@ def _label(key: str) -> str:
 def _describe_peaks(sweep: Sweep, keys: list[str]) -> str:
     parts = []
     for key in keys:
-        place = argmax_known(sweep.series[key])
-        if place is not None:
-            value, weight = formats.number(sweep.series[key][place]), sweep.weights[place]
+        index = argmax_known(sweep.series[key])
+        if index is not None:
+            value, weight = formats.number(sweep.series[key][index]), sweep.weights[index]
             parts.append(f"{escape(_label(key))} is highest at w = {weight:g} (<b>{value}</b>)")
     return "; ".join(parts) + "." if parts else ""
 

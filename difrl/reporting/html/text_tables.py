@@ -111,8 +111,8 @@ def _cell(completions: Completions, row: int) -> str:
 
 
 def _rewards(means: Sequence[float]) -> str:
-    known = [formats.number(mean) for mean in means if math.isfinite(mean)]
-    if not known:
+    finite = [formats.number(mean) for mean in means if math.isfinite(mean)]
+    if not finite:
         return ""
-    first = f"{known[0]} → " if len(known) > 1 else ""
-    return f"{first}<b>{known[-1]}</b>{sparkline(means)}"
+    first = f"{finite[0]} → " if len(finite) > 1 else ""
+    return f"{first}<b>{finite[-1]}</b>{sparkline(means)}"

@@ -26,28 +26,28 @@ def badge(value: float | None, spread: tuple[float, float], size: int) -> Image.
     if value is None or not math.isfinite(value):
         return pill("no score", size, None)
     low, high = spread
-    return pill(plain(value), size, (value - low) / (high - low) if high > low else 0.5)
+    return pill(score_text(value), size, (value - low) / (high - low) if high > low else 0.5)
 
 
-def _known(scores: Sequence[Sequence[float | None]]) -> list[float]:
+def _finite(scores: Sequence[Sequence[float | None]]) -> list[float]:
     return [value for row in scores for value in row if value is not None and math.isfinite(value)]
 
 
 def mean_score(scores: Sequence[Sequence[float | None]]) -> float | None:
     """Return the mean of the scores that are known, None without any."""
-    values = _known(scores)
+    values = _finite(scores)
     return sum(values) / len(values) if values else None
 
 
 def span(sets: Sequence[Scores]) -> tuple[float, float]:
     """Return the ends of the colour scale: 0 and 1 if all scores lie between them, else the lowest and highest score."""
-    values = [value for scores in sets for value in _known(scores)]
+    values = [value for scores in sets for value in _finite(scores)]
     if not values or (min(values) >= 0 and max(values) <= 1):
         return 0.0, 1.0
     return min(values), max(values)
 
 
-def plain(value: float) -> str:
+def score_text(value: float) -> str:
     """Return a score as short text: whole numbers without decimals."""
     if value == int(value) and abs(value) < 1000:
         return str(int(value))

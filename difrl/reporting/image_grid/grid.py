@@ -45,7 +45,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Measures:
+class Lengths:
     """Lengths of a sheet in pixels, derived from the size of a tile."""
 
     width: int
@@ -166,39 +166,39 @@ def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
 def _sheet(columns: Sequence[Column], prompts: Sequence[str]) -> Image.Image:
     """Draw prompts at the left, then the columns, with more room between columns than between samples of one column."""
     size = columns[0].tiles[0][0].size
-    measures = Measures(*size, scored=any(column.scores is not None for column in columns))
-    gap, margin, body = measures.gap, measures.margin, font(measures.text)
-    room = max(2, measures.pitch // line_height(body) - 2)
-    captions = [wrap(one, body, max(1.5 * measures.width, NARROWEST_CAPTION), room) for one in prompts]
+    lengths = Lengths(*size, scored=any(column.scores is not None for column in columns))
+    gap, margin, body = lengths.gap, lengths.margin, font(lengths.text)
+    room = max(2, lengths.pitch // line_height(body) - 2)
+    captions = [wrap(one, body, max(1.5 * lengths.width, NARROWEST_CAPTION), room) for one in prompts]
     longest = max(body.getlength(line) for lines in captions for line in lines)
     left = margin + (math.ceil(longest + 2.5 * gap) if longest else 0)
     between = 3 * gap if any(column.most > 1 for column in columns) else gap
-    header = measures.text * (3 if measures.scored else 2) if any(column.label for column in columns) else 0
-    width = sum(measures.column(column.most) + between for column in columns) - between
-    height = header + measures.pitch * len(prompts) - gap
+    header = lengths.text * (3 if lengths.scored else 2) if any(column.label for column in columns) else 0
+    width = sum(lengths.column(column.most) + between for column in columns) - between
+    height = header + lengths.pitch * len(prompts) - gap
     sheet = Image.new("RGB", (left + width + margin, height + 2 * margin), PAGE)
 
     top = margin + header
     for index, lines in enumerate(captions):
         alone = columns[0].scores if len(columns) == 1 else None
         mean = mean_score([alone[index]]) if alone is not None else None
-        _caption(sheet, lines, mean, (margin, top + index * measures.pitch), measures)
+        _caption(sheet, lines, mean, (margin, top + index * lengths.pitch), lengths)
     x = left
     for column in columns:
-        _header(sheet, column, (x, margin), measures)
+        _header(sheet, column, (x, margin), lengths)
         spread = span([one.scores for one in columns if one.scores is not None])
         for index in range(len(prompts)):
-            _row(sheet, column, index, spread, (x, top + index * measures.pitch), measures)
-        x += measures.column(column.most) + between
+            _row(sheet, column, index, spread, (x, top + index * lengths.pitch), lengths)
+        x += lengths.column(column.most) + between
     return sheet
 
 
-def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple[int, int], measures: Measures) -> None:
+def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple[int, int], lengths: Lengths) -> None:
     """Draw a prompt, vertically centred on its row of tiles, and the mean score of the row below it."""
-    draw, body, small = ImageDraw.Draw(sheet), font(measures.text), font(measures.text - 2)
+    draw, body, small = ImageDraw.Draw(sheet), font(lengths.text), font(lengths.text - 2)
     x, y = at
     extra = line_height(small) + 3 if mean is not None else 0
-    y += max(0, (measures.height - block_height(lines, body) - extra) // 2)
+    y += max(0, (lengths.height - block_height(lines, body) - extra) // 2)
     for line in lines:
         draw.text((x, y), line, font=body, fill=INK)
         y += line_height(body)
@@ -206,17 +206,17 @@ def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple
         draw.text((x, y + 3), f"mean {mean:.2f}", font=small, fill=MUTED)
 
 
-def _header(sheet: Image.Image, column: Column, at: tuple[int, int], measures: Measures) -> None:
+def _header(sheet: Image.Image, column: Column, at: tuple[int, int], lengths: Lengths) -> None:
     if not column.label:
         return
-    draw, bold, small = ImageDraw.Draw(sheet), font(measures.text, bold=True), font(measures.text - 2)
-    width = measures.column(column.most)
+    draw, bold, small = ImageDraw.Draw(sheet), font(lengths.text, bold=True), font(lengths.text - 2)
+    width = lengths.column(column.most)
     (label,) = wrap(column.label, bold, max(width, NARROWEST_HEADER), 1)
     x, y = at[0] + width / 2, at[1]
     draw.text((x, y), label, font=bold, fill=INK, anchor="mt")
     mean = mean_score(column.scores or [])
     if mean is not None:
-        lower = y + measures.text * 1.5
+        lower = y + lengths.text * 1.5
         draw.text((x, lower), f"mean {mean:.2f}", font=small, fill=MUTED, anchor="mt")
 
 
@@ -226,7 +226,7 @@ def _row(
     index: int,
     spread: tuple[float, float],
     at: tuple[int, int],
-    measures: Measures,
+    lengths: Lengths,
 ) -> None:
     """Draw tiles, each with its score below, and with a hairline around it that shows the edge of a pale image."""
     draw = ImageDraw.Draw(sheet)
@@ -236,32 +236,32 @@ def _row(
         sheet.paste(tile, (x, y))
         draw.rectangle((x - 1, y - 1, x + tile.width, y + tile.height), outline=HAIRLINE)
         if position < len(values):
-            label = badge(values[position], spread, measures.text - 1)
-            lower = y + tile.height + measures.text // 4
+            label = badge(values[position], spread, lengths.text - 1)
+            lower = y + tile.height + lengths.text // 4
             sheet.paste(label, (x + (tile.width - label.width) // 2, lower), label)
-        x += measures.width + measures.gap
+        x += lengths.width + lengths.gap
 
 
 def _captioned(column: Column, named: Sequence[Sequence[str]]) -> Image.Image:
     """Draw a sheet on which every image has its own caption below it."""
-    measures = Measures(*column.tiles[0][0].size, scored=column.scores is not None)
-    body, margin, between = font(measures.text - 1), measures.margin, 2 * measures.gap
-    wrapped = [[wrap(caption, body, measures.width, MOST_LINES) for caption in row] for row in named]
-    under = measures.height + measures.badge + measures.gap // 2
+    lengths = Lengths(*column.tiles[0][0].size, scored=column.scores is not None)
+    body, margin, between = font(lengths.text - 1), lengths.margin, 2 * lengths.gap
+    wrapped = [[wrap(caption, body, lengths.width, MOST_LINES) for caption in row] for row in named]
+    under = lengths.height + lengths.badge + lengths.gap // 2
     heights = [under + max(block_height(lines, body) for lines in row) for row in wrapped]
-    width = column.most * (measures.width + between) - between
+    width = column.most * (lengths.width + between) - between
     height = sum(heights) + between * (len(heights) - 1)
     sheet = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAGE)
     draw, y = ImageDraw.Draw(sheet), margin
     spread = span([column.scores] if column.scores is not None else [])
     for index, row in enumerate(wrapped):
         for position, lines in enumerate(row):
-            x = margin + position * (measures.width + between)
+            x = margin + position * (lengths.width + between)
             scores = [column.scores[index][position : position + 1]] if column.scores is not None else None
             one = Column("", [[column.tiles[index][position]]], scores)
-            _row(sheet, one, 0, spread, (x, y), measures)
+            _row(sheet, one, 0, spread, (x, y), lengths)
             for number, line in enumerate(lines):
-                at = (x + measures.width / 2, y + under + number * line_height(body))
+                at = (x + lengths.width / 2, y + under + number * line_height(body))
                 draw.text(at, line, font=body, fill=INK, anchor="ma")
         y += heights[index] + between
     return sheet
