@@ -21,21 +21,21 @@ from difrl.policies.diffusion.load import load_family, load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.tasks.exact.gaussian import GaussianWorld
+from difrl.tasks.exact.gaussian import GaussianTask
 from difrl.tasks.exact.gaussian_solutions import (
     Array,
     Chain,
+    Denoiser,
     Normal,
-    Output,
-    chain_of,
-    constant,
-    exact_output,
+    build_exact_denoiser,
+    constant_mean,
+    probe_chain,
 )
 from difrl.training.cost.plan_images import plan_of
 from difrl.training.trainer import Trainer
 from samplers import Condition, Grid, Window, ode, solve
 
-WORLD = GaussianWorld()
+WORLD = GaussianTask()
 DIMENSIONS = len(WORLD.covariance)
 STEPS = 12
 """Denoising steps of a rollout."""
@@ -60,15 +60,15 @@ class Setting:
         return np.array(self.policy.family.denoiser.config.times)
 
     @property
-    def base(self) -> Output:
+    def base(self) -> Denoiser:
         """The exact denoiser of the data."""
-        return exact_output(self.policy.process, self.data.cov, constant(self.data.mean))
+        return build_exact_denoiser(self.policy.process, self.data.cov, constant_mean(self.data.mean))
 
-    def chain(self, output: Output) -> Chain:
+    def chain(self, output: Denoiser) -> Chain:
         """The chain of the cell's rollouts with a denoiser."""
         return chain_with(self.policy, output)
 
-    def end(self, output: Output) -> Normal:
+    def end(self, output: Denoiser) -> Normal:
         """Where the cell's rollouts end with a denoiser."""
         return self.chain(output).end()
 
@@ -150,7 +150,7 @@ def train(config: RunConfig) -> Trainer:
     return trainer
 
 
-def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Output:
+def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Denoiser:
     """A network for one prompt, as a function of flat states."""
     denoiser = policy.denoiser(snapshot, policy.sampling.guidance)
 
@@ -163,12 +163,12 @@ def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -
     return output
 
 
-def chain_with(policy: DiffusionPolicy, output: Output) -> Chain:
+def chain_with(policy: DiffusionPolicy, output: Denoiser) -> Chain:
     """The training sampler's chain with a denoiser; a solver of diffusers is one step of it, from start to end."""
     sampling = policy.sampling
     if sampling.scheduler is None:
         window = sampling.window(NoiseKey(0, 0))
-        return chain_of(output, policy.process, sampling.grid, sampling.kernel, window, DIMENSIONS)
+        return probe_chain(output, policy.process, sampling.grid, sampling.kernel, window, DIMENSIONS)
     probes = torch.cat([torch.zeros(1, DIMENSIONS), torch.eye(DIMENSIONS)]).double()
     nothing = Condition({"nothing": torch.zeros(len(probes), 0)})
 
@@ -197,7 +197,7 @@ def measure(trainer: Trainer, answer: Answer | None) -> Measured:
     for prompt, setting in enumerate(settings(policy)):
         output = output_of(policy, prompt)
         end, optimum = setting.end(output), setting.data.tilted(setting.direction, BETA)
-        slow = chain_of(output, policy.process, fine, ode, Window(0, 0), DIMENSIONS).end()
+        slow = probe_chain(output, policy.process, fine, ode, Window(0, 0), DIMENSIONS).end()
         tends = None if answer is None else answer(setting)
         gaps = (none, none) if tends is None else (end.kl(tends), tends.kl(optimum))
         nearest = (none, none) if tends is None else nearest_tilt(setting, tends.mean)

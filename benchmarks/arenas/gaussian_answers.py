@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from benchmarks.arenas.gaussian import GROUP, Answer, Setting
-from difrl.tasks.exact.gaussian_forward import Matching, Pull, Situation, Slope, fixed_point
+from difrl.tasks.exact.gaussian_forward import LossDerivative, MatchingLoss, PopulationGradient, Setup, fixed_point
 from difrl.tasks.exact.gaussian_solutions import Array, Normal
 
 TIMES = (np.arange(64) + 0.5) / 64
@@ -21,7 +21,7 @@ def paths(beta: float | Callable[[Setting], float] = 1.0) -> Answer:
     def answer(setting: Setting) -> Normal:
         chain = setting.chain(setting.base)
         value = beta if isinstance(beta, float) else beta(setting)
-        return chain.controlled(setting.direction, np.full(len(chain.stds), 1 / value)).end()
+        return chain.with_control(setting.direction, np.full(len(chain.stds), 1 / value)).end()
 
     return answer
 
@@ -32,7 +32,7 @@ def guarded_paths(coefficient: float) -> Answer:
     def answer(setting: Setting) -> Normal:
         chain = setting.chain(setting.base)
         dt = -np.diff(setting.policy.sampling.grid.times.numpy())
-        return chain.controlled(setting.direction, chain.stds / dt / coefficient).end()
+        return chain.with_control(setting.direction, chain.stds / dt / coefficient).end()
 
     return answer
 
@@ -53,18 +53,18 @@ def group_std_beta(setting: Setting) -> float:
     return float(std / (np.sqrt(2 / GROUP) * np.exp(gammaln(GROUP / 2) - gammaln((GROUP - 1) / 2))))
 
 
-def matched(slope: Slope, anchor: Callable[[Array], Array], gain: float = 1.0) -> Answer:
+def matched(slope: LossDerivative, anchor: Callable[[Array], Array], gain: float = 1.0) -> Answer:
     """Where A-weighted matching with an anchor of weight c(t) on the mean square of outputs ends; times are uniform."""
-    matching = Matching(slope, anchor(TIMES), TIMES, np.full(len(TIMES), 1 / len(TIMES)), gain)
+    matching = MatchingLoss(slope, anchor(TIMES), TIMES, np.full(len(TIMES), 1 / len(TIMES)), gain)
 
     def answer(setting: Setting) -> Normal:
-        situation = Situation(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
-        return situation.end(fixed_point(matching, situation))
+        setup = Setup(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
+        return setup.end(fixed_point(matching, setup))
 
     return answer
 
 
-def constant_slope(weight: Callable[[Array], Array]) -> Slope:
+def constant_slope(weight: Callable[[Array], Array]) -> LossDerivative:
     """φ = w(t) m."""
     return lambda t, error: np.broadcast_to(weight(t)[:, None], error.shape[:2])
 
@@ -93,17 +93,21 @@ def regressed(beta: float) -> Answer:
     """
 
     def answer(setting: Setting) -> Normal:
-        situation = Situation(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
-        pull = Pull(Matching(constant_slope(np.ones_like), np.ones_like(TIMES), TIMES, np.ones_like(TIMES)), situation)
-        squares = np.einsum("tni,tnj->tij", pull.error, pull.error) / pull.error.shape[1]
-        answers = (
-            np.einsum("tdi,tde,tej->tij", pull.matrices, squares, pull.matrices) * 2 * beta / len(setting.direction)
+        setup = Setup(setting.policy.process, setting.data, setting.direction, setting.rows, setting.end)
+        terms = PopulationGradient(
+            MatchingLoss(constant_slope(np.ones_like), np.ones_like(TIMES), TIMES, np.ones_like(TIMES)), setup
         )
-        blocks = np.einsum("tk,tl,tij->kilj", pull.hats, pull.hats, answers)
-        wanted = np.einsum("tk,tdi,tde,e->ki", pull.hats, pull.matrices, pull.matrices, pull.cov @ setting.direction)
+        squares = np.einsum("tni,tnj->tij", terms.error, terms.error) / terms.error.shape[1]
+        answers = (
+            np.einsum("tdi,tde,tej->tij", terms.matrices, squares, terms.matrices) * 2 * beta / len(setting.direction)
+        )
+        blocks = np.einsum("tk,tl,tij->kilj", terms.hats, terms.hats, answers)
+        wanted = np.einsum(
+            "tk,tdi,tde,e->ki", terms.hats, terms.matrices, terms.matrices, terms.cov @ setting.direction
+        )
         size = wanted.size
         moved = np.linalg.solve(blocks.reshape(size, size), wanted.reshape(size)).reshape(wanted.shape)
-        return situation.end(setting.data.mean + moved)
+        return setup.end(setting.data.mean + moved)
 
     return answer
 

@@ -20,8 +20,8 @@ from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.tasks.exact.enumerable import LENGTH, EnumerableWorld
-from difrl.tasks.exact.enumerable_solutions import Array, generated, kl, tilted
+from difrl.tasks.exact.enumerable import LENGTH, EnumerableTask
+from difrl.tasks.exact.enumerable_solutions import Array, completion_probabilities, exponential_tilt, kl
 from difrl.training.trainer import Trainer
 
 GROUP = 256
@@ -108,13 +108,13 @@ def tables(policy: LanguagePolicy) -> Array:
     return np.asarray(policy.network.model.tables().double().numpy())
 
 
-def measure(trainer: Trainer, cell: Cell, world: EnumerableWorld) -> Measured:
+def measure(trainer: Trainer, cell: Cell, world: EnumerableTask) -> Measured:
     """Distances of a trained policy from the cell's fixed point and from π*."""
     policy: LanguagePolicy = trainer.policy  # type: ignore[assignment]
     found = []
     for trained, base, reward in zip(tables(policy), world.logits, world.rewards, strict=True):
-        end, reference = generated(trained), generated(base)
-        optimum = tilted(reference, reward, BETA)
+        end, reference = completion_probabilities(trained), completion_probabilities(base)
+        optimum = exponential_tilt(reference, reward, BETA)
         gaps = (float("nan"),) * 2
         if cell.answer is not None:
             rest = cell.answer(reference, reward)

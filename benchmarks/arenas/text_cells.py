@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.arenas.text import BETA, Answer, Cell
-from difrl.tasks.exact.enumerable_solutions import Array, tilted, token_wise, with_std
+from difrl.tasks.exact.enumerable_solutions import Array, exponential_tilt, solve_token_wise, solve_with_std
 
 DIVIDED = {"baseline": "mean", "std": "group"}
 FROZEN = {"old": {"decay": 1.0}}
@@ -33,19 +33,19 @@ def distilled(decisions: str, snapshots: Mapping[str, Any], **more: Any) -> dict
 
 def optimum(beta: float = BETA) -> Answer:
     """The tilt of the base."""
-    return lambda reference, reward: tilted(reference, reward, beta)
+    return lambda reference, reward: exponential_tilt(reference, reward, beta)
 
 
 def tokens(divergence: str, coefficient: float = BETA) -> Answer:
     """After each prefix the best for the mean reward of what follows."""
-    return lambda reference, reward: token_wise(reference, reward, coefficient, divergence)
+    return lambda reference, reward: solve_token_wise(reference, reward, coefficient, divergence)
 
 
 def tokens_divided(divergence: str) -> Answer:
     """The same where advantages, and not the anchor, are divided by the rewards' standard deviation."""
 
     def answer(reference: Array, reward: Array) -> Array:
-        return with_std(lambda beta: token_wise(reference, reward, beta, divergence), reward, BETA)
+        return solve_with_std(lambda beta: solve_token_wise(reference, reward, beta, divergence), reward, BETA)
 
     return answer
 

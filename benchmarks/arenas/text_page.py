@@ -10,13 +10,13 @@ import numpy as np
 
 from benchmarks.arenas.text import BETA, GROUP, Cell, config_of, measure, train
 from benchmarks.arenas.text_cells import CELLS
-from difrl.tasks.exact.enumerable import EnumerableWorld
-from difrl.tasks.exact.enumerable_solutions import generated, kl, tilted
+from difrl.tasks.exact.enumerable import EnumerableTask
+from difrl.tasks.exact.enumerable_solutions import completion_probabilities, exponential_tilt, kl
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
     """Trains a cell in the world of a seed and measures it."""
-    cell, world = next(cell for cell in CELLS if cell.name == name), EnumerableWorld(seed)
+    cell, world = next(cell for cell in CELLS if cell.name == name), EnumerableTask(seed)
     config = config_of(world.save(folder), cell, prompts=world.prompts, seed=seed)
     return asdict(measure(train(config), cell, world))
 
@@ -28,9 +28,9 @@ def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _introduction(seeds: int) -> str:
-    worlds = [EnumerableWorld(seed) for seed in range(seeds)]
+    worlds = [EnumerableTask(seed) for seed in range(seeds)]
     starts = [
-        kl(generated(base), tilted(generated(base), reward, BETA))
+        kl(completion_probabilities(base), exponential_tilt(completion_probabilities(base), reward, BETA))
         for world in worlds
         for base, reward in zip(world.logits, world.rewards, strict=True)
     ]

@@ -1,13 +1,14 @@
-"""A language model of which everything is known: four letters, three tokens, a free logit for each after each prefix.
+"""The enumerable task: a language model with 64 possible completions, so that every expectation is an exact sum.
 
-The tokens so far decide a *node*, and the hidden state is the node's one-hot vector, so the output layer, an ordinary linear
-one, is the table of logits itself: [vocabulary, nodes]. There is nothing else to train, and every distribution over
-the 64 completions of a prompt is one setting of the table. Fixed points can then be computed (enumerable_answers.py) and
-compared with what training finds.
+Completions have three tokens of four letters each, and every letter has a free logit after every prefix. The tokens so far
+decide a *node*. The hidden state is the node's one-hot vector, so the weight of the output layer, an ordinary linear one, is
+the table of logits itself: [vocabulary, nodes]. There is nothing else to train, and every distribution over the 64
+completions of a prompt is one setting of the table. Fixed points can then be computed
+(difrl/tasks/exact/enumerable_solutions.py) and compared with the result of training.
 
-The nodes of a prompt are those of a tree, numbered level by level: 0 before the first letter, 4 n + 1 + v after letter v at
-node n. A prompt is a row of question marks, and which one it is, is how many there are: prompts differ in length.
-Importing this module registers the model with AutoModelForCausalLM; a cache of any kind holds the tokens themselves.
+The nodes of a prompt form a tree, numbered level by level: 0 before the first letter, 4 n + 1 + v after letter v at node n.
+A prompt is a row of question marks, and their number identifies it, so prompts differ in length.
+Importing this module registers the model with AutoModelForCausalLM. A cache of any kind holds the tokens themselves.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ from rewards import Scores
 
 LETTERS = "abcd"
 LENGTH = 3
-"""Tokens of a completion; nothing ends one earlier."""
+"""Tokens of a completion. All completions have the same length."""
 PAD, END, ASK, FIRST = 0, 1, 2, 3
-"""Token ids. Padding is 0 because that is what a static cache holds where nothing was written yet."""
+"""Token ids. Padding is 0 because a static cache is filled with zeros."""
 VOCABULARY = FIRST + len(LETTERS)
 NODES = sum(len(LETTERS) ** depth for depth in range(LENGTH))
-SHUT = -1e4
-"""Logit of what is never generated: its probability is exactly 0 in float32 and in float64, and so is its gradient."""
+NEVER = -1e4
+"""Logit of tokens that are never generated: probability and gradient are exactly 0 in float32 and in float64."""
 COMPLETIONS = ["".join(letters) for letters in itertools.product(LETTERS, repeat=LENGTH)]
-"""All 64, in the order in which arrays of shape [4, 4, 4] are flattened."""
+"""All 64 completions, in the order of flattened arrays [4, 4, 4]."""
 
 
 class TabularConfig(PreTrainedConfig):
-    """Of a table of logits for a number of prompts."""
+    """Configuration: the number of prompts decides the size of the table."""
 
     model_type = "difrl_tabular"
 
@@ -65,16 +66,16 @@ class TabularConfig(PreTrainedConfig):
 
 
 class TabularPreTrainedModel(PreTrainedModel):
-    """What transformers asks of both parts."""
+    """Settings of transformers that the backbone and the whole model share."""
 
     config_class = TabularConfig
     base_model_prefix = "model"
-    # There is no attention, so every implementation of it will do.
+    # There is no attention, so every implementation works.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
 
 class TokenNumbers(nn.Module):
-    """The embedding: a token's number, exact in every float type. A buffer, since there is nothing in it to train."""
+    """The embedding: the token id itself, exact in every float type. A buffer, because it is not trained."""
 
     weight: Tensor
 
@@ -83,7 +84,7 @@ class TokenNumbers(nn.Module):
         self.register_buffer("weight", torch.arange(vocabulary, dtype=torch.float32)[:, None])
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[B, T] -> [B, T, 1]."""
+        """Return the ids as floats, [B, T] -> [B, T, 1]."""
         return F.embedding(input_ids, self.weight)
 
 
@@ -103,8 +104,11 @@ class TabularModel(TabularPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids [B, T] -> last_hidden_state [B, T, prompts · NODES]. Padding says of itself what it is, so that no mask is
-        needed. Where no decision follows (before the prompt, after the last letter), the state is 0."""
+        """Return last_hidden_state [B, T, prompts · NODES] for input_ids [B, T].
+
+        Padding has its own token id, so the mask is not needed. The state is 0 at positions after which no letter is chosen:
+        before the prompt and after the last letter.
+        """
         tokens, past = input_ids, past_key_values
         if use_cache and past is None:
             past = DynamicCache(config=self.config)
@@ -113,9 +117,9 @@ class TabularModel(TabularPreTrainedModel):
             seen = int(past.get_seq_length())
             keys = self.embed_tokens(input_ids)[:, None]  # one head of one dimension
             tokens = past.update(keys, keys, 0)[0][:, 0, :, 0].long()
-        states = nodes(tokens)[:, seen : seen + input_ids.shape[1]]
-        rows = F.one_hot(states + 1, self.config.hidden_size + 1)[..., 1:].to(self.embed_tokens.weight.dtype)
-        return BaseModelOutputWithPast(last_hidden_state=rows, past_key_values=past)
+        rows = table_rows(tokens)[:, seen : seen + input_ids.shape[1]]
+        states = F.one_hot(rows + 1, self.config.hidden_size + 1)[..., 1:].to(self.embed_tokens.weight.dtype)
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past)
 
 
 class TabularForCausalLM(TabularPreTrainedModel, GenerationMixin):
@@ -136,20 +140,20 @@ class TabularForCausalLM(TabularPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """logits [B, T, VOCABULARY], or at the last `logits_to_keep` positions."""
-        found = self.model(input_ids, past_key_values=past_key_values, use_cache=use_cache)
+        """Return logits [B, T, VOCABULARY], or only those of the last `logits_to_keep` positions."""
+        output = self.model(input_ids, past_key_values=past_key_values, use_cache=use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(found.last_hidden_state[:, kept])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
+        logits = self.lm_head(output.last_hidden_state[:, kept])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
 
     @torch.no_grad()
-    def write(self, tables: Tensor) -> None:
-        """Sets the logits of the letters at every node, [prompts, NODES, 4]."""
-        self.lm_head.weight.fill_(SHUT)
+    def set_tables(self, tables: Tensor) -> None:
+        """Set the logits of the letters at every node, [prompts, NODES, 4]."""
+        self.lm_head.weight.fill_(NEVER)
         self.lm_head.weight[FIRST:] = tables.flatten(0, 1).T
 
     def tables(self) -> Tensor:
-        """Logits of the letters at every node, [prompts, NODES, 4]; detached."""
+        """Return the logits of the letters at every node, [prompts, NODES, 4], detached."""
         return self.lm_head.weight.detach()[FIRST:].T.reshape(self.config.prompts, NODES, len(LETTERS))
 
 
@@ -157,19 +161,19 @@ AutoConfig.register(TabularConfig.model_type, TabularConfig)
 AutoModelForCausalLM.register(TabularConfig, TabularForCausalLM)
 
 
-def nodes(tokens: Tensor) -> Tensor:
-    """prompt · NODES + node after each token, [B, T] -> [B, T] int64; -1 where there is no such row of the table."""
-    asked = (tokens == ASK).cumsum(dim=1)
-    node, found = tokens.new_zeros(len(tokens)), []
+def table_rows(tokens: Tensor) -> Tensor:
+    """Return prompt · NODES + node after each token, [B, T] -> [B, T] int64; -1 where the table has no row."""
+    prompt = (tokens == ASK).cumsum(dim=1)
+    node, nodes = tokens.new_zeros(len(tokens)), []
     for token in tokens.unbind(dim=1):
         node = torch.where(token >= FIRST, len(LETTERS) * node + 1 + token - FIRST, node)
-        found.append(node)
-    after = torch.stack(found, dim=1)
-    return torch.where((asked > 0) & (after < NODES), (asked - 1) * NODES + after, -1)
+        nodes.append(node)
+    after = torch.stack(nodes, dim=1)
+    return torch.where((prompt > 0) & (after < NODES), (prompt - 1) * NODES + after, -1)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a character."""
+    """Return a tokenizer with one token per character."""
     names = {"<pad>": PAD, "<end>": END, "?": ASK, **{letter: FIRST + v for v, letter in enumerate(LETTERS)}}
     tokenizer = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -180,13 +184,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @dataclass(frozen=True)
-class EnumerableWorld:
-    """Random logits of the base model and random rewards for every completion of every prompt, all by one seed."""
+class EnumerableTask:
+    """Random logits of the base model and random rewards for every completion of every prompt, drawn from one seed."""
 
     seed: int = 0
     prompts: int = 2
     spread: float = 1.0
-    """Standard deviation of logits, and of rewards."""
+    """Standard deviation of the logits, and of the rewards."""
 
     @property
     def texts(self) -> list[str]:
@@ -195,26 +199,26 @@ class EnumerableWorld:
 
     @property
     def logits(self) -> np.ndarray:
-        """Of the base model, [prompts, NODES, 4] float64 (values that float32 holds)."""
+        """Logits of the base model, [prompts, NODES, 4] float64 (values that float32 holds)."""
         return self._normal("logits", (self.prompts, NODES, len(LETTERS)))
 
     @property
     def rewards(self) -> np.ndarray:
-        """[prompts, 4, 4, 4] float64 (values that float32 holds)."""
+        """Reward of every completion, [prompts, 4, 4, 4] float64 (values that float32 holds)."""
         return self._normal("rewards", (self.prompts, *[len(LETTERS)] * LENGTH))
 
-    def _normal(self, use: str, shape: tuple[int, ...]) -> np.ndarray:
-        drawn = np.random.default_rng([self.seed, len(use)]).normal(scale=self.spread, size=shape)
+    def _normal(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = np.random.default_rng([self.seed, len(name)]).normal(scale=self.spread, size=shape)
         return drawn.astype(np.float32).astype(np.float64)
 
     def build(self) -> TabularForCausalLM:
-        """The base model."""
+        """Return the base model."""
         model = TabularForCausalLM(TabularConfig(self.prompts))
-        model.write(torch.from_numpy(self.logits))
+        model.set_tables(torch.from_numpy(self.logits))
         return model
 
     def save(self, folder: Path) -> Path:
-        """Writes folder/model for from_pretrained, and folder/prompts.jsonl with a table of rewards in each row's metadata."""
+        """Write folder/model for from_pretrained, and folder/prompts.jsonl with a table of rewards in each row's metadata."""
         self.build().save_pretrained(folder / "model")
         build_tokenizer().save_pretrained(folder / "model")
         rows = [
@@ -226,13 +230,14 @@ class EnumerableWorld:
 
 
 class TableReward:
-    """r(y) as metadata["rewards"] has it; a text that is none of the completions cannot be scored."""
+    """r(y) from the table metadata["rewards"]. A text that is none of the completions cannot be scored."""
 
     name, needs = "table", ("texts", "metadata")
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
-        found = [row["rewards"].get(text, float("nan")) for text, row in zip(texts, metadata, strict=True)]
-        values = torch.tensor(found)
+        values = torch.tensor(
+            [row["rewards"].get(text, float("nan")) for text, row in zip(texts, metadata, strict=True)]
+        )
         return Scores(values, values.isfinite())
 
     def to(self, device: torch.device | str) -> TableReward:

@@ -1,188 +1,218 @@
-"""What an update does on average in the enumerable world, exactly: sums over all completions in place of samples.
+"""Expected updates on the enumerable task, exactly: sums over all completions in place of samples.
 
-A surrogate is the loss of a setting over infinitely many samples. How likely they are is a constant of it, as in training:
-what is differentiated is the loss of samples that were drawn. It is made of the functions of difrl/core that training calls.
-`settled` looks for the table at which its gradient vanishes: so the closed forms of enumerable_answers.py are checked, and
-fixed points found that have none.
+A surrogate is the loss of a setting over infinitely many samples. The probabilities of the samples are constants in it, as in
+training, where the loss of samples that were already drawn is differentiated. Surrogates are built from the functions of
+difrl/core that training calls. `find_fixed_point` searches for the table at which the gradient vanishes. It checks the
+closed forms of difrl/tasks/exact/enumerable_solutions.py, and finds fixed points that have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from difrl.core import Clipped, Likelihoods, f_divergence, get_estimator, k1
-from difrl.tasks.exact.enumerable import ASK, COMPLETIONS, FIRST, LETTERS, nodes
+from difrl.tasks.exact.enumerable import ASK, COMPLETIONS, FIRST, LETTERS, table_rows
 from difrl.tasks.exact.enumerable_solutions import Array
 
-CHOSEN = torch.tensor([[LETTERS.index(letter) for letter in text] for text in COMPLETIONS])
-"""Letters of every completion, [64, 3]."""
-PREFIXES = nodes(torch.cat([torch.full((len(CHOSEN), 1), ASK), CHOSEN[:, :-1] + FIRST], dim=1))
-"""The row of the table that each of them is drawn from, [64, 3]."""
+LETTER_IDS = torch.tensor([[LETTERS.index(letter) for letter in text] for text in COMPLETIONS])
+"""Index of each letter of every completion, [64, 3]."""
+PREFIX_ROWS = table_rows(torch.cat([torch.full((len(LETTER_IDS), 1), ASK), LETTER_IDS[:, :-1] + FIRST], dim=1))
+"""Row of the table from which each letter is drawn, [64, 3]."""
 
 
 @dataclass(frozen=True, eq=False)
-class Every:
-    """Every completion of a prompt, under π (with gradient) and under the reference."""
+class AllCompletions:
+    """All completions of a prompt, under π (with gradient) and under the reference."""
 
     logits: Tensor
-    """[NODES, 4]."""
-    base: Tensor
-    """[NODES, 4], of the reference."""
+    """Table of π, [NODES, 4]."""
+    reference_logits: Tensor
+    """Table of the reference, [NODES, 4]."""
     reward: Tensor
-    """[64]."""
+    """Reward of every completion, [64]."""
 
     @property
-    def full(self) -> Tensor:
+    def letter_logps(self) -> Tensor:
         """Log-probabilities of all letters at every decision, [64, 3, 4]."""
-        return self.logits.log_softmax(dim=1)[PREFIXES]
+        return self.logits.log_softmax(dim=1)[PREFIX_ROWS]
 
     @property
-    def full_base(self) -> Tensor:
-        """The same under the reference."""
-        return self.base.log_softmax(dim=1)[PREFIXES]
+    def reference_letter_logps(self) -> Tensor:
+        """Log-probabilities of all letters under the reference, [64, 3, 4]."""
+        return self.reference_logits.log_softmax(dim=1)[PREFIX_ROWS]
 
     @property
     def logp(self) -> Tensor:
-        """ℓ [64, 3] of the letters chosen."""
-        return self.full.gather(2, CHOSEN[..., None])[..., 0]
+        """ℓ [64, 3] of the completions' own letters."""
+        return self.letter_logps.gather(2, LETTER_IDS[..., None])[..., 0]
 
     @property
-    def logp_base(self) -> Tensor:
-        """The same under the reference."""
-        return self.full_base.gather(2, CHOSEN[..., None])[..., 0]
+    def reference_logp(self) -> Tensor:
+        """ℓ [64, 3] of the completions' own letters under the reference."""
+        return self.reference_letter_logps.gather(2, LETTER_IDS[..., None])[..., 0]
 
-    def mean(self, values: Tensor) -> Tensor:
-        """E_π of values [64, 3], summed over decisions; π is not differentiated."""
-        return self.logp.detach().sum(dim=1).exp() @ values.sum(dim=1)
+    @property
+    def delta(self) -> Tensor:
+        """Δ = ℓ − ℓ_reference, [64, 3]."""
+        return self.logp - self.reference_logp
 
-    def mean_base(self, values: Tensor) -> Tensor:
-        """The same over samples of the reference."""
-        return self.logp_base.sum(dim=1).exp() @ values.sum(dim=1)
+    @property
+    def probabilities(self) -> Tensor:
+        """π(y) of every completion [64], detached."""
+        return self.logp.detach().sum(dim=1).exp()
+
+    def expectation(self, values: Tensor) -> Tensor:
+        """Return E_π of values [64, J], summed over decisions. π is not differentiated."""
+        return self.probabilities @ values.sum(dim=1)
+
+    def reference_expectation(self, values: Tensor) -> Tensor:
+        """Return the expectation of values [64, J] under the reference, summed over decisions."""
+        return self.reference_logp.sum(dim=1).exp() @ values.sum(dim=1)
+
+    def centre(self, values: Tensor) -> Tensor:
+        """Subtract the mean under π, which is not differentiated, from values [64, ...]."""
+        return values - self.probabilities @ values.detach()
 
 
-Surrogate = Callable[[Every], Tensor]
+Surrogate = Callable[[AllCompletions], Tensor]
 
 
-def policy_gradient(every: Every, advantages: Tensor) -> Tensor:
-    """The loss [64, 3] of `clipped` where θ = old, for advantages [64] or [64, 3]."""
-    logp = every.logp
+def policy_gradient(completions: AllCompletions, advantages: Tensor) -> Tensor:
+    """Return the loss [64, 3] of `Clipped` at θ = old, for advantages [64] or [64, 3]."""
+    logp = completions.logp
     lik = Likelihoods(logp, torch.ones_like(logp, dtype=torch.bool), {"references/old": logp.detach()})
     return Clipped()(lik, advantages, torch.zeros(len(logp), dtype=torch.int64))[0]
 
 
-def free(every: Every) -> Tensor:
-    """Nothing but the reward."""
-    return every.mean(policy_gradient(every, every.reward))
+def reward_only(completions: AllCompletions) -> Tensor:
+    """Return the loss without any anchor."""
+    return completions.expectation(policy_gradient(completions, completions.reward))
 
 
-def k1_of_sequences(beta: float) -> Surrogate:
-    """k1 in the reward, summed over the sequence."""
+def sequence_k1_in_reward(beta: float) -> Surrogate:
+    """Return the surrogate with k1 in the reward, summed over the sequence."""
 
-    def surrogate(every: Every) -> Tensor:
-        cost = k1(every.logp, every.logp_base).detach().sum(dim=1)
-        return every.mean(policy_gradient(every, every.reward - beta * cost))
-
-    return surrogate
-
-
-def k1_of_tokens(beta: float) -> Surrogate:
-    """k1 in the reward, each token's own alone."""
-
-    def surrogate(every: Every) -> Tensor:
-        cost = k1(every.logp, every.logp_base).detach()
-        return every.mean(policy_gradient(every, every.reward[:, None] - beta * cost))
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = k1(completions.logp, completions.reference_logp).detach().sum(dim=1)
+        return completions.expectation(policy_gradient(completions, completions.reward - beta * cost))
 
     return surrogate
 
 
-def estimated(name: str, beta: float) -> Surrogate:
-    """k2 or k3 as a loss."""
-    of = get_estimator(name, "loss")
-    return lambda every: free(every) + beta * every.mean(of(every.logp, every.logp_base))
+def token_k1_in_reward(beta: float) -> Surrogate:
+    """Return the surrogate with k1 in the reward, for each token its own alone."""
+
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = k1(completions.logp, completions.reference_logp).detach()
+        return completions.expectation(policy_gradient(completions, completions.reward[:, None] - beta * cost))
+
+    return surrogate
 
 
-def full(name: str, beta: float) -> Surrogate:
-    """A full-vocabulary f-divergence as a loss."""
-    of = f_divergence(name)
-    return lambda every: free(every) + beta * every.mean(of.full(every.full, every.full_base))
+def kl_estimator_loss(name: str, beta: float) -> Surrogate:
+    """Return the surrogate with k2 or k3 as a loss."""
+
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = get_estimator(name, "loss")(completions.logp, completions.reference_logp)
+        return reward_only(completions) + beta * completions.expectation(cost)
+
+    return surrogate
 
 
-def sampled(name: str, beta: float) -> Surrogate:
-    """The same from the samples' own tokens."""
-    of = f_divergence(name)
-    return lambda every: free(every) + beta * every.mean(of.estimate_from_policy_samples(every.logp - every.logp_base))
+def divergence_loss(name: str, beta: float) -> Surrogate:
+    """Return the surrogate with a full-vocabulary f-divergence as a loss."""
+
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = f_divergence(name).full(completions.letter_logps, completions.reference_letter_logps)
+        return reward_only(completions) + beta * completions.expectation(cost)
+
+    return surrogate
 
 
-def rehearsed(name: str, beta: float) -> Surrogate:
-    """The same from the tokens of the reference's own samples, after prefixes that are the reference's too."""
-    of = f_divergence(name)
-    return lambda every: (
-        free(every) + beta * every.mean_base(of.estimate_from_reference_samples(every.logp - every.logp_base))
-    )
+def sampled_divergence_loss(name: str, beta: float) -> Surrogate:
+    """Return the surrogate with an f-divergence as a loss, estimated from the samples' own tokens."""
+
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = f_divergence(name).estimate_from_policy_samples(completions.delta)
+        return reward_only(completions) + beta * completions.expectation(cost)
+
+    return surrogate
 
 
-def divided(surrogate: Surrogate, eps: float = 1e-4) -> Surrogate:
-    """With rewards that were centred and divided by their standard deviation (+ eps)."""
+def reference_divergence_loss(name: str, beta: float) -> Surrogate:
+    """Return the surrogate with an f-divergence as a loss, estimated from whole completions of the reference."""
 
-    def normalised(every: Every) -> Tensor:
-        weights = every.logp.detach().sum(dim=1).exp()
-        centred = every.reward - weights @ every.reward
-        scaled = centred / ((weights @ centred.square()).sqrt() + eps)
-        return surrogate(Every(every.logits, every.base, scaled))
+    def surrogate(completions: AllCompletions) -> Tensor:
+        cost = f_divergence(name).estimate_from_reference_samples(completions.delta)
+        return reward_only(completions) + beta * completions.reference_expectation(cost)
+
+    return surrogate
+
+
+def divide_by_std(surrogate: Surrogate, eps: float = 1e-4) -> Surrogate:
+    """Return the surrogate for rewards that are centred and divided by their standard deviation (+ eps)."""
+
+    def normalised(completions: AllCompletions) -> Tensor:
+        centred = completions.centre(completions.reward)
+        std = (completions.probabilities @ centred.square()).sqrt()
+        return surrogate(replace(completions, reward=centred / (std + eps)))
 
     return normalised
 
 
-def distilled(beta: float, *, summed: bool) -> Surrogate:
-    """CRD from the reference on raw rewards, Δ summed over the sequence or token by token."""
+def centred_distillation(beta: float, *, summed: bool) -> Surrogate:
+    """Return the surrogate of CRD from the reference on raw rewards, Δ summed over the sequence or token by token."""
 
-    def surrogate(every: Every) -> Tensor:
-        weights = every.logp.detach().sum(dim=1).exp()
-        delta = every.logp - every.logp_base
-        delta = delta.sum(dim=1, keepdim=True) if summed else delta
-        centred = delta - weights @ delta.detach()
-        return every.mean((beta * centred - (every.reward - weights @ every.reward)[:, None]).square() / (2 * beta))
+    def surrogate(completions: AllCompletions) -> Tensor:
+        delta = completions.delta.sum(dim=1, keepdim=True) if summed else completions.delta
+        residual = beta * completions.centre(delta) - completions.centre(completions.reward)[:, None]
+        return completions.expectation(residual.square() / (2 * beta))
 
     return surrogate
 
 
-def gradient(surrogate: Surrogate, logits: Array, base: Array, reward: Array) -> Array:
-    """Of the surrogate in the logits, [NODES, 4]; each row sums to 0."""
+def gradient(surrogate: Surrogate, logits: Array, reference_logits: Array, reward: Array) -> Array:
+    """Return the gradient of the surrogate with respect to the logits, [NODES, 4]. Each row sums to 0."""
     table = torch.tensor(logits, requires_grad=True)
-    every = Every(table, torch.from_numpy(base), torch.from_numpy(reward.ravel()))
-    return np.asarray(torch.autograd.grad(surrogate(every), table)[0].numpy())
+    completions = AllCompletions(table, torch.from_numpy(reference_logits), torch.from_numpy(reward.ravel()))
+    return np.asarray(torch.autograd.grad(surrogate(completions), table)[0].numpy())
 
 
-def direction(surrogate: Surrogate, logits: Array, base: Array, reward: Array) -> Array:
-    """Minus the gradient of each logit over the probability of its letter being drawn at all, centred; [NODES, 4].
+def direction(surrogate: Surrogate, logits: Array, reference_logits: Array, reward: Array) -> Array:
+    """Return minus the gradient of each logit over the probability that its letter is drawn, centred by row: [NODES, 4].
 
-    It is 0 where the gradient is, and is what letters gain by it whether they are rare or not: of the reward alone,
-    Q(x, a) - V(x).
+    It vanishes where the gradient does, but rare letters count as much as frequent ones. For the reward alone it is
+    Q(x, a) − V(x).
     """
-    log_odds = torch.from_numpy(logits).log_softmax(dim=1)
-    drawn = log_odds[PREFIXES].gather(2, CHOSEN[..., None])[..., 0].sum(dim=1).exp()
-    met = torch.zeros(logits.shape, dtype=torch.float64).index_put(
-        (PREFIXES, CHOSEN), drawn[:, None].expand(-1, CHOSEN.shape[1]), accumulate=True
+    logps = torch.from_numpy(logits).log_softmax(dim=1)
+    probabilities = logps[PREFIX_ROWS].gather(2, LETTER_IDS[..., None])[..., 0].sum(dim=1).exp()
+    drawn = torch.zeros(logits.shape, dtype=torch.float64).index_put(
+        (PREFIX_ROWS, LETTER_IDS), probabilities[:, None].expand(-1, LETTER_IDS.shape[1]), accumulate=True
     )
-    found = -gradient(surrogate, logits, base, reward) / met.numpy()
-    return np.asarray(found - found.mean(axis=1, keepdims=True))
+    ascent = -gradient(surrogate, logits, reference_logits, reward) / drawn.numpy()
+    return np.asarray(ascent - ascent.mean(axis=1, keepdims=True))
 
 
-def settled(
-    surrogate: Surrogate, base: Array, reward: Array, rate: float = 0.2, tolerance: float = 1e-9, limit: int = 20_000
+def find_fixed_point(
+    surrogate: Surrogate,
+    reference_logits: Array,
+    reward: Array,
+    rate: float = 0.2,
+    tolerance: float = 1e-9,
+    limit: int = 20_000,
 ) -> Array:
-    """The table [NODES, 4] at which small updates along `direction` come to rest, from the base on.
+    """Return the table [NODES, 4] to which small updates along `direction` converge from the reference.
 
-    RuntimeError where some letter still has more than `tolerance` to gain after `limit` updates.
+    RuntimeError if some letter still has more than `tolerance` to gain after `limit` updates.
     """
-    logits = base
+    logits = reference_logits
     for _ in range(limit):
-        step = direction(surrogate, logits, base, reward)
+        step = direction(surrogate, logits, reference_logits, reward)
         if np.abs(step).max() < tolerance:
             return logits
         logits = logits + rate * step

@@ -1,13 +1,13 @@
-"""A world in which every answer is known: Gaussian data, a denoiser that is exact for it, a linear reward.
+"""The Gaussian task: Gaussian data, a denoiser that is exact for it, and a linear reward, so that fixed points are known.
 
 For each prompt x0 ~ N(mean, Σ), so x_t ~ N(α mean, S_t) with S_t = α² Σ + σ² I, and the exact denoiser is affine:
 
     x̂0 = mean + α Σ S_t⁻¹ (x_t − α mean)          ε̂ = σ S_t⁻¹ (x_t − α mean)
 
-What is trained is `mean`, as a table over time and prompts. That is all a linear reward r = a·x0 asks for: tilting by
-exp(r/β) moves the mean by Σa/β and leaves Σ, and controlling the noise of a chain towards it moves the mean of each step
-by a constant (gaussian_answers.py). With `affine` the table also holds a matrix for each time, so that any affine
-denoiser can be reached. The model is a diffusers pipeline like any other; its latents are its images, unclamped.
+Training changes `mean`, a table over time and prompts. A linear reward r = a·x0 needs nothing else: tilting by exp(r/β) moves
+the mean by Σa/β and leaves Σ, and the optimal control of a sampling chain moves the mean of each step by a constant
+(difrl/tasks/exact/gaussian_solutions.py). With `affine` the table also holds a matrix for each time, so that every affine
+denoiser can be reached. The model is a diffusers pipeline like any other. Its latents are its images, unclamped.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from rewards import Scores
 from samplers import FlowMatching, Grid, Process, VariancePreserving, expand
 
 TIMESTEPS = 1000
-# (α, σ) = (cos, sin) of an angle that is linear in t: pure noise at t = 1, from which both processes then start alike.
+# (α, σ) = (cos, sin) of an angle that is linear in t: pure noise at t = 1, so that both processes start from N(0, I).
 ALPHAS_CUMPROD = (torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) * math.pi / (2 * TIMESTEPS)).cos() ** 2
-Kind = Literal["flow", "variance_preserving"]
+ProcessKind = Literal["flow", "variance_preserving"]
 
 
-def process_of(kind: Kind) -> Process:
-    """Flow matching, or a variance-preserving process that predicts v."""
+def build_process(kind: ProcessKind) -> Process:
+    """Return flow matching, or a variance-preserving process that predicts v."""
     if kind == "flow":
         return FlowMatching(TIMESTEPS)
     return VariancePreserving(ALPHAS_CUMPROD, "v_prediction")
 
 
-def scheduler_of(kind: Kind) -> Any:
-    """diffusers' scheduler of the process, from which a run takes its times."""
+def build_scheduler(kind: ProcessKind) -> Any:
+    """Return the diffusers scheduler of the process, which gives a run its times."""
     if kind == "flow":
         return FlowMatchEulerDiscreteScheduler(TIMESTEPS)
     betas = 1 - ALPHAS_CUMPROD / torch.cat([torch.ones(1), ALPHAS_CUMPROD[:-1]])
@@ -51,14 +51,14 @@ def scheduler_of(kind: Kind) -> Any:
 
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
-    """The raw output for data N(mean_t, Σ): exact while mean_t is the data's mean at every t.
+    """Denoiser for data N(mean_t, Σ): exact while mean_t is the mean of the data at every t.
 
     Args:
       covariance: Σ [D, D].
-      means: prompt -> the data's mean [D]; the model is conditioned on a one-hot vector of the P prompts in this order.
-      times: where the tables have their rows, rising in (0, 1]; linear in between, constant beyond.
+      means: prompt -> mean of the data [D]. The condition is a one-hot vector over the P prompts in this order.
+      times: times of the rows of the tables, rising in (0, 1]. Linear in between, constant beyond.
       kind: the process.
-      affine: whether a matrix for each time is trained too, 0 at first: x̂0 gains α σ² S_t⁻¹ gain_t S_t^-½ (x_t − α mean_t)
+      affine: True to train a matrix for each time too, 0 at first: x̂0 gains α σ² S_t⁻¹ gain_t S_t^-½ (x_t − α mean_t)
         and ε̂ loses α/σ times as much. N(mean, Σ') is at gain_t = (Σ' − Σ) S'_t⁻¹ S_t^½.
     """
 
@@ -68,11 +68,11 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         covariance: list[list[float]],
         means: dict[str, list[float]],
         times: list[float],
-        kind: Kind = "flow",
+        kind: ProcessKind = "flow",
         affine: bool = False,
     ) -> None:
         super().__init__()
-        self.process = process_of(kind)
+        self.process = build_process(kind)
         values, vectors = torch.linalg.eigh(torch.tensor(covariance, dtype=torch.float64))
         self.register_buffer("variances", values.float())
         self.register_buffer("axes", vectors.float())
@@ -82,14 +82,14 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
             self.gain = nn.Parameter(torch.zeros(len(times), len(covariance), len(covariance)))
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> Tensor:
-        """Raw output [B, D, 1, 1] for states [B, D, 1, 1], timesteps [B], prompts [B, P] (one-hot)."""
+        """Return the raw output [B, D, 1, 1] for states [B, D, 1, 1], timesteps [B] and one-hot prompts [B, P]."""
         x_t, t = hidden_states.flatten(1), self.process.time(timestep)
         alpha, sigma = expand(self.process.alpha(t), x_t), expand(self.process.sigma(t), x_t)
-        rows = hats(t.to(x_t.dtype), self.nodes)
+        rows = interpolation_weights(t.to(x_t.dtype), self.nodes)
         mean = torch.einsum("bk,bp,kpd->bd", rows, prompt, self.mean)
+        # In the eigenvectors of Σ, in which S_t is diagonal.
         scale = alpha.square() * self.variances + sigma.square()
         white = (x_t - alpha * mean) @ self.axes / scale.sqrt()
-        # In the eigenvectors of Σ, where S_t is diagonal.
         x0_hat, eps_hat = alpha * self.variances / scale.sqrt() * white, sigma / scale.sqrt() * white
         if self.config.affine:
             turned = torch.einsum("bk,kde,be->bd", rows, self.gain, white @ self.axes.T) @ self.axes
@@ -99,8 +99,8 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         return output.view_as(hidden_states)
 
 
-def hats(t: Tensor, times: Tensor) -> Tensor:
-    """Weights [B, K] of linear interpolation at t [B] between rising times [K]; the ends hold beyond them."""
+def interpolation_weights(t: Tensor, times: Tensor) -> Tensor:
+    """Return the weights [B, K] of linear interpolation at t [B] between rising times [K], constant beyond the ends."""
     inside = t.clamp(times[0], times[-1])
     high = torch.searchsorted(times, inside).clamp(1, len(times) - 1)
     part = (inside - times[high - 1]) / (times[high] - times[high - 1])
@@ -131,22 +131,25 @@ class LinearReward:
 
 
 @dataclass(frozen=True)
-class GaussianWorld:
-    """Σ, and for each prompt the mean of its data and the direction a of its reward. D = 3, so that latents are images."""
+class GaussianTask:
+    """Σ, and for each prompt the mean of its data and the direction a of its reward.
+
+    D = 3, so that latents have the shape of images.
+    """
 
     covariance: tuple[tuple[float, ...], ...] = ((0.8, 0.3, 0.0), (0.3, 1.2, -0.2), (0.0, -0.2, 0.6))
     means: tuple[tuple[float, ...], ...] = ((0.0, 0.0, 0.0), (0.5, -0.3, 0.2))
     directions: tuple[tuple[float, ...], ...] = ((0.9, 0.2, -0.4), (-0.3, 0.7, 0.5))
-    kind: Kind = "flow"
+    kind: ProcessKind = "flow"
 
     @property
     def prompts(self) -> list[str]:
         return [f"prompt {number}" for number in range(len(self.means))]
 
     def save(self, folder: Path, steps: int, *, affine: bool = False) -> Path:
-        """Writes folder/model, whose tables have a row at each time of a run of `steps`, and folder/prompts.jsonl."""
-        scheduler = scheduler_of(self.kind)
-        times = Grid.from_scheduler(scheduler, process_of(self.kind), steps).times[:steps].flip(0).tolist()
+        """Write folder/model, whose tables have a row at each time of a run of `steps`, and folder/prompts.jsonl."""
+        scheduler = build_scheduler(self.kind)
+        times = Grid.from_scheduler(scheduler, build_process(self.kind), steps).times[:steps].flip(0).tolist()
         means = {prompt: list(mean) for prompt, mean in zip(self.prompts, self.means, strict=True)}
         denoiser = GaussianDenoiser([*map(list, self.covariance)], means, times, self.kind, affine)
         GaussianPipeline(denoiser, scheduler).save_pretrained(folder / "model")

@@ -1,15 +1,15 @@
-"""What is known of the Gaussian world in closed form: where samplers end, and what each kind of training tends to.
+"""Closed forms of the Gaussian task: the distribution at the end of a sampler, and the fixed point of each kind of training.
 
-All of it follows from one remark. Every transition is affine, x_next = M x_t + c + std z, so the end of a chain is
-Gaussian, and its reward a·x0 feels the noise of step j through P_j a, P_j the product of the matrices M after it.
+Every transition is affine, x_next = M x_t + c + std z, so the end of a chain is Gaussian. The noise of step j enters the
+reward a·x0 through P_jᵀ a, where P_j is the product of the matrices M of the steps after it.
 
 * The optimum. N(mean, Σ) tilted by exp(a·x0/β) is N(mean + Σa/β, Σ).
-* A chain. Maximise E[a·x0] − β Σ_j KL(step j ‖ step j of the base) over the means of the noisy steps. Backwards from
-  V(x0) = a·x0 the value stays linear, V_j(x) = (P_j M_j)ᵀa·x + const, so the best shift of a mean is std_j² P_jᵀa/β
-  whatever the state. The end moves by Σ_j std_j² P_j P_jᵀ a/β = Cov(x0 | x_1) a/β: all of the chain's covariance, and
-  so its own tilt, only where the noise that a run starts from is forgotten (a memoryless chain).
-* The forward process. At time t the regression that A-weighted matching solves moves the mean the denoiser believes in
-  by (w_t / c_t) Cov(x0) a, where w_t weighs the likelihood and c_t the anchor: π* where their quotient is constant.
+* The optimum over chains. Maximise E[a·x0] − β Σ_j KL(step j ‖ step j of the base) over the means of the noisy steps. Backwards
+  from V(x0) = a·x0 the value stays linear, V_j(x) = (P_j M_j)ᵀa·x + const, so the best shift of a mean is std_j² P_jᵀa/β
+  for every state. The end moves by Σ_j std_j² P_j P_jᵀ a/β = Cov(x0 | x_1) a/β. This is the tilt of the chain's own end only
+  for a memoryless chain, whose end does not depend on the noise that it starts from.
+* The forward process. At time t A-weighted matching is a regression that moves the mean of the denoiser by
+  (w_t / c_t) Cov(x0) a, where w_t is the weight of the likelihood and c_t that of the anchor: π* if w_t / c_t is constant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from samplers import Grid, Kernel, Process, Window, ode
 
 Array = NDArray[np.float64]
-Output = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 """A denoiser for one prompt: states [B, D], times [B] -> raw outputs [B, D]."""
 
 
@@ -37,11 +37,11 @@ class Normal:
     cov: Array
 
     def tilted(self, direction: Array, beta: float) -> Normal:
-        """∝ N(mean, cov) exp(direction · x / β)."""
+        """Return the distribution ∝ N(mean, cov) exp(direction · x / β)."""
         return replace(self, mean=self.mean + self.cov @ direction / beta)
 
     def kl(self, other: Normal) -> float:
-        """KL(self ‖ other) in nats."""
+        """Return KL(self ‖ other) in nats."""
         inverse = np.linalg.inv(other.cov)
         gap = other.mean - self.mean
         logdets = np.linalg.slogdet(other.cov)[1] - np.linalg.slogdet(self.cov)[1]
@@ -57,32 +57,34 @@ class Chain:
     stds: Array
 
     def end(self) -> Normal:
-        """The law of the last state."""
+        """Return the distribution of the last state."""
         mean, cov = np.zeros(self.offsets.shape[1]), np.eye(self.offsets.shape[1])
         for matrix, offset, std in zip(self.matrices, self.offsets, self.stds, strict=True):
             mean, cov = matrix @ mean + offset, matrix @ cov @ matrix.T + std**2 * np.eye(len(mean))
         return Normal(mean, cov)
 
-    def to_end(self) -> Array:
-        """P [N, D, D]: what a change of the state after step j becomes at the end."""
+    def propagators(self) -> Array:
+        """Return P [N, D, D]: P_j maps a change of the state after step j to the change of the last state."""
         products = [np.eye(self.offsets.shape[1])]
         for matrix in self.matrices[:0:-1]:
             products.append(products[-1] @ matrix)
         return np.array(products[::-1])
 
-    def controlled(self, direction: Array, weights: Array) -> Chain:
-        """With each noisy step's mean moved by weights_j std_j² P_jᵀ direction; the path optimum has weights 1/β."""
-        shifts = (weights * self.stds**2)[:, None] * np.einsum("nij,i->nj", self.to_end(), direction)
+    def with_control(self, direction: Array, weights: Array) -> Chain:
+        """Return the chain with the mean of step j moved by weights_j std_j² P_jᵀ direction. The optimum has weights 1/β."""
+        shifts = (weights * self.stds**2)[:, None] * np.einsum("nij,i->nj", self.propagators(), direction)
         return replace(self, offsets=self.offsets + shifts)
 
-    def remembered(self) -> float:
-        """The share of the end's variance that comes from the first state: 0 for a memoryless chain."""
-        through = self.to_end()[0] @ self.matrices[0]
+    def initial_variance_share(self) -> float:
+        """Return the share of the last state's variance that comes from the first state: 0 for a memoryless chain."""
+        through = self.propagators()[0] @ self.matrices[0]
         return float(np.trace(through @ through.T) / np.trace(self.end().cov))
 
 
-def chain_of(output: Output, process: Process, grid: Grid, kernel: Kernel, window: Window, dimensions: int) -> Chain:
-    """The chain that samplers.rollout runs with an affine denoiser, found by probing it at the origin and unit vectors."""
+def probe_chain(
+    output: Denoiser, process: Process, grid: Grid, kernel: Kernel, window: Window, dimensions: int
+) -> Chain:
+    """Return the chain that samplers.rollout runs with an affine denoiser, by probing it at the origin and unit vectors."""
     probes = torch.cat([torch.zeros(1, dimensions), torch.eye(dimensions)]).double()
     matrices, offsets, stds = [], [], []
     for step in range(grid.steps):
@@ -95,8 +97,8 @@ def chain_of(output: Output, process: Process, grid: Grid, kernel: Kernel, windo
     return Chain(np.array(matrices), np.array(offsets), np.array(stds))
 
 
-def exact_output(process: Process, cov: Array, mean: Callable[[Tensor], Tensor]) -> Output:
-    """The denoiser, in float64, that is exact for N(mean(t), cov): at each time t [B] it may believe in another mean [B, D]."""
+def build_exact_denoiser(process: Process, cov: Array, mean: Callable[[Tensor], Tensor]) -> Denoiser:
+    """Return the float64 denoiser that is exact for N(mean(t), cov), with a mean [B, D] for each time t [B]."""
     covariance = torch.from_numpy(cov)
     eye = torch.eye(len(cov), dtype=torch.float64)
 
@@ -109,11 +111,11 @@ def exact_output(process: Process, cov: Array, mean: Callable[[Tensor], Tensor])
     return output
 
 
-def constant(mean: Array) -> Callable[[Tensor], Tensor]:
-    """The same mean at every time, for `exact_output`: the denoiser of a Gaussian."""
+def constant_mean(mean: Array) -> Callable[[Tensor], Tensor]:
+    """Return the same mean at every time, for `build_exact_denoiser`."""
     return lambda t: torch.from_numpy(mean).expand(len(t), -1)
 
 
-def interpolated(times: Array, means: Array) -> Callable[[Tensor], Tensor]:
-    """A table of means [K, D] at rising times [K], linear in between and constant beyond, for `exact_output`."""
+def interpolated_mean(times: Array, means: Array) -> Callable[[Tensor], Tensor]:
+    """Interpolate a table of means [K, D] at rising times [K] linearly, constant beyond, for `build_exact_denoiser`."""
     return lambda t: torch.from_numpy(np.stack([np.interp(t.numpy(), times, column) for column in means.T], axis=1))

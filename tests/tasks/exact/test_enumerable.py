@@ -16,13 +16,13 @@ from difrl.tasks.exact.enumerable import (
     FIRST,
     LETTERS,
     NODES,
-    EnumerableWorld,
+    EnumerableTask,
     TableReward,
-    nodes,
+    table_rows,
 )
 from rewards import score
 
-WORLD = EnumerableWorld(seed=3)
+WORLD = EnumerableTask(seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nodes_by_hand() -> None:
     """Letters v after node n lead to 4 n + 1 + v; padding says nothing; after the third letter there is no decision."""
     pad, end, ask, (a, b, c, d) = 0, 1, 2, range(FIRST, FIRST + 4)
-    found = nodes(torch.tensor([[pad, ask, b, c, d], [ask, ask, d, a, end]]))
+    found = table_rows(torch.tensor([[pad, ask, b, c, d], [ask, ask, d, a, end]]))
     assert found.tolist() == [[-1, 0, 2, 11, -1], [0, NODES, NODES + 4, NODES + 17, NODES + 17]]
 
 
@@ -117,7 +117,7 @@ def test_rewards_are_read_from_the_rows_of_the_prompts(folder: Path) -> None:
 
 
 def test_another_seed_is_another_world() -> None:
-    other = EnumerableWorld(seed=4)
+    other = EnumerableTask(seed=4)
     assert np.abs(other.logits - WORLD.logits).min() > 0
     assert np.abs(other.rewards - WORLD.rewards).min() > 0
     assert enumerable.VOCABULARY == 7

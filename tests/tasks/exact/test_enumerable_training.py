@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from benchmarks.arenas import text as arena
 from benchmarks.arenas.text_cells import CELLS, FROZEN, anchored, distilled
-from difrl.tasks.exact.enumerable import EnumerableWorld
-from difrl.tasks.exact.enumerable_solutions import generated
+from difrl.tasks.exact.enumerable import EnumerableTask
+from difrl.tasks.exact.enumerable_solutions import completion_probabilities
 
 BY_NAME = {cell.name: cell for cell in CELLS}
-WORLD = EnumerableWorld(seed=0, prompts=1)
+WORLD = EnumerableTask(seed=0, prompts=1)
 STEPS = 60
 
 
@@ -57,7 +57,7 @@ def test_a_kl_in_the_loss_ends_at_its_own_fixed_point(trained: Callable[..., are
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.answer is not None], ids=lambda cell: cell.name)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_setting_ends_at_its_fixed_point(cell: arena.Cell, seed: int, tmp_path: Path) -> None:
-    world = EnumerableWorld(seed)
+    world = EnumerableTask(seed)
     config = arena.config_of(world.save(tmp_path), cell, prompts=world.prompts, seed=seed)
     assert arena.measure(arena.train(config), cell, world).to_answer < 0.01
 
@@ -68,7 +68,7 @@ def test_what_nothing_holds_goes_to_one_completion(name: str, folder: Path) -> N
     cell = BY_NAME[name]
     trainer = arena.train(arena.config_of(folder, cell, prompts=1, steps=cell.steps))
     assert arena.measure(trainer, cell, WORLD).to_optimum > 0.5
-    assert generated(arena.tables(trainer.policy)[0]).max() > 0.9
+    assert completion_probabilities(arena.tables(trainer.policy)[0]).max() > 0.9
 
 
 def test_k1_as_a_loss_and_crd_of_single_tokens_are_refused(folder: Path) -> None:

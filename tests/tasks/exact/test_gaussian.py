@@ -15,7 +15,7 @@ from difrl.data.prompts import load_prompts
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.tasks.exact.gaussian import GaussianWorld, hats
+from difrl.tasks.exact.gaussian import GaussianTask, interpolation_weights
 from difrl.tasks.exact.gaussian_solutions import Normal
 from samplers import Grid
 
@@ -31,7 +31,7 @@ def policy_of(folder: Path, **sections: Any) -> DiffusionPolicy:
 
 @pytest.fixture(scope="module", params=["flow", "variance_preserving"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return GaussianWorld(kind=request.param).save(tmp_path_factory.mktemp(request.param), arena.STEPS)
+    return GaussianTask(kind=request.param).save(tmp_path_factory.mktemp(request.param), arena.STEPS)
 
 
 def test_saved_and_loaded_it_is_the_exact_denoiser(world: Path) -> None:
@@ -106,7 +106,7 @@ def test_rlg_of_unequal_variances_is_the_power_not_the_tilt(tmp_path: Path, weig
     Both scores are −x / (α² v + σ²), so d log std / dt is affine in w; the tilt adds precisions instead (METHODS §6).
     """
     steps, ratio = 300, 0.5
-    one = GaussianWorld(covariance=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+    one = GaussianTask(covariance=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     policy = policy_of(one.save(tmp_path, steps, affine=True), rollout={"steps": steps})
     believe(policy, np.eye(3), ratio * np.eye(3))
     base, tuned = (arena.output_of(policy, 0, snapshot) for snapshot in ("base", "current"))
@@ -119,7 +119,7 @@ def test_rlg_of_unequal_variances_is_the_power_not_the_tilt(tmp_path: Path, weig
 
 def test_hats_interpolate_linearly_and_hold_at_the_ends() -> None:
     times = torch.tensor([0.1, 0.4, 1.0])
-    rows = hats(torch.tensor([0.0, 0.1, 0.25, 0.4, 0.85, 1.0]), times)
+    rows = interpolation_weights(torch.tensor([0.0, 0.1, 0.25, 0.4, 0.85, 1.0]), times)
     expected = torch.tensor([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.25, 0.75], [0, 0, 1]])
     torch.testing.assert_close(rows, expected)
 

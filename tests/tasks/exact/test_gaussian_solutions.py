@@ -8,21 +8,21 @@ import torch
 from scipy.optimize import approx_fprime
 
 from benchmarks.arenas import gaussian_answers as answers
-from difrl.tasks.exact.gaussian_forward import Matching, Situation, fixed_point
-from difrl.tasks.exact.gaussian_solutions import Chain, Normal, chain_of, constant, exact_output
+from difrl.tasks.exact.gaussian_forward import MatchingLoss, Setup, fixed_point
+from difrl.tasks.exact.gaussian_solutions import Chain, Normal, build_exact_denoiser, constant_mean, probe_chain
 from samplers import FlowMatching, Grid, Window, make_kernel, ode, transition_std
 
 PROCESS = FlowMatching()
 DATA = Normal(np.array([0.5, -0.3, 0.2]), np.array([[0.8, 0.3, 0.0], [0.3, 1.2, -0.2], [0.0, -0.2, 0.6]]))
 DIRECTION = np.array([-0.3, 0.7, 0.5])
 GRID = Grid(torch.linspace(1, 0, 13))
-BASE = exact_output(PROCESS, DATA.cov, constant(DATA.mean))
+BASE = build_exact_denoiser(PROCESS, DATA.cov, constant_mean(DATA.mean))
 
 
 def chain(kernel: str, noise_level: float, grid: Grid = GRID) -> Chain:
     made = make_kernel(kernel, noise_level, grid)
     window = Window.noisy(transition_std(made, PROCESS, grid))
-    return chain_of(BASE, PROCESS, grid, made, window, 3)
+    return probe_chain(BASE, PROCESS, grid, made, window, 3)
 
 
 def test_kl_and_tilt_by_hand() -> None:
@@ -53,7 +53,7 @@ def test_the_chain_optimum_maximises_reward_minus_path_kl() -> None:
             mean, cov = matrix @ mean + base.offsets[j] + shifts[j], matrix @ cov @ matrix.T + std**2 * np.eye(3)
         return float(beta * cost - DIRECTION @ mean)
 
-    optimum = base.controlled(DIRECTION, np.full(12, 1 / beta))
+    optimum = base.with_control(DIRECTION, np.full(12, 1 / beta))
     ours = np.concatenate([(optimum.offsets - base.offsets)[noisy].reshape(-1), np.zeros(9 * noisy.sum())])
     slope = approx_fprime(ours, value, 1e-6)
     assert (
@@ -70,8 +70,8 @@ def test_a_memoryless_chain_ends_at_the_optimum(kernel: str, noise_level: float)
     distances = []
     for steps in (12, 48):
         base = chain(kernel, noise_level, Grid(torch.linspace(1, 0, steps + 1)))
-        assert base.remembered() < 1e-3
-        end = base.controlled(DIRECTION, np.ones(steps)).end()
+        assert base.initial_variance_share() < 1e-3
+        end = base.with_control(DIRECTION, np.ones(steps)).end()
         assert end.kl(base.end().tilted(DIRECTION, 1.0)) < 1e-4
         distances.append(end.kl(target))
     assert distances[1] < 0.02
@@ -81,27 +81,27 @@ def test_a_memoryless_chain_ends_at_the_optimum(kernel: str, noise_level: float)
 @pytest.mark.parametrize(("kernel", "noise_level", "kept"), [("dance_sde", 0.7, 0.4), ("flow_sde", 0.7, 0.08)])
 def test_other_noise_keeps_what_the_chain_remembers(kernel: str, noise_level: float, kept: float) -> None:
     base = chain(kernel, noise_level)
-    shift = base.controlled(DIRECTION, np.ones(12)).end().mean - base.end().mean
+    shift = base.with_control(DIRECTION, np.ones(12)).end().mean - base.end().mean
     full = base.end().cov @ DIRECTION
-    assert base.remembered() == pytest.approx(kept, abs=0.05)
+    assert base.initial_variance_share() == pytest.approx(kept, abs=0.05)
     assert DIRECTION @ shift < (1 - kept / 3) * (DIRECTION @ full)
 
 
-def situation() -> Situation:
-    return Situation(
+def build_setup() -> Setup:
+    return Setup(
         PROCESS,
         DATA,
         DIRECTION,
         GRID.times[:-1].flip(0).numpy(),
-        lambda output: chain_of(output, PROCESS, GRID, ode, Window(0, 0), 3).end(),
+        lambda output: probe_chain(output, PROCESS, GRID, ode, Window(0, 0), 3).end(),
     )
 
 
 @pytest.mark.parametrize("weight", [lambda t: np.ones_like(t), answers.elbo_weight], ids=["uniform", "elbo"])
 def test_equal_weights_of_likelihood_and_anchor_give_the_tilt(weight) -> None:
-    place, t = situation(), answers.TIMES
-    matching = Matching(answers.constant_slope(weight), 2 * weight(t) + 1e-9, t, np.full(len(t), 1 / len(t)))
-    means, base = fixed_point(matching, place), place.sample(BASE)
+    setup, t = build_setup(), answers.TIMES
+    matching = MatchingLoss(answers.constant_slope(weight), 2 * weight(t) + 1e-9, t, np.full(len(t), 1 / len(t)))
+    means, base = fixed_point(matching, setup), setup.sample(BASE)
     expected = DATA.mean + base.cov @ DIRECTION / 2
     # Expectations over 2048 Sobol points in six dimensions are good to about 1e-3.
     np.testing.assert_allclose(means, np.broadcast_to(expected, means.shape), atol=3e-3)
@@ -109,15 +109,15 @@ def test_equal_weights_of_likelihood_and_anchor_give_the_tilt(weight) -> None:
 
 def test_a_gradient_of_zero_is_what_monte_carlo_finds() -> None:
     """The fixed point of `ghuber`, against torch's gradient of the very loss on fresh samples."""
-    place, t = situation(), answers.TIMES
-    matching = Matching(answers.ghuber_slope, np.ones_like(t), t, np.full(len(t), 1 / len(t)))
-    table = torch.tensor(fixed_point(matching, place), requires_grad=True)
-    end, generator = place.end(table.detach().numpy()), np.random.default_rng(0)
+    setup, t = build_setup(), answers.TIMES
+    matching = MatchingLoss(answers.ghuber_slope, np.ones_like(t), t, np.full(len(t), 1 / len(t)))
+    table = torch.tensor(fixed_point(matching, setup), requires_grad=True)
+    end, generator = setup.end(table.detach().numpy()), np.random.default_rng(0)
     count = 40_000
     x0 = torch.from_numpy(generator.multivariate_normal(end.mean, end.cov, count))
     times, eps = torch.from_numpy(generator.random(count)), torch.from_numpy(generator.normal(size=(count, 3)))
-    hats = np.stack([np.interp(times.numpy(), place.rows, row) for row in np.eye(len(place.rows))], axis=1)
-    output = exact_output(PROCESS, DATA.cov, lambda at: torch.from_numpy(hats) @ table)
+    hats = np.stack([np.interp(times.numpy(), setup.rows, row) for row in np.eye(len(setup.rows))], axis=1)
+    output = build_exact_denoiser(PROCESS, DATA.cov, lambda at: torch.from_numpy(hats) @ table)
     x_t = (1 - times[:, None]) * x0 + times[:, None] * eps
     found, base = output(x_t, times), BASE(x_t, times)
     m = (found - (eps - x0)).square().mean(1)
