@@ -273,7 +273,7 @@ def score(
     from difrl.scoring.parse_reward import parse_reward
     from difrl.scoring.score_files import read_samples, score_files, scores_table
 
-    facts = parse(metadata, "--metadata").plain
+    facts = parse(metadata, "--metadata").data
     if not isinstance(facts, dict):
         raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
     samples = read_samples(files, prompt or [""])

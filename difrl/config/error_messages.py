@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as a person would say it: place, key, what was found, what was expected."""
+"""Readable messages for the errors of pydantic: place, key, what was found, what was expected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from difrl.config.checks import ConfigConflictError
 from difrl.config.schema.base import Section
-from difrl.config.yaml_source import KeyPath, SourceValue, dotted
+from difrl.config.yaml_source import KeyPath, YamlSource, dotted
 
 Model = type[BaseModel]
 
@@ -44,17 +44,18 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, model: Model, tree: SourceValue) -> list[str]:
-    """A line for each thing wrong with the values in `tree`, in the order of the file."""
-    data, found = tree.plain, []
-    for detail in error.errors(include_url=False):
-        for path, sentence in _sentences(detail, model, data):
-            found.append((tree.place_of(path), f"{dotted(path)}: {sentence}"))
+def describe_errors(error: ValidationError, model: Model, source: YamlSource) -> list[str]:
+    """Return a line for each error in the values of `source`, in the order of the file."""
+    found = [
+        (source.place_of(path), f"{dotted(path)}: {sentence}")
+        for detail in error.errors(include_url=False)
+        for path, sentence in _sentences(detail, model, source.data)
+    ]
     return [f"{place}: {problem}" for place, problem in sorted(found, key=lambda item: _line(item[0]))]
 
 
 def _line(place: str) -> float:
-    """The line of a place in a file; overrides and presets come after all of them."""
+    """Return the line of a place in a file. Overrides and presets come after all lines."""
     number = place.rpartition(":")[2]
     return int(number) if number.isdecimal() else math.inf
 
@@ -73,17 +74,22 @@ def _sentences(detail: Mapping[str, Any], model: Model, data: Any) -> Iterator[t
         yield path, _missing(path, model, data)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         yield (*path, "kind"), _wrong_kind(path, model, data)
+    elif kind in _EXPECTED:
+        yield (
+            path,
+            _wrong_value(
+                kind, _EXPECTED[kind].format(**context), detail["input"], _kinds(_sections(model, path, data))
+            ),
+        )
     else:
-        yield path, _wrong_value(kind, context, path, model, data, detail)
+        yield path, f"{detail['msg']}, found {_describe(detail['input'])}"
 
 
 def _path_in(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
-    """pydantic's location without the names of union members that it puts between the keys."""
+    """Return pydantic's location without the names of union members that stand between the keys."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
-        inside = part in data if isinstance(data, dict) else False
-        if isinstance(data, list) and isinstance(part, int):
-            inside = part < len(data)
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
         if inside:
             data = data[part]
         if inside or (missing and index == len(loc) - 1):
@@ -91,20 +97,13 @@ def _path_in(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
     return tuple(path)
 
 
-def _wrong_value(
-    kind: str, context: Mapping[str, Any], path: KeyPath, model: Model, data: Any, detail: Mapping[str, Any]
-) -> str:
-    value = detail["input"]
-    if kind not in _EXPECTED:
-        return f"{detail['msg']}, found {described(value)}"
-    expected = _EXPECTED[kind].format(**context)
-    kinds = _kinds(_sections(model, path, data))
-    if kinds and kind == "float_type":
+def _wrong_value(error: str, expected: str, value: Any, kinds: list[str]) -> str:
+    if kinds and error == "float_type":
         expected += f", or a mapping with kind: {_either(kinds)}"
-    sentence = f"expected {expected}, found {described(value)}"
-    if kind == "string_type" and isinstance(value, bool | int | float):
+    sentence = f"expected {expected}, found {_describe(value)}"
+    if error == "string_type" and isinstance(value, bool | int | float):
         return f"{sentence}; put it in quotes"
-    if kind == "literal_error" and isinstance(value, str):
+    if error == "literal_error":
         return sentence + _did_you_mean(value, re.findall("'([^']*)'", expected))
     return sentence
 
@@ -113,21 +112,21 @@ def _unknown_key(path: KeyPath, model: Model, data: Any, loc: KeyPath) -> str:
     parent, key = path[:-1], str(path[-1])
     every = _sections(model, parent, data)
     # Where the section leaves out its kind, pydantic's location has the one it was taken for.
-    section = _of_kind(every, {"kind": loc[-2], **_at(data, parent)} if len(loc) > 1 else {})
-    known = [name for member in section for name in _keys(member)]
+    section = _of_kind(every, {"kind": loc[-2], **_get(data, parent)} if len(loc) > 1 else {})
     if others := [member for member in every if key in _keys(member)]:
         found, belongs = _either(_kinds(section)), _either(_kinds(others))
         return f"not a key of kind: {found}; it belongs to kind: {belongs}"
+    known = [name for member in section for name in _keys(member)]
     if near := difflib.get_close_matches(key, known, n=1):
         return f"unknown key; did you mean {dotted((*parent, near[0]))}?"
-    if elsewhere := [other for other in _all_paths(model, ()) if other[-1] == key]:
+    if elsewhere := [other for other in _all_paths(model) if other[-1] == key]:
         nearest = [dotted(other) for other in elsewhere if len(other) == min(map(len, elsewhere))]
         return f"unknown key here; did you mean {_either(nearest)}?"
     return f"unknown key; expected one of {', '.join(known)}" if known else "unknown key"
 
 
 def _missing(path: KeyPath, model: Model, data: Any) -> str:
-    for member in _of_kind(_sections(model, path[:-1], data), _at(data, path[:-1])):
+    for member in _of_kind(_sections(model, path[:-1], data), _get(data, path[:-1])):
         field = _keys(member).get(str(path[-1]))
         if field is not None and field.description:
             return f"missing ({field.description})"
@@ -135,17 +134,15 @@ def _missing(path: KeyPath, model: Model, data: Any) -> str:
 
 
 def _wrong_kind(path: KeyPath, model: Model, data: Any) -> str:
-    kinds = _kinds(_sections(model, path, data))
-    section = _at(data, path)
+    kinds, section = _kinds(_sections(model, path, data)), _get(data, path)
     if "kind" not in section:
         return f"missing; expected {_either(kinds)}"
     found = section["kind"]
-    hint = _did_you_mean(found, kinds) if isinstance(found, str) else ""
-    return f"expected {_either(kinds)}, found {described(found)}{hint}"
+    return f"expected {_either(kinds)}, found {_describe(found)}{_did_you_mean(found, kinds)}"
 
 
-def described(value: Any) -> str:
-    """A value as it would be written in YAML, or what it is where that would be long."""
+def _describe(value: Any) -> str:
+    """Return a value as YAML has it, or its type where that would be long."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -155,8 +152,8 @@ def described(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
+def _did_you_mean(word: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -165,51 +162,49 @@ def _either(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _keys(model: Model) -> dict[str, FieldInfo]:
-    """A section's keys as they are written in YAML."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
+def _keys(section: Model) -> dict[str, FieldInfo]:
+    """Return the keys of a section under their names in YAML."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def _kinds(models: Iterable[Model]) -> list[str]:
-    fields = [model.model_fields["kind"] for model in models if "kind" in model.model_fields]
+def _kinds(sections: Iterable[Model]) -> list[str]:
+    fields = [section.model_fields["kind"] for section in sections if "kind" in section.model_fields]
     return [word for field in fields if get_origin(field.annotation) is Literal for word in get_args(field.annotation)]
 
 
-def _models(annotation: Any) -> list[Model]:
-    """Every section an annotation allows, inside unions, lists and mappings too."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return list(annotation.variants()) if issubclass(annotation, Section) else [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+def _of_kind(sections: list[Model], data: Any) -> list[Model]:
+    """Return the sections of the kind in the data; all of them if it has none, or an unknown one."""
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return [section for section in sections if kind in _kinds([section])] or sections
 
 
-def _is_container(annotation: Any) -> bool:
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return any(map(_is_container, get_args(annotation)))
-    return origin in (list, dict, tuple)
+def _choices(annotation: Any) -> list[Any]:
+    """Return the types among which an annotation leaves the choice: sections, lists, mappings and scalars."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return list(annotation.variants())
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [choice for part in get_args(annotation) for choice in _choices(part)]
+    return [annotation]
+
+
+def _only_sections(choices: list[Any]) -> list[Model]:
+    return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
 
 
 def _sections(model: Model, path: KeyPath, data: Any) -> list[Model]:
-    """The sections the schema allows at a path of the data, of every kind."""
-    here, inside_container = [model], False
+    """Return the sections that the schema allows at a path of the data, of every kind."""
+    here: list[Any] = [model]
     for part in path:
-        if inside_container:
-            inside_container = False
-        else:
-            fields = [keys[part] for keys in map(_keys, _of_kind(here, data)) if isinstance(part, str) and part in keys]
-            here = [found for field in fields for found in _models(field.annotation)]
-            inside_container = any(_is_container(field.annotation) for field in fields)
-        data = _at(data, (part,))
-    return [] if inside_container else here
+        inner = [get_args(choice)[-1] for choice in here if get_origin(choice) in (list, dict)]
+        fields = [_keys(section).get(str(part)) for section in _of_kind(_only_sections(here), data)]
+        inner += [field.annotation for field in fields if field is not None]
+        here = [choice for annotation in inner for choice in _choices(annotation)]
+        data = _get(data, (part,))
+    return _only_sections(here)
 
 
-def _of_kind(models: list[Model], section: Any) -> list[Model]:
-    """Those of the kind that the section names; all where it names none."""
-    kind = section.get("kind") if isinstance(section, dict) else None
-    return [model for model in models if kind in _kinds([model])] or models
-
-
-def _at(data: Any, path: KeyPath) -> Any:
+def _get(data: Any, path: KeyPath) -> Any:
+    """Return the value at a path of the data, {} if there is none."""
     for part in path:
         try:
             data = data[part]
@@ -218,10 +213,12 @@ def _at(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _all_paths(model: Model, start: KeyPath) -> Iterator[KeyPath]:
+def _all_paths(model: Model, start: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the path of every key of the schema, with entry 0 for those of lists."""
     for key, field in _keys(model).items():
         path = (*start, key)
         yield path
-        inner = (*path, 0) if _is_container(field.annotation) else path
-        for member in _models(field.annotation):
-            yield from _all_paths(member, inner)
+        for choice in _choices(field.annotation):
+            entry = get_origin(choice) in (list, dict)
+            for section in _only_sections(_choices(get_args(choice)[-1]) if entry else [choice]):
+                yield from _all_paths(section, (*path, 0) if entry else path)

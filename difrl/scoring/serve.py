@@ -36,7 +36,7 @@ def parse_served(words: Sequence[str]) -> list[RewardConfig]:
     """The rewards that arguments name, some in YAML files, with the options that others set by REWARD.option=value."""
     setting = [word for word in words if "=" in word and not word.lstrip().startswith("{")]
     names = [word for word in words if word not in setting]
-    options = parse_overrides(setting).plain
+    options = parse_overrides(setting).data
     configs = [config for name in names for config in _named(name)]
     check_standalone(configs)
     labels = [config.label for config in configs]

@@ -69,9 +69,8 @@ PENALISED: dict[str, Any] = {"kind": "penalised", "beta": 0.5}
 def test_an_objective_of_another_package_is_the_formula(tmp_path: Path) -> None:
     config = read(tmp_path, "objective={kind: penalised, beta: 0.5}")
     objective = config.objective.build(config.likelihood)
-    lik = Likelihoods(
-        torch.tensor([[math.log(2.0)]]), torch.ones(1, 1, dtype=torch.bool), references={"old": torch.zeros(1, 1)}
-    )
+    terms = {"references/old": torch.zeros(1, 1)}
+    lik = Likelihoods(torch.tensor([[math.log(2.0)]]), torch.ones(1, 1, dtype=torch.bool), terms)
     loss, metrics = objective(lik, torch.tensor([3.0]), torch.zeros(1, dtype=torch.int64))
     assert loss.item() == pytest.approx(0.5 * math.log(2.0) ** 2 - 6.0)
     assert metrics["ratio"].item() == pytest.approx(2.0)

@@ -283,7 +283,7 @@ def test_highest_noise_levels_are_those_of_the_kernels() -> None:
     ],
 )
 def test_scalars_are_yaml_1_2(text: str, value: object) -> None:
-    found = parse(f"key: {text}", "t").plain["key"]
+    found = parse(f"key: {text}", "t").data["key"]
     assert found == value
     assert type(found) is type(value)
 
@@ -319,7 +319,7 @@ class Anything(BaseModel):
     )
 )
 def test_any_values_read_back_equal(items: dict[str, list[str | int | float | bool | None]]) -> None:
-    assert parse(to_yaml(Anything(items=items)), "t").plain == {"items": items}
+    assert parse(to_yaml(Anything(items=items)), "t").data == {"items": items}
 
 
 def test_other_models_are_read_alike(folder: Path) -> None:
@@ -371,3 +371,25 @@ def test_a_missing_file_names_recipes_and_files_nearby(folder: Path, monkeypatch
 def test_summary_is_the_first_comment(folder: Path) -> None:
     assert recipe_summary(write(folder, BASE)) == "A test."
     assert recipe_summary(write(folder, "seed: 1\n")) == ""
+
+
+def test_written_text() -> None:
+    """Readers of YAML 1.1 and of 1.2 take the same values from it, and the style of quotes stays what it was."""
+    items: dict[str, list[str | int | float | bool | None]] = {
+        "numbers": [1e-05, 1e-4, 2.0, 1, 1.5e20],
+        "like_numbers": ["1e-4", "0o17", "012", "1:30", "1_000", "2024-01-01"],
+        "like_others": ["no", "on", "null", "~", "true", "", "<<", "="],
+        "text": ["shapes:train", "a: b", "don't", "'tis: so", "two\nlines", "\u2028", "π", "- a", "#"],
+        "others": [None, True],
+        "empty": [],
+    }
+    assert to_yaml(Anything(items=items)) == (
+        "items:\n"
+        "  numbers:\n    - 1.0e-05\n    - 0.0001\n    - 2.0\n    - 1\n    - 1.5e+20\n"
+        "  like_numbers:\n    - '1e-4'\n    - '0o17'\n    - '012'\n    - '1:30'\n    - '1_000'\n    - '2024-01-01'\n"
+        "  like_others:\n    - 'no'\n    - 'on'\n    - 'null'\n    - '~'\n    - 'true'\n    - ''\n    - '<<'\n    - '='\n"
+        "  text:\n    - shapes:train\n    - 'a: b'\n    - don't\n    - '''tis: so'\n    - 'two\n\n      lines'\n"
+        "    - \"\\L\"\n    - π\n    - '- a'\n    - '#'\n"
+        "  others:\n    - null\n    - true\n"
+        "  empty: []\n"
+    )

@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
+from difrl.config.yaml_source import ConfigError, parse
 from difrl.reporting.html.image_frames import Frame, Picture, read_frames, read_picture
 from difrl.reporting.html.text_tables import TextSamples, parse_text_samples, read_text_samples
 from difrl.reporting.inference_defaults import InferenceDefaults, InferenceDefaultsError, read_inference_defaults
@@ -176,8 +175,8 @@ def _with_axes(rows: list[Row]) -> list[Row]:
 
 def _parse_config(text: str, problems: list[str]) -> dict[str, object]:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse(text, "config.yaml").data
+    except ConfigError:
         problems.append("config.yaml is not valid YAML; it is shown as it is.")
         return {}
     return value if isinstance(value, dict) else {}
