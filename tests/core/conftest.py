@@ -1,4 +1,4 @@
-"""A policy small enough to write down, which fills every field of the record."""
+"""A policy small enough to write down, whose likelihoods have every term."""
 
 from __future__ import annotations
 

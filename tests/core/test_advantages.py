@@ -40,7 +40,7 @@ def test_group_mean_by_hand() -> None:
     assert group_sum(GROUPS, ALL).tolist() == [3.0, 2.0, 3.0, 2.0, 3.0, 1.0]
 
 
-def test_weights_are_masks_or_numbers_and_hide_what_they_drop() -> None:
+def test_weights_are_masks_or_numbers_and_values_without_weight_have_no_effect() -> None:
     x = torch.tensor([[1.0, torch.nan], [3.0, 8.0], [torch.inf, 2.0]])
     weights = torch.tensor([[1.0, 0.0], [3.0, 1.0], [0.0, 1.0]])
     groups = torch.tensor([0, 0, 1])
@@ -50,7 +50,7 @@ def test_weights_are_masks_or_numbers_and_hide_what_they_drop() -> None:
     assert std.tolist() == [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
 
 
-def test_whole_numbers_have_means_and_a_group_without_any_value_no_spread() -> None:
+def test_integers_have_means_and_a_group_without_valid_values_has_no_spread() -> None:
     assert group_mean(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 5])).tolist() == [1.5, 1.5, 5.0]
     valid = torch.tensor([True, True, False])
     assert group_spread(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 5.0]), valid).tolist() == [2.0, 2.0, 0.0]
@@ -69,22 +69,22 @@ def test_whole_numbers_have_means_and_a_group_without_any_value_no_spread() -> N
     ],
 )
 def test_advantages_by_hand(options: dict[str, Any], expected: Any) -> None:
-    """(The variance of 1, 2, 6 is 14/3.)"""
+    """The variance of 1, 2, 6 is 14/3."""
     found = advantages(REWARDS, GROUPS, ALL, **options)
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
     assert found.dtype == torch.float32
     assert not found.requires_grad
 
 
-def test_rewards_are_constants_of_whatever_size() -> None:
-    """Their mean, 2^24 + 1, is no float32."""
+def test_rewards_are_constants_of_any_size() -> None:
+    """The mean of these rewards, 2^24 + 1, is not a float32."""
     rewards = torch.tensor([2.0**24, 2.0**24 + 2], requires_grad=True)
     found = advantages(rewards, torch.tensor([0, 0]), ALL[:2], std="none")
     assert found.tolist() == [-1.0, 1.0]
     assert not found.requires_grad
 
 
-def test_an_unscored_row_is_as_if_absent() -> None:
+def test_unscored_rows_are_ignored() -> None:
     rewards = torch.cat([REWARDS, torch.tensor([torch.nan, 1e9])])
     groups = torch.cat([GROUPS, torch.tensor([9, 2])])
     valid = torch.cat([ALL, torch.tensor([False, False])])
@@ -95,8 +95,8 @@ def test_an_unscored_row_is_as_if_absent() -> None:
             assert found.tolist() == pytest.approx([*expected.tolist(), 0.0, 0.0])
 
 
-def test_a_group_that_agrees_gives_exactly_zero() -> None:
-    """0.1 summed three times and divided by 3 is not 0.1 in float64; nothing may be made of that."""
+def test_a_group_with_equal_rewards_gives_exactly_zero() -> None:
+    """0.1 summed three times and divided by 3 is not 0.1 in float64; the difference must not count."""
     rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0], dtype=torch.float64)
     assert group_mean(torch.zeros(3, dtype=torch.int64), rewards[:3])[0] != rewards[0]
     groups = torch.tensor([0, 0, 0, 1, 1])
@@ -109,7 +109,7 @@ def test_a_group_that_agrees_gives_exactly_zero() -> None:
     assert informative(rewards, groups, valid).tolist() == [False] * 3 + [True] * 2
 
 
-def test_informative_looks_at_valid_rewards_and_answers_for_the_group() -> None:
+def test_informative_compares_valid_rewards_and_marks_the_whole_group() -> None:
     rewards = torch.tensor([0.0, 1.0, 0.0, 1.0, torch.nan])
     groups = torch.tensor([0, 0, 1, 1, 1])
     valid = torch.tensor([True, False, True, True, False])
@@ -198,8 +198,8 @@ def test_beta_normalised_against_scipy() -> None:
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 
-def test_beta_normalised_where_it_says_nothing() -> None:
-    """One group, or groups alike: no distribution to fit, so the mean alone is taken off. Unscored rows are as if absent."""
+def test_beta_normalised_without_variation_of_groups() -> None:
+    """With one group, or equal groups, nothing is fitted: only the mean is subtracted. Unscored rows are ignored."""
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
     for groups in (torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1])):
         assert advantages(rewards, groups, ALL[:4], std="beta").tolist() == [0.5, -0.5, -0.5, 0.5]
@@ -217,7 +217,7 @@ def test_beta_normalised_where_it_says_nothing() -> None:
         advantages(REWARDS, GROUPS, ALL, std="beta")
 
 
-def test_beta_normalised_at_the_ends_of_its_parameters() -> None:
+def test_beta_normalised_at_the_bounds_of_its_parameters() -> None:
     """Means 0, 1 and 1/4: their variance 0.271 is above m (1 - m) = 0.243, so c < 0, both parameters are 1 and f is 1."""
     rewards = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
     groups, valid = torch.arange(3).repeat_interleave(4), torch.ones(12, dtype=torch.bool)
@@ -231,7 +231,7 @@ def test_beta_normalised_at_the_ends_of_its_parameters() -> None:
 
 
 def test_without_a_baseline_every_reward_counts() -> None:
-    """A group that agrees is compared with nothing: its rewards count as they are, over the batch's std or not."""
+    """A group with equal rewards is not compared with anything: its rewards count, with std "none" and "global"."""
     rewards, groups = torch.tensor([1.0, 1.0, 0.0, 2.0]), torch.tensor([0, 0, 1, 1])
     for std, scale in (("none", 1.0), ("global", 2**0.5)):  # of 1, 1, 0, 2 the variance is 1/2
         found = advantages(rewards, groups, ALL[:4], baseline="none", std=std, eps=0.0)
@@ -240,15 +240,15 @@ def test_without_a_baseline_every_reward_counts() -> None:
     assert found.tolist() == [0.0, 0.0, 0.0, 2.0]
 
 
-def test_a_batch_that_agrees_has_no_spread_to_be_measured_by() -> None:
+def test_a_batch_with_equal_rewards_gives_exactly_zero() -> None:
     """0.1 / (0 + eps) would be an advantage of a thousand."""
     rewards, groups = torch.full((4,), 0.1), torch.tensor([0, 0, 1, 1])
     assert advantages(rewards, groups, ALL[:4], baseline="none", std="global").tolist() == [0.0] * 4
     assert advantages(rewards, groups, ALL[:4], baseline="none", std="none").tolist() == rewards.tolist()
 
 
-def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
-    """The example of 2601.05242: two rewards, two samples: (0, 1) in all against (0, 2) in all give different advantages.
+def test_gdpo_separates_groups_with_equal_advantages_of_the_sum() -> None:
+    """The example of 2601.05242 with two rewards and two samples: totals (0, 1) and totals (0, 2) give different advantages.
 
     By hand: group 0 differs in one reward, +-1; group 1 in both, +-1 twice, so +-2. S = -1, 1, -2, 2 has std sqrt(2.5).
     """
@@ -258,7 +258,7 @@ def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
     found = gdpo_advantages(columns, weights, groups, valid, eps=0.0)
     assert found.tolist() == pytest.approx([x / 2.5**0.5 for x in (-1, 1, -2, 2)])
     assert advantages(one + two, groups, valid, eps=0.0).tolist() == pytest.approx([-1, 1, -1, 1])
-    # The weight counts, not the spread: a hundredfold second reward is still +-1 before its weight of 3.
+    # The weight counts, not the spread: a second reward that is 100 times larger is still +-1 before its weight of 3.
     found = gdpo_advantages({"one": one, "two": 100 * two}, {"one": 1.0, "two": 3.0}, groups, valid, eps=0.0)
     assert found.tolist() == pytest.approx([x / 8.5**0.5 for x in (-1, 1, -4, 4)])
     assert gdpo_advantages(columns, weights, groups, valid, eps=0.0, clip=1.0, scale=0.5).tolist() == pytest.approx(
@@ -266,7 +266,7 @@ def test_each_reward_by_itself_keeps_what_a_sum_hides() -> None:
     )
 
 
-def test_each_reward_by_itself_may_leave_one_out() -> None:
+def test_gdpo_with_leave_one_out() -> None:
     """0, 1 about the other one: -1, 1 over 1/2. 0, 0, 3 about the others: -3/2, -3/2, 3 over sqrt(2). S^2 sums to 14.75."""
     groups = torch.tensor([0, 0, 1, 1, 1])
     columns = {"one": torch.tensor([0.0, 1.0, 0.0, 0.0, 3.0])}
@@ -276,7 +276,7 @@ def test_each_reward_by_itself_may_leave_one_out() -> None:
 
 
 @given(st.integers(0, 10_000))
-def test_each_reward_by_itself_does_not_see_units_or_unscored_rows(seed: int) -> None:
+def test_gdpo_does_not_depend_on_units_or_unscored_rows(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     groups = torch.randint(0, 4, (20,), generator=g)
     columns = {name: torch.randint(0, 4, (20,), generator=g).double() for name in "ab"}
@@ -287,12 +287,12 @@ def test_each_reward_by_itself_does_not_see_units_or_unscored_rows(seed: int) ->
     found = gdpo_advantages(changed, weights, groups, valid, eps=0.0).nan_to_num()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert (found[~valid] == 0).all()
-    idle = ~(informative(columns["a"], groups, valid) | informative(columns["b"], groups, valid))
-    assert (found[idle] == 0).all()
+    uninformative = ~(informative(columns["a"], groups, valid) | informative(columns["b"], groups, valid))
+    assert (found[uninformative] == 0).all()
 
 
 def test_a_reward_of_weight_0_has_no_part() -> None:
-    """It need not have scored what is valid, and a group that differs in it alone teaches exactly nothing."""
+    """It may be NaN in valid rows, and a group that differs in it alone gets exactly 0."""
     one, zero = torch.tensor([0.0, 1.0, 0.0, 1.0, 2.0, 2.0]), torch.tensor([torch.nan, 1.0, 0.0, 1.0, 0.0, 1.0])
     groups, valid = torch.tensor([0, 0, 1, 1, 2, 2]), ALL[:1].expand(6)
     found = gdpo_advantages({"one": one, "zero": zero}, {"one": 2.0, "zero": 0.0}, groups, valid)
@@ -301,12 +301,12 @@ def test_a_reward_of_weight_0_has_no_part() -> None:
     assert gdpo_advantages({"zero": zero}, {"zero": 0.0}, groups, valid).tolist() == [0.0] * 6
 
 
-def test_each_reward_needs_its_weight() -> None:
+def test_gdpo_needs_a_weight_for_each_reward() -> None:
     with pytest.raises(ValueError, match=r"columns are \['a'\] and weights \['b'\]"):
         gdpo_advantages({"a": REWARDS}, {"b": 1.0}, GROUPS, ALL)
 
 
-def test_reweighting_by_sign() -> None:
+def test_scale_by_sign() -> None:
     """Rewards of +-1 without baseline: NSR, PSR and weighted REINFORCE of 2506.01347."""
     rewards = torch.tensor([1.0, -1.0, 1.0, -1.0])
     plain = advantages(rewards, torch.zeros(4, dtype=torch.int64), ALL[:4], baseline="none", std="none")
@@ -316,11 +316,11 @@ def test_reweighting_by_sign() -> None:
 
 
 @pytest.mark.parametrize(("rho_0", "rho_1"), [(0.0, 0.3), (0.2, 0.3), (0.4, 0.1)])
-def test_forward_correction_of_a_noisy_verifier_is_a_reweighting(rho_0: float, rho_1: float) -> None:
-    """E[w | truth] = (1 - rho_0 - rho_1) (truth - 1) over the verifier's errors: the clean direction, less a constant."""
-    said = torch.tensor([1.0, -1.0], dtype=torch.float64)
+def test_forward_correction_of_a_noisy_verifier_scales_by_sign(rho_0: float, rho_1: float) -> None:
+    """E[w | truth] = (1 - rho_0 - rho_1) (truth - 1) over the verifier's errors: the error-free direction, up to a constant."""
+    verdict = torch.tensor([1.0, -1.0], dtype=torch.float64)
     valid, groups = torch.tensor([True, True]), torch.tensor([0, 0])
-    plain = advantages(said, groups, valid, baseline="none", std="none")
+    plain = advantages(verdict, groups, valid, baseline="none", std="none")
     weights = scale_by_sign(plain, positive=rho_1, negative=1 - rho_1)
     assert weights.tolist() == pytest.approx([rho_1, rho_1 - 1])
     right, wrong = torch.tensor([1 - rho_1, rho_1]).double(), torch.tensor([rho_0, 1 - rho_0]).double()

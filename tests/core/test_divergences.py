@@ -42,7 +42,7 @@ def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def test_values_estimate_kl_of_theta_from_the_reference() -> None:
-    """Means over theta, by enumeration: k1 and k3 exactly, k2 to second order (the third is a tenth)."""
+    """Means over theta, by enumeration: k1 and k3 exactly, k2 to second order (the third-order term is a tenth)."""
     logits, ref = discrete()
     logp = logits.detach().log_softmax(0)
     exact = kl(logp, ref)
@@ -50,8 +50,8 @@ def test_values_estimate_kl_of_theta_from_the_reference() -> None:
         torch.testing.assert_close((logp.exp() * ESTIMATORS[name](logp, ref)).sum(), exact, rtol=rtol, atol=1e-15)
 
 
-def test_gradients_as_losses_are_those_the_docstrings_name() -> None:
-    """The expected gradient on samples of theta: sum_y pi(y) grad k(y), the sampling held fixed."""
+def test_gradients_as_losses_are_those_in_the_docstrings() -> None:
+    """The expected gradient on samples of theta: sum_y pi(y) grad k(y), with the sampling held fixed."""
     logits, ref = discrete()
     logp = logits.log_softmax(0)
 

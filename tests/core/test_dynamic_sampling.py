@@ -1,4 +1,4 @@
-"""The stage between rollout and advantages."""
+"""Dynamic sampling: the groups that are drawn again, and the samples that are kept."""
 
 from __future__ import annotations
 
@@ -39,70 +39,70 @@ def record(words: dict[int, str]) -> Record:
 
 
 def source(*draws: str) -> tuple[Draw, list[Sequence[int] | None]]:
-    """Draws of groups 0, 1, … written as "01 1?": 0/1 rewards, "?" unscored; and what was asked for."""
-    asked: list[Sequence[int] | None] = []
+    """Return a function with these draws of groups 0, 1, … ("01 1?": 0/1 rewards, "?" unscored), and a log of its arguments."""
+    requested: list[Sequence[int] | None] = []
 
     def draw(k: int, groups: Sequence[int] | None) -> Record:
-        assert k == len(asked)
-        asked.append(groups)
+        assert k == len(requested)
+        requested.append(groups)
         words = draws[k].split()
         return record({g: words[g] for g in (range(len(words)) if groups is None else groups)})
 
-    return draw, asked
+    return draw, requested
 
 
 def words(found: Record) -> dict[int, str]:
     return dict(zip(found.groups.tolist(), found.payload, strict=True))
 
 
-def test_once_draws_once() -> None:
-    draw, asked = source("00 11")
+def test_draw_once() -> None:
+    draw, requested = source("00 11")
     assert words(draw_once(draw)) == {0: "00", 1: "11"}
-    assert asked == [None]
+    assert requested == [None]
 
 
-def test_only_idle_groups_are_drawn_again() -> None:
-    draw, asked = source("00 01 11", "10 -- 1?", "-- -- 01", "-- -- --")
+def test_only_uninformative_groups_are_drawn_again() -> None:
+    draw, requested = source("00 01 11", "10 -- 1?", "-- -- 01", "-- -- --")
     assert words(DynamicSampling(max_draws=4)(draw)) == {0: "10", 1: "01", 2: "01"}
-    assert asked == [None, [0, 2], [2]]
+    assert requested == [None, [0, 2], [2]]
 
 
-def test_the_last_draw_stands() -> None:
-    draw, asked = source("00 01 1?", "11 -- 10")
+def test_the_last_draw_is_kept() -> None:
+    draw, requested = source("00 01 1?", "11 -- 10")
     found = DynamicSampling(max_draws=2)(draw)
     assert words(found) == {0: "11", 1: "01", 2: "10"}
     assert sorted(found.groups.tolist()) == [0, 0, 1, 1, 2, 2]
-    assert asked == [None, [0, 2]]
+    assert requested == [None, [0, 2]]
 
 
-def test_groups_may_be_asked_to_differ_in_something_else() -> None:
-    """Group 1 differs in what is learnt from and not in the values that are asked for, group 2 the other way round."""
+def test_groups_may_have_to_differ_in_other_values() -> None:
+    """Group 1 differs in its rewards and not in `values`, group 2 the other way round."""
     values = {"01": [0.0, 0.0], "11": [0.0, 1.0]}
-    draw, asked = source("01 01 11", "11 11 --")
+    draw, requested = source("01 01 11", "11 11 --")
 
-    def said(record: Record) -> tuple[Tensor, Tensor]:
+    def values_of(record: Record) -> tuple[Tensor, Tensor]:
         return torch.tensor([v for w in record.payload[::2] for v in values[w]]), record.valid
 
-    found = DynamicSampling(2, said)(draw)
+    found = DynamicSampling(2, values_of)(draw)
     assert words(found) == {0: "11", 1: "11", 2: "11"}
-    assert asked == [None, [0, 1]]
+    assert requested == [None, [0, 1]]
 
 
-def test_what_groups_should_differ_in_may_be_missing_in_valid_rows() -> None:
+def test_values_may_be_missing_in_valid_rows() -> None:
     """Group 0 differs in the values of its valid rows, group 1 has one value left, group 2 none."""
     values = {0: [0.0, 1.0], 1: [0.0, torch.nan], 2: [torch.nan, torch.nan]}
-    draw, asked = source("11 11 11", "-- 11 11")
+    draw, requested = source("11 11 11", "-- 11 11")
 
-    def said(record: Record) -> tuple[Tensor, Tensor]:
+    def values_of(record: Record) -> tuple[Tensor, Tensor]:
         found = torch.tensor([v for group in record.groups.tolist()[::2] for v in values[group]])
         return found, ~found.isnan()
 
-    assert DynamicSampling(2, said)(draw).valid.all()
-    assert asked == [None, [1, 2]]
+    assert DynamicSampling(2, values_of)(draw).valid.all()
+    assert requested == [None, [1, 2]]
 
 
-def test_groups_find_the_same_alone_and_together() -> None:
-    """So several processes find what one does."""
+def test_groups_are_independent_of_each_other() -> None:
+    """Therefore several processes get the groups that one process gets."""
     draws = ("00 01 11", "10 -- 11", "-- -- 01")
     together = words(DynamicSampling(max_draws=3)(source(*draws)[0]))
     for group in range(3):
@@ -110,7 +110,7 @@ def test_groups_find_the_same_alone_and_together() -> None:
         assert words(alone) == {group: together[group]}
 
 
-def test_other_groups_than_asked_for_are_refused() -> None:
+def test_other_groups_than_requested_are_refused() -> None:
     draw, _ = source("00 11 01")
     with pytest.raises(ValueError, match=r"draw 1 returned groups \[0, 1, 2\], expected \[0, 1\]"):
         DynamicSampling(max_draws=2)(lambda k, groups: draw(0, None) if k == 0 else record({0: "01", 1: "01", 2: "01"}))

@@ -1,4 +1,4 @@
-"""f-divergences: by hand, against scipy and sums written out, and by the means of their estimators and gradients."""
+"""f-divergences: by hand, against scipy and explicit sums, and by the means of their estimators and gradients."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ GENERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "total_variation": lambda u: (u - 1).abs() / 2,
     "chi_squared": lambda u: (u - 1) ** 2,
 }
-"""f of u as the textbooks have it, where f'(1) need not be 0."""
+"""f(u) as in textbooks, where f'(1) need not be 0."""
 
 
 def distributions(seed: int, size: int = 5, spread: float = 1.5) -> tuple[Tensor, Tensor]:
-    """Logits of theta, with gradient, and log-probabilities of the reference."""
+    """Return logits of theta, with gradient, and log-probabilities of the reference."""
     g = torch.Generator().manual_seed(seed)
     logits, ref = spread * torch.randn(2, size, generator=g, dtype=torch.float64)
     return logits.requires_grad_(), ref.log_softmax(0)
@@ -66,7 +66,7 @@ def test_two_elements_by_hand() -> None:
         assert f_divergence(name).full(p, q).item() == pytest.approx(value, rel=1e-12), name
 
 
-def test_scipy_agrees() -> None:
+def test_against_scipy() -> None:
     logits, ref = distributions(0)
     p, q = logits.detach().softmax(0).numpy(), ref.exp().numpy()
     found = {name: f_divergence(name).full(logits.detach().log_softmax(0), ref).item() for name in NAMES}
@@ -83,7 +83,7 @@ def test_scipy_agrees() -> None:
 def test_full_is_the_sum_over_elements_and_so_is_its_gradient(name: str, seed: int, spread: float) -> None:
     logits, ref = distributions(seed, spread=spread)
     found, expected = f_divergence(name).full(logits.log_softmax(0), ref), brute(name, logits, ref)
-    # The textbooks' forms cancel terms of size 1, ours do not: 1e-13 is what they lose.
+    # Textbook forms cancel terms of size 1, ours do not: they lose 1e-13.
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(gradient(found, logits), gradient(expected, logits), rtol=1e-9, atol=1e-13)
     assert found >= 0
@@ -92,7 +92,7 @@ def test_full_is_the_sum_over_elements_and_so_is_its_gradient(name: str, seed: i
 @pytest.mark.parametrize("name", NAMES)
 @given(st.integers(0, 10**6))
 @settings(max_examples=15)
-def test_estimators_and_their_gradients_have_the_means_they_claim(name: str, seed: int) -> None:
+def test_means_of_estimators_and_of_their_gradients(name: str, seed: int) -> None:
     """By enumeration: the mean over elements of theta, or of the reference, with the sampling held fixed."""
     logits, ref = distributions(seed)
     divergence, logp = f_divergence(name), logits.log_softmax(0)
@@ -109,7 +109,7 @@ def test_estimators_and_their_gradients_have_the_means_they_claim(name: str, see
 @pytest.mark.parametrize(
     ("name", "alpha"), [*((name, 0.3) for name in NAMES), ("alpha", -0.5), ("alpha", 1.5)], ids=str
 )
-def test_generator_perspective_slope_and_limits_are_of_one_function(name: str, alpha: float) -> None:
+def test_generator_perspective_slope_and_limits_are_consistent(name: str, alpha: float) -> None:
     divergence = f_divergence(name, alpha)
     delta = torch.linspace(-4, 4, 40, dtype=torch.float64, requires_grad=True)  # without 0, where TV has no slope
     f, u = divergence.generator(delta), delta.exp()
@@ -125,8 +125,8 @@ def test_generator_perspective_slope_and_limits_are_of_one_function(name: str, a
         assert value == pytest.approx(limit, rel=1e-9) if math.isfinite(limit) else value > 100
 
 
-def test_k2_and_k3_are_of_the_family() -> None:
-    """k2 has the gradient of reverse KL on own samples; k3 that of forward KL, and reverse KL's value."""
+def test_k2_and_k3_are_estimators_of_the_family() -> None:
+    """On samples of theta k2 has the gradient of reverse KL, and k3 the value of reverse KL and the gradient of forward KL."""
     delta = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
     zero = torch.zeros_like(delta)
     reverse, forward = (f_divergence(name).estimate_from_policy_samples(delta) for name in ("reverse_kl", "forward_kl"))
@@ -139,7 +139,7 @@ def test_k2_and_k3_are_of_the_family() -> None:
     ("alpha", "name", "factor"),
     [(0.0, "reverse_kl", 1.0), (1.0, "forward_kl", 1.0), (0.5, "hellinger", 4.0), (-1.0, "chi_squared", 0.5)],
 )
-def test_alpha_holds_the_others(alpha: float, name: str, factor: float) -> None:
+def test_alpha_contains_other_divergences(alpha: float, name: str, factor: float) -> None:
     logits, ref = distributions(3)
     logp = logits.detach().log_softmax(0)
     other = f_divergence(name).full(logp, ref)
@@ -149,8 +149,8 @@ def test_alpha_holds_the_others(alpha: float, name: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_elements_that_one_side_never_gives(name: str) -> None:
-    """The limits of f at 0 and of f(u) / u at infinity; where both give nothing there is no term, and no NaN behind it."""
+def test_elements_of_probability_0(name: str) -> None:
+    """They cost the limits of f at 0 and of f(u) / u at infinity; where both probabilities are 0 there is no term and no NaN."""
     divergence = f_divergence(name)
     logits = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]], dtype=torch.float64, requires_grad=True)
     same = divergence.full(logits.log_softmax(1), logits.detach().log_softmax(1))
@@ -167,8 +167,8 @@ def test_elements_that_one_side_never_gives(name: str) -> None:
         assert gradient(lost.sum(), logits).isfinite().all()
 
 
-def test_ratios_beyond_float32_overflow_nowhere_but_where_the_divergence_does() -> None:
-    """Log-ratios of +-200: exp of neither fits, and every term is computed on the side where it does."""
+def test_ratios_beyond_float32_do_not_overflow() -> None:
+    """exp of log-ratios of +-200 overflows or underflows, but every term is computed on the side where it does not."""
     logits = torch.tensor([[0.0, -200.0]], requires_grad=True)
     ref = torch.tensor([[-200.0, 0.0]]).log_softmax(1)
     finite = {"reverse_kl": 200.0, "forward_kl": 200.0, "jensen_shannon": 2 * math.log(2), "alpha": 4.0}
@@ -179,7 +179,7 @@ def test_ratios_beyond_float32_overflow_nowhere_but_where_the_divergence_does() 
         assert gradient(found.sum(), logits).isfinite().all(), name
 
 
-def test_float32_at_least_any_shape_and_what_is_refused() -> None:
+def test_dtypes_shapes_and_refusals() -> None:
     logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).bfloat16().log_softmax(-1)
     found = f_divergence("jensen_shannon").full(logits, logits.roll(1, 0))
     assert (found.shape, found.dtype) == ((2, 3), torch.float32)

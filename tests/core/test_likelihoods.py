@@ -1,4 +1,4 @@
-"""The record: checks, selection, concatenation, collapse."""
+"""The record of likelihoods: validation, selection, concatenation, reduction over decisions."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def test_absent_terms_stay_absent() -> None:
         ("mean", [[1.5], [6.0], [0.0]], [[1.5], [7.0], [0.0]]),
     ],
 )
-def test_collapse_by_hand(decisions: DecisionReduction, logp: list[list[float]], scale: list[list[float]]) -> None:
-    """Row 0 keeps 1 and 2, row 1 keeps 6, row 2 keeps nothing; what is masked is NaN."""
+def test_reduce_over_decisions_by_hand(
+    decisions: DecisionReduction, logp: list[list[float]], scale: list[list[float]]
+) -> None:
+    """Row 0 has 1 and 2 unmasked, row 1 has 6, row 2 nothing; masked values are NaN."""
     nan = torch.nan
     values = torch.tensor([[1.0, 2.0, nan], [nan, 6.0, nan], [nan, nan, nan]])
     factor = torch.tensor([[1.0, 2.0, nan], [nan, 7.0, nan], [nan, nan, nan]])
@@ -79,7 +81,7 @@ def test_collapse_by_hand(decisions: DecisionReduction, logp: list[list[float]],
     assert reduce_over_decisions(lik, "each") is lik
 
 
-def test_collapse_passes_the_gradient_to_what_counts() -> None:
+def test_reduce_over_decisions_passes_the_gradient_to_unmasked_decisions() -> None:
     logp = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     mask = torch.tensor([[True, True, False]])
     reduce_over_decisions(Likelihoods(logp, mask), "mean").logp.sum().backward()

@@ -1,4 +1,4 @@
-"""Schedules by hand, and the decays that published methods use."""
+"""Schedules and controllers by hand, and the decays of published methods."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_decays_of_crd_and_nft_are_linear_schedules(schedule: Schedule, publishe
         assert schedule.value(n) == pytest.approx(published(n), abs=1e-12)
 
 
-def test_defaults_do_not_adapt() -> None:
+def test_coefficients_do_not_adapt_by_default() -> None:
     coefficient = Linear(1, 0, 10)
     assert coefficient.per_sample(5, torch.randn(3)).tolist() == [0.5, 0.5, 0.5]
     assert coefficient.updated(3.0) is coefficient
 
 
 def test_target_kl_by_hand() -> None:
-    """2 -> half the target: e = -0.2 (clipped), x 0.98; on target: as it is; 1.1 times: e = 0.1, x 1.01."""
+    """Half the target: e = -0.2 (clipped), x 0.98; on target: x 1; 1.1 times the target: e = 0.1, x 1.01."""
     controller = TargetKL(2.0, target=0.1)
     levels = []
     for divergence in (0.05, 0.1, 0.11, 7.0, 0.0):
@@ -57,21 +57,21 @@ def test_target_kl_by_hand() -> None:
 
 @given(st.floats(1e-6, 1e6), st.floats(0.5, 2.0))
 def test_target_kl_holds_a_divergence_that_falls_with_the_level(level: float, power: float) -> None:
-    """D = level^-power = target at level 1: the controller gets there from either side and stays."""
+    """D = level^-power = target at level 1: the controller reaches it from either side and stays."""
     controller = TargetKL(level, target=1.0, gain=0.5, bound=0.5)
     for _ in range(150):
         controller = controller.updated(controller.value(0) ** -power)
-    assert controller.value(0) == pytest.approx(1.0, rel=1e-3)  # 150 steps: 0.5 % or more of any error is gone a step
+    assert controller.value(0) == pytest.approx(1.0, rel=1e-3)  # every step removes 0.5 % or more of any error
 
 
-def test_the_state_of_a_controller_is_all_that_it_learnt() -> None:
+def test_a_controller_is_restored_from_its_state() -> None:
     before = TargetKL(0.3, target=0.1).updated(1.0)
     assert TargetKL(0.3, target=0.1).with_state(before.state()) == before
     assert (Constant(1.0).state(), Linear(0, 1, 2).state()) == ({}, {})
 
 
 def levels(multiplier: Coefficient, means: list[float]) -> list[float]:
-    """Its value after each of the means was observed."""
+    """Return the value after each update with these means."""
     found = []
     for mean in means:
         multiplier = multiplier.updated(mean)
@@ -90,7 +90,7 @@ def test_multiplier_by_hand() -> None:
 
 @given(st.floats(-2, 2), st.floats(0, 5), st.booleans())
 def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float, start: float, at_least: bool) -> None:
-    """max -x^2/2 subject to x on one side of c, by x = argmax -x^2/2 + w x = w: x is c where the side forbids 0, else 0."""
+    """max -x^2/2 with x on one side of c, by x = argmax -x^2/2 + w x = w: c if the constraint excludes 0, else 0."""
     multiplier: Coefficient = LagrangeMultiplier(start, threshold, at_least, rate=0.2)
     for _ in range(200):
         multiplier = multiplier.updated(multiplier.value(0))
@@ -98,7 +98,7 @@ def test_multiplier_finds_the_solution_of_a_constrained_problem(threshold: float
     assert multiplier.value(0) == pytest.approx(expected, abs=1e-6)
 
 
-def test_multiplier_keeps_what_it_learnt_and_refuses_what_it_cannot_use() -> None:
+def test_multiplier_is_restored_from_its_state_and_refuses_bad_numbers() -> None:
     before = LagrangeMultiplier(1.0, threshold=0.5).updated(0.0)
     assert LagrangeMultiplier(1.0, threshold=0.5).with_state(before.state()) == before
     with pytest.raises(ValueError, match="the mean reward is nan"):

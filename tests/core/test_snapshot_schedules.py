@@ -1,4 +1,4 @@
-"""Decays of soups and resets, by hand and as averages of what a snapshot has seen."""
+"""Decays of soups and resets: by hand, and as averages of the weights after each step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from difrl.core import Coefficient, InUpdates, Linear, Reset, Soup
 
 
-def followed(decay: Coefficient, path: list[float]) -> list[float]:
-    """A snapshot of path[0] after each of the steps that end at path[1], path[2], ..."""
+def snapshots_along(decay: Coefficient, path: list[float]) -> list[float]:
+    """Return a snapshot that begins at path[0] after each of the steps that end at path[1], path[2], ..."""
     held, found = path[0], []
     for step, theta in enumerate(path[1:]):
         held = decay.value(step) * held + (1 - decay.value(step)) * theta
@@ -20,16 +20,16 @@ def followed(decay: Coefficient, path: list[float]) -> list[float]:
 
 def test_by_hand() -> None:
     path = [0.0, 3.0, 6.0, 9.0, 12.0]
-    assert followed(Reset(2), path) == [0.0, 6.0, 6.0, 12.0]
-    assert followed(Soup(2), path) == pytest.approx([0.0, 3.0, 3.0, 6.0])  # means of 0, 6 and of 0, 6, 12
-    assert followed(Soup(1), path) == pytest.approx([1.5, 3.0, 4.5, 6.0])
+    assert snapshots_along(Reset(2), path) == [0.0, 6.0, 6.0, 12.0]
+    assert snapshots_along(Soup(2), path) == pytest.approx([0.0, 3.0, 3.0, 6.0])  # means of 0, 6 and of 0, 6, 12
+    assert snapshots_along(Soup(1), path) == pytest.approx([1.5, 3.0, 4.5, 6.0])
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=30), st.integers(1, 7))
 def test_a_soup_is_the_mean_and_a_reset_the_latest(path: list[float], every: int) -> None:
     kept = path[::every]
-    assert followed(Soup(every), path)[-1] == pytest.approx(sum(kept) / len(kept), abs=1e-9)
-    assert followed(Reset(every), path)[-1] == kept[-1]
+    assert snapshots_along(Soup(every), path)[-1] == pytest.approx(sum(kept) / len(kept), abs=1e-9)
+    assert snapshots_along(Reset(every), path)[-1] == kept[-1]
 
 
 def test_schedules_in_updates() -> None:

@@ -1,4 +1,4 @@
-"""Centred reward distillation: numbers by hand, the optimum it is for, and what it does not depend on."""
+"""Centred reward distillation: numbers by hand, its optimum, and its invariances."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_bce_by_hand() -> None:
 
 
 def test_temperature_by_hand() -> None:
-    """Raw rewards (log 3, 0) at T = 1: weights (3/4, 1/4) and (1/4, 3/4), so two means of each."""
+    """Raw rewards (log 3, 0) at T = 1: weights (3/4, 1/4) and (1/4, 3/4), so there are two means of each."""
     reward = float(torch.tensor(3.0, dtype=torch.float64).log())
     objective = CentredRewardDistillation(reward="raw", temperature=1.0)
     loss, _, metrics = run(objective, [0.8, 0.0], [reward, 0.0], [0, 0])
@@ -78,7 +78,7 @@ def test_temperature_by_hand() -> None:
 
 
 def test_the_loss_is_zero_where_the_policy_is_tilted() -> None:
-    """D = r / beta + a constant of each group; in both forms no gradient, in every direction."""
+    """D = r / beta + a constant of each group has no gradient, in both forms and in every direction."""
     r = [0.3, -1.0, 2.0, 0.7]
     for form in ("squared", "bce"):
         for temperature in (None, 0.3):
@@ -103,7 +103,7 @@ ROWS = st.lists(st.tuples(st.floats(-2, 2), st.floats(-4, 4), st.integers(0, 2))
 def test_a_constant_added_to_a_group_changes_nothing(
     rows: list[Any], shifts: tuple[float, ...], temperature: float | None, form: Any, beta: float
 ) -> None:
-    """To its rewards, or to its log ratios: both are centred."""
+    """The constant may be added to rewards or to log ratios: both are centred."""
     objective = CentredRewardDistillation(beta=beta, form=form, reward="raw", temperature=temperature)
     delta, a, groups = map(list, zip(*rows, strict=True))
     loss, grad, _ = run(objective, delta, a, groups)
@@ -115,7 +115,7 @@ def test_a_constant_added_to_a_group_changes_nothing(
     torch.testing.assert_close(moved, grad, rtol=1e-9, atol=1e-9)
 
 
-def of_unclipped(rewards: Tensor, groups: Tensor) -> Tensor:
+def unclipped_advantages(rewards: Tensor, groups: Tensor) -> Tensor:
     return advantages(rewards, groups, torch.ones_like(rewards, dtype=torch.bool))
 
 
@@ -132,12 +132,12 @@ def of_unclipped(rewards: Tensor, groups: Tensor) -> Tensor:
     ids=str,
 )
 def test_crd_awm_and_nft_share_one_gradient(fake_policy: Any, objective: Objective) -> None:
-    """At theta = old, equally weighed, advantages centred and unclipped: -A grad l, exactly."""
+    """At theta = old, with equal weights and centred, unclipped advantages, it is exactly -A grad l."""
     policy = fake_policy.make(12, 3, shift=0.0)
     policy.mask[:] = True
     groups = torch.arange(12) % 3
     rewards = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    a = of_unclipped(rewards, groups)
+    a = unclipped_advantages(rewards, groups)
     lik = without(policy.likelihoods(), "weight")
     loss, _ = objective(lik, a, groups)
     expected = policy.grad(weighted_mean(-a[:, None] * lik.logp, lik.mask, 36))

@@ -59,7 +59,7 @@ def test_the_weight_multiplies_the_loss_alone() -> None:
 
 @pytest.mark.parametrize("objective", [Clipped(), Clipped(0.0, 0.0), Clipped(1.0, 1.0), Clipped(1e-4, None)])
 def test_the_gradient_at_the_old_policy_is_minus_a_grad_l(fake_policy: Any, objective: Clipped) -> None:
-    """Also at the kink of a zero clip range, where both branches of the maximum are equal."""
+    """This includes the kink of a zero clip range, where both branches of the maximum are equal."""
     policy = fake_policy.make(6, 4, shift=0.0)
     lik, a = policy.likelihoods(), torch.linspace(-2, 3, 6).double()
     loss, metrics = objective(lik, a, torch.arange(6))
@@ -82,7 +82,7 @@ def test_advantages_may_differ_by_decision(fake_policy: Any) -> None:
 def test_a_wider_clip_range_never_raises_the_loss(
     log_ratio: float, a: float, low: float, high: float, more_low: float, more_high: float
 ) -> None:
-    """The loss is the larger of two, and the clipped one nears the other as the range widens."""
+    """The loss is a maximum of two, and the clipped one approaches the other as the range widens."""
     lik = Likelihoods(
         torch.tensor([[log_ratio]], dtype=torch.float64),
         torch.tensor([[True]]),

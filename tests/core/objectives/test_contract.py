@@ -1,4 +1,4 @@
-"""Every objective of tests/objectives.py keeps the contract: splits, processes and masks do not matter."""
+"""The contract of every objective in tests/objectives.py: splits, processes and masks have no effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Tensors = dict[str, Tensor]
 
 
 def whole_batch(policy: Any, objective: Objective, rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensors]:
-    """(loss, gradient, metrics) of one backward pass over everything."""
+    """Return (loss, gradient, metrics) of one backward pass over the whole batch."""
     lik = reduce_over_decisions(policy.likelihoods(), objective.decisions)
     loss, metrics = objective(lik, rewards, groups)
     total = weighted_mean(loss + anchor_penalty(lik, {"base": 0.3}), lik.mask, lik.mask.sum())
@@ -48,7 +48,7 @@ def whole_batch(policy: Any, objective: Objective, rewards: Tensor, groups: Tens
 def in_parts(
     policy: Any, objective: Objective, rewards: Tensor, groups: Tensor, parts: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The same by a pass without gradient for the statistics and a backward pass for each part."""
+    """Return (loss, gradient) by a pass without gradient for the statistics and a backward pass for each part."""
     with torch.no_grad():
         every = [reduce_over_decisions(policy.likelihoods(rows), objective.decisions) for rows in parts]
     order = torch.cat(list(parts))
@@ -81,7 +81,7 @@ def test_parts_that_split_groups_equal_the_whole(fake_policy: Any, objective: Ob
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_statistics_gathered_over_processes_equal_those_of_one(fake_policy: Any, objective: Objective) -> None:
-    """Two processes hold half the rows each and gather what `summarise` gives."""
+    """Two processes hold half of the rows each and gather the results of `summarise`."""
     policy = fake_policy.make(8, 4)
     groups, rewards = torch.arange(8) % 4, torch.linspace(-1, 1, 8)
     lik = reduce_over_decisions(policy.likelihoods(), objective.decisions)
@@ -101,7 +101,7 @@ def test_statistics_gathered_over_processes_equal_those_of_one(fake_policy: Any,
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) -> None:
-    """What stands at padding and in an unscored row changes neither loss nor gradient."""
+    """Values in padding and in unscored rows change neither loss nor gradient."""
     policy = fake_policy.make(8, 4)
     policy.mask[2] = False
     groups, rewards = torch.arange(8) % 4, torch.linspace(-1, 1, 8)
@@ -114,8 +114,8 @@ def test_masked_elements_have_no_part(fake_policy: Any, objective: Objective) ->
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_it_reads_what_it_needs_and_nothing_else(fake_policy: Any, objective: Objective) -> None:
-    """A policy evaluates no more than that."""
+def test_it_reads_only_what_it_needs(fake_policy: Any, objective: Objective) -> None:
+    """`needs` is complete, because a policy evaluates nothing else."""
     every = reduce_over_decisions(fake_policy.make(4, 3).likelihoods(), objective.decisions)
     groups, rewards = torch.arange(4) % 2, torch.linspace(-1, 1, 4)
     known = replace(every, terms={name: every[name] for name in objective.needs})
@@ -154,9 +154,9 @@ def test_preference_equals_the_loss_over_pairs(fake_policy: Any) -> None:
     torch.testing.assert_close(policy.grad(total), policy.grad(direct))
 
 
-def test_normalisation_centres_the_ratio_and_frees_it_from_the_noise(fake_policy: Any) -> None:
-    """Under samples of old, scale (log rho + bias) has mean 0 and spread ||delta mean|| / D whatever the
-    std, while log rho has a mean below 0 and a spread that grows as the std shrinks (2510.22319)."""
+def test_normalisation_centres_the_ratio_and_makes_it_independent_of_the_noise(fake_policy: Any) -> None:
+    """On samples of old, scale (log rho + bias) has mean 0 and spread ||delta mean|| / D for every std, while log rho has
+    a mean below 0 and a spread that grows as the std shrinks (2510.22319)."""
     policy = fake_policy.make(40_000, 3, shift=0.1)
     policy.mask[:] = True
     policy.contexts = policy.contexts[:1, :1].expand(40_000, 3, 3)
@@ -176,7 +176,7 @@ def test_normalisation_centres_the_ratio_and_frees_it_from_the_noise(fake_policy
     assert ((bias[0] - lik["bias"][0]).abs() < 4 * raw.std(0) / 40_000**0.5).all()
 
 
-def test_divergence_masking_drops_only_what_leads_away(fake_policy: Any) -> None:
+def test_divergence_masking_drops_only_decisions_that_lead_away(fake_policy: Any) -> None:
     policy = fake_policy.make(64, 2)
     a = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)
     lik = policy.likelihoods()
@@ -189,7 +189,7 @@ def test_divergence_masking_drops_only_what_leads_away(fake_policy: Any) -> None
 
 
 def sequences() -> tuple[Tensor, Tensor]:
-    """All sequences over {0 = end, 1, 2} of length at most 3, padded with 0; mask up to and with the end."""
+    """Return all sequences over {0 = end, 1, 2} of length at most 3, padded with 0, and their masks, which include the end."""
     found = set()
     for word in itertools.product(range(3), repeat=3):
         end = word.index(0) + 1 if 0 in word else 3
@@ -199,7 +199,7 @@ def sequences() -> tuple[Tensor, Tensor]:
 
 
 def tabular(logits: Tensor, y: Tensor) -> Tensor:
-    """log pi(y_j | y_<j), [B, J]: a row of logits for each prefix, numbered in base 3 behind a leading 1."""
+    """Return log pi(y_j | y_<j), [B, J]: a row of logits for each prefix, numbered in base 3 after a leading 1."""
     prefix, out = torch.ones(len(y), dtype=torch.int64), []
     for j in range(y.shape[1]):
         out.append(logits.log_softmax(-1)[prefix].gather(1, y[:, j : j + 1])[:, 0])
@@ -208,7 +208,7 @@ def tabular(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def test_distillation_of_whole_sequences_reaches_the_tilted_distribution() -> None:
-    """A discrete autoregressive policy, decisions = "sum", old held at base: base exp(r / beta)."""
+    """A discrete autoregressive policy with decisions = "sum" and old fixed at base reaches base exp(r / beta)."""
     g = torch.Generator().manual_seed(0)
     y, mask = sequences()
     base = torch.randn(81, 3, generator=g, dtype=torch.float64)
@@ -236,7 +236,7 @@ def test_distillation_of_whole_sequences_reaches_the_tilted_distribution() -> No
 
 @dataclass(frozen=True)
 class RewardAdaptive(Coefficient):
-    """CRD's third control: beta (kappa + (1 - kappa) r), r the advantage as a reward in [0, 1]."""
+    """Coefficient of CRD by sample: beta (kappa + (1 - kappa) r), r the advantage mapped to [0, 1]."""
 
     beta: float
     kappa: float
@@ -250,7 +250,7 @@ class RewardAdaptive(Coefficient):
 
 @dataclass(frozen=True)
 class Targeted(Coefficient):
-    """Doubles or halves to hold a divergence near a target."""
+    """Coefficient that doubles or halves to keep a divergence near a target."""
 
     level: float
     target: float
@@ -276,7 +276,7 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
         anchor_penalty(lik, {"ema": 1.0})
 
 
-def test_refusals_say_what_is_missing(fake_policy: Any) -> None:
+def test_refusals(fake_policy: Any) -> None:
     lik, groups, a = fake_policy.make(4, 3).likelihoods(), torch.arange(4), torch.ones(4)
     with pytest.raises(ValueError, match=r"needs \['mixed/minus', 'mixed/plus'\]"):
         NegativeAware(0.7)(without(lik, "mixed/plus", "mixed/minus"), a, groups)

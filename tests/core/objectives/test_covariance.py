@@ -21,7 +21,7 @@ def likelihoods(logp: list[list[float]], log_ratio: list[list[float]], mask: lis
 
 
 def by_hand() -> tuple[Likelihoods, Tensor, Tensor]:
-    """Three decisions count: l = -1, -2, -6 about -3 and A = 2, 2, -1 about 1, so cov = 2 x 1, 1 x 1, -3 x -2."""
+    """Return three unmasked decisions: l = -1, -2, -6 about -3, A = 2, 2, -1 about 1, cov = 2 x 1, 1 x 1, -3 x -2."""
     log_ratio = [[math.log(1.5), math.log(0.8)], [math.log(0.5), 7.0]]
     lik = likelihoods([[-1.0, -2.0], [-6.0, 50.0]], log_ratio, [[True, True], [True, False]])
     return lik, torch.tensor([2.0, -1.0]), torch.tensor([0, 1])
@@ -33,7 +33,7 @@ def test_covariances_by_hand() -> None:
     assert found.tolist() == [[2.0, 1.0], [6.0, 0.0]]
 
 
-def test_their_mean_is_the_covariance_of_numpy() -> None:
+def test_the_mean_of_covariances_is_that_of_numpy() -> None:
     g = torch.Generator().manual_seed(0)
     logp, a = (torch.randn(7, 5, generator=g, dtype=torch.float64) for _ in range(2))
     mask = torch.rand(7, 5, generator=g) < 0.7
@@ -42,7 +42,7 @@ def test_their_mean_is_the_covariance_of_numpy() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_order_of_rows_does_not_show_in_float32() -> None:
+def test_float32_results_do_not_depend_on_the_order_of_rows() -> None:
     g = torch.Generator().manual_seed(0)
     logp, a = torch.randn(2, 400, 7, generator=g) * 100
     mask, order = torch.rand(400, 7, generator=g) < 0.9, torch.randperm(400, generator=g)
@@ -50,7 +50,7 @@ def test_the_order_of_rows_does_not_show_in_float32() -> None:
 
 
 def test_clip_cov_by_hand() -> None:
-    """Between 0.5 and 5 are two of three; a third of all is one, so that either is left out half the time."""
+    """Two of three are between 0.5 and 5; a third of all is one decision, so each of the two is left out half the time."""
     lik, a, groups = by_hand()
     loss, metrics = ClipCov(None, None, share=1 / 3, lowest=0.5, highest=5.0)(lik, a, groups)
     (grad,) = torch.autograd.grad(loss[lik.mask].sum(), lik.logp)
@@ -59,8 +59,8 @@ def test_clip_cov_by_hand() -> None:
     assert grad[lik.mask].tolist() == pytest.approx([-1.5, -0.8, 0.5])
 
 
-def test_what_is_clipped_already_is_not_drawn() -> None:
-    """rho = 1.5 with A > 0 is above 1.2: one is left between the bounds, and the share is enough to take it out whole."""
+def test_decisions_that_are_clipped_are_not_drawn() -> None:
+    """rho = 1.5 with A > 0 is above 1.2: one candidate remains between the bounds, and the share removes all of it."""
     lik, a, groups = by_hand()
     loss, metrics = ClipCov(0.6, 0.2, share=0.5, lowest=0.5, highest=5.0)(lik, a, groups)
     assert metrics["covariance/held"].flatten().tolist() == pytest.approx([0.0, 1.0, 0.0, 0.0])
@@ -68,7 +68,7 @@ def test_what_is_clipped_already_is_not_drawn() -> None:
 
 
 def test_clip_cov_is_the_mean_over_every_draw() -> None:
-    """Two of nine decisions are drawn from those between the bounds and detached: loss and gradient, averaged over all draws."""
+    """Two of nine decisions between the bounds are drawn and detached; loss and gradient are averaged over all draws."""
     g = torch.Generator().manual_seed(1)
     logp, a = torch.randn(3, 3, generator=g, dtype=torch.float64), torch.tensor([1.0, -0.5, 2.0])
     every = [[True] * 3] * 3
@@ -92,7 +92,7 @@ def test_clip_cov_is_the_mean_over_every_draw() -> None:
 
 
 def test_kl_cov_by_hand() -> None:
-    """Half of three is one: the decision of covariance 6, whose |log rho| = log 2 falls where rho rises."""
+    """Half of three is one: the decision with covariance 6, whose |log rho| = log 2 falls as rho rises."""
     lik, a, groups = by_hand()
     loss, metrics = KLCov(share=0.5, coefficient=3.0)(lik, a, groups)
     (grad,) = torch.autograd.grad(loss[lik.mask].sum(), lik.logp)
@@ -101,7 +101,7 @@ def test_kl_cov_by_hand() -> None:
     assert grad[lik.mask].tolist() == pytest.approx([-3.0, -1.6, 0.5 - 3.0])
 
 
-def test_kl_cov_takes_one_at_the_least_and_all_of_equal_covariance() -> None:
+def test_kl_cov_takes_at_least_one_and_all_of_equal_covariance() -> None:
     lik = likelihoods([[-1.0], [-1.0], [-4.0]], [[0.0]] * 3, [[True]] * 3)
     _, metrics = KLCov(share=1e-3)(lik, torch.tensor([1.0, 1.0, 2.0]), torch.arange(3))
     assert metrics["covariance/held"][:, 0].tolist() == [1.0, 1.0, 0.0]
@@ -114,7 +114,7 @@ def test_kl_cov_has_the_plain_gradient_at_old() -> None:
     assert found[:, 0].tolist() == [-1.0, 2.0]
 
 
-def test_no_decision_is_no_error() -> None:
+def test_a_batch_without_decisions_is_no_error() -> None:
     lik = likelihoods([[-1.0]], [[0.0]], [[False]])
     for objective in (ClipCov(), KLCov()):
         loss, _ = objective(lik, torch.tensor([1.0]), torch.tensor([0]))

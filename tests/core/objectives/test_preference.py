@@ -1,4 +1,4 @@
-"""DPO and its relatives: each against its own formula over pairs, written out; limits and symmetries."""
+"""DPO and its relatives: each against its explicit formula over pairs; limits and symmetries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64, a handful of operations
 def run(
     objective: Objective, delta: Tensor, a: Tensor, groups: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Mean loss, its gradient with respect to delta [B, J], mean metrics."""
+    """Return mean loss, its gradient with respect to delta [B, J], and mean metrics."""
     logp = delta.double().reshape(len(delta), -1).clone().requires_grad_()
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
     zero = torch.zeros_like(logp.detach())
@@ -33,7 +33,7 @@ def run(
 
 
 def pairs(margins: Callable[[Tensor, Tensor], Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of a loss of (delta of winners, of losers) over rows (0, 1), (2, 3), … and its gradient, by autograd."""
+    """Return the mean of a loss of (delta of winners, of losers) over rows (0, 1), (2, 3), … and its gradient by autograd."""
     delta = delta.double().clone().requires_grad_()
     total = margins(delta[0::2], delta[1::2]).mean()
     return total.detach(), torch.autograd.grad(total, delta)[0]
@@ -84,7 +84,7 @@ def test_the_mean_over_rows_is_the_mean_over_pairs(objective: Objective, direct:
 
 
 def test_best_against_worst_by_hand() -> None:
-    """Four samples, the first of two best against the worst; a group that agrees has no loss but counts.
+    """The first of two best of four samples against the worst; a group with equal advantages has no loss but counts.
 
     Eight rows, two groups of four: half of -log sigmoid(0.5 * (0.6 - 0.1)).
     """
@@ -100,7 +100,7 @@ def test_best_against_worst_by_hand() -> None:
     assert metrics["preference/accuracy"] == pytest.approx(0.5)
 
 
-def test_a_sample_that_was_not_scored_is_in_no_pair() -> None:
+def test_unscored_samples_are_in_no_pair() -> None:
     delta, a = torch.tensor([[0.5], [0.1], [9.0]]), torch.tensor([1.0, -1.0, 0.0])
     mask = torch.tensor([[True], [True], [False]])
     alone = run(Preference(), delta[:2], a[:2], torch.zeros(2, dtype=torch.int64))
@@ -125,7 +125,7 @@ def test_decisions_are_paired_one_by_one() -> None:
 
 @pytest.mark.parametrize("far", [-800.0, 800.0])
 @pytest.mark.parametrize("divergence", ["forward_kl", "alpha", "jensen_shannon"])
-def test_rows_without_a_partner_never_spoil_a_gradient(far: float, divergence: Any) -> None:
+def test_rows_without_a_partner_leave_gradients_finite(far: float, divergence: Any) -> None:
     """exp(800) is infinite: the third sample is in no pair, and 0 times infinity would be NaN."""
     delta, a = torch.tensor([0.1, -0.1, far]), torch.tensor([1.0, -1.0, 0.0])
     total, grad, _ = run(Preference(divergence=divergence), delta, a, torch.zeros(3, dtype=torch.int64))
@@ -141,7 +141,7 @@ TWO = st.tuples(st.floats(-3, 3), st.floats(-3, 3))
 def test_exchanging_winner_and_loser_exchanges_their_gradients(
     delta: tuple[float, float], beta: float, flip: float, loss: Any
 ) -> None:
-    """The pair is antisymmetric: what one gains the other loses, and names do not matter."""
+    """The pair is antisymmetric: the two gradients have opposite signs."""
     objective, groups = Preference(beta=beta, flip=flip, loss=loss), torch.tensor([0, 0])
     total, grad, _ = run(objective, torch.tensor(delta), torch.tensor([1.0, 0.0]), groups)
     again, other, _ = run(objective, torch.tensor(delta).flip(0), torch.tensor([0.0, 1.0]), groups)
@@ -151,7 +151,7 @@ def test_exchanging_winner_and_loser_exchanges_their_gradients(
 
 
 @given(TWO, st.floats(0.1, 2))
-def test_robust_loss_is_the_clean_one_in_the_mean(delta: tuple[float, float], beta: float) -> None:
+def test_the_mean_of_the_robust_loss_is_the_loss_of_clean_labels(delta: tuple[float, float], beta: float) -> None:
     """(1 - e) L(right label) + e L(flipped label) = DPO's loss: unbiased under flips (2403.00409)."""
     groups, d = torch.tensor([0, 0]), torch.tensor(delta)
     right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
@@ -169,8 +169,8 @@ def test_alpha_divergence_lies_between_the_two_kls(alpha: float, limit: Any) -> 
     torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-9)
 
 
-def test_squared_loss_ends_at_its_margin() -> None:
-    """IPO: no gradient at a difference of 1 / (2 beta), whatever beta; DPO's never ends."""
+def test_squared_loss_has_no_gradient_at_its_margin() -> None:
+    """IPO: no gradient at a difference of 1 / (2 beta), for every beta; the gradient of DPO never vanishes."""
     delta, a, groups = torch.tensor([2.0, -0.5]), torch.tensor([1.0, 0.0]), torch.tensor([0, 0])
     assert run(Preference(beta=0.2, loss="squared"), delta, a, groups)[1].abs().max() < 1e-12
     assert run(Preference(beta=0.2), delta, a, groups)[1].abs().max() > 0.01
@@ -199,7 +199,7 @@ def test_anchored_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", range(2, 17))
-def test_in_a_group_that_agrees_no_sample_is_above_average(size: int) -> None:
+def test_no_sample_is_above_average_among_equal_advantages(size: int) -> None:
     """exp(-log 7) * 7 is above 1 by rounding."""
     delta = torch.linspace(-1, 1, size)
     for a in (torch.zeros(size), torch.full((size,), 3.7)):

@@ -1,4 +1,4 @@
-"""Ratio normalisation and divergence masking, in numbers by hand. Their statistics under old are in test_contract.py."""
+"""Ratio normalisation and divergence masking by hand. Their statistics on samples of old are in test_contract.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_normalised_ratio_by_hand() -> None:
 
 
 def test_estimated_bias_is_the_mean_of_each_decision() -> None:
-    """Columns (0.1, -0.3) and (0.5, masked): biases 0.1 and -0.5, constants; scale 1 leaves the rest to Clipped."""
+    """Columns (0.1, -0.3) and (0.5, masked): biases 0.1 and -0.5, both constant; with scale 1 the rest is Clipped."""
     log_ratio = torch.tensor([[0.1, 0.5], [-0.3, 99.0]], dtype=torch.float64)
     lik = Likelihoods(
         log_ratio.requires_grad_(),
@@ -50,7 +50,7 @@ def test_estimated_bias_is_the_mean_of_each_decision() -> None:
 
 
 def test_the_bias_carries_its_gradient() -> None:
-    """For one step of a Gaussian: d log rho~ / d mean = z / D, whatever the difference of means; log rho's is not."""
+    """For one Gaussian step d log rho~ / d mean = z / D for every difference of means, unlike the gradient of log rho."""
     z, std = torch.tensor([[0.7, -0.4]], dtype=torch.float64), 0.3
     mean = torch.tensor([[0.5, -0.2]], dtype=torch.float64, requires_grad=True)
     x = std * z  # old has mean 0
@@ -87,7 +87,7 @@ def test_an_infinite_region_is_the_plain_policy_gradient() -> None:
     torch.testing.assert_close(masked, plain)
 
 
-def test_units_by_hand() -> None:
+def test_to_unit_interval_by_hand() -> None:
     assert to_unit_interval(torch.tensor([-9.0, -5.0, 0.0, 2.5, 9.0]), 5.0).tolist() == [0.0, 0.0, 0.5, 0.75, 1.0]
 
 
