@@ -16,6 +16,7 @@ from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
+from samplers import keyed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class NoiseKey:
     seed: int
     step: int
     purpose: str = "train"
+
+    def normal(
+        self, shape: Sequence[int], samples: Tensor, purpose: str, index: int = 0, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return standard normal noise [B, *shape] of samples [B], float32."""
+        use = f"{self.purpose}/{purpose}"
+        return keyed(shape, seed=self.seed, step=self.step, samples=samples, use=use, index=index, device=device)
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,12 @@ class Decisions:
         return Decisions({k: v[rows, columns] for k, v in self.tensors.items()}, self.mask[rows, columns], self.whole)
 
     def flat(self) -> dict[str, Tensor]:
-        """name -> [B · J, ...], a sample's decisions one after the other."""
-        return {name: value.flatten(0, 1) for name, value in self.tensors.items()}
+        """Return the N decisions that count, a sample's one after the other: name -> [N, ...]."""
+        return {name: value[self.mask] for name, value in self.tensors.items()}
+
+    def unflat(self, values: Tensor) -> Tensor:
+        """Return [N] values of these decisions as [B, J], 0 elsewhere."""
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
 
 @dataclass(frozen=True, eq=False)

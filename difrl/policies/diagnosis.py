@@ -8,58 +8,74 @@ and the decisions are evaluated again. Asked by difrl/policies/logprob_check.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions
+from difrl.policies.errors import ModelError
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 
 SHOWN = 3
-"""Modules named in a message."""
+"""Modules listed in a message."""
 
 
-class Suspect(NamedTuple):
-    """A setting that may have changed between rollout and update."""
+class Setting(NamedTuple):
+    """A setting of sampling that likelihoods depend on too."""
 
-    how: Mapping[str, Any]
-    """Arguments of `replay` under which the samples may have been drawn."""
-    found: str
-    """What is said if they were."""
+    name: str
+    key: str
+    """Its key in a recipe."""
+    value: float
+    """Value under which likelihoods are evaluated."""
+    others: Sequence[float]
+    """Further values under which the samples may have been drawn by mistake."""
 
 
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """A policy, as far as a diagnosis looks into it."""
+class Diagnosable(Protocol):
+    """The parts of a policy that a diagnosis uses (see `TrainedPolicy`)."""
 
-    network: nn.Module
-    called: str
-    """What messages call the network."""
-    dtype: torch.dtype
-    """Of its passes."""
-    in_precision: Callable[[torch.dtype], AbstractContextManager[None]]
-    """Inside the block passes have another one."""
-    recompute_logprobs: Callable[..., Tensor]
-    """(rollout, decisions, *, together, snapshot, and what suspects say) -> ℓ [B, J]."""
+    module_name: ClassVar[str]
     snapshots: Snapshots
-    sampler: str
-    """Whose samples are trained on."""
-    changed: bool
-    """Whether the weights that drew the samples are no longer what they were."""
-    suspects: Sequence[Suspect]
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def sampler(self) -> str: ...
+
+    @property
+    def setting(self) -> Setting: ...
+
+    def sampler_fingerprint(self) -> Tensor: ...
+
+    def in_precision(self, dtype: torch.dtype) -> AbstractContextManager[None]: ...
+
+    def recompute_logprobs(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        *,
+        together: int | None = None,
+        snapshot: str | None = None,
+        setting: float | None = None,
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What is needed to look for the cause."""
+    """The search for the cause of a failed first-update check."""
 
-    policy: Examined
+    policy: Diagnosable
     rollout: Rollout
     decisions: Decisions
     recorded: Tensor
@@ -90,25 +106,27 @@ class Diagnosis:
                 "only the update runs under"
             )
 
-    def _drawn(self, **how: Any) -> Tensor:
-        together = self.rollout.replay_data.get("together")
-        if together is None or "log_prob" not in self.decisions.tensors:
-            return self.policy.recompute_logprobs(self.rollout, self.decisions, together=1, **how)
-        return self.policy.recompute_logprobs(self.rollout, self.decisions, together=int(together[0]), **how)
+    def _drawn(self, snapshot: str | None = None, setting: float | None = None) -> Tensor:
+        recorded = "log_prob" in self.decisions.tensors and "together" in self.rollout.replay_data
+        together = int(self.rollout.replay_data["together"][0]) if recorded else 1
+        return self.policy.recompute_logprobs(
+            self.rollout, self.decisions, together=together, snapshot=snapshot, setting=setting
+        )
 
     def _whole(self) -> Tensor:
         return self.policy.recompute_logprobs(self.rollout, self.decisions)
 
     def _changed_weights(self) -> Iterator[str]:
-        if self.policy.changed:
+        before = self.rollout.replay_data.get("weights")
+        if before is not None and (before != self.policy.sampler_fingerprint()).any():
             yield (
                 "Found: the weights changed between rollout and update. Nothing but the optimizer's step and a snapshot's "
                 "move at the end of a step may write to them: remove what does (a callback, a reward that trains)"
             )
 
     def _randomness(self) -> str:
-        called = self.policy.called
-        active = [name for name, module in self.policy.network.named_modules() if module.training]
+        called = self.policy.module_name
+        active = [name for name, module in self.policy.module.named_modules() if module.training]
         where = f" (in training mode: {_listed(active)})" if active else ""
         return (
             f"Found: dropout, or another layer that draws random numbers, is active: two equal evaluations differ{where}. Put "
@@ -117,14 +135,17 @@ class Diagnosis:
 
     def _changed_settings(self) -> Iterator[str]:
         yield from self._explains(lambda: self.close(self._drawn(), self.recorded))
-        policy = self.policy
-        for how, found in policy.suspects:
-            if self.close(self._drawn(**how), self.recorded):
-                yield found
+        policy, setting = self.policy, self.policy.setting
+        for other in setting.others:
+            if self.close(self._drawn(setting=other), self.recorded):
+                yield (
+                    f"Found: {setting.name} differs between rollout and likelihood: the samples were drawn at {other:g} and "
+                    f"are evaluated at {setting.value:g}. Evaluate the likelihood at the value of the rollout ({setting.key})"
+                )
         for name in [n for n in policy.snapshots.names if n != policy.sampler]:
             try:
                 agrees = self.close(self._drawn(snapshot=name), self.recorded)
-            except ValueError:  # pretrained weights that were not kept
+            except ModelError:  # pretrained weights that were not kept
                 continue
             if agrees:
                 yield (
@@ -135,20 +156,20 @@ class Diagnosis:
     def _batch_shape(self) -> Iterator[str]:
         yield from self._explains(lambda: self.close(self._whole(), self._drawn()))
         yield (
-            f"Found: the {self.policy.called}'s result depends on the batch shape: the same decisions agree when they are "
+            f"Found: the {self.policy.module_name}'s result depends on the batch shape: the same decisions agree when they are "
             "evaluated in the rollout's batches and differ in training's. Set model.attention: sdpa, and remove whatever mixes "
             "samples of a batch"
         )
 
     def _explains(self, agrees: Callable[[], bool]) -> Iterator[str]:
         """Train-mode layers, or the precision: the deviation vanishes without them."""
-        network, own = self.policy.network, self.policy.dtype
+        network, own = self.policy.module, self.policy.dtype
         active = [name or type(network).__name__ for name, module in network.named_modules() if module.training]
         with evaluation_mode(network):
             if active and agrees():
                 yield (
                     f"Found: layers in training mode ({_listed(active)}): in evaluation mode the deviation vanishes. Call "
-                    f"{self.policy.called}.eval() after whatever called train()"
+                    f"{self.policy.module_name}.eval() after whatever called train()"
                 )
         for dtype in {torch.float32, torch.bfloat16} - {own}:
             with self.policy.in_precision(dtype):
@@ -189,9 +210,3 @@ def widened(module: nn.Module) -> Iterator[None]:
     finally:
         for x, data in narrow:
             x.data = data
-
-
-def drawn_with_others(rollout: Rollout, now: Tensor) -> bool:
-    """Whether the weights that drew, as the tape knows them, are no longer those of this moment."""
-    before = rollout.replay_data.get("weights")
-    return before is not None and bool((before != now).any())

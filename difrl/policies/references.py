@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from difrl.config import AnchorConfig, RunConfig
 from difrl.core import Objective
-from difrl.policies.diffusion.old_policy import READERS
 
 _REFERENCES = "references/"
+_NEEDS_OLD = frozenset({"references/old", "bias", "mixed/plus", "mixed/minus"})
+"""Tensors of likelihoods that are computed from an evaluation under old weights, where it is evaluated again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ReferenceSet:
         """The references that must be evaluated for these."""
 
         def serves(name: str) -> set[str]:
-            return {f"references/{name}", f"divergence/{name}", *(READERS if name == "old" else ())}
+            return {f"references/{name}", f"divergence/{name}", *(_NEEDS_OLD if name == "old" else ())}
 
         return {name: reference for name, reference in self.references.items() if needs & serves(name)}
 

@@ -7,49 +7,35 @@ the kind what each output says. So every kind has every reference and every anch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from difrl.config import ForwardLikelihood, ReverseLikelihood
-from difrl.core import elbo, forward_logp
+from difrl.core import elbo, forward_logp, get_estimator, velocity
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.diffusion.noising import Model, noising_of
-from difrl.policies.diffusion.step_weights import PULLS, step_std
+from difrl.policies.diffusion.step_weights import PULLS
 from difrl.policies.diffusion.timestep_sampling import density_of, quantile_of, stratified
-from samplers import Gaussian, Grid, Kernel, Process, Reduction, keyed_uniform
+from difrl.policies.evaluation import Evaluation
+from difrl.policies.references import Reference
+from samplers import Gaussian, Grid, Kernel, Process, keyed_uniform
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What one output says of N decisions."""
+class DenoiserEvaluation(Evaluation):
+    """N decisions and the raw outputs of the denoiser at their (x_t, t)."""
 
     output: Tensor
-    """[N, ...] raw, float32 at least."""
-    logp: Tensor
-    """[N]."""
-    transition: Gaussian | None = None
-    """Of a reverse decision."""
-    reduce: Reduction = "mean"
-    """How ℓ, and so the KL of the transition, is reduced over the dimensions of a latent."""
-    gap: Callable[[Tensor], Tensor] | None = None
-    """Of a forward decision: another raw output [N, ...] -> the distance from it [N] as ℓ weighs and reduces errors."""
+    """[N, ...], float32 at least."""
 
-    @property
-    def mean(self) -> Tensor:
-        """[N, ...], of the transition of a reverse decision."""
-        if self.transition is None:
-            raise ValueError("only a reverse decision has a transition; set likelihood.kind: reverse")
-        return self.transition.mean
-
-    def kl(self, mean: Tensor) -> Tensor:
-        """KL(N(mean, std²) ‖ transition) [N], of a mean [N, ...] under the same kernel."""
-        assert self.transition is not None
-        return Gaussian(mean, self.transition.std).kl(self.transition, self.reduce)
+    def divergence(self, other: Self, reference: Reference) -> Tensor:
+        if reference.divergence == "velocity":
+            return velocity(self.output, other.output)
+        return get_estimator(str(reference.divergence), "loss")(self.logp, other.logp)
 
 
 _RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")
@@ -61,22 +47,13 @@ class Kind(Protocol):
 
     @property
     def guided(self) -> bool:
-        """Whether it is evaluated under the rollout's guidance."""
+        """True if it is evaluated under the rollout's guidance."""
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
-        """The decisions, with at least x_t [B, J, ...] and t [B, J]."""
+        """Return the decisions, with at least x_t [B, J, ...] and t [B, J]."""
 
-    def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
-        """ℓ of N flat decisions given the denoiser's raw output at their (x_t, t)."""
-
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(ℓ⁺, ℓ⁻) [N] of the two mixtures of θ's and the old output."""
-
-    def scale(self, flat: dict[str, Tensor]) -> Tensor:
-        """What ratio normalisation multiplies log ρ + bias by, [N]."""
-
-    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
-        """Factor of each decision's loss [N], where the recipe asks for one."""
+    def evaluate(self, output: Tensor, flat: Mapping[str, Tensor]) -> DenoiserEvaluation:
+        """Evaluate N flat decisions, given the denoiser's raw output at their (x_t, t)."""
 
 
 @dataclass(frozen=True)
@@ -89,36 +66,63 @@ class Reverse:
     guided: Literal[True] = True
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
-        tape = rollout.replay_data
-        tensors = {name: value for name, value in tape.items() if name in _RECORDED}
-        return Decisions(tensors, torch.ones_like(tape["log_prob"], dtype=torch.bool))
+        tensors = {name: value for name, value in rollout.replay_data.items() if name in _RECORDED}
+        return Decisions(tensors, torch.ones_like(tensors["log_prob"], dtype=torch.bool))
 
-    def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
+    def evaluate(self, output: Tensor, flat: Mapping[str, Tensor]) -> ReverseEvaluation:
         transition = self.kernel(self.process, output, flat["x_t"], flat["t"], flat["s"])
-        logp = transition.log_prob(flat["x_next"], self.config.reduce)
-        return Evaluation(output, logp, transition, self.config.reduce)
+        return ReverseEvaluation(
+            transition.log_prob(flat["x_next"], self.config.reduce), flat, output, self, transition
+        )
 
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        raise ValueError("a reverse likelihood has no mixtures; set likelihood.kind: forward and likelihood.mix")
 
-    def scale(self, flat: dict[str, Tensor]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class ReverseEvaluation(DenoiserEvaluation):
+    """Recorded transitions under one set of weights."""
+
+    kind: Reverse
+    transition: Gaussian
+
+    @property
+    def detached(self) -> Self:
+        transition = Gaussian(self.transition.mean.detach(), self.transition.std)
+        return replace(self, logp=self.logp.detach(), output=self.output.detach(), transition=transition)
+
+    @property
+    def recorded(self) -> Self:
+        transition = Gaussian(self.flat["mean"], self.transition.std)
+        return replace(self, logp=self.flat["log_prob"], output=self.output.detach(), transition=transition)
+
+    def kl_to(self, other: Self) -> Tensor:
+        return self.transition.kl(other.transition, self.kind.config.reduce)
+
+    def kl_from(self, other: Self) -> Tensor:
+        return other.kl_to(self)
+
+    def divergence(self, other: Self, reference: Reference) -> Tensor:
+        return self.kl_to(other) if reference.divergence == "gaussian" else super().divergence(other, reference)
+
+    @property
+    def scale(self) -> Tensor:
         """The std of each transition (GRPO-Guard, arXiv:2510.22319)."""
-        return step_std(self.kernel, self.process, flat["t"], flat["s"])
+        return self.transition.std.flatten()
 
-    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
-        pull = PULLS[self.config.step_weight](self.kernel, self.process, flat["t"], flat["s"])
-        return None if pull is None else 1 / pull
+    @property
+    def weight(self) -> Tensor | None:
+        kind = self.kind
+        pull = PULLS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
+        return None if pull is None else (1 / pull).to(self.logp.dtype)
 
 
-def _output(process: Process, output: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _output(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return output, process.target(flat["x0"], flat["noise"], flat["t"])
 
 
-def _clean(process: Process, output: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _clean(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return process.split(output, flat["x_t"], flat["t"])[0], flat["x0"]
 
 
-ERRORS: Mapping[str, Callable[[Process, Tensor, dict[str, Tensor]], tuple[Tensor, Tensor]]] = {
+ERRORS: Mapping[str, Callable[[Process, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]] = {
     "output": _output,
     "clean": _clean,
 }
@@ -148,28 +152,10 @@ class Forward:
             shape, seed=key.seed, step=key.step, samples=owners, use=f"{key.purpose}/t", dtype=torch.float64
         )
 
-    def evaluate(self, output: Tensor, flat: dict[str, Tensor]) -> Evaluation:
-        return Evaluation(output, self.logp(output, flat), gap=partial(self._gap, output, flat))
+    def evaluate(self, output: Tensor, flat: Mapping[str, Tensor]) -> ForwardEvaluation:
+        return ForwardEvaluation(self.logp(output, flat), flat, output, self)
 
-    def _gap(self, output: Tensor, flat: dict[str, Tensor], other: Tensor) -> Tensor:
-        """−ℓ of the clean sample and the noise that the other output sees in x_t; for `elbo` the mean is KL(θ ‖ other)."""
-        x0_hat, eps_hat = self.process.split(other.detach(), flat["x_t"], flat["t"])
-        return -self.logp(output, {**flat, "x0": x0_hat, "noise": eps_hat})
-
-    def mixed(self, output: Tensor, old: Tensor, flat: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """ℓ under b out_θ + (1 − b) out_old and under (1 + b) out_old − b out_θ (DiffusionNFT, arXiv:2509.16117)."""
-        b = self.config.mix
-        if b is None:
-            raise ValueError("the mixtures have no b; set likelihood.mix")
-        return self.logp(b * output + (1 - b) * old, flat), self.logp((1 + b) * old - b * output, flat)
-
-    def scale(self, flat: dict[str, Tensor]) -> Tensor:
-        return torch.ones_like(flat["t"])
-
-    def weight(self, flat: dict[str, Tensor]) -> Tensor | None:
-        return None
-
-    def logp(self, output: Tensor, flat: dict[str, Tensor]) -> Tensor:
+    def logp(self, output: Tensor, flat: Mapping[str, Tensor]) -> Tensor:
         """ℓ [N]; elbo sums over dimensions, the other weightings average."""
         t = flat["t"]
         if self.config.weighting == "elbo":
@@ -178,3 +164,29 @@ class Forward:
             return elbo(flat["noise"], eps_hat, t, rate, density, self.config.cutoff)
         found, target = ERRORS[self.config.error](self.process, output, flat)
         return forward_logp(found, target, t, self.config.weighting)
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardEvaluation(DenoiserEvaluation):
+    """Noisy states of clean samples under one set of weights."""
+
+    kind: Forward
+
+    @property
+    def detached(self) -> Self:
+        return replace(self, logp=self.logp.detach(), output=self.output.detach())
+
+    def divergence(self, other: Self, reference: Reference) -> Tensor:
+        """`weighted` is −ℓ of the clean sample and the noise that the other output predicts; for `elbo` its mean is the KL."""
+        if reference.divergence != "weighted":
+            return super().divergence(other, reference)
+        x0_hat, eps_hat = self.kind.process.split(other.output.detach(), self.flat["x_t"], self.flat["t"])
+        return -self.kind.logp(self.output, {**self.flat, "x0": x0_hat, "noise": eps_hat})
+
+    def mixed(self, old: Self) -> tuple[Tensor, Tensor]:
+        """ℓ under b out_θ + (1 − b) out_old and under (1 + b) out_old − b out_θ (DiffusionNFT, arXiv:2509.16117)."""
+        b, theta = self.kind.config.mix, self.output
+        if b is None:
+            raise ValueError("the mixtures have no b; set likelihood.mix")
+        mixtures = b * theta + (1 - b) * old.output, (1 + b) * old.output - b * theta
+        return self.kind.logp(mixtures[0], self.flat), self.kind.logp(mixtures[1], self.flat)

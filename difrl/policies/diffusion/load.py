@@ -21,8 +21,9 @@ from difrl.config import (
 from difrl.policies.diffusion.branching import branching_of
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.likelihoods import Forward, Kind, Reverse
-from difrl.policies.diffusion.policy import DiffusionPolicy, Sampling
+from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
+from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import windows_of
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve

@@ -12,7 +12,7 @@ from torch import Tensor
 from difrl.config import ForwardLikelihood, FreshNoise
 from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey, batches
-from samplers import Condition, Denoiser, Grid, Process, corrupt, expand, invert, keyed
+from samplers import Condition, Denoiser, Grid, Process, corrupt, expand, invert
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,8 @@ class Fresh:
 
     def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
         x0 = rollout.replay_data["latents"]
-        noise = keyed(
-            (t.shape[1], *x0.shape[1:]),
-            seed=key.seed,
-            step=key.step,
-            samples=rollout.groups if self.shared else rollout.samples,
-            use=f"{key.purpose}/noise",
-            device=x0.device,
-        )
+        owners = rollout.groups if self.shared else rollout.samples
+        noise = key.normal((t.shape[1], *x0.shape[1:]), owners, "noise", device=x0.device)
         clean = x0[:, None].expand_as(noise)
         x_t = corrupt(self.process, clean.flatten(0, 1), noise.flatten(0, 1), t.flatten())
         return x_t.unflatten(0, t.shape), noise

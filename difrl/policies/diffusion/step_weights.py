@@ -13,12 +13,6 @@ from torch import Tensor
 from samplers import Kernel, Process
 
 
-def step_std(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """The std of each step t -> s."""
-    nothing = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
-    return kernel(process, nothing, nothing, t, s).std.flatten()
-
-
 def slope(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
     """|d mean / d output| of each step: every kernel's mean is linear in the output, with one factor a step.
 

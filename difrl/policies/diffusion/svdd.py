@@ -14,7 +14,7 @@ from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from samplers import Window, keyed, keyed_uniform, make_kernel, svdd, transition_std
+from samplers import Window, keyed_uniform, make_kernel, svdd, transition_std
 
 Score = Callable[[Rollout], Tensor]
 """Samples -> values [B]; NaN where there is none."""
@@ -97,15 +97,7 @@ class _Draws:
         return keyed_uniform((), seed=key.seed, step=key.step, samples=self.samples, use=use, index=step)
 
     def _normal(self, use: str, index: int) -> Tensor:
-        return keyed(
-            self.shape,
-            seed=self.key.seed,
-            step=self.key.step,
-            samples=self.samples,
-            use=f"{self.key.purpose}/{use}",
-            index=index,
-            device=self.device,
-        )
+        return self.key.normal(self.shape, self.samples, use, index, self.device)
 
 
 @dataclass(frozen=True)

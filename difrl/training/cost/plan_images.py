@@ -16,7 +16,7 @@ from difrl.config.load import ConfigError
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import inverted_by, samplings
-from difrl.policies.diffusion.policy import Sampling
+from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.references import Reference, references_of, references_read, reward_anchors
 from difrl.policies.snapshots import CURRENT
 from difrl.training.microbatches import extent, self_contained

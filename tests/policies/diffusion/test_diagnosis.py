@@ -14,7 +14,6 @@ from torch import nn
 
 from difrl.data.prompts import load_prompts
 from difrl.policies.diagnosis import evaluation_mode
-from difrl.policies.diffusion.diagnosis import in_precision
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.logprob_check import FirstUpdateError
@@ -243,7 +242,7 @@ def test_a_diagnosis_leaves_modes_and_weights_as_they_were(sd3: Path) -> None:
     kinds = [p.dtype for p in denoiser.parameters()]
     assert {torch.bfloat16, torch.float32} == set(kinds)
     values = [p.detach().clone() for p in denoiser.parameters()]
-    with evaluation_mode(denoiser), in_precision(policy, torch.float32):
+    with evaluation_mode(denoiser), policy.in_precision(torch.float32):
         assert not any(m.training for m in denoiser.modules())
         assert {p.dtype for p in denoiser.parameters()} == {torch.float32}
     assert all(m.training for m in denoiser.modules())
@@ -255,7 +254,7 @@ def test_a_diagnosis_leaves_modes_and_weights_as_they_were(sd3: Path) -> None:
 def test_shortage_of_memory_does_not_hide_the_finding(sd3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, policy = trainer_of(sd3, FLOW_GRPO)
     weights(policy)
-    policy.weights_drawn_with = lambda: torch.zeros(1)  # type: ignore[method-assign]
+    policy.sampler_fingerprint = lambda: torch.zeros(1)  # type: ignore[method-assign]
 
     def short(*args: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from difrl.data.prompts import load_prompts
-from difrl.policies.language.diagnosis import in_precision
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.logprob_check import FirstUpdateError
@@ -135,7 +134,7 @@ def test_another_precision_ends_with_the_block(lm: Path, tmp_path: Path) -> None
     model = policy.network.model
     kinds = [p.dtype for p in model.parameters()]
     assert {torch.bfloat16, torch.float32} == set(kinds)
-    with in_precision(policy, torch.float32):
+    with policy.in_precision(torch.float32):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert policy.network.dtype == torch.float32
     assert [p.dtype for p in model.parameters()] == kinds

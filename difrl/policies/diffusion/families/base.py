@@ -59,6 +59,11 @@ class Family(ABC):
         return getattr(self.pipeline, self.denoiser_name)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the denoiser."""
+        return next(self.denoiser.parameters()).device
+
+    @property
     def scheduler(self) -> Scheduler:
         """The scheduler from which the times of a run are taken."""
         return self.pipeline.scheduler

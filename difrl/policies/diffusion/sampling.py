@@ -1,0 +1,131 @@
+"""Drawing samples from a diffusion policy: prompts → conditions → latents and what was recorded on the way → images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from difrl.data.prompts import Prompt
+from difrl.policies.base import NoiseKey, batches
+from difrl.policies.diffusion.branching import ALONE, Branching
+from difrl.policies.diffusion.families import Family
+from difrl.policies.diffusion.prompt_encoder import PromptEncoder
+from samplers import (
+    Condition,
+    Denoiser,
+    Grid,
+    Kernel,
+    Reduction,
+    Scheduler,
+    Window,
+    advance,
+    rollout,
+    solve,
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of drawing samples."""
+
+    grid: Grid
+    kernel: Kernel
+    window: Callable[[NoiseKey], Window]
+    guidance: float
+    snapshot: str
+    batch: int
+    shape: tuple[int, ...]
+    """Shape of one latent."""
+    reduce: Reduction = "mean"
+    """Reduction of the recorded log-probabilities over the dimensions of a latent."""
+    means: bool = False
+    """True if the means of transitions are recorded."""
+    scheduler: Scheduler | None = None
+    """A diffusers scheduler that takes the kernel's place."""
+    branching: Branching = ALONE
+    """The part of a run that samples share before the window."""
+
+
+@torch.no_grad()
+def draw(
+    denoiser: Denoiser,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    samples: Tensor,
+    key: NoiseKey,
+    sampling: Sampling,
+) -> dict[str, Tensor]:
+    """Draw one latent for each prompt. Return `latents` and the recorded steps of the window: name -> [B, ...]."""
+    device, chunks = encoder.family.device, list(sampling.branching.chunks(samples, sampling.batch))
+    parts = []
+    for rows in chunks:
+        condition = encoder([prompts[i] for i in rows.tolist()], sampling.guidance != 1)
+        condition = replace(condition, rows=rows.to(device))
+        parts.append(_draw_branches(denoiser, encoder.family, condition, samples[rows], key, sampling))
+    back = torch.cat(chunks).argsort().to(device)
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+
+
+def _draw_branches(
+    denoiser: Denoiser, family: Family, condition: Condition, samples: Tensor, key: NoiseKey, sampling: Sampling
+) -> dict[str, Tensor]:
+    """Draw whole branches: the steps that their samples share once each, then every sample's own steps."""
+    process, grid, branching, device = family.process, sampling.grid, sampling.branching, family.device
+    numbers, first, owner = branching.owners(samples)
+    x_init = key.normal(sampling.shape, numbers, "init", device=device)
+    if sampling.scheduler is not None:
+        length = family.sequence_length(sampling.shape)
+        x0 = solve(denoiser, process, sampling.scheduler, grid.steps, x_init[owner], condition, sequence_length=length)
+        return {"latents": x0}
+    window = sampling.window(key)
+
+    def prefix_noise(step: int) -> Tensor:
+        return key.normal(sampling.shape, numbers, "prefix", step, device)
+
+    shared = advance(
+        denoiser,
+        process,
+        grid,
+        branching.kernel,
+        x_init,
+        condition.select(first.to(device)),
+        steps=window.start,
+        noise=prefix_noise if branching.noisy else None,
+    )
+
+    def draw_own(rows: slice) -> dict[str, Tensor]:
+        trajectory = rollout(
+            denoiser,
+            process,
+            grid,
+            sampling.kernel,
+            shared[owner[rows].to(device)],
+            condition.select(rows),
+            window=window,
+            noise=lambda step: key.normal(sampling.shape, samples[rows], "sde", step, device),
+            start=window.start,
+            log_prob_reduce=sampling.reduce,
+            keep_means=sampling.means,
+        )
+        count = len(trajectory.x0)
+        return {
+            **({} if trajectory.mean is None else {"mean": trajectory.mean}),
+            "latents": trajectory.x0,
+            "x_t": trajectory.x_t,
+            "x_next": trajectory.x_next,
+            "t": trajectory.t,
+            "s": trajectory.s,
+            "log_prob": trajectory.log_prob,
+            "together": torch.full((count,), count, device=device),
+        }
+
+    parts = [draw_own(rows) for rows in batches(len(samples), sampling.batch)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def decode(family: Family, latents: Tensor, batch: int) -> Tensor:
+    """Return the images of latents [B, ...], `batch` at a time."""
+    return torch.cat([family.decode(latents[rows]) for rows in batches(len(latents), batch)])

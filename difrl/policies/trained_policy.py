@@ -1,0 +1,173 @@
+"""A model under training: what diffusion and language policies share.
+
+A policy evaluates decisions under the weights of a snapshot. On top of that one function this class has the likelihoods of
+an update, penalties in the reward, recomputed log-probabilities and the diagnosis of the first-update check.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from typing import ClassVar, Generic
+
+import torch
+from torch import Tensor, nn
+
+from difrl.core import Likelihoods, k1
+from difrl.data.rollout import Rollout
+from difrl.policies.base import Decisions, Penalty
+from difrl.policies.diagnosis import Diagnosis, Setting, widened
+from difrl.policies.evaluation import E, get_old
+from difrl.policies.logprob_check import Close
+from difrl.policies.references import ReferenceSet
+from difrl.policies.snapshots import CURRENT, Snapshots
+
+
+class TrainedPolicy(ABC, Generic[E]):
+    """Base class of policies; `E` is the modality's evaluation of decisions."""
+
+    module_name: ClassVar[str]
+    """Name of the trained module in messages."""
+    dtype: torch.dtype
+    """Precision of the model's passes."""
+
+    def __init__(self, snapshots: Snapshots, reference_set: ReferenceSet, save: Callable[[Path], None]) -> None:
+        self.snapshots, self.reference_set, self.save = snapshots, reference_set, save
+        self.evaluations = 0
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module that is trained."""
+
+    @property
+    @abstractmethod
+    def sampler(self) -> str:
+        """Name of the snapshot whose samples are trained on."""
+
+    @property
+    @abstractmethod
+    def setting(self) -> Setting:
+        """The setting of sampling that likelihoods depend on: guidance of images, temperature of texts."""
+
+    @abstractmethod
+    def evaluator(
+        self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
+    ) -> Callable[[str, float | None], E]:
+        """Return a function of a snapshot (or teacher) and a value of `setting` that evaluates the decisions.
+
+        settings: every value that the function will be called with; None is the policy's own.
+        """
+
+    @abstractmethod
+    def recompute_logprobs(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        *,
+        together: int | None = None,
+        snapshot: str | None = None,
+        setting: float | None = None,
+    ) -> Tensor:
+        """Return ℓ [B, J] evaluated again, without gradient.
+
+        Args:
+          together: samples in one pass, in the batch shapes of a rollout; default: all, as in training.
+          snapshot: default: the one that drew the samples.
+          setting: default: the policy's own.
+        """
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return self.snapshots.parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
+        needs = self.reference_set.needs if needs is None else needs
+        references = self.reference_set.needed_for(needs)
+        evaluate = self.evaluator(rollout, decisions, [None, *(r.guidance for r in references.values())])
+        # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
+        with torch.no_grad():
+            others = {name: evaluate(r.snapshot, r.guidance) for name, r in references.items()}
+        theta = evaluate(CURRENT, None)
+        terms = {f"references/{name}": other.logp for name, other in others.items()}
+        for name, reference in references.items():
+            if reference.divergence is not None and f"divergence/{name}" in needs:
+                terms[f"divergence/{name}"] = theta.divergence(others[name], reference)
+        old = self.reference_set.old
+        if "references/old" in needs:
+            terms["references/old"] = theta.flat["log_prob"] if old == "recorded" else get_old(old, theta, others).logp
+        if "bias" in needs:
+            terms["bias"] = theta.kl_from(get_old(old, theta, others))
+        if "mixed/plus" in needs:
+            terms["mixed/plus"], terms["mixed/minus"] = theta.mixed(others["old"])
+        if "scale" in needs:
+            terms["scale"] = theta.scale
+        if (weight := theta.weight) is not None:
+            terms["weight"] = weight
+        shaped = {name: decisions.unflat(term) for name, term in terms.items()}
+        return Likelihoods(decisions.unflat(theta.logp), decisions.mask, shaped)
+
+    @torch.no_grad()
+    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
+        """Return k1 of every decision to every anchor outside of the loss, less its expectation if the anchor is centred.
+
+            k1_ij − KL(sampler ‖ anchor)_ij,    KL_ij = Σ_v sampler(v) (log sampler(v) − log anchor(v))
+
+        The expectation depends on the decisions before j alone, so E[KL_ij ∇ℓ_ij] = 0: the gradient's mean stays, and its
+        variance falls (the value function of on-policy distillation: vOPD, 2605.07865).
+        """
+        anchors, penalties = self.reference_set.reward_anchors, dict[str, Penalty]()
+        evaluate = self.evaluator(rollout, decisions, [None, *(anchor.guidance for anchor in anchors.values())])
+        recorded, sampler = self.rollout_logprobs(rollout, decisions), cache(partial(evaluate, self.sampler, None))
+        for name, anchor in anchors.items():
+            other = evaluate(anchor.snapshot, anchor.guidance)
+            estimate = k1(recorded, decisions.unflat(other.logp))
+            if anchor.centred:
+                expected = decisions.unflat(sampler().kl_to(other))
+                penalties[name] = Penalty(estimate - expected, expected)
+            else:
+                penalties[name] = Penalty(estimate, estimate)
+        return penalties
+
+    def references_equal_to_policy(self) -> list[str]:
+        own, references = self.setting.value, self.reference_set.needed_for(self.reference_set.needs)
+        return [
+            name
+            for name, r in references.items()
+            if r.guidance in (None, own) and self.snapshots.is_current(r.snapshot)
+        ]
+
+    def sampler_fingerprint(self) -> Tensor:
+        """Return a number [1] that changes with the weights that draw samples."""
+        return self.snapshots.fingerprint(self.sampler)
+
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        if "log_prob" in decisions.tensors:
+            return decisions.tensors["log_prob"]
+        return self.recompute_logprobs(
+            rollout, decisions, together=1
+        )  # another batch shape than training's, as a rollout's is
+
+    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+        return self.recompute_logprobs(rollout, decisions)
+
+    @contextmanager
+    def in_precision(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside the block passes run in another precision. For float32, narrower weights are widened."""
+        before = self.dtype
+        with widened(self.module) if dtype == torch.float32 else nullcontext():
+            self.dtype = dtype
+            try:
+                yield
+            finally:
+                self.dtype = before
+
+    def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:
+        return Diagnosis(self, rollout, decisions, recorded, close)()
