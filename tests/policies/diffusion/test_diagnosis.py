@@ -259,6 +259,6 @@ def test_shortage_of_memory_does_not_hide_the_finding(sd3: Path, monkeypatch: py
     def short(*args: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(DiffusionPolicy, "replay", short)
+    monkeypatch.setattr(DiffusionPolicy, "recompute_logprobs", short)
     with pytest.raises(FirstUpdateError, match=r"differs .* could not be looked for: out of memory"):
         trainer.step(0)

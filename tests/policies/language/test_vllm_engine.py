@@ -149,7 +149,7 @@ def test_it_sleeps_between_rollouts_unless_told_not_to(model: Path) -> None:
 @pytest.mark.usefixtures("vllm")
 def test_prompts_beyond_the_context_are_refused_as_elsewhere(model: Path) -> None:
     policy = policy_of(model)
-    with pytest.raises(ModelError, match="context of 64 leaves room for 58"):
+    with pytest.raises(ValueError, match="context of 64 leaves room for 58"):
         policy.rollout([Prompt("1" * 59, {})], torch.tensor([0]), torch.tensor([0]), NoiseKey(0, 0))
 
 
