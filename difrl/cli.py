@@ -271,7 +271,7 @@ def score(
     """Score files: what each reward says of each image or text."""
     from difrl.config.yaml_source import parse
     from difrl.scoring.parse_reward import parse_reward
-    from difrl.scoring.score_files import read_samples, score_files, scores_table
+    from difrl.scoring.score_files import build_table, read_samples, score_files
 
     facts = parse(metadata, "--metadata").data
     if not isinstance(facts, dict):
@@ -279,7 +279,7 @@ def score(
     samples = read_samples(files, prompt or [""])
     found = score_files([parse_reward(text) for text in reward], samples, facts, _warn)
     if not as_json:
-        out.print(scores_table(samples, found))
+        out.print(build_table(samples, found))
         if any(column.unexplained for column in found.values()):
             out.print("not scored: the reward had nothing to judge by; it may want --metadata, or another --prompt")
         return

@@ -1,6 +1,6 @@
-"""What a file's samples are, and how they come from it and go into it: images in files of their own, or texts in the rows.
+"""Modalities of recorded samples: images in separate files, or texts in the rows.
 
-All that reads or writes samples asks the medium of the run; nothing else tells the two apart.
+Code that reads or writes samples uses the modality of the run, and needs no other distinction of images and texts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from difrl.data.jsonl import Row, describe_keys, describe_value, quote
 from difrl.data.rollout import Content
 
 Item = Path | str
-"""A sample as a row names it: the path of an image, or the text itself."""
+"""The value of a sample in a row: the path of an image, or the text itself."""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """Images or texts."""
+    """How samples of images or of texts are read from files and written to files."""
 
     key: str
     """The key of the sample in a row of data.rows: samples."""
@@ -39,14 +39,14 @@ class Modality:
 
 
 def read_images(paths: Sequence[Item]) -> Tensor:
-    """[B, 3, H, W] in [0, 1]."""
+    """Return the images of files, [B, 3, H, W] in [0, 1]."""
     pictures = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass
 class _ImageReader:
-    """Finds the images that rows name, and holds them to the size of the first."""
+    """A reader of the image paths of rows. It checks that each image exists and has the size of the first."""
 
     folder: Path
     first: tuple[str, tuple[int, int]] | None = field(default=None, init=False)
@@ -110,4 +110,4 @@ TEXTS = Modality(
     is_empty=lambda text: not text,
 )
 MODALITIES: Mapping[str, Modality] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}
-"""By likelihood.kind."""
+"""The modality of each likelihood.kind."""

@@ -1,11 +1,11 @@
-"""Prompts: from text files, from JSON lines, from built-in tasks.
+"""Prompts from text files, JSON lines and built-in tasks.
 
-* `prompts.txt`: one prompt a line. Blank lines are left out, and so are comments: a `#` that stands alone or
-  before a space (`#nofilter` is a prompt).
-* `prompts.jsonl`: an object a line, {"prompt": "...", "metadata": {...}, "negative": "...", "weight": 2}; all
-  but the prompt may be missing. In a line without "metadata" every other key is metadata, as in the file that
-  GenEval publishes, where "tag" and "include" stand beside "prompt".
-* `shapes:train`, `shapes:eval`, `shapes:all`, and the same of `arithmetic`: a built-in task and the side of its split.
+* `prompts.txt`: one prompt a line. Blank lines and comments are skipped. A comment begins with a `#` that is alone or
+  followed by a space (`#nofilter` is a prompt).
+* `prompts.jsonl`: an object a line, {"prompt": "...", "metadata": {...}, "negative": "...", "weight": 2}. Only the
+  prompt is required. In a line without "metadata" all other keys are metadata, as in GenEval's published file, which has
+  "tag" and "include" beside "prompt".
+* `shapes:train`, `shapes:eval`, `shapes:all`, and the same for `arithmetic`: a built-in task and a part of its split.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from difrl.tasks import arithmetic, shapes
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for, what a reward may need to know about it, and how often it is drawn."""
+    """A prompt, with metadata for rewards, a negative prompt and a weight that sets how often it is drawn."""
 
     text: str
     metadata: Mapping[str, Any]
     negative: str | None = None
     weight: float = 1.0
     place: str = field(default="", compare=False)
-    """Where it stands, for messages: file:line, or its number in a built-in set."""
+    """Its place for messages: file:line, or its number in a built-in set."""
 
 
 _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.Prompt | arithmetic.Problem]]] = {
@@ -41,7 +41,10 @@ _BUILT_IN = {f"{task}:{split}": (task, split) for task in _TASKS for split in ("
 
 
 def load_prompts(source: str, base: Path | None = None) -> list[Prompt]:
-    """The prompts of a .txt or .jsonl file (a relative path is taken from `base`), or of a built-in set."""
+    """Load the prompts of a .txt or .jsonl file, or of a built-in set. Relative paths start at `base`.
+
+    Raise DataFileError with a line for each problem.
+    """
     path = Path(base or "", source)
     match path.suffix.lower():
         case ".txt":
@@ -72,7 +75,7 @@ def _built_in_prompts(name: str) -> list[Prompt]:
 
 
 def build_prompt(row: Row, place: str) -> Prompt:
-    """The prompt of a row at a place, with its negative, weight and metadata; ValueError if there is none."""
+    """Build the prompt of a row, with its negative prompt, weight and metadata. ValueError if the row has no valid prompt."""
     text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
     if "prompt" not in row:
         raise ValueError(f'"prompt" is missing, found {describe_keys(row)}')
@@ -91,7 +94,7 @@ def _metadata(row: Row) -> Mapping[str, Any]:
     if "negative_prompt" in row:
         raise ValueError('"negative_prompt" is not a key; write "negative"')
     if "metadata" not in row:
-        # GenEval's rows are metadata as a whole, the prompt included; a prompt alone says nothing more.
+        # In GenEval's file the whole row is metadata, the prompt included. A prompt alone is no metadata.
         others = {key: value for key, value in row.items() if key not in ("negative", "weight")}
         return others if len(others) > 1 else {}
     if unknown := [key for key in row if key not in ("prompt", "metadata", "negative", "weight")]:

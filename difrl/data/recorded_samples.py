@@ -1,12 +1,12 @@
-"""Samples that exist already, with what is thought of them: preference pairs, and samples with rewards.
+"""Recorded samples: files of preference pairs, and of samples with rewards.
 
-* pairs: {"prompt": "...", "chosen": "images/1.png", "rejected": "images/2.png"} a line,
-* samples: {"prompt": "...", "image": "images/1.png", "reward": 0.5} a line; rows of one prompt belong together, and
-  demonstrations have reward 1.
+* pairs: {"prompt": "...", "chosen": "images/1.png", "rejected": "images/2.png"} a line.
+* samples: {"prompt": "...", "image": "images/1.png", "reward": 0.5} a line. Rows with the same prompt form a group.
+  Demonstrations have reward 1.
 
-A language model's rows hold completions in place of paths, under "chosen", "rejected" and "text". All may hold "metadata",
-"negative" and "weight", as a file of prompts does. A relative path starts at the file's folder. All images of a file have
-one size.
+For a language model, completions replace the paths, under "chosen", "rejected" and "text". All rows may have "metadata",
+"negative" and "weight", as in a file of prompts. Relative paths start at the file's folder. All images of a file must have
+the same size.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
 @dataclass(frozen=True)
 class RecordedGroup:
-    """The samples of one prompt, which are compared with each other."""
+    """The recorded samples of one prompt, which are compared with each other."""
 
     prompt: Prompt
     items: tuple[Item, ...]
     rewards: tuple[float, ...]
     places: tuple[str, ...]
-    """file:line of each item."""
+    """Place of each item, as file:line."""
 
 
-def load_recorded_samples(data: DataConfig | RehearsalConfig, medium: Modality) -> list[RecordedGroup]:
-    """The examples of data.train; DataFileError with a line for each problem."""
+def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality) -> list[RecordedGroup]:
+    """Load the groups of data.train. Raise DataFileError with a line for each problem."""
     path = Path(data.train)
     if path.suffix.lower() != ".jsonl":
         raise DataFileError(f"{path}: rows: {data.rows} are read from a .jsonl file, found {path.suffix or 'none'}")
@@ -44,27 +44,27 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, medium: Modality) 
             f"{data.train}: no such file, looked for {path.absolute()}; make one with `difrl pairs RECIPE --out FOLDER`, or "
             "write it"
         )
-    read_item = medium.item_reader(path.parent)
+    read_item = modality.item_reader(path.parent)
     if data.rows == "pairs":
-        examples = read_json_lines(path, data.train, partial(_read_pair, read_item))
+        groups = read_json_lines(path, data.train, partial(_read_pair, read_item))
     else:
-        examples = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, medium.key)))
-    if not examples:
+        groups = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, modality.key)))
+    if not groups:
         raise DataFileError(f"{path}: no row in it, expected at least one")
-    for example in examples:
-        if len(example.items) < data.group_size:
+    for group in groups:
+        if len(group.items) < data.group_size:
             raise DataFileError(
-                f"{path}: {example.prompt.text!r} has {len(example.items)} {medium.key}s, and group_size is "
-                f"{data.group_size}; lower it, or add {medium.key}s of this prompt"
+                f"{path}: {group.prompt.text!r} has {len(group.items)} {modality.key}s, and group_size is "
+                f"{data.group_size}; lower it, or add {modality.key}s of this prompt"
             )
-    return examples
+    return groups
 
 
 def training_prompts(config: RunConfig) -> list[Prompt]:
-    """The prompts that a run is trained on, whatever the rows of its file hold."""
+    """Load the prompts that a run is trained on, from a file of prompts or of recorded samples."""
     if config.data.rows == "prompts":
         return load_prompts(config.data.train)
-    return [e.prompt for e in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
+    return [group.prompt for group in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
 
 
 def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> RecordedGroup:
@@ -80,7 +80,7 @@ def _read_sample(read_item: Callable[[Row, str], Item], key: str, row: Row, plac
 
 
 def _merge_by_prompt(rows: Sequence[RecordedGroup]) -> list[RecordedGroup]:
-    """Return one example a prompt, in the order of the file. The prompt's metadata are those of its first row."""
+    """Return one group a prompt, in the order of the file. The prompt's metadata are those of its first row."""
     by_prompt: dict[str, list[RecordedGroup]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt.text, []).append(row)

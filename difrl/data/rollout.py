@@ -1,4 +1,4 @@
-"""The records that flow from sampling to learning: prompts and samples, and the same with their scores."""
+"""Records that are passed from sampling to learning: prompts with samples, and these with their scores."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Content = Tensor | Sequence[str]
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """B samples of a policy, or of a file. Only the policy that made the tape looks into it."""
+    """B samples of a policy or of a file. Only the policy that made the replay data reads them."""
 
     prompts: tuple[Prompt, ...]
     groups: Tensor
-    """[B] int64: samples with the same number are compared with each other."""
+    """[B] int64. Samples with the same number are compared with each other."""
     samples: Tensor
-    """[B] int64: the sample's number in its step over all processes, by which its noise is keyed."""
+    """[B] int64, the sample's number in its step over all processes. It is part of the key of its noise."""
     replay_data: Mapping[str, Tensor]
-    """What the policy needs to evaluate these samples again; every tensor [B, ...]."""
+    """Tensors [B, ...] that the policy needs to evaluate these samples again."""
     images: Tensor | None = None
     """[B, 3, H, W] in [0, 1]."""
     texts: tuple[str, ...] | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
-    """What was measured of the sampling itself: metric name -> [B]."""
+    """Metrics [B] of the sampling itself, by name."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
     def content(self) -> Content:
-        """What a reward scores."""
+        """The images or texts, which rewards score."""
         content = self.images if self.images is not None else self.texts
         if content is None:
-            raise ValueError("the rollout holds neither images nor texts, so there is nothing to score")
+            raise ValueError("the rollout has neither images nor texts, so there is nothing to score")
         return content
 
     def with_content(self, content: Content) -> Rollout:
@@ -58,7 +58,7 @@ class Rollout:
         return [p.metadata for p in self.prompts]
 
     def select(self, index: Tensor | slice) -> Rollout:
-        """The rows of an integer or boolean index [·], or of a slice, whose tensors are views."""
+        """Return the rows of an integer or boolean index [·], or of a slice. The tensors of a slice are views."""
         numbers = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()].tolist()
         rows = index if isinstance(index, slice) else numbers
         return Rollout(
@@ -73,7 +73,7 @@ class Rollout:
 
     @classmethod
     def cat(cls, parts: Sequence[Rollout]) -> Rollout:
-        """The rows of the parts, in order."""
+        """Concatenate the rows of the parts."""
         images = [p.images for p in parts if p.images is not None]
         texts = [t for p in parts if p.texts is not None for t in p.texts]
         return cls(
@@ -87,7 +87,7 @@ class Rollout:
         )
 
     def to(self, device: torch.device | str) -> Rollout:
-        """With every tensor on the device."""
+        """Return the rollout with every tensor on a device."""
         return replace(
             self,
             groups=self.groups.to(device),
@@ -100,15 +100,15 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class ScoredRollout:
-    """A rollout with what the rewards say of it."""
+    """A rollout with its rewards."""
 
     rollout: Rollout
     rewards: Tensor
-    """[B]: the weighted sum that is optimised."""
+    """[B], the weighted sum that is optimised."""
     valid: Tensor
-    """[B] bool: False where a reward could not score the sample; it is in no statistic and in no loss."""
+    """[B] bool. False where a reward could not score the sample, which is then in no statistic and in no loss."""
     parts: Mapping[str, Tensor] = field(default_factory=dict)
-    """Reward or watched reward -> [B], unweighted."""
+    """Metrics [B] by name, such as reward/NAME and watch/NAME without weights."""
 
     def __len__(self) -> int:
         return len(self.rollout)
@@ -118,7 +118,7 @@ class ScoredRollout:
         return self.rollout.groups
 
     def without_images(self) -> ScoredRollout:
-        """The same samples for a policy to evaluate again, which it does from the tape."""
+        """Return the rollout without images. A policy evaluates samples by their replay data."""
         return replace(self, rollout=replace(self.rollout, images=None))
 
     def select(self, index: Tensor | slice) -> ScoredRollout:

@@ -1,16 +1,16 @@
-"""A reward as the command line names it: a name, an import path, or what stands for it in a recipe, in braces."""
+"""Rewards on the command line: a name, an import path, or a reward of a recipe in braces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from difrl.config import RewardConfig
 from difrl.config.load import read_text
 
 
 def parse_reward(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
-    """`ocr`, `my_module.my_reward`, `{name: ocr, options: {threads: 1}}`, or the label of a reward that is known already."""
-    labels: Mapping[str, RewardConfig] = {reward.label: reward for reward in known}
+    """Return the reward of `ocr`, `my_module.my_reward`, `{name: ocr, options: {threads: 1}}`, or the label of one in `known`."""
+    labels = {reward.label: reward for reward in known}
     if text in labels:
         return labels[text]
     if text.lstrip().startswith("{"):

@@ -1,16 +1,17 @@
-"""Reference samples: what a model that stays as it is draws for a prompt, with which rewards of the trained one are compared.
+"""Scores of reference samples: samples of a fixed model, with which shapes compare the rewards of the policy's samples.
 
-Their noise is keyed by the run's seed and the prompt's number, and each prompt's are drawn and scored by themselves, so
-that their bits depend neither on the step nor on the process that asks first. What rewards say of them may be dear, and
-need not be the same when they are asked again (a judge over HTTP, one that failed), so it is part of a checkpoint: what was
-known after the last whole step. A step that fails leaves no trace, since it is done again from its beginning.
+Their noise is keyed by the run's seed and the prompt's number, and the samples of each prompt are drawn and scored
+separately. So their bits depend neither on the step nor on the process that meets the prompt first. Their scores may be
+expensive, and may differ when they are computed again (a judge over HTTP, a failed call). Therefore they are part of a
+checkpoint, as they were after the last complete step. A step that fails leaves no entries, because it is repeated from its
+beginning.
 
-What a reward could not score may be what it can never score, or a failure that was dropped and has passed. It cannot be told
-apart here, so it is tried again, ever more rarely: when the prompt is met for the 2nd, 4th, 8th … time. A prompt is so never
-lost to a failure that passes, and what can never be scored costs little.
+A missing score may be one that the reward can never give, or a failure that was dropped and is over. The two cases cannot
+be distinguished here. The reward is tried again when the prompt is drawn for the 2nd, 4th, 8th … time. So a temporary
+failure never excludes a prompt for good, and samples that can never be scored cost little.
 
-Every process knows the prompts that it met itself, and counts its own meetings. It finds both again where a run is resumed;
-where there were more or fewer processes, each begins with what any of them knew, and the most that one of them counted.
+Every process has entries of the prompts that it has met, with its own counts, and finds both again when a run is resumed.
+After a change of the number of processes, each starts with the entries of all, and with the largest count of any.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from difrl.config import ReferencesConfig
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
-from difrl.scoring.scorer import score
+from difrl.scoring.scorer import score_rollout, values_or_nan
 from rewards import Reward, Scores
+from rewards.combination import stack
 from samplers import stable_seed
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What is known of a prompt's M reference samples."""
+class PromptReferences:
+    """Scores of a prompt's M reference samples."""
 
     met: int
-    """How often the prompt was met."""
+    """Number of draws of the prompt in this process."""
     scores: Mapping[str, Scores]
-    """Reward -> its scores [M]; what it has not scored, or could not, is not valid."""
+    """Scores [M], by reward. Samples that are not scored yet, or could not be scored, are invalid."""
 
 
 class ReferenceScores:
-    """What rewards say of the reference samples of prompts; kept by prompt."""
+    """Scores of the reference samples of prompts, cached by prompt."""
 
     def __init__(
         self,
@@ -55,96 +57,90 @@ class ReferenceScores:
     ) -> None:
         self.config, self.policy, self.rewards, self.prompts = config, policy, rewards, prompts
         self.key, self.device = NoiseKey(seed, 0, "references"), device
-        self._known: ChainMap[int, Known] = ChainMap({}, {})
-        """By the prompt's number: what was found in a step that is not over, before what was known when it began."""
+        self._cache: ChainMap[int, PromptReferences] = ChainMap({}, {})
+        """By the prompt's number. The first map has the entries of the step in progress, the second those before it."""
         blank = torch.zeros(config.count, device=device)
-        self._nothing = Known(0, dict.fromkeys(rewards, Scores(blank, blank.bool())))
+        self._blank = PromptReferences(0, dict.fromkeys(rewards, Scores(blank, blank.bool())))
 
-    def __call__(self, asked: Sequence[int]) -> dict[str, Scores]:
-        """Reward -> its scores [B, M] of the reference samples of B prompts, by their numbers.
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Scores]:
+        """Return the scores [B, M], by reward, of the reference samples of B prompts, given by their numbers.
 
-        The model evaluations are no part of the policy's count: how many there are depends on which process meets a prompt
+        The model evaluations are not counted in `policy.evaluations`: their number depends on which process meets a prompt
         first.
         """
-        spent = self.policy.evaluations
-        for number in dict.fromkeys(asked):
-            self._known[number] = self._met(number)
-        self.policy.evaluations = spent
-        return self._stacked([self._known[number] for number in asked])
+        evaluations = self.policy.evaluations
+        for number in dict.fromkeys(numbers):
+            self._cache[number] = self._meet(number)
+        self.policy.evaluations = evaluations
+        return self._stack([self._cache[number] for number in numbers])
 
     def commit_step(self) -> None:
-        """The step is over: what was found in it is known from now on."""
-        found, known = self._known.maps
-        known.update(found)
-        found.clear()
+        """Keep the entries of the step in progress."""
+        step, committed = self._cache.maps
+        committed.update(step)
+        step.clear()
 
     def state(self) -> dict[str, Tensor]:
-        """What is kept, a row for each of K prompts, for a checkpoint.
+        """Return the committed entries for a checkpoint, a row for each of K prompts.
 
-        number, prompt, met [K] int64: the prompt's number, a hash of what it says, how often it was met. scores/REWARD [K, M]
-        float32: NaN where not valid.
+        number, prompt, met [K] int64: the prompt's number, a hash of its content, and its number of draws. scores/REWARD
+        [K, M] float32: NaN where invalid.
         """
-        _, known = self._known.maps
+        _, committed = self._cache.maps
         columns = {
-            "number": list(known),
-            "prompt": [_mark(self.prompts[number]) for number in known],
-            "met": [one.met for one in known.values()],
+            "number": list(committed),
+            "prompt": [hash_prompt(self.prompts[number]) for number in committed],
+            "met": [entry.met for entry in committed.values()],
         }
-        scores = {f"scores/{name}": _shown(found) for name, found in self._stacked(list(known.values())).items()}
-        return {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()} | scores
+        scores = self._stack(list(committed.values()))
+        return {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()} | {
+            f"scores/{name}": values_or_nan(found) for name, found in scores.items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Adds what a process knew, as its `state` says it. A prompt that now says something else was never met."""
-        _, known = self._known.maps
+        """Add the entries of a process's `state`. Entries of prompts whose content has changed are ignored."""
+        _, committed = self._cache.maps
         scores = {name: state[f"scores/{name}"].to(self.device) for name in self.rewards}
-        numbers, marks, counts = (state[name].tolist() for name in ("number", "prompt", "met"))
-        for row, (number, mark, met) in enumerate(zip(numbers, marks, counts, strict=True)):
-            if number < len(self.prompts) and _mark(self.prompts[number]) == mark:
-                old = known.get(number, self._nothing)
-                joined = {name: _joined(old.scores[name], _read(column[row])) for name, column in scores.items()}
-                known[number] = Known(max(old.met, met), joined)
+        numbers, hashes, counts = (state[name].tolist() for name in ("number", "prompt", "met"))
+        for row, (number, content, met) in enumerate(zip(numbers, hashes, counts, strict=True)):
+            if number < len(self.prompts) and hash_prompt(self.prompts[number]) == content:
+                old = committed.get(number, self._blank)
+                merged = {name: _merge(old.scores[name], _from_nan(column[row])) for name, column in scores.items()}
+                committed[number] = PromptReferences(max(old.met, met), merged)
 
-    def _met(self, number: int) -> Known:
-        """What is known of a prompt once it has been met again."""
-        known = self._known.get(number, self._nothing)
-        met, missing = known.met + 1, [name for name, scores in known.scores.items() if not scores.valid.all()]
-        if not missing or met.bit_count() > 1:  # all but 1, 2, 4, 8 …
-            return Known(met, known.scores)
-        found = self._scored(number, missing)
-        joined = {name: _joined(known.scores[name], scores) for name, scores in found.items()}
-        return Known(met, {**known.scores, **joined})
+    def _meet(self, number: int) -> PromptReferences:
+        """Return a prompt's entry after one more draw, with missing scores filled in if they are due."""
+        entry = self._cache.get(number, self._blank)
+        met, missing = entry.met + 1, [name for name, scores in entry.scores.items() if not scores.valid.all()]
+        if not missing or met.bit_count() > 1:  # tried at draws 1, 2, 4, 8 …
+            return PromptReferences(met, entry.scores)
+        fresh = {name: _merge(entry.scores[name], scores) for name, scores in self._score(number, missing).items()}
+        return PromptReferences(met, {**entry.scores, **fresh})
 
-    def _scored(self, number: int, names: Sequence[str]) -> dict[str, Scores]:
-        """What these rewards say of a prompt's samples, [M]."""
+    def _score(self, number: int, names: Sequence[str]) -> dict[str, Scores]:
+        """Draw a prompt's reference samples, and return their scores [M] by these rewards."""
         count = self.config.count
         prompts, samples = [self.prompts[number]] * count, number * count + torch.arange(count)
         with enough_for("reference samples", f"lower references.count (now {count}) or rollout.batch"):
             drawn = self.policy.reference(prompts, samples, self.key, self.config.snapshot).to(self.device)
-        return {name: score(self.rewards[name], drawn) for name in names}
+        return {name: score_rollout(self.rewards[name], drawn) for name in names}
 
-    def _stacked(self, known: Sequence[Known]) -> dict[str, Scores]:
-        """Reward -> [K, M], a row for each; K may be 0."""
-        rows = {name: [one.scores[name] for one in (self._nothing, *known)] for name in self.rewards}
-        return {
-            name: Scores(torch.stack([s.values for s in each])[1:], torch.stack([s.valid for s in each])[1:])
-            for name, each in rows.items()
-        }
+    def _stack(self, entries: Sequence[PromptReferences]) -> dict[str, Scores]:
+        """Return the scores [K, M] of K entries, by reward. K may be 0."""
+        stacked = {name: stack([entry.scores[name] for entry in (self._blank, *entries)]) for name in self.rewards}
+        return {name: Scores(scores.values[1:], scores.valid[1:]) for name, scores in stacked.items()}
 
 
-def _joined(known: Scores, new: Scores) -> Scores:
-    """The newer of two scores where both are valid."""
-    return Scores(torch.where(new.valid, new.values, known.values), known.valid | new.valid)
+def _merge(old: Scores, new: Scores) -> Scores:
+    """Return the new scores where they are valid, else the old ones."""
+    return Scores(torch.where(new.valid, new.values, old.values), old.valid | new.valid)
 
 
-def _shown(scores: Scores) -> Tensor:
-    return torch.where(scores.valid, scores.values, torch.nan)
+def _from_nan(values: Tensor) -> Scores:
+    """Return the scores of `values_or_nan`. Valid scores are finite."""
+    return Scores(values.nan_to_num(0.0), ~values.isnan())
 
 
-def _read(shown: Tensor) -> Scores:
-    """The inverse of `_shown`: valid scores are finite."""
-    return Scores(shown.nan_to_num(0.0), ~shown.isnan())
-
-
-def _mark(prompt: Prompt) -> int:
-    """A hash of all that drawing and scoring its samples depends on."""
+def hash_prompt(prompt: Prompt) -> int:
+    """Return a hash of everything that a prompt's samples and scores depend on."""
     return stable_seed(repr((prompt.text, prompt.negative, dict(prompt.metadata))))

@@ -1,9 +1,9 @@
-"""A term of the weighted sum: what one or several rewards say of a sample, combined and shaped.
+"""Terms of the weighted sum: the scores of one or several rewards, combined and shaped.
 
-    members → their shapes → combined → shape
+    members → their shapes → combination → shape
 
-A plain reward is the only member of its own term. Shapes that compare need the same of reference samples, which pass
-through the members' shapes as the samples of the step do.
+A plain reward is the only member of its own term. Shapes that compare samples with reference samples need the scores of
+these too. The scores of reference samples pass through the same shapes and the same combination.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from rewards.shaping import clip, denoised, log_sigmoid, min_max, min_max_of_gro
 
 @dataclass(frozen=True)
 class ScoresInContext:
-    """Scores of B samples, and what they can be compared with."""
+    """Scores of B samples, with the groups and reference samples that shapes compare them with."""
 
     scores: Scores
     groups: Tensor
     """[B]."""
     references: Scores | None = None
-    """[B, M], of reference samples of each sample's prompt; None where there are none."""
+    """[B, M], of M reference samples of each sample's prompt, if there are any."""
 
-    def peers(self) -> Scores:
-        """The reference samples' scores, [B, M], for a shape that compares."""
+    def get_references(self) -> Scores:
+        """Return the reference samples' scores [B, M]. Raise ValueError if there are none."""
         if self.references is None:
             raise ValueError(
                 "its shape compares with reference samples, and there are none; set references: {count: 5}"
@@ -50,14 +50,14 @@ class ScoresInContext:
 
 
 Shape = Callable[[ScoresInContext], Scores]
-"""[B] -> [B]."""
+"""A function of scores [B] with values in [B]."""
 Combine = Callable[[Scores], Scores]
-"""[K, B] -> [B]."""
+"""A function of the members' scores [K, B] with values in [B]."""
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A reward of a term."""
+    """A reward of a term, with its own shape."""
 
     reward: Reward
     shape: Shape | None = None
@@ -65,83 +65,84 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class RewardTerm:
-    """Members by the name that each has in metrics."""
+    """A term of the weighted sum. Members are listed by their names in metrics."""
 
     label: str
     members: Mapping[str, EnsembleMember]
-    combine: Combine = mean  # which is the member itself where there is one
+    combine: Combine = mean  # the mean of one member is the member
     shape: Shape | None = None
     compares: bool = False
-    """Whether some shape compares with reference samples."""
+    """True if one of the shapes compares with reference samples."""
 
     @classmethod
     def from_reward(cls, label: str, reward: Reward) -> RewardTerm:
-        """A reward as it is."""
+        """Return the term of a single reward without a shape."""
         return cls(label, {label: EnsembleMember(reward)})
 
     @property
-    def shaped(self) -> bool:
+    def has_shape(self) -> bool:
+        """Whether the term or one of its members has a shape."""
         return self.shape is not None or any(member.shape is not None for member in self.members.values())
 
-    def raw_scores(self, found: Mapping[str, Scores]) -> Scores:
-        """What the term comes to without any shape. found: member -> [B]."""
-        return self.combine(stack([found[name] for name in self.members]))
+    def raw_scores(self, scores: Mapping[str, Scores]) -> Scores:
+        """Return the combined scores [B] without any shape, given the members' scores [B]."""
+        return self.combine(stack([scores[name] for name in self.members]))
 
     def shaped_scores(
-        self, found: Mapping[str, Scores], groups: Tensor, references: Mapping[str, Scores]
+        self, scores: Mapping[str, Scores], groups: Tensor, references: Mapping[str, Scores]
     ) -> dict[str, Scores]:
-        """What is multiplied by the weight, by the term's label, and what shapes make of members, by theirs; each [B].
+        """Return the term's scores [B] under its label, and the shaped scores [B] of members with a shape under theirs.
 
-        found: member -> [B]; references: member -> [B, M], of those that were scored.
+        scores: [B], by member. references: [B, M], by member, of those that scored reference samples.
         """
         try:
             parts = {
-                name: _shaped(ScoresInContext(found[name], groups, references.get(name)), member.shape)
+                name: _apply_shape(ScoresInContext(scores[name], groups, references.get(name)), member.shape)
                 for name, member in self.members.items()
             }
-            whole = _shaped(self._combined(list(parts.values())), self.shape)
+            whole = _apply_shape(self._combine_parts(list(parts.values())), self.shape)
         except ValueError as error:
             raise RewardError(self.label, f"cannot be shaped: {error}") from error
         changed = {name: parts[name].scores for name, member in self.members.items() if member.shape is not None}
         return {**changed, self.label: whole.scores}
 
-    def _combined(self, parts: list[ScoresInContext]) -> ScoresInContext:
+    def _combine_parts(self, parts: list[ScoresInContext]) -> ScoresInContext:
         scores = self.combine(stack([part.scores for part in parts]))
         known = [part.references for part in parts if part.references is not None]
         if len(known) < len(parts):
             return ScoresInContext(scores, parts[0].groups)
         flat = self.combine(stack([Scores(r.values.flatten(), r.valid.flatten()) for r in known]))
-        return ScoresInContext(scores, parts[0].groups, _unflattened(flat, known[0].values.shape))
+        return ScoresInContext(scores, parts[0].groups, _reshape(flat, known[0].values.shape))
 
 
-def _shaped(compared: ScoresInContext, shape: Shape | None) -> ScoresInContext:
-    """With the shape made of the scores, and of each reference sample among those of its row."""
+def _apply_shape(context: ScoresInContext, shape: Shape | None) -> ScoresInContext:
+    """Return the shaped scores. Reference samples are shaped as samples of a group of their own row."""
     if shape is None:
-        return compared
-    scores = shape(compared)
-    if compared.references is None:
-        return replace(compared, scores=scores)
-    values, valid = compared.references
+        return context
+    scores = shape(context)
+    if context.references is None:
+        return replace(context, scores=scores)
+    values, valid = context.references
     count, each = values.shape
     rows = torch.arange(count, device=values.device).repeat_interleave(each)
     own = ScoresInContext(Scores(values.flatten(), valid.flatten()), rows, Scores(values[rows], valid[rows]))
-    return replace(compared, scores=scores, references=_unflattened(shape(own), values.shape))
+    return replace(context, scores=scores, references=_reshape(shape(own), values.shape))
 
 
-def _unflattened(scores: Scores, shape: torch.Size) -> Scores:
+def _reshape(scores: Scores, shape: torch.Size) -> Scores:
     return Scores(scores.values.reshape(shape), scores.valid.reshape(shape))
 
 
 def build_term(config: RewardConfig, build: Callable[[MemberConfig], Reward]) -> RewardTerm:
-    """The term of a recipe's reward; `build` makes a reward."""
+    """Build the term of a recipe's reward; `build` builds a reward."""
     if config.ensemble is None:
         members = {config.label: EnsembleMember(build(config), build_shape(config.shape))}
         return RewardTerm(config.label, members, compares=config.compares)
     named = {f"{config.label}/{m.label}": EnsembleMember(build(m), build_shape(m.shape)) for m in config.ensemble}
-    return RewardTerm(config.label, named, _combine_of(config), build_shape(config.shape), config.compares)
+    return RewardTerm(config.label, named, _build_combine(config), build_shape(config.shape), config.compares)
 
 
-def _combine_of(config: RewardConfig) -> Combine:
+def _build_combine(config: RewardConfig) -> Combine:
     if config.combine == "uncertainty":
         assert config.penalty is not None
         return partial(uncertainty, penalty=config.penalty)
@@ -149,7 +150,7 @@ def _combine_of(config: RewardConfig) -> Combine:
 
 
 def build_shape(config: ShapeConfig | None) -> Shape | None:
-    """What a recipe's shape makes of scores."""
+    """Build the function of a recipe's shape; None without a shape."""
     match config:
         case None:
             return None
@@ -160,8 +161,8 @@ def build_shape(config: ShapeConfig | None) -> Shape | None:
         case MinMaxShape():
             return lambda c: min_max_of_groups(c.scores, c.groups)
         case ParShape():
-            return lambda c: par(c.scores, c.peers())
+            return lambda c: par(c.scores, c.get_references())
         case LogSigmoidShape(quantile=quantile):
-            return lambda c: log_sigmoid(c.scores, c.peers(), quantile=quantile)
+            return lambda c: log_sigmoid(c.scores, c.get_references(), quantile=quantile)
         case NoiseShape(false_positive=positive, false_negative=negative):
             return lambda c: denoised(c.scores, false_positive=positive, false_negative=negative)

@@ -1,4 +1,4 @@
-"""`difrl score`: what rewards say of images and texts in files."""
+"""`difrl score`: scores of images and texts in files."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class Sample:
     content: torch.Tensor | str
 
     @property
-    def medium(self) -> Modality:
-        """Of the content."""
+    def modality(self) -> Modality:
+        """Modality of the content."""
         return IMAGES if isinstance(self.content, torch.Tensor) else TEXTS
 
     @property
-    def alike(self) -> object:
-        """Samples of which this is equal can be scored in one call."""
+    def batch_key(self) -> object:
+        """A key that is equal for samples that can be scored in one call."""
         return self.content.shape if isinstance(self.content, torch.Tensor) else "text"
 
 
 def read_samples(files: Sequence[Path], prompts: Sequence[str]) -> list[Sample]:
-    """The files' contents: an image, or else UTF-8 text; one prompt is that of all files."""
+    """Read files, each an image or UTF-8 text. There is one prompt a file, or one for all."""
     if len(prompts) not in (1, len(files)):
         raise ConfigError(f"--prompt: found {len(prompts)} for {len(files)} files, expected one for all, or one a file")
     of_each = prompts if len(prompts) == len(files) else [*prompts] * len(files)
-    return [Sample(file, prompt, _content(file)) for file, prompt in zip(files, of_each, strict=True)]
+    return [Sample(file, prompt, _read_content(file)) for file, prompt in zip(files, of_each, strict=True)]
 
 
-def _content(file: Path) -> torch.Tensor | str:
+def _read_content(file: Path) -> torch.Tensor | str:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
     try:
@@ -66,16 +66,16 @@ def _content(file: Path) -> torch.Tensor | str:
 
 @dataclass(frozen=True)
 class Column:
-    """What a reward says of samples."""
+    """Scores of the samples by one reward."""
 
     values: Sequence[float | None]
-    """Of each sample; None where it could not score it."""
+    """Value of each sample; None if it could not be scored."""
     warned: bool = False
-    """Whether it warned of something, such as failures after which samples were left out."""
+    """True if the reward warned of something, such as failures after which samples were dropped."""
 
     @property
     def unexplained(self) -> bool:
-        """Whether it scored less than all, and did not say why."""
+        """Whether a sample could not be scored without any warning."""
         return None in self.values and not self.warned
 
 
@@ -85,34 +85,35 @@ def score_files(
     metadata: Mapping[str, Any],
     warn: Callable[[str], object],
 ) -> dict[str, Column]:
-    """Reward -> what it says of the samples; `warn` is told what it warns of meanwhile."""
+    """Return a column of scores for each reward, by label. Its warnings are passed to `warn`."""
     check_standalone(rewards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {config.label: _column(build_standalone(config, device), samples, metadata, warn) for config in rewards}
+    return {
+        config.label: _score_column(build_standalone(config, device), samples, metadata, warn) for config in rewards
+    }
 
 
-def _column(
+def _score_column(
     reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any], warn: Callable[[str], object]
 ) -> Column:
     warnings: list[str] = []
 
-    def hear(text: str) -> None:
+    def collect(text: str) -> None:
         warnings.append(text)
         warn(text)
 
-    with notices(hear):
-        values = _scored(reward, samples, metadata)
+    with notices(collect):
+        values = _score_samples(reward, samples, metadata)
     return Column(values, bool(warnings))
 
 
-def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
+def _score_samples(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
     for sample in samples:
-        if problem := modality_mismatch(reward, sample.medium):
+        if problem := modality_mismatch(reward, sample.modality):
             raise ConfigError(f"{sample.file}: not for the reward '{reward.name}': {problem}")
     values: list[float | None] = [None] * len(samples)
-    kinds = dict.fromkeys(sample.alike for sample in samples)
-    for kind in kinds:
-        rows = [i for i, sample in enumerate(samples) if sample.alike == kind]
+    for key in dict.fromkeys(sample.batch_key for sample in samples):
+        rows = [i for i, sample in enumerate(samples) if sample.batch_key == key]
         contents = [samples[i].content for i in rows]
         images = [image for image in contents if isinstance(image, torch.Tensor)]
         batch = torch.cat(images) if images else [text for text in contents if isinstance(text, str)]
@@ -122,18 +123,18 @@ def _scored(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, An
     return values
 
 
-def scores_table(samples: Sequence[Sample], found: Mapping[str, Column]) -> Table:
-    """A row a file, a column a reward; the mean below, of the files that could be scored."""
+def build_table(samples: Sequence[Sample], columns: Mapping[str, Column]) -> Table:
+    """Build a table with a row a file and a column a reward. Below is the mean of the files that could be scored."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_footer=len(samples) > 1)
     table.add_column("file", overflow="fold", footer="mean")
-    for name, column in found.items():
-        table.add_column(name, justify="right", footer=_shown(_mean(column.values)))
+    for name, column in columns.items():
+        table.add_column(name, justify="right", footer=_format(_mean(column.values)))
     for row, sample in enumerate(samples):
-        table.add_row(str(sample.file), *(_shown(column.values[row]) for column in found.values()))
+        table.add_row(str(sample.file), *(_format(column.values[row]) for column in columns.values()))
     return table
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "not scored" if value is None else number(value)
 
 

@@ -1,4 +1,4 @@
-"""From a rollout to its rewards: every reward of the recipe is called once, checked, shaped, and summed by weight."""
+"""Scoring of a rollout: every reward of the recipe is called once, checked, shaped, and summed by weight."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from difrl.scoring.reward_terms import RewardTerm, build_term
 from rewards import Failsafe, Reward, Scores
 from rewards.combination import stack, weighted_sum
 
-# What a shipped reward needs besides what the recipe says: the judge's weights come with difrl, not with rewards/.
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
+"""Default options of rewards. The judge's weights are part of difrl, not of rewards/."""
 
 
 def build_reward(config: MemberConfig) -> Reward:
-    """The reward a recipe names, with its rule for failures."""
+    """Build a reward of a recipe, with its rule for failures."""
     name = config.import_ or config.name or ""
     try:
         reward = rewards.make(name, **{**SHIPPED_OPTIONS.get(name, {}), **config.options})
@@ -32,24 +32,30 @@ def build_reward(config: MemberConfig) -> Reward:
     return Failsafe(reward, config.on_error, config.timeout, config.retries)
 
 
-def modality_mismatch(reward: Reward, medium: Modality) -> str | None:
-    """Why a reward cannot score samples of a medium; None where it can, or where it does not say which it reads."""
-    own = f"{medium.key}s"
-    others = [need for need in reward.needs if need in ("images", "texts")]
-    if not others or own in others:
+def modality_mismatch(reward: Reward, modality: Modality) -> str | None:
+    """Return the reason why a reward cannot score samples of a modality.
+
+    None if it can, or if its `needs` contain neither images nor texts.
+    """
+    samples = f"{modality.key}s"
+    readable = [need for need in reward.needs if need in ("images", "texts")]
+    if not readable or samples in readable:
         return None
-    return f"it reads {' and '.join(others)}, and here it would be given {own}; `difrl rewards` lists those of {own}"
+    reads = " and ".join(readable)
+    return f"it reads {reads}, and the samples here are {samples}; `difrl rewards` lists the rewards of {samples}"
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The rewards that are optimised, each with the weight that evaluations take, and those that are only watched."""
+    """The rewards of a recipe: those that are optimised, with their weights in evaluations, and those that are watched."""
 
     optimised: Mapping[str, tuple[RewardTerm, float]]
     watched: Mapping[str, RewardTerm]
 
     @classmethod
     def build(cls, optimised: Sequence[RewardConfig], watched: Sequence[RewardConfig], device: torch.device) -> Scorer:
+        """Build the rewards of a recipe on a device."""
+
         def term(config: RewardConfig) -> RewardTerm:
             return build_term(config, lambda member: build_reward(member).to(device))
 
@@ -57,87 +63,84 @@ class Scorer:
 
     @classmethod
     def from_rewards(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:
-        """Of rewards as they are."""
+        """Return the scorer of rewards without shapes, by name, each optimised one with its weight."""
         terms = {name: (RewardTerm.from_reward(name, reward), weight) for name, (reward, weight) in optimised.items()}
         return cls(terms, {name: RewardTerm.from_reward(name, reward) for name, reward in watched.items()})
 
-    def check_modality(self, medium: Modality) -> None:
-        """Raise if a reward is of another medium than the samples."""
+    def check_modality(self, modality: Modality) -> None:
+        """Raise ConfigError if a reward cannot score samples of this modality."""
         terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
         members = {name: member.reward for term in terms for name, member in term.members.items()}
-        found = {name: modality_mismatch(reward, medium) for name, reward in members.items()}
-        if problems := [f"reward '{name}': {problem}" for name, problem in found.items() if problem is not None]:
+        mismatches = {name: modality_mismatch(reward, modality) for name, reward in members.items()}
+        if problems := [f"reward '{name}': {problem}" for name, problem in mismatches.items() if problem is not None]:
             raise ConfigError(*problems)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Those of evaluations."""
+        """Weights of the optimised rewards in evaluations, by name."""
         return {name: weight for name, (_, weight) in self.optimised.items()}
 
     @property
     def reference_rewards(self) -> dict[str, Reward]:
-        """Member -> the reward, of those that score reference samples too."""
+        """Rewards that score reference samples too, by the name of their member."""
         terms = [term for term, _ in self.optimised.values() if term.compares]
         return {name: member.reward for term in terms for name, member in term.members.items()}
 
     def __call__(self, rollout: Rollout) -> ScoredRollout:
-        """Scores every sample, without any shape, and sums by the weights of evaluations."""
-        found, parts = self._found(rollout)
-        return self._sum(
-            rollout, {name: term.raw_scores(found) for name, (term, _) in self.optimised.items()}, self.weights, parts
-        )
+        """Score every sample, and sum the scores by the weights of evaluations, without any shape."""
+        scores, parts = self._score_members(rollout)
+        raw = {name: term.raw_scores(scores) for name, (term, _) in self.optimised.items()}
+        return self._sum(rollout, raw, self.weights, parts)
 
     def score_for_training(
         self, rollout: Rollout, weights: Mapping[str, float], references: Mapping[str, Scores] | None = None
     ) -> ScoredRollout:
-        """Scores every sample and sums what the shapes make of it, by the weights of a step: what is optimised.
+        """Score every sample, and sum the shaped scores by the weights of a step. The sum is what the step optimises.
 
-        weights: by name, where they are not those of evaluations. references: member -> [B, M], for those of `compared`.
+        weights: by name, if they differ from those of evaluations. references: scores [B, M] of reference samples, by member,
+        for those in `reference_rewards`.
         """
-        found, parts = self._found(rollout)
+        scores, parts = self._score_members(rollout)
         for name, known in (references or {}).items():
             parts[f"references/invalid/{name}"] = (~known.valid.any(dim=1)).float()
-        summed: dict[str, Scores] = {}
+        shaped: dict[str, Scores] = {}
         for name, (term, _) in self.optimised.items():
-            made = term.shaped_scores(found, rollout.groups, references or {})
-            summed[name] = made[name]
-            if term.shaped:
-                parts |= {f"shaped/{key}": _shown(scores) for key, scores in made.items()}
-        return self._sum(rollout, summed, {**self.weights, **weights}, parts)
+            shaped_parts = term.shaped_scores(scores, rollout.groups, references or {})
+            shaped[name] = shaped_parts[name]
+            if term.has_shape:
+                parts |= {f"shaped/{key}": values_or_nan(part) for key, part in shaped_parts.items()}
+        return self._sum(rollout, shaped, {**self.weights, **weights}, parts)
 
-    def _found(self, rollout: Rollout) -> tuple[dict[str, Scores], dict[str, Tensor]]:
-        """Member -> what it says of every sample, and the metrics of that; of ensembles too."""
-        found: dict[str, Scores] = {}
+    def _score_members(self, rollout: Rollout) -> tuple[dict[str, Scores], dict[str, Tensor]]:
+        """Return the scores [B] of every member of every term, by name, and the metrics [B] of members and ensembles."""
+        scores: dict[str, Scores] = {}
         parts: dict[str, Tensor] = {}
         optimised = {name: term for name, (term, _) in self.optimised.items()}
         for prefix, terms in (("reward", optimised), ("watch", self.watched)):
             for name, term in terms.items():
-                own = {key: score(member.reward, rollout) for key, member in term.members.items()}
-                found |= own
-                parts |= {
-                    f"{prefix}/{key}": _shown(scores) for key, scores in {name: term.raw_scores(own), **own}.items()
-                }
-                parts |= {f"invalid/{key}": (~scores.valid).float() for key, scores in own.items()}
-        return found, parts
+                own = {key: score_rollout(member.reward, rollout) for key, member in term.members.items()}
+                scores |= own
+                reported = {name: term.raw_scores(own), **own}
+                parts |= {f"{prefix}/{key}": values_or_nan(part) for key, part in reported.items()}
+                parts |= {f"invalid/{key}": (~part.valid).float() for key, part in own.items()}
+        return scores, parts
 
     def _sum(
-        self, rollout: Rollout, summed: Mapping[str, Scores], weights: Mapping[str, float], parts: Mapping[str, Tensor]
+        self, rollout: Rollout, scores: Mapping[str, Scores], weights: Mapping[str, float], parts: Mapping[str, Tensor]
     ) -> ScoredRollout:
-        """A row that one of the optimised rewards cannot score is not valid as a whole.
+        """Sum scores by weight. A row is invalid if any optimised reward cannot score it.
 
-        A reward of weight 0 is only reported, so that what it cannot score is valid all the same.
+        A reward of weight 0 is only reported, so rows that it cannot score are valid.
         """
-        total = weighted_sum(stack(list(summed.values())), [weights[name] for name in summed])
+        total = weighted_sum(stack(list(scores.values())), [weights[name] for name in scores])
         return ScoredRollout(rollout, total.values, total.valid, parts)
 
 
-def score(reward: Reward, rollout: Rollout) -> Scores:
-    """What a reward says of every sample, [B], where the rollout is."""
-    scores = rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata)
-    device = rollout.groups.device
-    return Scores(scores.values.to(device), scores.valid.to(device))
+def score_rollout(reward: Reward, rollout: Rollout) -> Scores:
+    """Return a reward's scores [B] of every sample, on the rollout's device."""
+    return rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata).to(rollout.groups.device)
 
 
-def _shown(scores: Scores) -> Tensor:
-    """As a metric: NaN in rows that could not be scored."""
+def values_or_nan(scores: Scores) -> Tensor:
+    """Return the values, with NaN in rows that could not be scored."""
     return torch.where(scores.valid, scores.values, torch.nan)

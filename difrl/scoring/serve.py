@@ -1,4 +1,4 @@
-"""`difrl serve`: which rewards, and what the terminal says when the server has started."""
+"""`difrl serve`: parse its arguments, build the rewards, and print the address once the server has started."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from rewards.server import Limits, create_app, get_url, open_socket, run
 
 
 class ServedConfig(Section):
-    """A file for `difrl serve`."""
+    """The configuration file of `difrl serve`."""
 
     rewards: list[RewardConfig] = Field(
         min_length=1, description="as in a recipe, e.g. [{name: geneval}], without shape and weight"
     )
 
 
-def parse_served(words: Sequence[str]) -> list[RewardConfig]:
-    """The rewards that arguments name, some in YAML files, with the options that others set by REWARD.option=value."""
-    setting = [word for word in words if "=" in word and not word.lstrip().startswith("{")]
-    names = [word for word in words if word not in setting]
-    options = parse_overrides(setting).data
-    configs = [config for name in names for config in _named(name)]
+def parse_served(arguments: Sequence[str]) -> list[RewardConfig]:
+    """Return the rewards of arguments: names, YAML files, and options as REWARD.option=value."""
+    settings = [argument for argument in arguments if "=" in argument and not argument.lstrip().startswith("{")]
+    sources = [argument for argument in arguments if argument not in settings]
+    options = parse_overrides(settings).data
+    configs = [config for source in sources for config in _read_rewards(source)]
     check_standalone(configs)
     labels = [config.label for config in configs]
     for label, own in options.items():
@@ -47,7 +47,7 @@ def parse_served(words: Sequence[str]) -> list[RewardConfig]:
             raise ConfigError(
                 f"option '{label}': expected REWARD.option=value with a served reward; {hint}Served: {', '.join(labels)}"
             )
-    return [_with_options(config, options.get(config.label, {})) for config in configs]
+    return [_set_options(config, options.get(config.label, {})) for config in configs]
 
 
 def serve(
@@ -62,7 +62,7 @@ def serve(
     device: torch.device | str,
     console: Console,
 ) -> None:
-    """Serve rewards until the process is told to stop."""
+    """Serve rewards until SIGINT or SIGTERM."""
     if token is not None and not is_token(token):
         raise ConfigError("--token: expected one or more visible ASCII characters without spaces; found another")
     rewards = {config.label: build_standalone(config, device) for config in configs}
@@ -79,7 +79,7 @@ def serve(
 def build_start_message(
     url: str, rewards: Mapping[str, Reward], has_token: bool, max_batch: int, limits: Limits
 ) -> Group:
-    """What is served where, and who may use it."""
+    """Build the message with the server's address, rewards, token and limits."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("address", f"[bold]{escape(url)}[/]")
     for index, (name, reward) in enumerate(rewards.items()):
@@ -91,7 +91,8 @@ def build_start_message(
         "a request", f"up to {limits.rows} rows, {limits.megabytes} MB, {limits.megapixels} megapixels decoded"
     )
     table.add_row("stop with", "Ctrl-C; requests in progress are answered first")
-    return Group(table, *([] if has_token or is_loopback(_host(url)) else [_WARNING]))
+    host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    return Group(table, *([] if has_token or is_loopback(host) else [_WARNING]))
 
 
 _WARNING = (
@@ -100,19 +101,15 @@ _WARNING = (
 )
 
 
-def _named(word: str) -> list[RewardConfig]:
-    if word.endswith((".yaml", ".yml")):
-        return read_model(ServedConfig, word).rewards
-    return [parse_reward(word)]
+def _read_rewards(source: str) -> list[RewardConfig]:
+    if source.endswith((".yaml", ".yml")):
+        return read_model(ServedConfig, source).rewards
+    return [parse_reward(source)]
 
 
-def _with_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:
+def _set_options(config: RewardConfig, options: Mapping[str, object]) -> RewardConfig:
     if options and config.ensemble is not None:
         raise ConfigError(
-            f"option '{config.label}.{next(iter(options))}': an ensemble has none; give it to its members"
+            f"option '{config.label}.{next(iter(options))}': an ensemble has none; set it for its members"
         )
     return config.model_copy(update={"options": {**config.options, **options}})
-
-
-def _host(url: str) -> str:
-    return url.removeprefix("http://").rpartition(":")[0].strip("[]")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.scoring.diversity import Diversity, _bucket, judge, mean_distances, ngrams, thumbnails
+from difrl.scoring.diversity import Diversity, _bucket, judge_features, mean_distances, ngrams, thumbnails
 
 
 def test_distances_are_averaged_over_the_pairs_of_a_group() -> None:
@@ -65,9 +65,11 @@ def test_features_by_name_and_by_import_path() -> None:
 
 def test_the_judge_sees_each_image_by_itself_at_its_own_size() -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert judge(images).shape == (4, 144)
-    torch.testing.assert_close(judge(images)[2:3], judge(images[2:3]), rtol=1e-4, atol=1e-5)  # float32 convolutions
-    assert judge(images.repeat_interleave(2, 2)).shape == (4, 144)
+    assert judge_features(images).shape == (4, 144)
+    torch.testing.assert_close(
+        judge_features(images)[2:3], judge_features(images[2:3]), rtol=1e-4, atol=1e-5
+    )  # float32 convolutions
+    assert judge_features(images.repeat_interleave(2, 2)).shape == (4, 144)
 
 
 def test_ngrams_by_hand() -> None:

@@ -50,7 +50,7 @@ def test_a_plain_reward_is_the_only_member_of_its_term() -> None:
     found = {"a": scores(1.0, None, 3.0)}
     assert listed(one.raw_scores(found)) == [1.0, None, 3.0]
     assert summed(one, found) == {"a": [1.0, None, 3.0]}
-    assert (one.shaped, one.compares) == (False, False)
+    assert (one.has_shape, one.compares) == (False, False)
 
 
 @pytest.mark.parametrize(

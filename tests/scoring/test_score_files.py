@@ -142,7 +142,7 @@ def test_failures_after_which_samples_are_left_out_are_told() -> None:
 
 
 def test_a_reward_of_texts_refuses_images(tmp_path: Path) -> None:
-    message = r"a.png: not for the reward 'math': it reads texts, and here it would be given images"
+    message = r"a.png: not for the reward 'math': it reads texts, and the samples here are images"
     with pytest.raises(ConfigError, match=message):
         score_files([RewardConfig(name="math")], read_samples([picture(tmp_path, "a.png", 4, 0)], [""]), {}, print)
 

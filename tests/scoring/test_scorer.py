@@ -141,8 +141,8 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
 @pytest.mark.parametrize(
     ("medium", "wrong", "message"),
     [
-        (media.IMAGES, READS, "'{}': it reads texts, and here it would be given images; .* lists those of images"),
-        (media.TEXTS, SEES, "'{}': it reads images, and here it would be given texts; .* lists those of texts"),
+        (media.IMAGES, READS, "'{}': it reads texts, and the samples here are images; .* lists the rewards of images"),
+        (media.TEXTS, SEES, "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts"),
     ],
 )
 def test_rewards_of_another_medium_are_refused(medium: media.Modality, wrong: dict[str, Any], message: str) -> None:

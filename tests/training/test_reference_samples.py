@@ -15,7 +15,7 @@ from torch import Tensor
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.runtime.distributed import DistributedContext
-from difrl.scoring.reference_samples import ReferenceScores, _mark
+from difrl.scoring.reference_samples import ReferenceScores, hash_prompt
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.trainer import Trainer
@@ -113,7 +113,7 @@ def references(prompts: Sequence[Prompt] = PROMPTS, count: int = 3) -> Reference
 
 def state(met: Mapping[int, int], *scores: list[float]) -> dict[str, Tensor]:
     """Of a process that met these prompts so often."""
-    marks = [_mark(PROMPTS[number]) for number in met]
+    marks = [hash_prompt(PROMPTS[number]) for number in met]
     columns = {"number": list(met), "prompt": marks, "met": list(met.values())}
     return {**{name: torch.tensor(column) for name, column in columns.items()}, "scores/bright": torch.tensor(scores)}
 
