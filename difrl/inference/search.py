@@ -17,7 +17,7 @@ from difrl.data.rollout import Rollout
 from difrl.inference.loaded_run import LoadedRun
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.policies.diffusion.svdd import Decoding, decoded
+from difrl.policies.diffusion.svdd import Decoding, draw_with_svdd
 from difrl.policies.errors import ModelError
 from difrl.reporting.number_format import number
 from difrl.reporting.sample_sheets import Sheet, build_sheet
@@ -121,7 +121,7 @@ class Svdd:
         repeated = [p for p in prompts for _ in range(count)]
         key, numbers = NoiseKey(seed, 0, "sample"), torch.arange(len(repeated))
         score = partial(_values, self.scorer)
-        rollout = decoded(policy, repeated, numbers, key, steering, self.decoding, score)
+        rollout = draw_with_svdd(policy, repeated, numbers, key, steering, self.decoding, score)
         values = _values(self.scorer, rollout)
         cost = rollout.measures["cost/evaluations"].mean().item()
         told = (

@@ -32,7 +32,7 @@ class Cost:
     """Bytes that are kept between forward and backward."""
 
 
-def cost_of_call(module: nn.Module, call: Callable[[], Tensor], recompute: Callable[[Any], Any] | None) -> Cost:
+def count_call_cost(module: nn.Module, call: Callable[[], Tensor], recompute: Callable[[Any], Any] | None) -> Cost:
     """The cost of a call of a module on the meta device; `recompute` has its blocks run by what stands in for checkpoint."""
     with torch.no_grad(), _FusedAttention(), _Flops() as forward:
         call()
@@ -130,7 +130,7 @@ class _Attention(torch.autograd.Function):
         return inner @ key, inner.mT @ query, scores.mT @ gradient
 
 
-def matmul_speed(device: torch.device, dtype: torch.dtype, enough: float = 0.02, largest: int = 8192) -> float:
+def measure_matmul_speed(device: torch.device, dtype: torch.dtype, enough: float = 0.02, largest: int = 8192) -> float:
     """FLOP/s of square matrix products, the best of growing sizes up to one that takes `enough` seconds.
 
     Takes some tenths of a second in all. Each size is measured three times, since the first is never fair.

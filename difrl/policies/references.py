@@ -54,16 +54,16 @@ class ReferenceSet:
         return {name: reference for name, reference in self.references.items() if needs & serves(name)}
 
 
-def references_of(config: RunConfig) -> dict[str, Reference]:
+def get_references(config: RunConfig) -> dict[str, Reference]:
     """Everything θ is compared with: anchors, the objective's references, and old weights where evaluated again."""
     references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
-    for name in sorted(references_read(config.objective.build(config.likelihood))):
+    for name in sorted(get_references_read(config.objective.build(config.likelihood))):
         if name != "old" or config.likelihood.old == "recompute":
             references.setdefault(name, Reference(name, None, None))
     return references
 
 
-def references_read(objective: Objective) -> set[str]:
+def get_references_read(objective: Objective) -> set[str]:
     """The names of the references that the objective reads, "old" among them where it does."""
     return {name.removeprefix(_REFERENCES) for name in objective.needs if name.startswith(_REFERENCES)}
 
@@ -80,12 +80,12 @@ def _reference(anchor: AnchorConfig) -> Reference:
     )
 
 
-def needs_of(config: RunConfig) -> frozenset[str]:
+def get_needs(config: RunConfig) -> frozenset[str]:
     """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
     return config.objective.build(config.likelihood).needs | _measured(config, "own")
 
 
-def rehearsed_needs(config: RunConfig) -> frozenset[str]:
+def get_rehearsal_needs(config: RunConfig) -> frozenset[str]:
     """What is read of the likelihoods of rehearsed samples."""
     return frozenset(_measured(config, "rehearsal"))
 
@@ -101,4 +101,4 @@ def reward_anchors(config: RunConfig) -> dict[str, Reference]:
 
 def snapshots_used(config: RunConfig) -> set[str]:
     """The snapshots and teachers that training evaluates for comparison."""
-    return {r.snapshot for r in [*references_of(config).values(), *reward_anchors(config).values()]}
+    return {r.snapshot for r in [*get_references(config).values(), *reward_anchors(config).values()]}

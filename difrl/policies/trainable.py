@@ -93,7 +93,7 @@ def base_weights(
                 module.enable_adapters()  # type: ignore[operator]
 
         return without_adapter
-    frozen = Copy(trained, copies_of(model)) if keep else None
+    frozen = Copy(trained, get_copy_device(model)) if keep else None
 
     @contextmanager
     def copied() -> Iterator[None]:
@@ -105,6 +105,6 @@ def base_weights(
     return copied
 
 
-def copies_of(model: ModelConfig) -> str | None:
+def get_copy_device(model: ModelConfig) -> str | None:
     """Where copies of the weights stay; None: beside them."""
     return "cpu" if model.copies == "cpu" else None

@@ -17,7 +17,7 @@ import torch
 from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Policy
-from difrl.policies.references import rehearsed_needs
+from difrl.policies.references import get_rehearsal_needs
 from difrl.runtime.distributed import DistributedContext
 from difrl.training.rollout_source import RolloutSource, recorded
 
@@ -49,4 +49,4 @@ def rehearsal_of(
     groups = range(processes.rank, config.rehearsal.prompts_per_step, processes.count)
     source = recorded(config.rehearsal, config, policy, device)
     policy.refuse([example.prompt for example in source.examples])
-    return Rehearsal(source, groups, labels, rehearsed_needs(config))
+    return Rehearsal(source, groups, labels, get_rehearsal_needs(config))

@@ -294,7 +294,7 @@ def test_speed_is_measured_with_the_threads_of_the_run(sd35: Path, monkeypatch: 
     before = torch.get_num_threads()
     assert estimate(recipe(sd35, train={"threads": before + 1})).speed == before + 1
     assert torch.get_num_threads() == before
-    assert cost.matmul_speed(torch.device("cpu"), torch.float32, enough=1e-4) > 1e6
+    assert cost.measure_matmul_speed(torch.device("cpu"), torch.float32, enough=1e-4) > 1e6
 
 
 def test_the_table_reads_well_at_80_columns(small: Path) -> None:

@@ -46,7 +46,7 @@ ALONE = Branching()
 """Every sample from noise of its own."""
 
 
-def branching_of(config: RunConfig, kernel: Kernel) -> Branching:
+def build_branching(config: RunConfig, kernel: Kernel) -> Branching:
     """The branching a recipe names."""
     branch = config.rollout.branch
     if branch is None:

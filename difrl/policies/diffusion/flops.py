@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families import Family
-from difrl.policies.flops import Cost, cost_of_call
+from difrl.policies.flops import Cost, count_call_cost
 
 
-def cost_of(
+def count_cost(
     family: Family, shape: tuple[int, ...], max_sequence_length: int | None, dtype: torch.dtype, recompute: bool
 ) -> Cost:
     """The cost of a denoiser on the meta device, whose weights this casts to `dtype`, as autocast would.
@@ -29,4 +29,4 @@ def cost_of(
         condition = {name: torch.empty(1, *s, dtype=dtype, device="meta") for name, s in shapes.items()}
         return family.call(x_t, torch.zeros(1, device="meta"), condition)
 
-    return cost_of_call(denoiser, call, denoiser.enable_gradient_checkpointing if recompute else None)
+    return count_call_cost(denoiser, call, denoiser.enable_gradient_checkpointing if recompute else None)

@@ -17,9 +17,9 @@ from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import elbo, forward_logp, get_estimator, velocity
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, NoiseKey
-from difrl.policies.diffusion.noising import Model, noising_of
+from difrl.policies.diffusion.noising import Model, build_noising
 from difrl.policies.diffusion.step_weights import PULLS
-from difrl.policies.diffusion.timestep_sampling import density_of, quantile_of, stratified
+from difrl.policies.diffusion.timestep_sampling import build_density, build_quantile, stratified
 from difrl.policies.evaluation import Evaluation
 from difrl.policies.references import Reference
 from samplers import Gaussian, Grid, Kernel, Process, keyed_uniform
@@ -140,8 +140,8 @@ class Forward:
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
         x0 = rollout.replay_data["latents"]
-        t = quantile_of(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
-        x_t, noise = noising_of(self.config, self.process, self.grid)(rollout, t, key, model)
+        t = build_quantile(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
+        x_t, noise = build_noising(self.config, self.process, self.grid)(rollout, t, key, model)
         tensors = {"x_t": x_t, "t": t, "x0": x0[:, None].expand_as(x_t), "noise": noise}
         return Decisions(tensors, torch.ones(t.shape, dtype=torch.bool, device=x0.device))
 
@@ -160,7 +160,7 @@ class Forward:
         t = flat["t"]
         if self.config.weighting == "elbo":
             eps_hat = self.process.split(output, flat["x_t"], t)[1]
-            rate, density = self.process.log_snr_rate(t), density_of(self.config.times)(t)
+            rate, density = self.process.log_snr_rate(t), build_density(self.config.times)(t)
             return elbo(flat["noise"], eps_hat, t, rate, density, self.config.cutoff)
         found, target = ERRORS[self.config.error](self.process, output, flat)
         return forward_logp(found, target, t, self.config.weighting)

@@ -18,18 +18,18 @@ from difrl.config import (
     RolloutConfig,
     RunConfig,
 )
-from difrl.policies.diffusion.branching import branching_of
+from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.likelihoods import Forward, Kind, Reverse
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling
-from difrl.policies.diffusion.sde_window import windows_of
+from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.references import ReferenceSet, needs_of, references_of, reward_anchors, snapshots_used
+from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
+from difrl.policies.trainable import ADAPTER, base_weights, get_copy_device, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Grid, Kernel, Process, Scheduler, Window, ode
@@ -123,7 +123,7 @@ def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -
     )
 
 
-def kind_of(config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel) -> Kind:
+def build_kind(config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel) -> Kind:
     """The likelihood a recipe names."""
     if config.kind == "reverse":
         return Reverse(config, process, kernel)
@@ -146,7 +146,7 @@ def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
     return cls.from_config(family.scheduler.config, **family.process.scheduler_settings)
 
 
-def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
+def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
     """How rollouts and how evaluations are drawn: the latter by the ODE (or the solver) from the current weights."""
     rollout, process = config.rollout, family.process
     shape = family.latent_shape(rollout.height, rollout.width)
@@ -159,8 +159,8 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
     kernel = rollout.build_kernel(grid)
     scheduler = _scheduler(rollout, family)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
-    window = windows_of(config, grid, kernel, process)
-    means = "bias" in needs_of(config) and config.likelihood.old == "recorded"
+    window = build_windows(config, grid, kernel, process)
+    means = "bias" in get_needs(config) and config.likelihood.old == "recorded"
     training = Sampling(
         grid,
         kernel,
@@ -172,7 +172,7 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
         reduce,
         means,
         scheduler,
-        branching_of(config, kernel),
+        build_branching(config, kernel),
     )
     evaluation = Sampling(
         grid_of(config.eval.steps or rollout.steps),
@@ -189,10 +189,10 @@ def samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
 
 def needs_base(config: RunConfig) -> bool:
     """Whether training evaluates the pretrained weights, or draws from them."""
-    return BASE in (*config.drawn_by, *inverted_by(config), *snapshots_used(config))
+    return BASE in (*config.drawn_by, *get_inversion_snapshots(config), *snapshots_used(config))
 
 
-def inverted_by(config: RunConfig) -> list[str]:
+def get_inversion_snapshots(config: RunConfig) -> list[str]:
     """The snapshots whose sampler is run backwards for the noise of a forward likelihood: one, or none."""
     likelihood = config.likelihood
     return [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
@@ -214,16 +214,18 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
     keep = keep_base or needs_base(config)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     try:
-        training, evaluation = samplings(config, family)
+        training, evaluation = build_samplings(config, family)
     except ValueError as error:  # of samplers and families, which know nothing of recipes
         raise ModelError(f"rollout: {error}") from error
     return DiffusionPolicy(
         family,
-        kind_of(likelihood, family.process, training.grid, training.kernel),
+        build_kind(likelihood, family.process, training.grid, training.kernel),
         training,
         evaluation,
-        Snapshots(trained, decays, base_weights(family.denoiser, config.model, trained, keep), copies_of(config.model)),
-        ReferenceSet(references_of(config), config.likelihood.old, needs_of(config), reward_anchors(config)),
+        Snapshots(
+            trained, decays, base_weights(family.denoiser, config.model, trained, keep), get_copy_device(config.model)
+        ),
+        ReferenceSet(get_references(config), config.likelihood.old, get_needs(config), reward_anchors(config)),
         PromptEncoder(
             family,
             config.data.negative,

@@ -80,7 +80,7 @@ class Inverted:
         return x_t, ((flat - alpha * clean) / sigma).unflatten(0, t.shape)
 
 
-def noising_of(config: ForwardLikelihood, process: Process, grid: Grid) -> Noising:
+def build_noising(config: ForwardLikelihood, process: Process, grid: Grid) -> Noising:
     """The noising a recipe names."""
     if isinstance(config.noise, FreshNoise):
         return Fresh(process, "noise" in config.share)

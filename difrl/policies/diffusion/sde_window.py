@@ -13,7 +13,7 @@ Windows = Callable[[NoiseKey], Window]
 """The window of a training step."""
 
 
-def windows_of(config: RunConfig, grid: Grid, kernel: Kernel, process: Process) -> Windows:
+def build_windows(config: RunConfig, grid: Grid, kernel: Kernel, process: Process) -> Windows:
     """The windows a recipe names; ModelError where they do not fit the steps on which the kernel has noise.
 
     Steps on which the kernel is nearly silent are never decisions.

@@ -29,7 +29,7 @@ class Decoding:
 
 
 @torch.no_grad()
-def decoded(
+def draw_with_svdd(
     policy: DiffusionPolicy,
     prompts: Sequence[Prompt],
     samples: Tensor,

@@ -62,7 +62,7 @@ def logit_normal_density(config: LogitNormalTimes, t: Tensor) -> Tensor:
     return normal.log_prob(torch.logit(tau)).exp() / (tau * (1 - tau)) * slope
 
 
-def quantile_of(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quantile:
+def build_quantile(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quantile:
     """The quantile function of a times section."""
     match config:
         case GridTimes():
@@ -73,7 +73,7 @@ def quantile_of(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quantile
             return lambda u, grid: logit_normal_quantile(config, u, grid)
 
 
-def density_of(config: GridTimes | UniformTimes | LogitNormalTimes) -> Density:
+def build_density(config: GridTimes | UniformTimes | LogitNormalTimes) -> Density:
     """The density of a times section; a grid has none."""
     match config:
         case UniformTimes():

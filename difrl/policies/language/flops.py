@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from difrl.config import ModelConfig
 from difrl.policies.errors import ModelError
-from difrl.policies.flops import Cost, cost_of_call
+from difrl.policies.flops import Cost, count_call_cost
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.runtime.dtypes import DTYPES
 
 
-def language_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
+def build_language_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
     """The model as load_frozen would leave it, on the meta device; ModelError if its config.json cannot be used."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -46,7 +46,7 @@ class TextCost:
     """Bytes of the keys and values of a text."""
 
 
-def text_cost(network: Any, length: int, dtype: torch.dtype, recompute: bool) -> TextCost:
+def count_text_cost(network: Any, length: int, dtype: torch.dtype, recompute: bool) -> TextCost:
     """Counted on a skeleton, whose weights this casts to `dtype`, as autocast would."""
     nn.Module.to(network, dtype)
     body, head = network.base_model, network.get_output_embeddings()
@@ -63,7 +63,7 @@ def text_cost(network: Any, length: int, dtype: torch.dtype, recompute: bool) ->
     # The layers of transformers recompute themselves in training mode only.
     body.train(recompute)
     return TextCost(
-        cost_of_call(body, call, partial(network._set_gradient_checkpointing, True) if recompute else None),
+        count_call_cost(body, call, partial(network._set_gradient_checkpointing, True) if recompute else None),
         2 * sum(p.numel() for p in head.parameters() if p.dim() == 2),
         4 * head.weight.shape[0],
         sum(t.nbytes for layer in kept.layers for t in (layer.keys, layer.values)),

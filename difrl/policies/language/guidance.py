@@ -19,7 +19,7 @@ DIVERGENCE = "divergence/base"
 
 
 @dataclass(frozen=True)
-class SteeredText:
+class TextGuidanceRun:
     """One call's way to draw."""
 
     snapshot: str
@@ -28,18 +28,18 @@ class SteeredText:
     """Of so many samples, after they are drawn: name -> [B]."""
 
 
-def steer_text(network: CausalLM, snapshots: Snapshots, steering: GuidanceSettings) -> SteeredText:
+def build_text_guidance(network: CausalLM, snapshots: Snapshots, steering: GuidanceSettings) -> TextGuidanceRun:
     """RLG as logits blended token by token (samplers/text_guidance.py); at w = 0 and w = 1 one model alone draws."""
     if steering.adaptive is not None:
         raise ModelError("adaptive guidance is of image models; leave it out, or take `adaptive` out of inference.json")
     if steering.rlg == 0 and steering.first_steps == 0:
-        return SteeredText(BASE, (), _nowhere if steering.measure else _nothing)
+        return TextGuidanceRun(BASE, (), _nowhere if steering.measure else _nothing)
     if steering.rlg == 1 and not steering.measure:
-        return SteeredText(CURRENT, (), _nothing)
+        return TextGuidanceRun(CURRENT, (), _nothing)
     divergence = BaseDivergence() if steering.measure else None
     under = partial(snapshots.use, BASE)
     guidance = TextGuidance(network.model, steering.rlg, under, steering.first_steps, divergence)
-    return SteeredText(CURRENT, (guidance,), _nothing if divergence is None else partial(_measured, divergence))
+    return TextGuidanceRun(CURRENT, (guidance,), _nothing if divergence is None else partial(_measured, divergence))
 
 
 def _nothing(count: int) -> dict[str, Tensor]:

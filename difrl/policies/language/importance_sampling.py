@@ -21,7 +21,7 @@ from difrl.policies.errors import ModelError
 MISMATCH, CORRECTION = "rollout/mismatch", "rollout/correction"
 
 
-def corrected(rollout: Rollout, here: Tensor, most: float) -> Rollout:
+def correct_rollout(rollout: Rollout, here: Tensor, most: float) -> Rollout:
     """The samples of an engine, as samples of the network.
 
     here [B, J]: ℓ under the weights that drew, by the network. The tape's `log_prob`, which the engine gave, becomes that,

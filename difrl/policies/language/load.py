@@ -15,12 +15,12 @@ from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
-from difrl.policies.language.tokenization import texts_of
+from difrl.policies.language.tokenization import build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import ReferenceSet, needs_of, references_of, reward_anchors, snapshots_used
+from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, copies_of, make_trainable
+from difrl.policies.trainable import ADAPTER, base_weights, get_copy_device, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
@@ -47,7 +47,7 @@ def build_language_policy(
     """Build the policy of a run over a frozen model and its teachers."""
     likelihood, generation = config.likelihood, config.generation
     assert likelihood.kind == "tokens"
-    texts = texts_of(tokenizer, generation)
+    texts = build_texts(tokenizer, generation)
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
         recompute_layers(model)
@@ -71,15 +71,15 @@ def build_language_policy(
         network,
         texts,
         speech,
-        engines_of(config, network, decoding),
-        Snapshots(trained, decays, base_weights(model, config.model, trained, keep), copies_of(config.model)),
-        ReferenceSet(references_of(config), likelihood.old, needs_of(config), reward_anchors(config)),
+        build_engines(config, network, decoding),
+        Snapshots(trained, decays, base_weights(model, config.model, trained, keep), get_copy_device(config.model)),
+        ReferenceSet(get_references(config), likelihood.old, get_needs(config), reward_anchors(config)),
         teacher_networks,
         _saver(model, tokenizer),
     )
 
 
-def engines_of(config: RunConfig, network: CausalLM, decoding: Decoding) -> Engines:
+def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> Engines:
     """What a recipe draws with. Evaluations are drawn by the network itself: they may be steered."""
     own = Transformers(network, decoding, config.rollout.batch)
     if config.generation.engine == "transformers":

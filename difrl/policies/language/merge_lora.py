@@ -28,7 +28,7 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter.detach()
 
 
-def mark_of(model: nn.Module) -> Tensor:
+def compute_fingerprint(model: nn.Module) -> Tensor:
     """Numbers [·] that change with the plain weights: the sum of each parameter, and whether each adapter is switched on."""
     sums = torch.stack([parameter.detach().sum(dtype=torch.float64) for parameter in model.parameters()])
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]

@@ -23,11 +23,11 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, batches
 from difrl.policies.diagnosis import Setting
 from difrl.policies.language.engines import Engines
-from difrl.policies.language.guidance import steer_text
-from difrl.policies.language.importance_sampling import corrected
+from difrl.policies.language.guidance import build_text_guidance
+from difrl.policies.language.importance_sampling import correct_rollout
 from difrl.policies.language.likelihoods import TokenLogprobs
 from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
-from difrl.policies.language.tokenization import Texts, padded
+from difrl.policies.language.tokenization import Texts, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.policies.trained_policy import TrainedPolicy
@@ -109,7 +109,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     def _corrected(self, rollout: Rollout, key: NoiseKey, most: float) -> Rollout:
         """Scored again, since another engine has drawn it."""
         here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.speech.batch)
-        return corrected(rollout, here, most)
+        return correct_rollout(rollout, here, most)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         with self.snapshots.use(snapshot):
@@ -121,14 +121,14 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         """The tokens of completions, which `refuse_items` has let pass."""
         assert not isinstance(content, Tensor)
         rows = self.texts.completions(content)
-        tokens, mask = padded(rows, self.texts.most, self.texts.pad)
+        tokens, mask = pad_right(rows, self.texts.most, self.texts.pad)
         return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
 
     def evaluation(
         self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
         ids = self.texts.prompts(prompts)
-        steered = steer_text(self.network, self.snapshots, steering)
+        steered = build_text_guidance(self.network, self.snapshots, steering)
         with self.snapshots.use(steered.snapshot):
             drawn = self.engines.evaluation(ids, samples, key, self.speech.evaluation_temperature, steered.processors)
         self.evaluations += int(drawn.mask.sum())
@@ -149,7 +149,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         prompts, counts = self.texts.prompts(rollout.prompts), mask.sum(dim=1).tolist()
         completions = zip(prompts, decisions.tensors["tokens"].tolist(), counts, strict=True)
         sequences = [[*prompt, *completion[:count]] for prompt, completion, count in completions]
-        tokens, attention = padded(sequences, max(map(len, sequences)), self.texts.pad)
+        tokens, attention = pad_right(sequences, max(map(len, sequences)), self.texts.pad)
         tokens, attention = tokens.to(self.device), attention.long().to(self.device)
         # The hidden state before a token is the one that predicts it.
         starts = torch.tensor([len(prompt) for prompt in prompts], device=mask.device)

@@ -104,7 +104,7 @@ class Texts:
         return tuple(self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def texts_of(tokenizer: Any, generation: GenerationConfig) -> Texts:
+def build_texts(tokenizer: Any, generation: GenerationConfig) -> Texts:
     """The tokenizer as a recipe uses it; ModelError where it lacks what the recipe does not say either."""
     template = getattr(tokenizer, "chat_template", None) is not None
     if generation.chat and not template:
@@ -133,7 +133,7 @@ def _ids(tokenizer: Any, said: Sequence[str] | None, own: str | None, key: str, 
     return tuple(vocabulary[token] for token in tokens)
 
 
-def padded(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+def pad_right(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
     """Tokens [B, length] filled up on the right, and the mask of what they hold."""
     tokens = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], dtype=torch.int64)
     counts = torch.tensor([len(row) for row in rows])

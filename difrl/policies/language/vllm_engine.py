@@ -18,7 +18,7 @@ from difrl.config import GenerationConfig, ModelConfig
 from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.lm_head import CausalLM
-from difrl.policies.language.merge_lora import mark_of, plain_weights
+from difrl.policies.language.merge_lora import compute_fingerprint, plain_weights
 from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
 
 SETTINGS: Mapping[str, Any] = {
@@ -74,7 +74,7 @@ class Vllm:
 
     def _send(self) -> None:
         """The network's weights, if they are not those that were sent last."""
-        mark = mark_of(self.network.model)
+        mark = compute_fingerprint(self.network.model)
         if self._sent is None or not torch.equal(mark, self._sent):
             self.llm.collective_rpc("receive_weights", args=(plain_weights(self.network.model),))
             self.llm.reset_prefix_cache()  # which other weights have filled

@@ -19,7 +19,7 @@ from difrl.data.jsonl import DataFileError
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_recorded_samples
-from difrl.policies.flops import matmul_speed
+from difrl.policies.flops import measure_matmul_speed
 from difrl.runtime.dtypes import DTYPES
 from difrl.scoring import build_reward, modality_mismatch
 from difrl.scoring.diversity import Diversity
@@ -146,6 +146,6 @@ def _speed(device: torch.device, dtype: torch.dtype, threads: int | None) -> flo
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return matmul_speed(device, dtype)
+        return measure_matmul_speed(device, dtype)
     finally:
         torch.set_num_threads(before)

@@ -11,7 +11,7 @@ from torch import nn
 from difrl.config import RunConfig
 from difrl.config.run import shows_base
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.flops import cost_of
+from difrl.policies.diffusion.flops import count_cost
 from difrl.policies.diffusion.load import family_class, make_denoiser_trainable, needs_base
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
@@ -39,7 +39,7 @@ def image_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     memory = kept(config, _modules(family), trained, shows_base(config) or needs_base(config))
     model, dtype = config.model, DTYPES[config.model.dtype]
     # From here on the skeleton is in one dtype.
-    cost = cost_of(family, plan.training.shape, model.max_sequence_length, dtype, model.gradient_checkpointing)
+    cost = count_cost(family, plan.training.shape, model.max_sequence_length, dtype, model.gradient_checkpointing)
     memory["activations, rough bound"] = cost.activations * plan.differentiated
     return Parts(
         model=f"{type(family.pipeline).__name__} at {path}",

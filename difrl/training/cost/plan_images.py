@@ -15,9 +15,9 @@ from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.load import inverted_by, samplings
+from difrl.policies.diffusion.load import build_samplings, get_inversion_snapshots
 from difrl.policies.diffusion.sampling import Sampling
-from difrl.policies.references import Reference, references_of, references_read, reward_anchors
+from difrl.policies.references import Reference, get_references, get_references_read, reward_anchors
 from difrl.policies.snapshots import CURRENT
 from difrl.training.microbatches import extent, self_contained
 from samplers import Condition, Window, counting, solve
@@ -111,7 +111,7 @@ class Plan:
         config, likelihood = self.config, self.config.likelihood
         sizes = [likelihood.decisions] if likelihood.kind == "forward" else [w.size for w in self.windows]
         one = round(self.samples * sum(sizes) / len(sizes))
-        named = references_of(config).values()
+        named = get_references(config).values()
         own = [*(r for r in named if r.samples == "own"), *reward_anchors(config).values(), *self._statistics]
         again, rehearsed = [r for r in named if r.samples == "rehearsal"], self._rehearsed
         compared = [(one, r) for r in own] + [(rehearsed, r) for r in again]
@@ -135,7 +135,7 @@ class Plan:
         part = extent(objective, self.decisions, self.config.train.micro_batch, size)
         if self_contained(objective, torch.arange(share) // size, part):
             return []
-        named, read = references_of(self.config), references_read(objective)
+        named, read = get_references(self.config), get_references_read(objective)
         return [Reference(CURRENT, None, None), *(r for name, r in named.items() if name in read)]
 
     @property
@@ -147,7 +147,7 @@ class Plan:
     @property
     def _inverted(self) -> int:
         """Evaluations of the backward sampler runs that a step's noise comes from."""
-        return len(inverted_by(self.config)) * self.samples * (self.training.grid.steps - 1)
+        return len(get_inversion_snapshots(self.config)) * self.samples * (self.training.grid.steps - 1)
 
 
 def samples_evaluated(config: RunConfig, prompts: int) -> int:
@@ -179,7 +179,7 @@ def _twice(guidance: float) -> int:
 def plan_of(config: RunConfig, family: Family, processes: int) -> Plan:
     """Builds the grid, the kernel, the window and the solver, which say themselves what does not fit."""
     try:
-        training, evaluation = samplings(config, family)
+        training, evaluation = build_samplings(config, family)
         return Plan(config, training, processes, (_calls(training, family), _calls(evaluation, family)))
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from difrl.config import RunConfig
-from difrl.policies.references import references_of, references_read, reward_anchors
+from difrl.policies.references import get_references, get_references_read, reward_anchors
 from difrl.training.cost.plan_images import Evaluations, samples_compared, samples_evaluated
 from difrl.training.microbatches import extent, self_contained
 
@@ -68,7 +68,7 @@ class TextPlan:
         config = self.config
         texts, again = self.samples * self.length, self._rehearsed * self.length
         drawn = config.data.rows == "prompts"
-        named, charged = references_of(config).values(), reward_anchors(config).values()
+        named, charged = get_references(config).values(), reward_anchors(config).values()
         # What centres anchors is one pass for all of them, by the weights that drew.
         own = sum(r.samples == "own" for r in named) + len(charged) + any(r.centred for r in charged) + self._statistics
         rehearsed = sum(r.samples == "rehearsal" for r in named)
@@ -106,4 +106,4 @@ class TextPlan:
         part = extent(objective, self.written, self.config.train.micro_batch, size, whole=True)
         if self_contained(objective, torch.arange(self.share) // size, part):
             return 0
-        return 1 + len(references_read(objective) & set(references_of(self.config)))
+        return 1 + len(get_references_read(objective) & set(get_references(self.config)))

@@ -9,9 +9,9 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.run import shows_base
-from difrl.policies.language.flops import language_skeleton, text_cost
+from difrl.policies.language.flops import build_language_skeleton, count_text_cost
 from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
-from difrl.policies.language.tokenization import Texts, texts_of
+from difrl.policies.language.tokenization import Texts, build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import snapshots_used
 from difrl.policies.snapshots import BASE
@@ -35,22 +35,23 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     """On the meta device; the tokenizer alone is loaded."""
     assert config.likelihood.kind == "tokens"
     model, dtype = config.model, DTYPES[config.model.dtype]
-    texts = texts_of(load_tokenizer(model), config.generation)
-    network = language_skeleton(model.path, model.revision, model)
+    texts = build_texts(load_tokenizer(model), config.generation)
+    network = build_language_skeleton(model.path, model.revision, model)
     recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
     texts.refuse([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
     if recorded:
         texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
     trained = _trained(network, config)
     teachers = {
-        name: language_skeleton(t.path, t.revision, model, teacher_key(name)) for name, t in config.teachers.items()
+        name: build_language_skeleton(t.path, t.revision, model, teacher_key(name))
+        for name, t in config.teachers.items()
     }
     plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
     base = BASE in (*config.drawn_by, *snapshots_used(config)) or shows_base(config)
     memory = kept(config, [network], trained, base)
     memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
     frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)
-    cost = text_cost(network, plan.length, dtype, model.gradient_checkpointing)
+    cost = count_text_cost(network, plan.length, dtype, model.gradient_checkpointing)
     memory["keys and values of a rollout batch"] = cost.cache * plan.drawn_together * plan.longest // plan.length
     memory["logits of a chunk, with gradient"] = (
         3 * cost.logits * min(config.likelihood.chunk, plan.together * plan.written)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.sde_window import Windows, windows_of
+from difrl.policies.diffusion.sde_window import Windows, build_windows
 from difrl.policies.errors import ModelError
 from samplers import FlowMatching, Grid, Window, make_kernel
 from tests.recipes import FLOW_GRPO, recipe
@@ -20,7 +20,7 @@ PROCESS = FlowMatching()
 def windows(window: dict[str, Any], noise_level: float = 0.7) -> Windows:
     rollout = {"kernel": "flow_sde", "noise_level": noise_level, "steps": 10, "window": window}
     config = recipe("tiny-sd3", **{**FLOW_GRPO, "rollout": rollout})
-    return windows_of(config, GRID, make_kernel("flow_sde", noise_level, GRID), PROCESS)
+    return build_windows(config, GRID, make_kernel("flow_sde", noise_level, GRID), PROCESS)
 
 
 def places(found: Windows, steps: int) -> list[int]:

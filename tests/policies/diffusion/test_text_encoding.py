@@ -4,7 +4,7 @@ from typing import Any
 
 from difrl.config import GenerationConfig
 from difrl.data.prompts import Prompt
-from difrl.policies.language.tokenization import texts_of
+from difrl.policies.language.tokenization import build_texts
 from tests.tiny_models import characters_tokenizer
 
 
@@ -24,7 +24,7 @@ class Counting:
 
 def test_a_prompt_is_encoded_once_and_handed_out_afresh() -> None:
     counting = Counting()
-    texts = texts_of(counting, GenerationConfig())
+    texts = build_texts(counting, GenerationConfig())
     first, again = (texts.prompt(Prompt("1+2=", {"sample": i})) for i in range(2))
     assert first == again == [3, 12, 4, 13]
     first.append(0)  # what a caller does to its list is its own business

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from difrl.config import GridTimes, LogitNormalTimes, UniformTimes
-from difrl.policies.diffusion.timestep_sampling import density_of, quantile_of, stratified
+from difrl.policies.diffusion.timestep_sampling import build_density, build_quantile, stratified
 from samplers import Grid
 
 
@@ -26,7 +26,7 @@ from samplers import Grid
 def test_a_fraction_of_a_grid(steps: int, fraction: float, last: int) -> None:
     grid = Grid(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
     u = stratified(torch.rand(1, 50 * steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    drawn = quantile_of(GridTimes(fraction=fraction))(u, grid)
+    drawn = build_quantile(GridTimes(fraction=fraction))(u, grid)
     found, counts = drawn.unique(return_counts=True)
     assert torch.equal(found, grid.times[1 : last + 1].flip(0))  # the very times, in float64
     assert int(counts.max() - counts.min()) <= 2  # strata at the border of two times
@@ -44,13 +44,13 @@ def test_a_shifted_logit_normal(mean: float, std: float, shift: float) -> None:
     u = np.linspace(0.01, 0.99, 25)
     t = scipy.special.expit(scipy.stats.norm.ppf(u, mean + np.log(shift), std))
     density = scipy.stats.norm.pdf(scipy.special.logit(t), mean + np.log(shift), std) / (t * (1 - t))
-    found = quantile_of(times)(torch.from_numpy(u), Grid(torch.tensor([1.0, 0.0])))
+    found = build_quantile(times)(torch.from_numpy(u), Grid(torch.tensor([1.0, 0.0])))
     np.testing.assert_allclose(found.numpy(), t, rtol=1e-12)
     # torch's Normal holds mean and std in float32
-    np.testing.assert_allclose(density_of(times)(torch.from_numpy(t)).numpy(), density, rtol=1e-6)
+    np.testing.assert_allclose(build_density(times)(torch.from_numpy(t)).numpy(), density, rtol=1e-6)
 
 
 def test_uniform_times_by_hand() -> None:
     times, grid = UniformTimes(kind="uniform", low=0.2, high=0.7), Grid(torch.tensor([1.0, 0.0]))
-    assert quantile_of(times)(torch.tensor([[0.0, 0.5]]), grid).tolist() == [[0.2, pytest.approx(0.45)]]
-    assert density_of(times)(torch.tensor([0.3, 0.6], dtype=torch.float64)).tolist() == pytest.approx([2.0, 2.0])
+    assert build_quantile(times)(torch.tensor([[0.0, 0.5]]), grid).tolist() == [[0.2, pytest.approx(0.45)]]
+    assert build_density(times)(torch.tensor([0.3, 0.6], dtype=torch.float64)).tolist() == pytest.approx([2.0, 2.0])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from difrl.config import GenerationConfig
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.errors import ModelError
-from difrl.policies.language.tokenization import Texts, texts_of
+from difrl.policies.language.tokenization import Texts, build_texts
 from difrl.tasks.exact.enumerable import build_tokenizer
 
 
@@ -24,21 +24,21 @@ def tokenizer_of(lm: Path, **tokens: Any) -> Any:
 
 
 def texts(lm: Path, **generation: Any) -> Texts:
-    return texts_of(tokenizer_of(lm), GenerationConfig(max_new_tokens=5, **generation))
+    return build_texts(tokenizer_of(lm), GenerationConfig(max_new_tokens=5, **generation))
 
 
 def test_a_tokenizer_without_pad_or_eos_is_told_what_to_set(lm: Path) -> None:
     with pytest.raises(ModelError, match=r"no pad token.*set generation\.pad, e\.g\. '<eos>'"):
-        texts_of(tokenizer_of(lm, pad_token=None), GenerationConfig())
+        build_texts(tokenizer_of(lm, pad_token=None), GenerationConfig())
     with pytest.raises(ModelError, match=r"no eos token, so a completion could never end; set generation\.eos"):
-        texts_of(tokenizer_of(lm, eos_token=None), GenerationConfig())
+        build_texts(tokenizer_of(lm, eos_token=None), GenerationConfig())
     with pytest.raises(ModelError, match=r"generation\.eos: '<end>' is no token of the model's 15"):
         texts(lm, eos=["<end>"])
 
 
 def test_the_recipe_says_what_the_tokenizer_does_not(lm: Path) -> None:
     bare = tokenizer_of(lm, pad_token=None, eos_token=None)
-    found = texts_of(bare, GenerationConfig(pad="<eos>", eos=["<eos>", "="]))
+    found = build_texts(bare, GenerationConfig(pad="<eos>", eos=["<eos>", "="]))
     assert (found.pad, found.eos) == (1, (1, 13))
 
 
@@ -95,6 +95,6 @@ def test_recorded_completions_may_not_be_empty_or_too_long(lm: Path) -> None:
 
 def test_what_several_samples_are_asked_is_tokenized_once() -> None:
     tokenizer = Mock(wraps=build_tokenizer(), chat_template=None, pad_token="<pad>", eos_token="<end>")
-    texts = texts_of(tokenizer, GenerationConfig(max_new_tokens=3))
+    texts = build_texts(tokenizer, GenerationConfig(max_new_tokens=3))
     assert texts.prompts([Prompt(text, {}) for text in ("?", "??", "?", "?")]) == [[2], [2, 2], [2], [2]]
     assert tokenizer.call_count == 2
