@@ -8,7 +8,7 @@ from __future__ import annotations
 from difrl.core.advantage_estimators import AdvantageEstimator, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.core.advantages import Baseline, Std, advantages, gdpo_advantages, informative, scale_by_sign
 from difrl.core.aggregation import Aggregation, aggregation_weights, anchor_penalty, weighted_mean
-from difrl.core.divergences import ESTIMATORS, get_estimator, k1, k2, k3, velocity
+from difrl.core.divergences import LOSS_ESTIMATORS, k1, k2, k3, velocity
 from difrl.core.dynamic_sampling import Collect, Draw, DynamicSampling, ScoredSamples, draw_once
 from difrl.core.f_divergences import F_DIVERGENCES, FDivergence, alpha_divergence, f_divergence
 from difrl.core.forward_weighting import WEIGHTINGS, elbo, forward_logp
@@ -52,8 +52,8 @@ from difrl.core.schedules import (
 from difrl.core.snapshot_schedules import InUpdates, Reset, Soup
 
 __all__ = [
-    "ESTIMATORS",
     "F_DIVERGENCES",
+    "LOSS_ESTIMATORS",
     "WEIGHTINGS",
     "AdvantageEstimator",
     "Aggregation",
@@ -101,7 +101,6 @@ __all__ = [
     "f_divergence",
     "forward_logp",
     "gdpo_advantages",
-    "get_estimator",
     "get_statistics",
     "group_first_max",
     "group_index",

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from difrl.core.numerics import at_least_float32
 
-Place = Literal["loss", "reward"]
 Estimator = Callable[[Tensor, Tensor], Tensor]
+"""(l_theta, l_ref) -> estimate of their divergence; any one shape, elementwise."""
 
 
 def velocity(out: Tensor, ref: Tensor) -> Tensor:
@@ -35,8 +34,7 @@ def k1(logp: Tensor, ref: Tensor) -> Tensor:
     """Return l_theta - l_ref, whose mean on samples of theta is KL(theta || ref). Any shape, elementwise.
 
     In the reward, summed over a sample and without division by a standard deviation, its fixed point is
-    pi_ref exp(r / beta). As a loss its expected gradient is E[grad l_theta] = 0, so it has no effect, and
-    `get_estimator` refuses it.
+    pi_ref exp(r / beta). As a loss it has no effect: its expected gradient is E[grad l_theta] = 0.
     """
     return logp - ref
 
@@ -60,16 +58,5 @@ def k3(logp: Tensor, ref: Tensor) -> Tensor:
     return torch.expm1(u) - u
 
 
-ESTIMATORS: Mapping[str, Estimator] = MappingProxyType({"k1": k1, "k2": k2, "k3": k3})
-
-
-def get_estimator(name: str, place: Place) -> Estimator:
-    """Return an estimator by name, for use in the "loss" or in the "reward". ValueError for k1 as a loss."""
-    if name not in ESTIMATORS:
-        raise ValueError(f"no KL estimator {name!r}, expected one of {sorted(ESTIMATORS)}")
-    if name == "k1" and place == "loss":
-        raise ValueError(
-            "k1 as a loss has zero expected gradient, so it would have no effect; put k1 in the reward, or use "
-            "k2 (the gradient of KL(theta || ref)) or k3 (that of KL(ref || theta)) in the loss"
-        )
-    return ESTIMATORS[name]
+LOSS_ESTIMATORS: Mapping[str, Estimator] = MappingProxyType({"k2": k2, "k3": k3})
+"""Estimators that may be a loss. k1 is none of them, because its expected gradient is 0."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import ForwardLikelihood, ReverseLikelihood
-from difrl.core import elbo, forward_logp, get_estimator, velocity
+from difrl.core import LOSS_ESTIMATORS, elbo, forward_logp, velocity
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.diffusion.noising import Model, build_noising
@@ -35,7 +35,7 @@ class DenoiserEvaluation(Evaluation):
     def divergence(self, other: Self, reference: Reference) -> Tensor:
         if reference.divergence == "velocity":
             return velocity(self.output, other.output)
-        return get_estimator(str(reference.divergence), "loss")(self.logp, other.logp)
+        return LOSS_ESTIMATORS[str(reference.divergence)](self.logp, other.logp)
 
 
 _RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")

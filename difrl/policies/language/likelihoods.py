@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
-from difrl.core import f_divergence, get_estimator
+from difrl.core import LOSS_ESTIMATORS, f_divergence
 from difrl.policies.evaluation import Evaluation
 from difrl.policies.language.lm_head import ChunkedLogits
 from difrl.policies.references import Reference
@@ -33,8 +33,8 @@ class TokenLogprobs(Evaluation):
     def divergence(self, other: Self, reference: Reference) -> Tensor:
         """Estimate k2 or k3 from the drawn tokens; others from them (sampled), or over the whole vocabulary (full)."""
         name, delta = str(reference.divergence), self.logp - other.logp
-        if name in ("k2", "k3"):
-            return get_estimator(name, "loss")(self.logp, other.logp)
+        if name in LOSS_ESTIMATORS:
+            return LOSS_ESTIMATORS[name](self.logp, other.logp)
         if reference.vocabulary == "full":
             return self._full(name, reference.alpha, other)
         divergence = f_divergence(name, reference.alpha)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difrl.core import Clipped, Likelihoods, f_divergence, get_estimator, k1
+from difrl.core import LOSS_ESTIMATORS, Clipped, Likelihoods, f_divergence, k1
 from difrl.tasks.exact.enumerable import ASK, COMPLETIONS, FIRST, LETTERS, table_rows
 from difrl.tasks.exact.enumerable_solutions import Array
 
@@ -118,7 +118,7 @@ def kl_estimator_loss(name: str, beta: float) -> Surrogate:
     """Return the surrogate with k2 or k3 as a loss."""
 
     def surrogate(completions: AllCompletions) -> Tensor:
-        cost = get_estimator(name, "loss")(completions.logp, completions.reference_logp)
+        cost = LOSS_ESTIMATORS[name](completions.logp, completions.reference_logp)
         return reward_only(completions) + beta * completions.expectation(cost)
 
     return surrogate
