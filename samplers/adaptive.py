@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid
-from samplers.guidance import Condition, Denoiser, PerSample, grown, rows_of, switched, with_negatives
+from samplers.guidance import Condition, Denoiser, PerSample, grow, rows_of, switch_after_steps, with_negatives
 from samplers.process import at_least_float32
 
 
@@ -43,7 +43,7 @@ class Agreement:
 
     def active(self, rows: Tensor, t: Tensor) -> Tensor:
         """Return the positions in `rows` [B], at times t [B], that are still guided. Count the savings of the others."""
-        self._stopped, self._last = grown(self._stopped, rows, False), grown(self._last, rows, -1.0)
+        self._stopped, self._last = grow(self._stopped, rows, False), grow(self._last, rows, -1.0)
         self._stopped[rows] &= t.double() <= self._last[rows]
         self._last[rows] = t.double()
         stopped = self._stopped[rows]
@@ -97,7 +97,7 @@ def adaptive_reinforcement_learning(
         reference = at_least_float32(base(x_t[active], t[active], condition.select(active)))
         return _blended(main, reference, weight, rows, active, agreement)
 
-    return switched(tuned, base if weight == 0 else blended, first_steps, grid)
+    return switch_after_steps(tuned, base if weight == 0 else blended, first_steps, grid)
 
 
 def _blended(

@@ -63,7 +63,7 @@ class Grid:
         pipelines that pass their own. With DDIM's "linspace" spacing, and with "trailing" when `steps` does not
         divide the table, a step ends at another time than the one of the model's next call; the grid has the latter.
         """
-        scheduler = scheduled(scheduler, process, steps, device, sequence_length=sequence_length, sigmas=sigmas)
+        scheduler = prepare_scheduler(scheduler, process, steps, device, sequence_length=sequence_length, sigmas=sigmas)
         if process.prediction == FLOW:
             return cls(scheduler.sigmas.to(device))  # the timesteps are these times 1000, rounded
         times = process.time(scheduler.timesteps.to(device))
@@ -73,7 +73,7 @@ class Grid:
         return cls(torch.cat([times, end]))
 
 
-def scheduled(
+def prepare_scheduler(
     scheduler: Scheduler,
     process: Process,
     steps: int,

@@ -141,10 +141,10 @@ def reinforcement_learning(
         reference = at_least_float32(base(x_t, t, condition))
         return reference + weight * (at_least_float32(tuned(x_t, t, condition)) - reference)
 
-    return switched(tuned, base if weight == 0 else blended, first_steps, grid)
+    return switch_after_steps(tuned, base if weight == 0 else blended, first_steps, grid)
 
 
-def switched(early: Denoiser, late: Denoiser, first_steps: int, grid: Grid | None) -> Denoiser:
+def switch_after_steps(early: Denoiser, late: Denoiser, first_steps: int, grid: Grid | None) -> Denoiser:
     """Return a denoiser that is `early` in the first steps of a grid, and `late` after them."""
     if first_steps == 0:
         return late
@@ -167,7 +167,7 @@ def switched(early: Denoiser, late: Denoiser, first_steps: int, grid: Grid | Non
     return by_time
 
 
-def grown(values: Tensor, rows: Tensor, fill: float) -> Tensor:
+def grow(values: Tensor, rows: Tensor, fill: float) -> Tensor:
     """Return `values`, one for each sample, on the device of `rows` and with `fill` appended up to the largest of `rows`."""
     missing = max(0, int(rows.max()) + 1 - len(values)) if len(rows) else 0
     values = values.to(rows.device)
@@ -182,7 +182,7 @@ class PerSample:
 
     def add(self, rows: Tensor, amounts: Tensor | float) -> None:
         """Add amounts, [B] or one for all, to the samples `rows` [B], which may repeat."""
-        self._sums = grown(self._sums, rows, 0.0)
+        self._sums = grow(self._sums, rows, 0.0)
         values = torch.as_tensor(amounts, dtype=torch.float64, device=rows.device).expand(len(rows))
         self._sums.index_add_(0, rows, values)
 

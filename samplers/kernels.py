@@ -147,18 +147,21 @@ def dance_sde(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tenso
     return _euler_maruyama(process, output, x_t, t, s, torch.full_like(t, noise_level, dtype=torch.float64))
 
 
-class _Entry(NamedTuple):
-    highest: float  # the largest noise_level
+class KernelRange(NamedTuple):
+    """A kernel for all noise levels from 0 to the highest."""
+
+    highest: float
     build: Callable[[float, Grid], Kernel]
+    """(noise_level, grid) -> the kernel."""
 
 
-KERNELS: Mapping[str, _Entry] = {
-    "ode": _Entry(0.0, lambda eta, grid: ode),
-    "ddim": _Entry(1.0, lambda eta, grid: partial(ddim, noise_level=eta)),
-    "cps": _Entry(1.0, lambda eta, grid: partial(cps, noise_level=eta)),
-    "precise": _Entry(math.inf, lambda eta, grid: partial(precise, noise_level=eta)),
-    "flow_sde": _Entry(math.inf, lambda eta, grid: partial(flow_sde, noise_level=eta, t_cap=float(grid.times[1]))),
-    "dance_sde": _Entry(math.inf, lambda eta, grid: partial(dance_sde, noise_level=eta)),
+KERNELS: Mapping[str, KernelRange] = {
+    "ode": KernelRange(0.0, lambda eta, grid: ode),
+    "ddim": KernelRange(1.0, lambda eta, grid: partial(ddim, noise_level=eta)),
+    "cps": KernelRange(1.0, lambda eta, grid: partial(cps, noise_level=eta)),
+    "precise": KernelRange(math.inf, lambda eta, grid: partial(precise, noise_level=eta)),
+    "flow_sde": KernelRange(math.inf, lambda eta, grid: partial(flow_sde, noise_level=eta, t_cap=float(grid.times[1]))),
+    "dance_sde": KernelRange(math.inf, lambda eta, grid: partial(dance_sde, noise_level=eta)),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from samplers.grid import Scheduler, scheduled
+from samplers.grid import Scheduler, prepare_scheduler
 from samplers.guidance import Condition, Denoiser
 from samplers.process import FLOW, Process, at_least_float32
 
@@ -27,7 +27,7 @@ def solve(
     timesteps; some flow solvers round these to whole numbers while they integrate over unrounded ones.
     Stochastic schedulers draw from torch's global generator; for keyed noise use `rollout`.
     """
-    scheduler = scheduled(scheduler, process, steps, x_init.device, sequence_length=sequence_length)
+    scheduler = prepare_scheduler(scheduler, process, steps, x_init.device, sequence_length=sequence_length)
     x = at_least_float32(x_init)
     # Schedulers of variance-preserving models may rescale the state (Euler: x / alpha); flow ones never do.
     rescaled = process.prediction != FLOW

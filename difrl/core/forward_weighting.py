@@ -96,7 +96,9 @@ def forward_logp(out: Tensor, target: Tensor, t: Tensor, weighting: str) -> Tens
     """
     if out.shape != target.shape or t.shape != out.shape[:1]:
         shapes = [list(x.shape) for x in (out, target, t)]
-        raise ValueError(f"out, target, t have shapes {shapes}, expected [B, ...] twice alike and [B]")
+        raise ValueError(
+            f"out, target, t have shapes {shapes}, expected out and target of one shape [B, ...], and t [B]"
+        )
     if weighting not in WEIGHTINGS:
         raise ValueError(f"no weighting {weighting!r}, expected one of {sorted(WEIGHTINGS)}; for the bound use `elbo`")
     error = at_least_float32(out) - at_least_float32(target)

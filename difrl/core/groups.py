@@ -46,7 +46,7 @@ def group_mean(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> Tens
     w = torch.ones_like(x, dtype=torch.float64) if weights is None else weights.to(torch.float64)
     total = group_sum(groups, torch.where(w > 0, x.to(torch.float64) * w, 0.0))
     mass = group_sum(groups, w)
-    return _like(torch.where(mass > 0, total / mass, 0.0), x)
+    return _cast_like(torch.where(mass > 0, total / mass, 0.0), x)
 
 
 def group_mean_std(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def group_mean_std(groups: Tensor, x: Tensor, weights: Tensor | None = None) -> 
     values = x.to(torch.float64)
     mean = group_mean(groups, values, weights)
     variance = group_mean(groups, (values - mean).square(), weights)
-    return _like(mean, x), _like(variance.sqrt(), x)
+    return _cast_like(mean, x), _cast_like(variance.sqrt(), x)
 
 
 def group_spread(groups: Tensor, x: Tensor, valid: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _group_max(groups: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(high.isneginf(), 0.0, high)
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def _cast_like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype if x.is_floating_point() else torch.float32)
 
 
