@@ -46,10 +46,10 @@ def _jpeg_bytes(picture: Image.Image, quality: int) -> int:
 
 
 def jpeg_compressibility(*, quality: int = JpegSize.quality) -> JpegSize:
-    """Minus the kilobytes of the picture as a JPEG: rewards plain pictures."""
+    """Negative size of the picture as a JPEG, in kilobytes: rewards plain pictures."""
     return JpegSize("jpeg_compressibility", -1, quality)
 
 
 def jpeg_incompressibility(*, quality: int = JpegSize.quality) -> JpegSize:
-    """The kilobytes of the picture as a JPEG: rewards busy pictures."""
+    """Size of the picture as a JPEG, in kilobytes: rewards busy pictures."""
     return JpegSize("jpeg_incompressibility", 1, quality)

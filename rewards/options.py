@@ -1,4 +1,4 @@
-"""Checks of the options of rewards."""
+"""Validation of the options of rewards."""
 
 from __future__ import annotations
 

@@ -16,15 +16,12 @@ ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
 UNFINISHED = (
     "difrl/config/",
-    "difrl/data/",
     "difrl/inference/",
     "difrl/policies/",
     "difrl/pretraining/",
     "difrl/runtime/",
-    "difrl/scoring/",
     "difrl/tasks/",
     "difrl/training/",
-    "rewards/",
 )
 """Folders that do not keep the rule yet."""
 

@@ -24,7 +24,7 @@ Item = Path | str
 
 @dataclass(frozen=True)
 class Modality:
-    """How samples of images or of texts are read from files and written to files."""
+    """Functions that read samples of one modality from files, and write them to files."""
 
     key: str
     """The key of the sample in a row of data.rows: samples."""

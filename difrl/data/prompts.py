@@ -30,7 +30,7 @@ class Prompt:
     negative: str | None = None
     weight: float = 1.0
     place: str = field(default="", compare=False)
-    """Its place for messages: file:line, or its number in a built-in set."""
+    """Place for messages: file:line, or its number in a built-in set."""
 
 
 _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.Prompt | arithmetic.Problem]]] = {
