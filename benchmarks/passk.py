@@ -17,7 +17,7 @@ from common import markdown
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from difrl.data.prompts import load_prompts
-from difrl.pretraining.solve_rate import Decoding, completions, judged, summary
+from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, summarise_accuracy
 from difrl.runtime.paths import asset, assets
 from samplers.noise import stable_seed
 
@@ -48,13 +48,15 @@ def main() -> None:
     prompts, metadata = [p.text for p in chosen], [p.metadata for p in chosen]
     started = time.monotonic()
     greedy, sampled = (
-        judged(
-            completions(model, tokenizer, prompts, count, Decoding(asked.max_new_tokens, temperature, seed=asked.seed)),
+        check_answers(
+            generate_completions(
+                model, tokenizer, prompts, count, Decoding(asked.max_new_tokens, temperature, seed=asked.seed)
+            ),
             metadata,
         )
         for count, temperature in ((1, 0.0), (asked.samples, asked.temperature))
     )
-    found = summary(greedy, sampled, asked.k)
+    found = summarise_accuracy(greedy, sampled, asked.k)
     drawn = f"{asked.samples} samples at temperature {asked.temperature:g}, seed {asked.seed}"
     print(f"{asked.model}, {len(chosen)} problems of {asked.prompts}, {drawn}, {time.monotonic() - started:.0f} s\n")
     print(markdown(["", *found], [["share right", *(f"{mean:.3f} ± {error:.3f}" for mean, error in found.values())]]))

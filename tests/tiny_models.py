@@ -33,7 +33,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from difrl.pretraining.tiny_sd3 import build_tokenizer
+from difrl.pretraining.tiny_parts import build_tokenizer
 from difrl.tasks import shapes
 
 WIDTH = 16

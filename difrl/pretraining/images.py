@@ -1,6 +1,6 @@
 """Pretraining of the shipped image models: the autoencoder, the text-to-image model on its latents, and the judge.
 
-What one architecture calls its parts is in its own module (tiny_sd3.py, tiny_sd.py) and in its family.
+Each architecture has a module of its own (difrl/pretraining/tiny_sd3.py, difrl/pretraining/tiny_sd.py).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What pretraining needs to know of a tiny model beyond its family."""
+    """Functions of a tiny model that its family does not have."""
 
     build: Callable[[Sequence[str], int], Any]
-    """Texts and seed -> the untrained pipeline."""
+    """(texts, seed) -> the untrained pipeline."""
     trained: Callable[[Any], list[nn.Module]]
-    """The modules that the denoiser stage trains."""
+    """Pipeline -> the modules that the denoiser stage trains."""
     encode: Callable[[Any, Tensor], dict[str, Tensor]]
-    """Token ids [B, L] -> the denoiser's condition, with gradients."""
+    """(pipeline, token ids [B, L]) -> the denoiser's condition, with gradients."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -50,19 +50,19 @@ TIMES: Mapping[str, Callable[[int, torch.Generator], Tensor]] = {
     "uniform": lambda count, generator: torch.rand(count, generator=generator),
     "logit_normal": lambda count, generator: torch.sigmoid(torch.randn(count, generator=generator)),
 }
-"""Densities of the times that the denoiser is trained at; logit-normal is SD3's (arXiv:2403.03206)."""
+"""Densities of the training times. Logit-normal is SD3's (arXiv:2403.03206)."""
 
 
 class VaeConfig(StageConfig):
-    """The autoencoder: loss = L1 + 2 MSE + kl · KL."""
+    """The autoencoder, with loss L1 + 2 MSE + kl · KL."""
 
     kl: float = Field(1e-3, ge=0, description="weight of the KL to the standard normal, per latent element")
 
 
 class DenoiserConfig(StageConfig):
-    """The text-to-image model, on its process's own target."""
+    """The text-to-image model, trained on the target of its process."""
 
-    times: Literal["uniform", "logit_normal"] = Field(description="density of the times trained at")
+    times: Literal["uniform", "logit_normal"] = Field(description="density of the training times")
     snr_weight: tuple[float, float] | None = Field(
         None, description="bounds of the SNR that weights the error of the clean sample; null weights the target's by 1"
     )
@@ -72,7 +72,7 @@ class DenoiserConfig(StageConfig):
 
 
 class ImagesConfig(BaseModel):
-    """A text-to-image model of the shapes world; a stage that is left out is not run."""
+    """A text-to-image model of the shapes task. Stages that are left out do not run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,15 +86,15 @@ class ImagesConfig(BaseModel):
     judge: JudgeConfig | None = None
 
 
-def _noise(seed: int, step: int) -> torch.Generator:
+def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, config: VaeConfig, seed: int, work: Path) -> None:
-    """Trains the autoencoder and stores the statistics of its latents as scaling and shift factor."""
+    """Train the autoencoder, and store mean and spread of its latents as shift and scaling factor."""
 
-    def loss_of(step: int) -> Tensor:
-        generator = _noise(seed, step)
+    def compute_loss(step: int) -> Tensor:
+        generator = _generator(seed, step)
         x = images[torch.randint(len(images), (config.batch,), generator=generator)] * 2 - 1
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
@@ -102,15 +102,15 @@ def train_vae(vae: AutoencoderKL, images: Tensor, config: VaeConfig, seed: int, 
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + config.kl * kl
 
-    Stage("vae", config, [vae], work).run(loss_of)
+    Stage("vae", config, [vae], work).run(compute_loss)
     with torch.no_grad():
         latents = vae.encode(images[:2048] * 2 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
 @torch.no_grad()
-def accuracy(family: Family, count: int, steps: int, seed: int) -> float:
-    """The fraction of drawings, sampled by the ODE without guidance for random prompts, that show what was asked."""
+def measure_accuracy(family: Family, count: int, steps: int, seed: int) -> float:
+    """Return the fraction of images that match their prompts, sampled by the ODE without guidance for random prompts."""
     prompts = shapes.sample_prompts(count, np.random.default_rng(seed))
     process, shape = family.process, family.latent_shape(None, None)
     grid = Grid.from_scheduler(family.scheduler, process, steps, sequence_length=family.sequence_length(shape))
@@ -136,11 +136,11 @@ def accuracy(family: Family, count: int, steps: int, seed: int) -> float:
 def denoising_loss(
     process: Process, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor, snr_weight: tuple[float, float] | None
 ) -> Tensor:
-    """mean ‖output − target‖², or mean clip(SNR, low, high) · ‖x̂0 − x0‖², with SNR = α²/σ².
+    """Return mean ‖output − target‖², or mean clip(SNR, low, high) · ‖x̂0 − x0‖² with SNR = α²/σ².
 
-    For ε-prediction the latter is clip(SNR, low, high)/SNR · ‖ε̂ − ε‖²: above, Min-SNR weighting (arXiv:2303.09556,
-    §3.4); below, a floor in the way of truncated SNR weighting (arXiv:2202.00512, §4), without which the noisiest
-    times, where a drawing's layout is decided, count for next to nothing.
+    For ε-prediction the latter is clip(SNR, low, high)/SNR · ‖ε̂ − ε‖². Above, this is Min-SNR weighting (arXiv:2303.09556,
+    §3.4); below, a floor as in truncated SNR weighting (arXiv:2202.00512, §4). Without the floor the noisiest times, which
+    decide the layout of a drawing, would have almost no weight.
     """
     if snr_weight is None:
         return F.mse_loss(output, process.target(x0, noise, t).to(output.dtype))
@@ -158,7 +158,7 @@ def train_denoiser(
     seed: int,
     work: Path,
 ) -> None:
-    """Trains the denoiser and its text encoders together on latents [N, 8, 8, 8] and their prompts."""
+    """Train the denoiser and its text encoders together on latents [N, 8, 8, 8] and their prompts."""
     pipeline, process = family.pipeline, family.process
 
     def token_ids(strings: Sequence[str]) -> Tensor:
@@ -167,8 +167,8 @@ def train_denoiser(
 
     ids, empty = token_ids(texts), token_ids([""])
 
-    def loss_of(step: int) -> Tensor:
-        generator = _noise(seed + 1, step)
+    def compute_loss(step: int) -> Tensor:
+        generator = _generator(seed + 1, step)
         rows = torch.randint(len(latents), (config.batch,), generator=generator)
         dropped = torch.rand(config.batch, generator=generator) < config.drop
         t = TIMES[config.times](config.batch, generator)
@@ -180,19 +180,19 @@ def train_denoiser(
         return denoising_loss(process, output, x0, noise, t, config.snr_weight)
 
     def evaluate() -> str:
-        return f"accuracy {accuracy(family, config.evaluate_images, config.evaluate_steps, seed):.3f}"
+        return f"accuracy {measure_accuracy(family, config.evaluate_images, config.evaluate_steps, seed):.3f}"
 
     stage = Stage("denoiser", config, architecture.trained(pipeline), work)
-    stage.run(loss_of, evaluate if config.evaluate_images else None)
+    stage.run(compute_loss, evaluate if config.evaluate_images else None)
 
 
 def pretrain_images(config: ImagesConfig) -> None:
-    """Runs every stage and writes the pipeline (float16) and the judge."""
+    """Run every stage, and write the pipeline (float16) and the judge."""
     config.work.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(config.seed)
     prompts = shapes.sample_prompts(config.drawings, rng)
     log.info("drawing %d scenes", config.drawings)
-    images = shapes.draw([p.metadata for p in prompts], rng)
+    images = shapes.draw_images([p.metadata for p in prompts], rng)
     architecture = ARCHITECTURES[config.architecture]
     pipeline = architecture.build([p.text for p in shapes.prompts()], config.seed)
     family = FAMILIES[type(pipeline).__name__](pipeline)

@@ -1,8 +1,8 @@
-"""Trains the learned judge of the shapes world on true drawings, of which the truth about any prompt is known.
+"""Training of the learned judge of the shapes task on true drawings, for which the right answer is known.
 
-Every drawing is shown twice: with its own prompt, and with a prompt that differs from it in a word or two or names the
-same words in another order. Drawings are blurred, tinted and overlaid with noise, so that the judge is at home on what an
-autoencoder decodes; it never sees a generated image and never hears of the classical detector.
+Every drawing occurs twice: with its own prompt, and with a prompt that differs in a word or two or has the same words in
+another order. Drawings are blurred, tinted and overlaid with noise, because the judge will score images decoded by an
+autoencoder. Training uses no generated images and no answers of the classical detector.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JudgeConfig(StageConfig):
 
 
 def _neighbours() -> list[np.ndarray]:
-    """For each prompt the indices of others whose words, as a bag, differ in at most two."""
+    """Return for each prompt the indices of others whose bag of words differs in at most two words."""
     bags = [Counter(judge.split_words(p.text)) for p in shapes.ALL_PROMPTS]
     words = sorted(set().union(*bags))
     counts = np.array([[bag[w] for w in words] for bag in bags])
@@ -40,8 +40,8 @@ def _neighbours() -> list[np.ndarray]:
     return [np.flatnonzero(row <= 2) for row in distance]
 
 
-def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur of a random width, a tint and pixel noise, drawn separately for each image."""
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur, tint and add pixel noise to images [B, 3, H, W], with random strengths for each image."""
     n = len(images)
     blur = torch.rand((n, 1, 1, 1), generator=generator)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -51,33 +51,33 @@ def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Pairs:
-    """Drawings paired with prompts, and whether the one shows the other. A function of seed and step alone."""
+    """Drawings paired with prompts, and labels. They depend only on seed and step."""
 
     def __init__(self, network: judge.JudgeNetwork, seed: int) -> None:
         self.network, self.seed, self.neighbours = network, seed, _neighbours()
         self.position = {p.text: i for i, p in enumerate(shapes.ALL_PROMPTS)}
 
     def batch(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [2 count, 3, 32, 32], word ids [2 count, L] and labels [2 count]."""
+        """Return images [2 count, 3, 32, 32], word ids [2 count, L] and labels [2 count]."""
         rng = np.random.default_rng((self.seed, step))
         own = shapes.sample_prompts(count, rng)
         other = [shapes.ALL_PROMPTS[rng.choice(self.neighbours[self.position[p.text]])] for p in own]
-        scenes = [shapes.scene(p.metadata, rng) for p in own]
+        scenes = [shapes.draw_scene(p.metadata, rng) for p in own]
         drawn = torch.from_numpy(np.stack([shapes.render(s) for s in scenes]))
-        images = _disturb(drawn, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+        images = _augment(drawn, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         ids = self.network.encode([p.text for p in own + other])
-        labels = [shapes.holds(p.metadata, s) for p, s in zip(own + other, scenes + scenes, strict=True)]
+        labels = [shapes.satisfies(p.metadata, s) for p, s in zip(own + other, scenes + scenes, strict=True)]
         return torch.cat([images, images]), ids, torch.tensor(labels, dtype=torch.float32)
 
 
 def train_judge(config: JudgeConfig, seed: int, work: Path) -> judge.JudgeNetwork:
-    """The trained network."""
+    """Train the judge and return its network."""
     words = sorted({w for p in shapes.ALL_PROMPTS for w in judge.split_words(p.text)})
     torch.manual_seed(seed)
     network = judge.JudgeNetwork(judge.JudgeConfig(vocabulary=tuple(words)))
     training, held_out = _Pairs(network, seed), _Pairs(network, seed + 1)
 
-    def loss_of(step: int) -> Tensor:
+    def compute_loss(step: int) -> Tensor:
         images, ids, labels = training.batch(step, config.batch)
         return F.binary_cross_entropy_with_logits(network(images, ids), labels)
 
@@ -87,5 +87,5 @@ def train_judge(config: JudgeConfig, seed: int, work: Path) -> judge.JudgeNetwor
         correct = ((network(images, ids) > 0) == labels.bool()).float().mean().item()
         return f"accuracy {correct:.3f} on unseen drawings, {labels.mean().item():.2f} of them matching"
 
-    Stage("judge", config, [network], work).run(loss_of, evaluate)
+    Stage("judge", config, [network], work).run(compute_loss, evaluate)
     return network

@@ -1,8 +1,8 @@
-"""`difrl pretrain FILE`: makes a shipped model from scratch.
+"""The command `difrl pretrain FILE`: train a shipped model from scratch.
 
-The file's `architecture` says which; what else the file may say depends on it. Every model is trained in stages that
-checkpoint into `work` (training.py), and a stage that has finished is loaded instead of repeated, so the command can be killed
-and given again at any time.
+The file's `architecture` decides its other keys. Every model is trained in stages that write checkpoints into `work`
+(difrl/pretraining/stages.py). A finished stage is loaded instead of repeated, so the command can be killed and run again at
+any time.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from difrl.pretraining.images import ImagesConfig, pretrain_images
 from difrl.pretraining.text import TextConfig, pretrain_text
 
 
-class Kind(NamedTuple):
-    """What a file of configs/pretrain may say, and what it starts."""
+class ModelKind(NamedTuple):
+    """Keys of a file of configs/pretrain, and the function that it starts."""
 
     config: type[BaseModel]
     run: Callable[[Any], None]
 
 
-IMAGES, TEXT = Kind(ImagesConfig, pretrain_images), Kind(TextConfig, pretrain_text)
-KINDS: Mapping[str, Kind] = {"tiny-sd3": IMAGES, "tiny-sd": IMAGES, "tiny-lm": TEXT}
+IMAGES, TEXT = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
+KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGES, "tiny-sd": IMAGES, "tiny-lm": TEXT}
 
 
 def pretrain(path: Path | str, overrides: Sequence[str] = ()) -> None:
-    """Trains what a file describes and writes its folder."""
+    """Train the model that a file describes, and write its folder."""
     name = load_mapping(path, overrides).get("architecture")
     kind = KINDS.get(str(name))
     if kind is None:

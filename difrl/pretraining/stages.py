@@ -1,7 +1,7 @@
-"""What the pretraining stages share: a resumable loop, a moving average, a learning-rate warm-up.
+"""A stage of pretraining: a resumable loop with a moving average of the weights and a learning-rate warm-up.
 
-A stage is a list of trainable modules and a function that gives the loss of one step. Its data are keyed by the step,
-so a stage that was killed continues from its last checkpoint as if it had not been.
+A stage is a list of trainable modules and a function that returns the loss of one step. Its data depend only on the seed and
+the step, so a killed stage continues from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class StageConfig(BaseModel):
-    """How one stage of pretraining is optimised."""
+    """Settings of one stage of pretraining."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ def _lr_factor(config: StageConfig, step: int) -> float:
 
 
 class Stage:
-    """Trains modules for `config.steps` steps and leaves the moving average of their weights in them."""
+    """Training of modules for `config.steps` steps. At the end they hold the moving average of their weights."""
 
     def __init__(self, name: str, config: StageConfig, modules: Sequence[nn.Module], work: Path) -> None:
         self.name, self.config, self.modules, self.path = name, config, list(modules), work / f"{name}.pt"
@@ -54,20 +54,20 @@ class Stage:
         if self.path.exists():
             self._load()
 
-    def run(self, loss_of: Callable[[int], Tensor], evaluate: Callable[[], str] | None = None) -> None:
-        """Runs the remaining steps; `evaluate` reports on the averaged weights at every checkpoint."""
+    def run(self, compute_loss: Callable[[int], Tensor], evaluate: Callable[[], str] | None = None) -> None:
+        """Run the remaining steps. `evaluate` reports on the averaged weights at every checkpoint."""
         started, first = time.monotonic(), self.step
         total = torch.zeros(())
         while self.step < self.config.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * _lr_factor(self.config, self.step)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                loss = loss_of(self.step)
+                loss = compute_loss(self.step)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
-            # A short average at first, so that the random start is forgotten.
+            # A short average at first, so that it forgets the random initial weights.
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
             total = total + loss.detach()
@@ -76,21 +76,17 @@ class Stage:
                 self._save()
                 rate = (self.step - first) / (time.monotonic() - started)
                 mean = total.item() / self.config.checkpoint_every
-                report = self._with_average(evaluate) if evaluate else ""
+                self._swap()
+                report = evaluate() if evaluate else ""
+                self._swap()
                 log.info(
                     "%s %d/%d loss %.4f %.2f steps/s %s", self.name, self.step, self.config.steps, mean, rate, report
                 )
                 total = torch.zeros(())
         self._swap()
 
-    def _with_average(self, evaluate: Callable[[], str]) -> str:
-        self._swap()
-        try:
-            return evaluate()
-        finally:
-            self._swap()
-
     def _swap(self) -> None:
+        """Exchange the weights with their moving average."""
         for p, a in zip(self.parameters, self.average, strict=True):
             p.data, a.data = a.data, p.data
 

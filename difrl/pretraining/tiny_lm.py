@@ -1,4 +1,4 @@
-"""The architecture of tiny-lm: a Qwen2 decoder of 0.69 million parameters that reads and writes single characters.
+"""Architecture of tiny-lm: a Qwen2 decoder of 0.69 million parameters that reads and writes single characters.
 
 Model and tokenizer are transformers' own classes at a small size, so whatever works on tiny-lm goes through the code that
 runs Qwen2. It is a base model: it has no chat template.
@@ -14,11 +14,11 @@ from difrl.tasks import arithmetic
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 CONTEXT = 64
-"""Tokens of the longest text, prompt included."""
+"""Number of tokens of the longest text, prompt included."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a character, <bos> before the first; a character that arithmetic does not need is <unk>."""
+    """Return a tokenizer with one token per character and <bos> in front. Characters outside arithmetic become <unk>."""
     words = [PAD, BOS, EOS, UNKNOWN, *arithmetic.CHARACTERS]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -40,7 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """The untrained decoder in float32: four layers of width 128, two key-value heads for four query heads."""
+    """Return the untrained decoder in float32: four layers of width 128, two key-value heads for four query heads."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -50,12 +50,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausal
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
-        initializer_range=0.07,  # 0.02 suits wider models; with it learning takes twice the steps
+        initializer_range=0.07,  # 0.02 suits wider models and takes twice the steps here
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    model.generation_config.max_new_tokens = arithmetic.LONGEST + 2  # with its end, and one to spare
+    model.generation_config.max_new_tokens = arithmetic.LONGEST + 2  # <eos>, and one to spare
     return model

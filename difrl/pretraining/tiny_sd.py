@@ -1,4 +1,4 @@
-"""The architecture of tiny-sd: a StableDiffusionPipeline for 32x32 drawings, its UNet of 2.5 million parameters.
+"""Architecture of tiny-sd: a StableDiffusionPipeline for 32x32 drawings, its UNet of 2.5 million parameters.
 
 Everything is diffusers' and transformers' own class at a small size, so whatever works on tiny-sd goes through the code
 that runs Stable Diffusion 1.x. The autoencoder is tiny-sd3's, rewritten without a shift; the safety checker is left out.
@@ -11,20 +11,26 @@ from collections.abc import Sequence
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
-from difrl.pretraining.tiny_sd3 import LATENT_CHANNELS, LATENT_SIZE, MAX_TOKENS, build_tokenizer
+from difrl.pretraining.tiny_parts import (
+    LATENT_CHANNELS,
+    LATENT_SIZE,
+    build_clip_config,
+    build_tokenizer,
+    zero_modules,
+)
 from difrl.runtime.paths import asset
 
 TEXT_WIDTH = 96
 
 
 def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same autoencoder with the shift of its latents inside: Stable Diffusion 1.x knows a scaling factor only.
+    """Return the same autoencoder with the shift of its latents inside: Stable Diffusion 1.x has only a scaling factor.
 
     The 1x1 convolution after the encoder subtracts the shift from the mean, the one before the decoder adds it.
     """
-    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}  # a folder of whoever made it
+    config = {key: value for key, value in vae.config.items() if key != "_name_or_path"}  # a path of this machine
     shift = vae.config.shift_factor
     result = AutoencoderKL.from_config(
         {**config, "shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True}
@@ -40,29 +46,12 @@ def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def build_vae() -> AutoencoderKL:
-    """tiny-sd3's shipped autoencoder: [B, 3, 32, 32] to [B, 8, 8, 8]."""
+    """Return the shipped autoencoder of tiny-sd3 without shift: [B, 3, 32, 32] to [B, 8, 8, 8]."""
     return without_shift(AutoencoderKL.from_pretrained(asset("tiny-sd3"), subfolder="vae", dtype=torch.float32))
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A two-layer CLIP text encoder, whose last hidden state Stable Diffusion 1.x reads."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 def build_unet() -> UNet2DConditionModel:
-    """Two levels, 8x8 and 4x4, the lower with self- and cross-attention; starts from the zero function."""
+    """Return a UNet of two levels, 8x8 and 4x4, the lower with self- and cross-attention. It starts as the zero function."""
     model = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
@@ -78,15 +67,12 @@ def build_unet() -> UNet2DConditionModel:
         resnet_time_scale_shift="scale_shift",
     )
     # Each residual branch and the output start at zero (arXiv:2105.05233).
-    for name, module in model.named_modules():
-        if name.endswith((".conv2", ".proj_out", "conv_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+    zero_modules(model, (".conv2", ".proj_out", "conv_out"))
     return model
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.x's table. Trailing spacing starts where the table ends (arXiv:2305.08891)."""
+    """Return Stable Diffusion 1.x's schedule. Trailing spacing starts at the end of the table (arXiv:2305.08891)."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -98,12 +84,12 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusionPipeline:
-    """The untrained pipeline, in float32 on the CPU."""
+    """Return the untrained pipeline, in float32 on the CPU."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts)
     return StableDiffusionPipeline(
         vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer),
+        text_encoder=CLIPTextModel(build_clip_config(tokenizer, TEXT_WIDTH)),
         tokenizer=tokenizer,
         unet=build_unet(),
         scheduler=build_scheduler(),
@@ -114,10 +100,10 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusionPipeline:
 
 
 def encode_tokens(pipeline: StableDiffusionPipeline, ids: Tensor) -> dict[str, Tensor]:
-    """What the UNet is conditioned on, of token ids [B, 12], with gradients: embeds [B, 12, 96]."""
+    """Return the UNet's condition for token ids [B, 12], with gradients: embeds [B, 12, 96]."""
     return {"embeds": pipeline.text_encoder(ids).last_hidden_state}
 
 
 def trained_modules(pipeline: StableDiffusionPipeline) -> list[nn.Module]:
-    """The UNet and the text encoder, which learn together."""
+    """Return the UNet and the text encoder, which are trained together."""
     return [pipeline.unet, pipeline.text_encoder]

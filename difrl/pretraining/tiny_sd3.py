@@ -1,4 +1,4 @@
-"""The architecture of tiny-sd3: a StableDiffusion3Pipeline for 32x32 drawings, its denoiser of 2.3 million parameters.
+"""Architecture of tiny-sd3: a StableDiffusion3Pipeline for 32x32 drawings, its denoiser of 2.3 million parameters.
 
 Everything is diffusers' and transformers' own class at a small size, so whatever works on tiny-sd3 goes through the
 code that runs Stable Diffusion 3. Left out: the T5 encoder (as SD3 allows), QK norm and dual attention (SD3.5).
@@ -10,39 +10,22 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
 
-LATENT_CHANNELS = 8
-LATENT_SIZE = 8
-MAX_TOKENS = 12
+from difrl.pretraining.tiny_parts import (
+    LATENT_CHANNELS,
+    LATENT_SIZE,
+    build_clip_config,
+    build_tokenizer,
+    zero_modules,
+)
+
 TEXT_WIDTH = 64
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-
-
-def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges join every word of the texts into a single token."""
-    # The trainer numbers last letters in the order of a hash map, another one each time, and pretraining that was
-    # killed would continue with permuted words. Naming them beforehand fixes the order.
-    endings = sorted({f"{word[-1]}</w>" for text in texts for word in text.split()})
-    trainer = trainers.BpeTrainer(end_of_word_suffix="</w>", special_tokens=[BOS, EOS, *endings], show_progress=False)
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(sorted(set(texts)), trainer)
-    learnt = _vocabulary_and_merges(bpe)
-    return CLIPTokenizer(vocab=learnt[0], merges=learnt[1], model_max_length=MAX_TOKENS)
-
-
-def _vocabulary_and_merges(bpe: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    import json
-
-    model = json.loads(bpe.to_str())["model"]
-    return model["vocab"], [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
 
 
 def build_vae() -> AutoencoderKL:
-    """An f4 autoencoder: [B, 3, 32, 32] to [B, 8, 8, 8], 0.24 M parameters."""
+    """Return an f4 autoencoder, [B, 3, 32, 32] to [B, 8, 8, 8], with 0.24 million parameters."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -61,26 +44,8 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A two-layer CLIP text encoder, of whose hidden states SD3 reads the last but one."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 def build_transformer() -> SD3Transformer2DModel:
-    """A four-layer MMDiT on 64 latent tokens, 2.3 M parameters, starting from the zero function."""
+    """Return a four-layer MMDiT on 64 latent tokens, with 2.3 million parameters. It starts as the zero function."""
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=1,
@@ -95,28 +60,22 @@ def build_transformer() -> SD3Transformer2DModel:
         pos_embed_max_size=LATENT_SIZE,
     )
     # adaLN-zero (arXiv:2212.09748): every block starts as the identity and the output as zero.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (
-            name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear"))
-        ):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-    nn.init.zeros_(model.proj_out.weight)
-    nn.init.zeros_(model.proj_out.bias)
+    zero_modules(model, ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out"))
     return model
 
 
 def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
-    """The untrained pipeline, in float32 on the CPU."""
+    """Return the untrained pipeline, in float32 on the CPU."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts)
+    clip = build_clip_config(tokenizer, TEXT_WIDTH, projection_dim=TEXT_WIDTH)
     return StableDiffusion3Pipeline(
         transformer=build_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer),
+        text_encoder=CLIPTextModelWithProjection(clip),
         tokenizer=tokenizer,
-        text_encoder_2=build_text_encoder(tokenizer),
+        text_encoder_2=CLIPTextModelWithProjection(clip),
         tokenizer_2=tokenizer,
         text_encoder_3=None,
         tokenizer_3=None,
@@ -124,9 +83,9 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
 
 
 def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, Tensor]:
-    """What the transformer is conditioned on, of token ids [B, 12], with gradients: embeds [B, 12, 128], pooled [B, 128].
+    """Return the transformer's condition for token ids [B, 12], with gradients: embeds [B, 12, 128], pooled [B, 128].
 
-    The same as the pipeline's encode_prompt without T5, which works from strings only.
+    It equals the pipeline's encode_prompt without T5, which takes strings only.
     """
     outputs = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
     embeds = torch.cat([o.hidden_states[-2] for o in outputs], dim=-1)
@@ -134,5 +93,5 @@ def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, 
 
 
 def trained_modules(pipeline: StableDiffusion3Pipeline) -> list[nn.Module]:
-    """The transformer and both text encoders, which learn together."""
+    """Return the transformer and both text encoders, which are trained together."""
     return [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]

@@ -1,13 +1,13 @@
-"""The arithmetic world: sums and differences of numbers below 100, three ways to solve them, and who may train on which.
+"""The arithmetic task: sums and differences of numbers below 100, three ways to solve them, and the split into train and eval.
 
     47+38=   85            answered at once
-    47+38=   75            answered at once and carelessly: what should have been carried is forgotten
-    47+38=   15;8;=85      worked out: the units make 15, the tens with what was carried 8
+    47+38=   75            answered at once and carelessly: the carry is forgotten
+    47+38=   15;8;=85      worked out: the units make 15, the tens with the carry 8
     52-37=   5;1;=15       worked out: the units 5, after borrowing, and the tens 1
 
-There are 10,000 sums and 5,050 differences, none of them negative. A tenth is held out, a+b always together with b+a, and
-neither pretraining nor reinforcement learning sees it. A prompt's metadata holds the answer, which is all that a verifiable
-reward needs; it may be given at once or at the end of a working.
+There are 10,000 sums and 5,050 differences, none of them negative. A tenth is held out from pretraining and from reinforcement
+learning, a+b always together with b+a. The metadata of a prompt hold the answer, which a verifiable reward compares. A text may
+give the answer at once or at the end of a working.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Split = Literal["train", "eval", "all"]
 
 NUMBERS = range(100)
 HELD_OUT = 10
-"""One problem in so many is an evaluation problem."""
+"""One problem in ten is an evaluation problem."""
 CHARACTERS = "0123456789+-=;"
 LONGEST = 10
-"""Characters of the longest solution, 18;19;=198."""
+"""Number of characters of the longest solution, 18;19;=198."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """What a model is asked, such as `47+38=`."""
+        """The prompt, such as `47+38=`."""
         return f"{self.a}{self.sign}{self.b}="
 
     @property
@@ -48,7 +48,7 @@ class Problem:
 
     @property
     def careless(self) -> int:
-        """The answer without what is carried or borrowed; the right one where nothing is."""
+        """The answer without carry or borrow. It is right where there is neither."""
         (tens_a, units_a), (tens_b, units_b) = divmod(self.a, 10), divmod(self.b, 10)
         if self.sign == "+":
             return 10 * (tens_a + tens_b) + (units_a + units_b) % 10
@@ -56,7 +56,7 @@ class Problem:
 
     @property
     def worked(self) -> str:
-        """The solution column by column, and after the `=` the answer."""
+        """The solution column by column, then `=` and the answer."""
         (tens_a, units_a), (tens_b, units_b) = divmod(self.a, 10), divmod(self.b, 10)
         if self.sign == "+":
             units = units_a + units_b
@@ -66,7 +66,7 @@ class Problem:
 
     @cached_property
     def held_out(self) -> bool:
-        """Whether it is an evaluation problem: by a hash of what it is, so that no later change can move it."""
+        """True for evaluation problems. A hash of the problem decides, so that no later change can move it."""
         operands = sorted((self.a, self.b)) if self.sign == "+" else (self.a, self.b)
         return stable_seed("arithmetic", self.sign, *operands) % HELD_OUT == 0
 
@@ -76,9 +76,9 @@ class Problem:
 
 
 def problems(split: Split = "all") -> list[Problem]:
-    """The problems of one side of the split, in a fixed order."""
+    """Return the problems of one side of the split, in a fixed order."""
     if split not in ("train", "eval", "all"):
-        raise ValueError(f"unknown split {split!r} of the arithmetic world; expected train, eval or all")
+        raise ValueError(f"unknown split {split!r} of the arithmetic task; expected train, eval or all")
     sums = [Problem(a, "+", b) for a in NUMBERS for b in NUMBERS]
     differences = [Problem(a, "-", b) for a in NUMBERS for b in NUMBERS if b <= a]
     return [p for p in sums + differences if split == "all" or p.held_out == (split == "eval")]

@@ -1,7 +1,7 @@
-"""The shapes world: 32x32 drawings of coloured shapes, the prompts that describe them, and who may train on which.
+"""The shapes task: 32x32 drawings of coloured shapes, the prompts that describe them, and the split into train and eval.
 
-A prompt comes with metadata in GenEval's published format (arXiv:2310.11513), so the reward that scores drawings here
-is the one that scores photographs elsewhere. All six GenEval tags are present:
+A prompt comes with metadata in GenEval's published format (arXiv:2310.11513), so the same
+reward scores these drawings and photographs. All six GenEval tags are present:
 
     single_object  a circle                            3 prompts
     colors         a red circle                       12
@@ -10,8 +10,8 @@ is the one that scores photographs elsewhere. All six GenEval tags are present:
     color_attr     a red circle and a blue square    108
     position       a red circle left of a blue square 432
 
-Prompts about the same pair of objects (whatever the relation between them) are all on one side of the split, so an
-evaluation prompt asks for a combination that reinforcement learning has never been rewarded for.
+All prompts about the same pair of objects are on one side of the split, whatever the relation between the objects. So an
+evaluation prompt describes a combination that reinforcement learning has never been rewarded for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ RELATIONS = ("left of", "right of", "above", "below")
 SIZE = 32
 """Width and height of a drawing in pixels."""
 
-# How often pretraining shows each tag: relations are most of the prompts and the hardest to learn.
 TAG_SHARES = {
     "single_object": 0.05,
     "colors": 0.10,
@@ -45,11 +44,12 @@ TAG_SHARES = {
     "color_attr": 0.25,
     "position": 0.35,
 }
+"""Share of each tag in pretraining. Most prompts are about relations, and those are the hardest to learn."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, what a picture of it must show, and the key that decides its side of the split."""
+    """A prompt with GenEval's metadata, and the combination of objects that decides its side of the split."""
 
     text: str
     metadata: Mapping[str, Any]
@@ -82,21 +82,21 @@ def _all_prompts() -> list[Prompt]:
         object_b = {"class": b, "color": color_b, "count": 1}
         prompts.append(_prompt("color_attr", f"a {names[0]} and a {names[1]}", [object_a, object_b], names))
         for relation in RELATIONS:
-            # GenEval states the relation on the second entry, relative to the first: so the reference comes first.
+            # GenEval puts the relation on the second entry, relative to the first, so the reference object comes first.
             include = [object_b, {**object_a, "position": [relation, 0]}]
             prompts.append(_prompt("position", f"a {names[0]} {relation} a {names[1]}", include, names))
     return prompts
 
 
 def _evaluation_combinations(prompts: Sequence[Prompt]) -> set[tuple[str, ...]]:
-    """A fixed quarter of the combinations of each kind, drawn once with a seed of its own."""
+    """Return a fixed quarter of the combinations of each kind, drawn with a seed of its own."""
     rng = np.random.default_rng(20240721)
-    chosen: set[tuple[str, ...]] = set()
+    held_out: set[tuple[str, ...]] = set()
     for tag in ("colors", "counting", "two_object", "color_attr"):
         combinations = sorted({p.combination for p in prompts if p.metadata["tag"] == tag})
-        picked = rng.choice(len(combinations), size=max(1, len(combinations) // 4), replace=False)
-        chosen.update(combinations[i] for i in picked)
-    return chosen
+        rows = rng.choice(len(combinations), size=max(1, len(combinations) // 4), replace=False)
+        held_out.update(combinations[i] for i in rows)
+    return held_out
 
 
 ALL_PROMPTS = tuple(_all_prompts())
@@ -104,11 +104,11 @@ EVALUATION_COMBINATIONS = frozenset(_evaluation_combinations(ALL_PROMPTS))
 
 
 def prompts(split: Split = "all") -> list[Prompt]:
-    """The prompts of one side of the split, in a fixed order."""
+    """Return the prompts of one side of the split, in a fixed order."""
     if split == "all":
         return list(ALL_PROMPTS)
     if split not in ("train", "eval"):
-        raise ValueError(f"unknown split {split!r} of the shapes world; expected train, eval or all")
+        raise ValueError(f"unknown split {split!r} of the shapes task; expected train, eval or all")
     return [p for p in ALL_PROMPTS if (p.combination in EVALUATION_COMBINATIONS) == (split == "eval")]
 
 
@@ -124,7 +124,7 @@ class Figure:
 
 
 def _related(a: tuple[float, float], b: tuple[float, float], relation: str) -> bool:
-    """Whether a stands in the relation to b clearly enough that nobody would disagree."""
+    """Return whether a is in the relation to b beyond doubt: the offset along its axis is 1.5 times that across."""
     dx, dy = a[0] - b[0], a[1] - b[1]
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     sign = -1.0 if relation in ("left of", "above") else 1.0
@@ -132,7 +132,7 @@ def _related(a: tuple[float, float], b: tuple[float, float], relation: str) -> b
 
 
 def _place(count: int, relation: str | None, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Centres and radii of figures that lie inside the drawing and at least a pixel and a half apart."""
+    """Draw centres and radii of figures that lie inside the drawing and at least a pixel and a half apart."""
     while True:
         largest = {1: 7.0, 2: 6.0}.get(count, 5.2)
         radii = rng.uniform(4.0, largest, size=count)
@@ -145,17 +145,17 @@ def _place(count: int, relation: str | None, rng: np.random.Generator) -> list[t
             return [(x, y, r) for (x, y), r in zip(centres, radii, strict=True)]
 
 
-def scene(metadata: Mapping[str, Any], rng: np.random.Generator) -> list[Figure]:
-    """Figures that satisfy the metadata; a colour it leaves open is drawn at random."""
-    wanted = [(o["class"], o.get("color")) for o in metadata["include"] for _ in range(o["count"])]
+def draw_scene(metadata: Mapping[str, Any], rng: np.random.Generator) -> list[Figure]:
+    """Draw figures that satisfy the metadata. A colour that the metadata leave open is random."""
+    objects = [(o["class"], o.get("color")) for o in metadata["include"] for _ in range(o["count"])]
     relation = next((o["position"][0] for o in metadata["include"] if "position" in o), None)
-    places = _place(len(wanted), relation, rng)
-    colors = [color or COLORS[rng.integers(len(COLORS))] for _, color in wanted]
-    return [Figure(s, c, *place) for (s, _), c, place in zip(wanted, colors, places, strict=True)]
+    places = _place(len(objects), relation, rng)
+    colors = [color or COLORS[rng.integers(len(COLORS))] for _, color in objects]
+    return [Figure(s, c, *place) for (s, _), c, place in zip(objects, colors, places, strict=True)]
 
 
 def _signed_distance(figure: Figure, px: np.ndarray, py: np.ndarray) -> np.ndarray:
-    """Distance in pixels to the outline of the figure, negative inside (for the triangle: to its nearest side's line)."""
+    """Return the distance in pixels to the outline, negative inside. For the triangle: to the line of its nearest side."""
     dx, dy, r = px - figure.x, py - figure.y, figure.radius
     if figure.shape == "circle":
         return np.hypot(dx, dy) - r
@@ -169,7 +169,7 @@ def _signed_distance(figure: Figure, px: np.ndarray, py: np.ndarray) -> np.ndarr
 
 
 def render(figures: Sequence[Figure]) -> np.ndarray:
-    """Draws figures on the background with anti-aliased edges: float32 [3, 32, 32] in [0, 1]."""
+    """Render figures on the background with anti-aliased edges: float32 [3, 32, 32] in [0, 1]."""
     py, px = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     image = np.broadcast_to(np.array(BACKGROUND, dtype=np.float32)[:, None, None] / 255.0, (3, SIZE, SIZE)).copy()
     for figure in figures:
@@ -179,35 +179,36 @@ def render(figures: Sequence[Figure]) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def draw(metadata: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Tensor:
-    """True drawings of the given metadata: float32 [B, 3, 32, 32] in [0, 1]."""
-    return torch.from_numpy(np.stack([render(scene(m, rng)) for m in metadata]))
+def draw_images(metadata: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Tensor:
+    """Draw images that satisfy the metadata: float32 [B, 3, 32, 32] in [0, 1]."""
+    return torch.from_numpy(np.stack([render(draw_scene(m, rng)) for m in metadata]))
 
 
 def sample_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
-    """Prompts of all splits with the tag shares of pretraining."""
+    """Draw prompts of both sides of the split, with the tag shares of pretraining."""
     by_tag = {tag: [p for p in ALL_PROMPTS if p.metadata["tag"] == tag] for tag in TAG_SHARES}
     tags = rng.choice(list(TAG_SHARES), size=count, p=list(TAG_SHARES.values()))
     return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
 
 
-def holds(metadata: Mapping[str, Any], figures: Sequence[Figure]) -> bool:
-    """Whether figures, known exactly, show what the metadata ask for: the truth that the judge learns from."""
-    found = [_matching(o, figures) for o in metadata["include"]]
-    enough = all(len(f) >= o["count"] for f, o in zip(found, metadata["include"], strict=True))
-    excess = any(len(_matching(o, figures)) >= o["count"] for o in metadata.get("exclude", ()))
-    return enough and not excess and all(_placed(o, f, found) for o, f in zip(metadata["include"], found, strict=True))
+def satisfies(metadata: Mapping[str, Any], figures: Sequence[Figure]) -> bool:
+    """Return whether the figures satisfy the metadata: the exact label that the judge is trained on."""
+    matching = [_find_matching(clause, figures) for clause in metadata["include"]]
+    enough = all(len(f) >= o["count"] for f, o in zip(matching, metadata["include"], strict=True))
+    excess = any(len(_find_matching(o, figures)) >= o["count"] for o in metadata.get("exclude", ()))
+    placed = all(_is_placed(o, f, matching) for o, f in zip(metadata["include"], matching, strict=True))
+    return enough and not excess and placed
 
 
-def _matching(wanted: Mapping[str, Any], figures: Sequence[Figure]) -> list[Figure]:
-    color = wanted.get("color")
-    return [f for f in figures if f.shape == wanted["class"] and color in (None, f.color)]
+def _find_matching(clause: Mapping[str, Any], figures: Sequence[Figure]) -> list[Figure]:
+    color = clause.get("color")
+    return [f for f in figures if f.shape == clause["class"] and color in (None, f.color)]
 
 
-def _placed(wanted: Mapping[str, Any], candidates: Sequence[Figure], found: Sequence[Sequence[Figure]]) -> bool:
-    if "position" not in wanted:
+def _is_placed(clause: Mapping[str, Any], figures: Sequence[Figure], matching: Sequence[Sequence[Figure]]) -> bool:
+    """Return whether some of the clause's figures is in the relation that the clause states, if any."""
+    if "position" not in clause:
         return True
-    relation, other = wanted["position"]
-    return any(
-        _related((a.x, a.y), (b.x, b.y), relation) for a, b in itertools.product(candidates, found[other]) if a is not b
-    )
+    relation, other = clause["position"]
+    pairs = itertools.product(figures, matching[other])
+    return any(_related((a.x, a.y), (b.x, b.y), relation) for a, b in pairs if a is not b)

@@ -107,7 +107,7 @@ class Painter:
     """In place of a model: draws what is asked where its number is even, and nothing where it is odd."""
 
     def sample(self, prompts: Sequence[Prompt], *, seed: int) -> Rollout:
-        images = shapes.draw([p.metadata for p in prompts], np.random.default_rng(seed))
+        images = shapes.draw_images([p.metadata for p in prompts], np.random.default_rng(seed))
         images[1::2] = images[0, :, :1, :1]
         return Rollout(tuple(prompts), torch.arange(len(images)), torch.arange(len(images)), {}, images)
 

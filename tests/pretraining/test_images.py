@@ -16,7 +16,7 @@ from difrl.policies.diffusion.families import FAMILIES
 from difrl.pretraining import tiny_sd
 from difrl.pretraining.images import ARCHITECTURES, ImagesConfig, denoising_loss, pretrain_images
 from difrl.pretraining.pretrain import KINDS
-from difrl.pretraining.tiny_sd3 import build_tokenizer
+from difrl.pretraining.tiny_parts import build_tokenizer
 from difrl.runtime.paths import asset, recipes_folder
 from difrl.tasks import shapes
 from samplers import FlowMatching, VariancePreserving, corrupt

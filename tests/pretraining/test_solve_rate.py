@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difrl.pretraining.solve_rate import Decoding, completions, judged, pass_at_k, summary
+from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, pass_at_k, summarise_accuracy
 from difrl.pretraining.tiny_lm import build_model, build_tokenizer
 
 
@@ -35,19 +35,19 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(row: list[bool], dat
 def test_summary_is_over_problems() -> None:
     greedy = torch.tensor([[True], [False]])
     sampled = torch.tensor([[True, True], [True, False]])
-    found = summary(greedy, sampled, (2,))
+    found = summarise_accuracy(greedy, sampled, (2,))
     assert {name: mean for name, (mean, _) in found.items()} == {"greedy": 0.5, "sampled": 0.75, "pass@2": 1.0}
     assert found["sampled"][1] == pytest.approx(0.25)  # std of (1, 0.5) is 0.354, over √2
     assert found["pass@2"][1] == 0
 
 
 def test_judged_names_a_problem_without_an_answer() -> None:
-    assert judged([["1", "2"], ["2", "2"]], [{"answer": "2"}, {"answer": "2"}]).tolist() == [
+    assert check_answers([["1", "2"], ["2", "2"]], [{"answer": "2"}, {"answer": "2"}]).tolist() == [
         [False, True],
         [True, True],
     ]
     with pytest.raises(ValueError, match=r"no answer that can be verified, its metadata are \{'tag': 3\}"):
-        judged([["1"]], [{"tag": 3}])
+        check_answers([["1"]], [{"tag": 3}])
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def tiny() -> tuple[Any, Any]:
 def test_greedy_completions_are_the_argmax_whatever_the_batch(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     prompts = ["1+2=", "47+38=", "9-0="]
-    found = completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0))
-    assert found == completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0, batch=1))
+    found = generate_completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0))
+    assert found == generate_completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0, batch=1))
     for prompt, (text,) in zip(prompts, found, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         for _ in range(5):
@@ -75,7 +75,8 @@ def test_samples_are_by_prompt_and_by_seed_and_leave_the_generator_alone(tiny: t
     model, tokenizer = tiny
     state = torch.get_rng_state()
     first, again, other = (
-        completions(model, tokenizer, ["1+2=", "3+4="], 6, Decoding(4, seed=seed, batch=6)) for seed in (0, 0, 1)
+        generate_completions(model, tokenizer, ["1+2=", "3+4="], 6, Decoding(4, seed=seed, batch=6))
+        for seed in (0, 0, 1)
     )
     assert [len(texts) for texts in first] == [6, 6]
     assert first == again != other

@@ -14,7 +14,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.pretraining import tiny_lm
 from difrl.pretraining.pretrain import pretrain
 from difrl.pretraining.text import (
-    UNTRAINED,
+    IGNORE_INDEX,
     Corpus,
     DecoderConfig,
     TextConfig,
@@ -58,13 +58,13 @@ def decoder(**more: Any) -> DecoderConfig:
 
 
 def test_corpus_holds_every_solution_and_labels_it_alone(tokenizer: Any) -> None:
-    corpus = Corpus.of([Problem(47, "+", 38), Problem(2, "-", 1)], tokenizer)
+    corpus = Corpus.build([Problem(47, "+", 38), Problem(2, "-", 1)], tokenizer)
     assert corpus.tokens.shape == corpus.labels.shape == (2, 3, 1 + 6 + 8 + 1)
     for row, which, text, solution in SOLUTIONS:
         tokens, labels = corpus.tokens[row, which], corpus.labels[row, which]
         assert tokenizer.decode(tokens, skip_special_tokens=True) == text + solution
-        assert tokenizer.decode(labels[labels != UNTRAINED]) == f"{solution}<eos>"
-        assert (labels == torch.where(labels == UNTRAINED, UNTRAINED, tokens)).all()
+        assert tokenizer.decode(labels[labels != IGNORE_INDEX]) == f"{solution}<eos>"
+        assert (labels == torch.where(labels == IGNORE_INDEX, IGNORE_INDEX, tokens)).all()
     tokens, labels = corpus.batch(decoder(worked=0.0), torch.Generator().manual_seed(0))
     assert tokens.shape == labels.shape == (64, 1 + 6 + 2 + 1)  # answers at once; no column is padding alone
 
@@ -72,7 +72,7 @@ def test_corpus_holds_every_solution_and_labels_it_alone(tokenizer: Any) -> None
 @pytest.mark.parametrize(("worked", "careless"), [(0.0, 0.0), (0.3, 0.8), (1.0, 0.5)])
 def test_shares_of_solutions(tokenizer: Any, worked: float, careless: float) -> None:
     """Within four standard errors."""
-    corpus = Corpus.of([Problem(47, "+", 38)], tokenizer)
+    corpus = Corpus.build([Problem(47, "+", 38)], tokenizer)
     config = decoder(batch=2000, worked=worked, careless=careless)
     tokens, _ = corpus.batch(config, torch.Generator().manual_seed(0))
     drawn = Counter(text.partition("=")[2] for text in tokenizer.batch_decode(tokens, skip_special_tokens=True))
@@ -84,7 +84,9 @@ def test_shares_of_solutions(tokenizer: Any, worked: float, careless: float) -> 
 
 def test_loss_is_transformers_own(tokenizer: Any) -> None:
     model = tiny_lm.build_model(tokenizer, 0)
-    tokens, labels = Corpus.of(arithmetic.problems()[:50], tokenizer).batch(decoder(), torch.Generator().manual_seed(0))
+    tokens, labels = Corpus.build(arithmetic.problems()[:50], tokenizer).batch(
+        decoder(), torch.Generator().manual_seed(0)
+    )
     found = model(input_ids=tokens, labels=labels)
     torch.testing.assert_close(solution_loss(found.logits, labels), found.loss, rtol=1e-6, atol=0)
 

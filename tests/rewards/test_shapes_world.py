@@ -14,7 +14,7 @@ COUNT = 400
 def drawings() -> tuple[list[shapes.Prompt], list[list[shapes.Figure]], torch.Tensor]:
     rng = np.random.default_rng(11)
     prompts = shapes.sample_prompts(COUNT, rng)
-    scenes = [shapes.scene(prompt.metadata, rng) for prompt in prompts]
+    scenes = [shapes.draw_scene(prompt.metadata, rng) for prompt in prompts]
     return prompts, scenes, torch.from_numpy(np.stack([shapes.render(scene) for scene in scenes]))
 
 
@@ -41,7 +41,7 @@ def test_other_prompts_are_right_only_where_the_world_says_so() -> None:
     rng = np.random.default_rng(12)
     others = [shapes.ALL_PROMPTS[index] for index in rng.integers(len(shapes.ALL_PROMPTS), size=COUNT)]
     values = scored(images, others)
-    truth = torch.tensor([shapes.holds(o.metadata, s) for o, s in zip(others, scenes, strict=True)])
+    truth = torch.tensor([shapes.satisfies(o.metadata, s) for o, s in zip(others, scenes, strict=True)])
     assert values[~truth].mean() <= 0.005
     # Nearly all of them are wrong, and a few are right: "a circle" on a drawing of a circle and a square.
     assert values.mean() <= 0.03
