@@ -18,9 +18,7 @@ UNFINISHED = (
     "difrl/config/",
     "difrl/inference/",
     "difrl/policies/",
-    "difrl/pretraining/",
     "difrl/runtime/",
-    "difrl/tasks/",
     "difrl/training/",
 )
 """Folders that do not keep the rule yet."""

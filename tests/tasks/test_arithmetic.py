@@ -1,4 +1,4 @@
-"""The problems of the arithmetic world, by hand and all of them."""
+"""The problems of the arithmetic task, by hand and all of them."""
 
 from __future__ import annotations
 
