@@ -1,8 +1,8 @@
-"""The schema of a run: what a recipe may say, with a sentence and a default for every key; a module a part of it.
+"""The schema of a run: every key of a recipe, with a sentence and a default. Each part of a recipe has a module.
 
-A recipe is one YAML file. `algorithm: awm` fills likelihood, objective, anchors, advantage and what belongs
-to them from a preset (difrl/config/presets/); whatever the recipe says itself wins. Reading a file is in
-difrl/config/load.py, what must hold between parts in difrl/config/checks/.
+A recipe is one YAML file. `algorithm: awm` fills likelihood, objective, anchors, advantage and related keys from a preset
+(difrl/config/presets/); keys of the recipe override it. difrl/config/load.py reads a file, difrl/config/checks/ finds
+settings that exclude each other.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from difrl.config.schema.objective import (
     NegativeAwareObjective,
     ObjectiveConfig,
     ObjectiveSection,
-    OfDecisions,
     PreferenceObjective,
     RatioNormalisedObjective,
+    Reduction,
     register_objective,
 )
 from difrl.config.schema.rewards import (
@@ -124,12 +124,12 @@ __all__ = [
     "NoiseShape",
     "ObjectiveConfig",
     "ObjectiveSection",
-    "OfDecisions",
     "ParShape",
     "PreferenceObjective",
     "ProgressiveWindow",
     "RandomWindow",
     "RatioNormalisedObjective",
+    "Reduction",
     "ReferencesConfig",
     "RehearsalConfig",
     "ResetSnapshot",

@@ -1,4 +1,4 @@
-"""One run, whose parts fit together."""
+"""A run whose settings are consistent."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from difrl.config.schema.run import RunSections
 
 
 class RunConfig(RunSections):
-    """One run."""
+    """The config of a run, without settings that exclude each other."""
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> RunConfig:
+    def _check_conflicts(self) -> RunConfig:
         if found := find_conflicts(self):
             raise ConfigConflictError(found)
         return self
 
 
-def shows_base(config: RunConfig) -> bool:
-    """Whether the end of the run draws from the pretrained weights again, which full training has to keep for that."""
+def samples_base_at_end(config: RunConfig) -> bool:
+    """Return whether the end of the run draws from the pretrained weights, which full training must then keep."""
     return config.data.evaluation is not None and config.eval.every > 0 and bool(config.eval.rlg or config.eval.show)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from difrl.config import RunConfig
 from difrl.config.load import read_config
-from difrl.config.run import shows_base
+from difrl.config.run import samples_base_at_end
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.recorded_samples import training_prompts
@@ -73,7 +73,7 @@ def train(
     trackers = find_trackers(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     scorer.check_modality(MODALITIES[config.likelihood.kind])
-    policy = load_policy(config, processes.device, keep_base=shows_base(config))
+    policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config))
     policy.refuse([*prompts.train, *(prompts.evaluation or [])])
     run = Run(config, policy, scorer, prompts, processes, _display(display, processes), trackers)
     try:

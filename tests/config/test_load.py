@@ -182,7 +182,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(folder: Path) -> None:
 def test_missing_sections_say_what_they_are_for(folder: Path) -> None:
     found = problems(folder, "seed: 1\n")
     assert [line.split(": ")[1] for line in found] == ["model", "data", "rewards", "likelihood", "objective"]
-    assert found[0] == "recipe.yaml:1: model: missing (which model is trained, e.g. model: {path: tiny-sd3})"
+    assert found[0] == "recipe.yaml:1: model: missing (the model that is trained, e.g. model: {path: tiny-sd3})"
     assert "algorithm: awm" in found[3]
 
 

@@ -1,4 +1,4 @@
-"""What holds θ back: anchors, and the snapshots that they and old ratios are measured from."""
+"""Anchors, which pull θ towards other weights, and the snapshots that anchors and ratios refer to."""
 
 from __future__ import annotations
 
@@ -43,55 +43,55 @@ class AnchorConfig(Section):
     to: str = Field("base", description="base, or the name of a snapshot or teacher")
     divergence: DivergenceName = Field(
         "velocity",
-        description="weighted: the distance of outputs in the weighting and reduction of a forward likelihood; from "
-        "reverse_kl on: of a token's distributions",
+        description="weighted: the distance of outputs in the weighting and reduction of a forward likelihood; reverse_kl "
+        "and those after it: between the distributions of a token",
     )
-    alpha: float = Field(0.5, description="of the alpha-divergence")
+    alpha: float = Field(0.5, description="parameter of the alpha-divergence")
     vocabulary: Literal["full", "sampled"] = Field(
-        "full", description="a divergence of distributions in full, or estimated from the token that was drawn"
+        "full", description="divergence of distributions: over the full vocabulary, or estimated from the sampled token"
     )
     samples: Literal["own", "rehearsal"] = Field(
-        "own", description="whose samples a divergence is measured on: the step's own, or those of rehearsal"
+        "own", description="samples on which the divergence is measured: those of the step, or those of rehearsal"
     )
     place: Literal["loss", "reward", "decision"] = Field(
         "loss",
-        description="reward: k1 of the recorded decisions, summed over a sample, is taken off its reward; decision: each "
-        "decision's k1 is taken off its own advantage alone",
+        description="reward: k1 of the recorded decisions, summed over a sample, is subtracted from its reward; decision: "
+        "the k1 of each decision is subtracted from the advantage of that decision alone",
     )
     centred: bool = Field(
         False,
-        description="of place: decision: k1 is taken less its expectation over the vocabulary, which lowers the variance of "
-        "the gradient and leaves its mean (arXiv:2605.07865)",
+        description="with place: decision: k1 minus its expectation over the vocabulary; this lowers the variance of the "
+        "gradient and keeps its mean (arXiv:2605.07865)",
     )
     coefficient: AnchorCoefficient = 1.0
     guidance: float | None = Field(
-        None, ge=1, description="guidance scale of the anchor's prediction; default: as the likelihood is evaluated"
+        None, ge=1, description="guidance scale of the anchor's prediction; default: the same as for the likelihood"
     )
 
     @model_validator(mode="after")
-    def _known_before_advantages(self) -> AnchorConfig:
+    def _check_place(self) -> AnchorConfig:
         if self.place != "loss" and isinstance(self.coefficient, RewardAdaptiveCoefficient):
             raise ValueError(
-                "a reward_adaptive coefficient asks for advantages, which are made of the rewards that this anchor is taken "
-                "off; set a number, a schedule or target_kl, or place: loss"
+                "a reward_adaptive coefficient needs advantages, which are computed from the rewards that this anchor is "
+                "subtracted from; set a number, a schedule or target_kl, or place: loss"
             )
         return self
 
     @property
     def label(self) -> str:
-        """The name used in metrics: the snapshot, and the guidance scale and samples where the anchor has its own."""
+        """Name in metrics: the snapshot, with the guidance scale and samples where the anchor sets them."""
         guided = self.to if self.guidance is None else f"{self.to}-cfg{self.guidance:g}"
         return guided if self.samples == "own" else f"{guided}-{self.samples}"
 
 
 class SnapshotSection(Section):
-    """How a snapshot follows θ."""
+    """Base of the sections that determine how a snapshot follows θ."""
 
     kind: str
 
     @property
     def value_range(self) -> tuple[float, ...]:
-        """The numbers between which the decay stays, where the recipe chooses them."""
+        """Numbers between which the decay stays, where the recipe chooses them."""
         return ()
 
     def build(self, train: TrainConfig) -> Coefficient:
@@ -119,7 +119,7 @@ class DecaySnapshot(SnapshotSection):
 
 
 class SoupSnapshot(SnapshotSection):
-    """The average of the initial weights and those after every so many steps (arXiv:2411.01798)."""
+    """The average of the initial weights and of those at regular intervals (arXiv:2411.01798)."""
 
     kind: Literal["soup"]
     every: int = Field(gt=0, description="steps between the weights that are averaged")
@@ -131,7 +131,7 @@ class SoupSnapshot(SnapshotSection):
 
 
 class ResetSnapshot(SnapshotSection):
-    """The weights as they were after the latest multiple of so many steps (arXiv:2505.24864)."""
+    """The weights after the latest multiple of `every` steps (arXiv:2505.24864)."""
 
     kind: Literal["reset"]
     every: int = Field(gt=0, description="steps between resets")

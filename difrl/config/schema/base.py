@@ -1,4 +1,4 @@
-"""What every section of a recipe shares."""
+"""The base class of all sections of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values are never coerced across types."""
+    """A part of a recipe. Unknown keys are errors; values are not coerced across types."""
 
     @classmethod
     def variants(cls) -> list[type[Section]]:

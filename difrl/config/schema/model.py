@@ -1,4 +1,4 @@
-"""Which model is trained, and how it sits in memory."""
+"""The model that is trained, and its use of memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which model is trained, and how it sits in memory."""
+    """The model that is trained, and its use of memory."""
 
     path: str = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3, tiny-sd)")
     revision: str | None = Field(None, description="revision of a hub model")
@@ -27,19 +27,21 @@ class ModelConfig(Section):
     lora: LoraConfig = LoraConfig()
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of frozen weights and the forward pass; trained weights and transitions: float32",
+        description="type of frozen weights and of the forward pass; trained weights and transitions are float32",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     copies: Literal["device", "cpu"] = Field(
-        "device", description="where snapshots, and full training's pretrained weights, stay while not in use"
+        "device", description="location of unused snapshots, and of the pretrained weights under full training"
     )
     attention: str = Field(
         "sdpa",
-        description="sdpa; or a backend of diffusers such as xformers, flash, sage; for language models one of transformers: "
+        description="sdpa, or a backend of diffusers such as xformers, flash, sage; for language models one of transformers: "
         "eager, flash_attention_2, flash_attention_3, flex_attention",
     )
     embeddings_mb: int = Field(
-        1024, ge=0, description="MiB of prompt embeddings kept in CPU memory; texts beyond are encoded again"
+        1024,
+        ge=0,
+        description="MiB of prompt embeddings kept in CPU memory; further texts are encoded again at each use",
     )
     max_sequence_length: int | None = Field(
         None, ge=0, description="T5 tokens; default: 256 with a T5 encoder, 0 without one"

@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Objectives: the losses that are minimised."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from difrl.runtime.registry import Registry
 if TYPE_CHECKING:
     from difrl.core import Objective
 
-OfDecisions = Literal["each", "mean", "sum"]
+Reduction = Literal["each", "mean", "sum"]
 
-
-_OF_DECISIONS = "each decision by itself, or the mean or sum of a sample's"
+_DECISIONS = "each decision separately, or the mean or sum over the decisions of a sample"
 
 
 class ObjectiveSection(Section):
@@ -36,7 +35,7 @@ class ObjectiveSection(Section):
     """True if the mixed likelihoods ℓ⁺ and ℓ⁻ of likelihood.mix are read."""
 
     @property
-    def reduction(self) -> OfDecisions:
+    def reduction(self) -> Reduction:
         """The value of the key `decisions`; "each" for a section without that key."""
         return dict(self).get("decisions", "each")
 
@@ -77,7 +76,7 @@ class ClippedObjective(ObjectiveSection):
     kind: Literal["clipped"]
     clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
     clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import Clipped
@@ -86,7 +85,7 @@ class ClippedObjective(ObjectiveSection):
 
 
 class RatioNormalisedObjective(ObjectiveSection):
-    """clipped on log ρ̃ = scale (log ρ + bias), of mean 0 and one spread at every step (arXiv:2510.22319)."""
+    """The clipped objective of log ρ̃ = scale (log ρ + bias), with mean 0 and equal spread at every step (arXiv:2510.22319)."""
 
     kind: Literal["ratio_normalised"]
     clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
@@ -94,7 +93,7 @@ class RatioNormalisedObjective(ObjectiveSection):
     bias: Literal["closed_form", "batch"] = Field(
         "closed_form", description="KL(old‖θ) of a reverse step, or the mean of −log ρ over the step's samples"
     )
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import RatioNormalised
@@ -103,15 +102,19 @@ class RatioNormalisedObjective(ObjectiveSection):
 
 
 class ClipCovObjective(ObjectiveSection):
-    """clipped, without a share of the decisions whose covariance of ℓ and A is large: Clip-Cov (arXiv:2505.22617)."""
+    """The clipped objective without a share of the decisions whose covariance of ℓ and A is large: Clip-Cov
+    (arXiv:2505.22617).
+    """
 
     kind: Literal["clip_cov"]
     clip_low: float | None = Field(1.0, gt=0, description="lower bound is 1 − clip_low; null: none")
     clip_high: float | None = Field(1.0, gt=0, description="upper bound is 1 + clip_high; null: none")
-    share: float = Field(2e-4, gt=0, le=1, description="of an update's decisions that take no part in the gradient")
-    lowest: float = Field(1.0, description="covariance above which a decision may be one of them")
-    highest: float = Field(5.0, description="covariance below which it may")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    share: float = Field(
+        2e-4, gt=0, le=1, description="share of an update's decisions that is left out of the gradient"
+    )
+    lowest: float = Field(1.0, description="covariance above which a decision may be left out")
+    highest: float = Field(5.0, description="covariance below which a decision may be left out")
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import ClipCov
@@ -120,12 +123,12 @@ class ClipCovObjective(ObjectiveSection):
 
 
 class KLCovObjective(ObjectiveSection):
-    """−A ρ, and coefficient · |log ρ| where the covariance of ℓ and A is largest: KL-Cov (arXiv:2505.22617)."""
+    """−A ρ, plus coefficient · |log ρ| where the covariance of ℓ and A is largest: KL-Cov (arXiv:2505.22617)."""
 
     kind: Literal["kl_cov"]
-    share: float = Field(2e-3, gt=0, le=1, description="of an update's decisions that are held to old")
-    coefficient: float = Field(1.0, gt=0, description="of |log ρ|")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    share: float = Field(2e-3, gt=0, le=1, description="share of an update's decisions with the penalty")
+    coefficient: float = Field(1.0, gt=0, description="factor of |log ρ|")
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import KLCov
@@ -134,11 +137,11 @@ class KLCovObjective(ObjectiveSection):
 
 
 class DivergenceMaskedObjective(ObjectiveSection):
-    """−A ρ, dropped where KL(old‖θ) ≥ delta and the step would lead further away (arXiv:2606.11025)."""
+    """−A ρ, dropped where KL(old‖θ) ≥ delta and the gradient would increase it (arXiv:2606.11025)."""
 
     kind: Literal["divergence_masked"]
-    delta: float = Field(1e-5, gt=0, description="the KL of the trust region, reduced as the likelihood is")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    delta: float = Field(1e-5, gt=0, description="KL of the trust region, in the reduction of the likelihood")
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import DivergenceMasked
@@ -155,12 +158,12 @@ class CentredObjective(ObjectiveSection):
     bound: float = Field(5.0, gt=0, description="a: unit rewards are clip(A, ±a) / 2a + ½")
     form: Literal["squared", "bce"] = Field("squared", description="squared error, or cross-entropy of sigmoids")
     reward: Literal["unit", "raw"] = Field(
-        "unit", description="unit: advantages as rewards in [0, 1]; raw: as they are, for advantage.std: none"
+        "unit", description="unit: advantages mapped to [0, 1]; raw: advantages unchanged, for advantage.std: none"
     )
     temperature: float | None = Field(
-        None, gt=0, description="of softmax-weighted means in both directions; null: plain means"
+        None, gt=0, description="temperature of softmax-weighted means in both directions; null: plain means"
     )
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import CentredRewardDistillation
@@ -190,15 +193,15 @@ class PreferenceObjective(ObjectiveSection):
 
     compares: ClassVar[bool] = True
     kind: Literal["preference"]
-    beta: float = Field(0.1, gt=0, description="how strongly θ is held to the reference")
+    beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
     loss: Literal["logistic", "squared"] = Field("logistic", description="squared is IPO (arXiv:2310.12036)")
     divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = Field(
-        "reverse_kl", description="f′ of which divergence takes the place of log: f-DPO (arXiv:2309.16240)"
+        "reverse_kl", description="divergence whose f′ replaces the logarithm: f-DPO (arXiv:2309.16240)"
     )
-    alpha: float = Field(0.5, gt=0, le=1, description="of the alpha-divergence")
-    flip: float = Field(0.0, ge=0, lt=0.5, description="share of labels that are wrong: rDPO (arXiv:2403.00409)")
-    reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    alpha: float = Field(0.5, gt=0, le=1, description="parameter of the alpha-divergence")
+    flip: float = Field(0.0, ge=0, lt=0.5, description="share of wrong labels: rDPO (arXiv:2403.00409)")
+    reference: str = Field("base", description="base, or the name of a snapshot; Δ is the log-ratio to it")
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import Preference
@@ -219,10 +222,12 @@ class AnchoredPreferenceObjective(ObjectiveSection):
 
     compares: ClassVar[bool] = True
     kind: Literal["anchored_preference"]
-    temperature: float = Field(1.0, gt=0, description="of log-ratios: 1 / β")
-    target_temperature: float = Field(1.0, gt=0, description="of advantages; small is close to hard labels")
-    reference: str = Field("base", description="base, or the name of a snapshot: what Δ is measured from")
-    decisions: OfDecisions = Field("each", description=_OF_DECISIONS)
+    temperature: float = Field(1.0, gt=0, description="temperature of log-ratios, 1 / β")
+    target_temperature: float = Field(
+        1.0, gt=0, description="temperature of advantages; a small one is close to hard labels"
+    )
+    reference: str = Field("base", description="base, or the name of a snapshot; Δ is the log-ratio to it")
+    decisions: Reduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import AnchoredPreference

@@ -1,4 +1,4 @@
-"""Rewards: which, combined and shaped how, and with which weight in the sum that is optimised."""
+"""Rewards: their sources, combination, shapes and weights in the sum that is optimised."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class ClipShape(Section):
     high: float | None = Field(None, description="default: no bound")
 
     @model_validator(mode="after")
-    def _bounds(self) -> ClipShape:
+    def _check_bounds(self) -> ClipShape:
         if self.low is None and self.high is None:
             raise ValueError("give low or high, or both")
-        return _ordered(self, self.low, self.high)
+        return _check_order(self, self.low, self.high)
 
 
 class MinMaxShape(Section):
     """(r − low) / (high − low)."""
 
     kind: Literal["min_max"]
-    low: float | None = Field(None, description="becomes 0; default, with high: the lowest of the group")
-    high: float | None = Field(None, description="becomes 1; default, with low: the highest of the group")
+    low: float | None = Field(None, description="mapped to 0; default, together with high: the lowest of the group")
+    high: float | None = Field(None, description="mapped to 1; default, together with low: the highest of the group")
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> MinMaxShape:
+    def _check_bounds(self) -> MinMaxShape:
         if (self.low is None) != (self.high is None):
             raise ValueError("give low and high, or neither, for the range of each group")
-        return _ordered(self, self.low, self.high)
+        return _check_order(self, self.low, self.high)
 
 
 class ParShape(Section):
@@ -47,25 +47,27 @@ class ParShape(Section):
 
 
 class LogSigmoidShape(Section):
-    """log σ(r − r_ref), r_ref a quantile of the reference samples: sums are a logical AND (arXiv:2402.00742)."""
+    """log σ(r − r_ref), r_ref a quantile of the reference samples; sums act as a logical AND (arXiv:2402.00742)."""
 
     kind: Literal["log_sigmoid"]
     quantile: float | None = Field(
-        0.85, ge=0, le=1, description="of the rewards of the prompt's reference samples; null: their mean"
+        0.85, ge=0, le=1, description="quantile of the rewards of the prompt's reference samples; null: their mean"
     )
 
 
 class NoiseShape(Section):
-    """(r − ρ₀) / (1 − ρ₀ − ρ₁), for a verifier that says 0 or 1 and errs at known rates (arXiv:2510.00915)."""
+    """(r − ρ₀) / (1 − ρ₀ − ρ₁), for a binary verifier with known error rates (arXiv:2510.00915)."""
 
     kind: Literal["noise"]
-    false_positive: float = Field(ge=0, lt=1, description="ρ₀: how often it says 1 of what is wrong")
-    false_negative: float = Field(ge=0, lt=1, description="ρ₁: how often it says 0 of what is right")
+    false_positive: float = Field(ge=0, lt=1, description="ρ₀: rate of 1 among wrong samples")
+    false_negative: float = Field(ge=0, lt=1, description="ρ₁: rate of 0 among right samples")
 
     @model_validator(mode="after")
-    def _says_something(self) -> NoiseShape:
+    def _check_rates(self) -> NoiseShape:
         if self.false_positive + self.false_negative >= 1:
-            raise ValueError("the two rates sum to 1 or more: such a verifier says nothing, or the opposite")
+            raise ValueError(
+                "the two rates sum to 1 or more, so the verifier carries no information, or the opposite of the truth; lower one"
+            )
         return self
 
 
@@ -73,9 +75,9 @@ ShapeConfig = Annotated[ClipShape | MinMaxShape | ParShape | LogSigmoidShape | N
 
 
 class MemberConfig(Section):
-    """A reward by name, or by import path."""
+    """A reward by name or by import path."""
 
-    name: str | None = Field(None, description="a name that `difrl rewards` lists")
+    name: str | None = Field(None, description="a name listed by `difrl rewards`")
     import_: str | None = Field(
         None, alias="import", description="package.module.name of a function or a class, instead of a name"
     )
@@ -83,19 +85,23 @@ class MemberConfig(Section):
         None,
         alias="label",
         pattern=r"^[^/\s]+$",
-        description="its name in metrics; default: name, or that of the callable",
+        description="name in metrics; default: name, or the name of the callable",
     )
     options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
     on_error: Literal["raise", "retry", "drop"] = Field(
         "raise",
-        description="stop the run; call again, then stop; or leave out the samples that break it, counted in invalid/NAME",
+        description="stop the run; call again, then stop; or leave out the samples that fail, counted in invalid/NAME",
     )
-    retries: int = Field(3, gt=0, description="of on_error: retry, after pauses of 1, 2, 4 … seconds")
-    timeout: float | None = Field(None, gt=0, description="seconds for a call, after which it has failed; null: none")
-    shape: ShapeConfig | None = Field(None, description="what is made of it before it is summed, or combined")
+    retries: int = Field(
+        3, gt=0, description="calls after the first with on_error: retry, after pauses of 1, 2, 4 … seconds"
+    )
+    timeout: float | None = Field(None, gt=0, description="seconds after which a call has failed; null: no limit")
+    shape: ShapeConfig | None = Field(
+        None, description="function of the reward, applied before the sum or the combination"
+    )
 
     @model_validator(mode="after")
-    def _one_source(self) -> MemberConfig:
+    def _check_source(self) -> MemberConfig:
         if self._sources != 1:
             raise ValueError(f"give a reward either {self._choices}, e.g. `- name: geneval`")
         return self
@@ -110,26 +116,26 @@ class MemberConfig(Section):
 
     @property
     def label(self) -> str:
-        """The name used in metrics."""
+        """Name in metrics."""
         return self.label_ or self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
 
 
 _CALLED = ("options", "on_error", "retries", "timeout")
-"""Keys that say how a reward is made and called."""
+"""Keys that determine how a reward is built and called."""
 
 
 class RewardConfig(MemberConfig):
-    """A reward by name, by import path, or an ensemble of such."""
+    """A reward by name or by import path, or an ensemble of such rewards."""
 
     ensemble: list[MemberConfig] | None = Field(
-        None, min_length=2, description="rewards that estimate one thing, instead of a name (arXiv:2310.02743)"
+        None, min_length=2, description="rewards that estimate the same quantity, instead of a name (arXiv:2310.02743)"
     )
     combine: Literal["mean", "worst", "uncertainty"] = Field(
-        "mean", description="of an ensemble: its mean, its lowest, or its mean less penalty times its variance"
+        "mean", description="value of an ensemble: mean, lowest member, or mean minus penalty times variance"
     )
-    penalty: float | None = Field(None, ge=0, description="of combine: uncertainty")
+    penalty: float | None = Field(None, ge=0, description="penalty of combine: uncertainty")
     weight: RewardWeight = Field(
-        1.0, description="in the weighted sum; 0: only reported, as in distillation, which learns from anchors alone"
+        1.0, description="weight in the sum; 0: only reported, as in distillation, which learns from anchors alone"
     )
 
     @property
@@ -145,72 +151,76 @@ class RewardConfig(MemberConfig):
         return self.label_ or ("ensemble" if self.ensemble is not None else super().label)
 
     @model_validator(mode="after")
-    def _combined(self) -> RewardConfig:
+    def _check_combination(self) -> RewardConfig:
         if self.label == "mean":
             raise ValueError("reward/mean is the weighted sum of all; set another label")
         if self.ensemble is None and (self.combine != "mean" or self.penalty is not None):
-            raise ValueError("combine and penalty are of an ensemble; remove them")
+            raise ValueError("combine and penalty belong to an ensemble; remove them")
         fields = MemberConfig.model_fields
         own = [name for name in _CALLED if getattr(self, name) != fields[name].default]
         if self.ensemble is not None and own:
             raise ValueError(f"an ensemble has no {', '.join(own)}; give them to its members")
         if (self.combine == "uncertainty") != (self.penalty is not None):
-            raise ValueError("combine: uncertainty takes off penalty times the variance; give both, or neither")
+            raise ValueError("combine: uncertainty subtracts penalty times the variance; give both, or neither")
         labels = [member.label for member in self.ensemble or []]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"members are called {', '.join(labels)}; give those of one name a label each")
+            raise ValueError(
+                f"members are called {', '.join(labels)}; give members with the same name different labels"
+            )
         return self
 
     @property
     def members(self) -> list[MemberConfig]:
-        """Those of an ensemble; of a plain reward itself."""
+        """Members of the ensemble; for a plain reward, the reward itself."""
         return [self] if self.ensemble is None else self.ensemble
 
     @property
     def shapes(self) -> list[ShapeConfig]:
-        """Its own and its members'."""
+        """Shapes of the reward and of its members."""
         around = [] if self.ensemble is None else [self.shape]
         return [shape for shape in [*(member.shape for member in self.members), *around] if shape is not None]
 
     @property
     def compares(self) -> bool:
-        """Whether it is compared with reference samples."""
+        """True if a shape compares with reference samples."""
         return any(shape.kind in ("par", "log_sigmoid") for shape in self.shapes)
 
     @property
     def column(self) -> str:
-        """The metric of what is multiplied by the weight."""
+        """Name of the metric that the weight multiplies."""
         return f"{'shaped' if self.shapes else 'reward'}/{self.label}"
 
     @property
     def varies(self) -> bool:
-        """Whether the weight changes during the run."""
+        """True if the weight changes during the run."""
         return not isinstance(self.weight, int | float)
 
     @property
     def adapts(self) -> bool:
-        """Whether the weight follows the reward's mean."""
+        """True if the weight reacts to the mean of the reward."""
         return isinstance(self.weight, ThresholdWeight)
 
     @property
     def settled(self) -> float:
-        """The weight that evaluations take: where a schedule ends, and a multiplier starts."""
+        """Weight in evaluations: the end of a schedule, or the start of a multiplier."""
         return value_range(self.weight)[-1]
 
     @property
     def silent(self) -> bool:
-        """Whether it is only reported."""
+        """True if the reward is only reported."""
         return not any(value_range(self.weight))
 
 
-def _ordered(shape: S, low: float | None, high: float | None) -> S:
+def _check_order(shape: S, low: float | None, high: float | None) -> S:
     if low is not None and high is not None and low >= high:
         raise ValueError(f"found low: {low:g} and high: {high:g}; low must be below high")
     return shape
 
 
 class ReferencesConfig(Section):
-    """Samples of each prompt with which shapes compare; drawn and scored when the prompt is first trained on."""
+    """Reference samples of each prompt, for shapes that compare; drawn and scored when a prompt is first trained on."""
 
     count: int = Field(5, gt=0, description="samples of each prompt")
-    snapshot: str = Field("base", description="whose samples: base, or a snapshot that stays what it is (decay: 1)")
+    snapshot: str = Field(
+        "base", description="weights that draw them: base, or a snapshot that never changes (decay: 1)"
+    )

@@ -1,4 +1,4 @@
-"""One run: all its sections."""
+"""All sections of a run."""
 
 from __future__ import annotations
 
@@ -19,51 +19,55 @@ from difrl.config.schema.training import CheckpointConfig, EvaluationConfig, Gua
 
 
 class RunSections(Section):
-    """The sections of a run, and what follows from them."""
+    """The sections of a run, and quantities that follow from them."""
 
     algorithm: str | None = Field(
-        None, description="a preset such as awm: a method's settings, under those of the file"
+        None, description="a preset such as awm: the settings of a method, which the file may override"
     )
     seed: int = 0
     output_dir: Path = Field(Path("runs/default"), strict=False, description="the run folder")
-    model: ModelConfig = Field(description="which model is trained, e.g. model: {path: tiny-sd3}")
+    model: ModelConfig = Field(description="the model that is trained, e.g. model: {path: tiny-sd3}")
     data: DataConfig = Field(description="prompts, e.g. data: {train: prompts.txt}")
-    rewards: list[RewardConfig] = Field(min_length=1, description="what is optimised, e.g. [{name: geneval}]")
+    rewards: list[RewardConfig] = Field(min_length=1, description="rewards that are optimised, e.g. [{name: geneval}]")
     watch: list[RewardConfig] = Field([], description="rewards that are scored and never optimised")
-    references: ReferencesConfig | None = Field(None, description="samples with which shapes of rewards compare")
+    references: ReferencesConfig | None = Field(None, description="samples for shapes of rewards that compare")
     rollout: RolloutConfig = RolloutConfig()
     generation: GenerationConfig = GenerationConfig()
-    teachers: dict[str, TeacherConfig] = Field({}, description="name → a language model that anchors hold θ to")
-    likelihood: LikelihoodConfig = Field(description="of samples; a preset such as algorithm: awm sets it")
+    teachers: dict[str, TeacherConfig] = Field({}, description="name → a language model for anchors")
+    likelihood: LikelihoodConfig = Field(
+        description="the likelihood of samples; a preset such as algorithm: awm sets it"
+    )
     objective: ObjectiveConfig = Field(description="the loss; a preset such as algorithm: awm sets it")
-    anchors: list[AnchorConfig] = Field([], description="what θ is held to")
-    rehearsal: RehearsalConfig | None = Field(None, description="samples of a file that anchors are measured on")
+    anchors: list[AnchorConfig] = Field([], description="pulls of θ towards other weights")
+    rehearsal: RehearsalConfig | None = Field(None, description="recorded samples on which anchors are measured")
     advantage: AdvantageConfig = AdvantageConfig()
     collect: CollectConfig = CollectConfig()
-    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → how it follows; old, ema, sampler, …")
+    snapshots: dict[str, SnapshotConfig] = Field({}, description="name → how it follows θ; old, ema, sampler, …")
     train: TrainConfig = TrainConfig()
     eval: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    guard: GuardConfig | None = Field(None, description="ends a run whose watched measures fall; {} takes the defaults")
+    guard: GuardConfig | None = Field(
+        None, description="ends a run whose watched rewards or diversity fall; {}: the defaults"
+    )
     trackers: list[str] = Field([], description="copies of metrics.jsonl in other forms, e.g. [tensorboard]")
     tensorboard: bool = Field(False, description="the same as tensorboard among the trackers")
 
     @property
     def branches(self) -> int:
-        """Groups of a prompt: its branches, or one."""
+        """Groups for each prompt: its branches, or one."""
         return 1 if self.rollout.branch is None else self.rollout.branch.count
 
     @property
     def groups(self) -> int:
-        """Groups of a step, over all processes; a group's samples are compared with each other."""
+        """Groups a step, over all processes. The samples of a group are compared with each other."""
         return self.data.prompts_per_step * self.branches
 
     @property
     def compared(self) -> int:
-        """Samples of a group: all of a prompt, or of one of its branches."""
+        """Samples a group: all of a prompt, or of one of its branches."""
         return self.data.group_size // self.branches
 
     @property
     def drawn_by(self) -> tuple[str, ...]:
-        """The snapshots whose samples training looks at."""
+        """Snapshots whose samples are drawn in training."""
         return (self.rollout.snapshot, *([] if self.references is None else [self.references.snapshot]))

@@ -1,4 +1,4 @@
-"""Numbers that change over a run: schedules, and coefficients that follow what they see."""
+"""Numbers that change over a run: schedules, and coefficients that react to measurements."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class CoefficientSection(Section):
-    """A section that stands for a number which changes over the run."""
+    """Base of the sections that stand for a number which changes over the run."""
 
     kind: str
 
     @property
     def value_range(self) -> tuple[float, ...]:
-        """The numbers between which it stays (a controller: at which it starts)."""
-        raise NotImplementedError(f"{type(self).__name__} must define levels")
+        """Numbers between which the value stays; for a controller, the number at which it starts."""
+        raise NotImplementedError(f"{type(self).__name__} must define value_range")
 
     def build(self, total: int) -> Coefficient:
         """Return the coefficient. A schedule without a length of its own spans the run, `total` of what it counts."""
@@ -29,7 +29,7 @@ class CoefficientSection(Section):
 
 
 def value_range(value: float | CoefficientSection) -> tuple[float, ...]:
-    """Return the numbers between which a value stays: itself, or its section's levels."""
+    """Return the numbers between which a value stays: the number itself, or the range of its section."""
     return value.value_range if isinstance(value, CoefficientSection) else (float(value),)
 
 
@@ -55,17 +55,22 @@ class ConstantSchedule(CoefficientSection):
         return Constant(self.value, self.warmup)
 
 
-class LinearSchedule(CoefficientSection):
-    kind: Literal["linear"]
+class RampSchedule(CoefficientSection):
+    """Base of the schedules that go from one number to another."""
+
     start: float
     end: float
     steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
-    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
-    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
+    warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0 to start")
+    hold: int = Field(0, ge=0, description="steps at start, after the warm-up")
 
     @property
     def value_range(self) -> tuple[float, ...]:
         return (self.start, self.end)
+
+
+class LinearSchedule(RampSchedule):
+    kind: Literal["linear"]
 
     def build(self, total: int) -> Coefficient:
         from difrl.core import Linear
@@ -73,17 +78,8 @@ class LinearSchedule(CoefficientSection):
         return Linear(self.start, self.end, self.steps or total, self.warmup, self.hold)
 
 
-class CosineSchedule(CoefficientSection):
+class CosineSchedule(RampSchedule):
     kind: Literal["cosine"]
-    start: float
-    end: float
-    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
-    warmup: int = Field(0, ge=0, description="steps over which the start is reached linearly from 0")
-    hold: int = Field(0, ge=0, description="steps at the start, after the warm-up")
-
-    @property
-    def value_range(self) -> tuple[float, ...]:
-        return (self.start, self.end)
 
     def build(self, total: int) -> Coefficient:
         from difrl.core import Cosine
@@ -92,7 +88,7 @@ class CosineSchedule(CoefficientSection):
 
 
 def _schedule_kind(value: Any) -> str:
-    """Which of Schedule's forms a value has, so that an error speaks of that form alone."""
+    """Return the tag of a number or a section, so that an error concerns that form alone."""
     if isinstance(value, CoefficientSection):
         return value.kind
     return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
@@ -108,11 +104,13 @@ Schedule = Annotated[
 
 
 class TargetKLCoefficient(CoefficientSection):
-    """Follows the step's mean divergence D: e = clip(D/target − 1, ±bound), value ← value · (1 + gain · e) (arXiv:1909.08593)."""
+    """A controller of the step's mean divergence D: e = clip(D/target − 1, ±bound), value ← value · (1 + gain · e)
+    (arXiv:1909.08593).
+    """
 
     kind: Literal["target_kl"]
     start: float = Field(gt=0, description="value of the first step")
-    target: float = Field(gt=0, description="divergence to hold, in the units of kl/ANCHOR")
+    target: float = Field(gt=0, description="divergence to keep, in the units of kl/ANCHOR")
     gain: float = Field(0.1, gt=0, le=1, description="how fast the value follows")
     bound: float = Field(0.2, gt=0, lt=1, description="largest relative error that counts")
 
@@ -127,11 +125,11 @@ class TargetKLCoefficient(CoefficientSection):
 
 
 class RewardAdaptiveCoefficient(CoefficientSection):
-    """Of each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
+    """A coefficient for each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
 
     kind: Literal["reward_adaptive"]
-    value: Schedule = Field(description="of the best samples")
-    floor: float = Field(1e-4, ge=0, description="of the worst samples")
+    value: Schedule = Field(description="for the best samples")
+    floor: float = Field(1e-4, ge=0, description="for the worst samples")
     limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
 
     @property
@@ -144,7 +142,7 @@ class RewardAdaptiveCoefficient(CoefficientSection):
         return RewardAdaptive(build_coefficient(self.value, total), self.floor, self.limit)
 
     @model_validator(mode="after")
-    def _best_are_held_most(self) -> RewardAdaptiveCoefficient:
+    def _check_floor(self) -> RewardAdaptiveCoefficient:
         if self.floor > min(value_range(self.value)):
             raise ValueError(f"floor is {self.floor:g}, expected at most the value, {min(value_range(self.value)):g}")
         return self
@@ -162,7 +160,7 @@ AnchorCoefficient = Annotated[
 
 
 class ThresholdWeight(CoefficientSection):
-    """A Lagrange multiplier λ, the weight +λ or −λ: holds the mean m of what it weighs to one side (arXiv:2310.04373).
+    """A Lagrange multiplier λ as the weight +λ or −λ. It keeps the mean m of its reward on one side (arXiv:2310.04373).
 
     at_least: λ ← λ + rate · (at_least − m);  at_most: λ ← λ + rate · (m − at_most);  kept in [0, highest].
     """
@@ -175,7 +173,7 @@ class ThresholdWeight(CoefficientSection):
     highest: float = Field(10.0, gt=0, description="largest λ")
 
     @model_validator(mode="after")
-    def _one_side(self) -> ThresholdWeight:
+    def _check_side(self) -> ThresholdWeight:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("give either at_least or at_most")
         if self.start > self.highest:

@@ -1,4 +1,4 @@
-"""The optimisation, what is measured on the way, and what is kept."""
+"""Optimisation, evaluation, the guard and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ class TrainConfig(Section):
     """The optimisation."""
 
     steps: int = Field(100, gt=0, description="a step is one rollout with its updates")
-    updates_per_step: int = Field(1, gt=0, description="optimizer updates a rollout is divided into")
+    updates_per_step: int = Field(1, gt=0, description="optimizer updates into which a rollout is divided")
     micro_batch: int = Field(
         64, gt=0, description="decisions evaluated with gradient at once; guidance doubles the model's batch"
     )
     aggregation: Literal["decision", "sample", "length"] = Field(
         "decision",
-        description="what counts alike in the mean of losses: every decision (arXiv:2503.14476), every sample (2402.03300), or "
+        description="unit of equal weight in the loss: every decision (arXiv:2503.14476), every sample (2402.03300), or "
         "every decision over samples × their greatest length (2503.20783)",
     )
     lr: Schedule = Field(1e-4, description="a number, or a schedule over train.steps")
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="betas of AdamW")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     restart_every: int | None = Field(
-        None, gt=0, description="steps after which AdamW forgets its moments, as where ProRL resets its reference"
+        None, gt=0, description="steps between resets of AdamW's moments, as when ProRL resets its reference"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads a process; default: torch's own choice")
 
 
 class EvaluationConfig(Section):
-    """What is measured on prompts that are never trained on."""
+    """Evaluation on prompts that are never trained on."""
 
     every: int = Field(20, ge=0, description="steps between evaluations; 0: never, not even before and after")
     images: int = Field(256, gt=0, description="samples of an evaluation during the run")
     final_images: int | None = Field(None, gt=0, description="samples before and after a run; default: images")
     steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
     temperature: float | None = Field(
-        None, ge=0, description="of texts; 0: the likeliest token; default: generation.temperature"
+        None, ge=0, description="temperature of texts; 0: the likeliest token; default: generation.temperature"
     )
     diversity: list[str] = Field(
         ["pixels", "ngrams"],
         description="features whose distance within a prompt is measured: pixels or judge of images, ngrams of texts, "
-        "or module:function; each where it reads what the model makes",
+        "or module:function; features of the other modality are skipped",
     )
     show: int = Field(6, ge=0, description="prompts of the sample grid")
     columns: int = Field(8, gt=0, description="samples for each prompt of the grid")
@@ -56,21 +56,24 @@ class EvaluationConfig(Section):
 
 
 class GuardConfig(Section):
-    """What to do when a watched reward or the diversity falls while the trained reward rises (difrl/training/guard.py)."""
+    """The reaction to a watched reward or diversity that falls while the trained reward rises (difrl/training/guard.py)."""
 
     action: Literal["warn", "stop", "rollback"] = Field(
-        "rollback", description="end the run as it is (stop), or with the weights of its best evaluation (rollback)"
+        "rollback", description="warn, end the run (stop), or end it with the weights of its best evaluation (rollback)"
     )
     margin: float = Field(2.0, ge=0, description="standard errors beyond which a change counts as a fall or a rise")
     diversity: float | None = Field(
-        0.25, ge=0, lt=1, description="share of its highest value that diversity may lose; null: it is not guarded"
+        0.25,
+        ge=0,
+        lt=1,
+        description="share of its highest value that diversity may lose; null: diversity is not guarded",
     )
     rewards: list[str] | None = Field(None, description="watched rewards that are guarded; default: all")
-    patience: int = Field(2, gt=0, description="evaluations in a row with a fall before anything is done")
+    patience: int = Field(2, gt=0, description="consecutive evaluations with a fall before the action")
 
 
 class CheckpointConfig(Section):
     every: int = Field(
-        50, ge=0, description="steps between checkpoints; 0: at the end, on Ctrl-C or failure, and for a guard"
+        50, ge=0, description="steps between checkpoints; 0: only at the end, on Ctrl-C or failure, and for a guard"
     )
-    keep: int = Field(2, gt=0, description="how many are kept, beside the best where there is a guard")
+    keep: int = Field(2, gt=0, description="number of checkpoints to keep, beside the best one under a guard")

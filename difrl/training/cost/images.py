@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from difrl.config import RunConfig
-from difrl.config.run import shows_base
+from difrl.config.run import samples_base_at_end
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.flops import count_cost
 from difrl.policies.diffusion.load import family_class, make_denoiser_trainable, needs_base
@@ -36,7 +36,7 @@ def image_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     trained = _make_trainable(family, config)
     plan = plan_of(config, family, processes)
     # Anchors ask for the base, and so do the sweep and the pictures at the end (difrl/training/run.py).
-    memory = kept(config, _modules(family), trained, shows_base(config) or needs_base(config))
+    memory = kept(config, _modules(family), trained, samples_base_at_end(config) or needs_base(config))
     model, dtype = config.model, DTYPES[config.model.dtype]
     # From here on the skeleton is in one dtype.
     cost = count_cost(family, plan.training.shape, model.max_sequence_length, dtype, model.gradient_checkpointing)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from difrl.config import RunConfig
-from difrl.config.run import shows_base
+from difrl.config.run import samples_base_at_end
 from difrl.policies.language.flops import build_language_skeleton, count_text_cost
 from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
 from difrl.policies.language.tokenization import Texts, build_texts
@@ -47,7 +47,7 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
         for name, t in config.teachers.items()
     }
     plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
-    base = BASE in (*config.drawn_by, *snapshots_used(config)) or shows_base(config)
+    base = BASE in (*config.drawn_by, *snapshots_used(config)) or samples_base_at_end(config)
     memory = kept(config, [network], trained, base)
     memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
     frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)
