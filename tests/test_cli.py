@@ -334,7 +334,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
         (["train.step=3"], ["train.step", "did you mean train.steps?"]),
         (["train.steps=many"], ["train.steps", "many"]),
         (["data.group_size=1"], ["data.group_size", "found 1, and advantages compare the samples of a prompt"]),
-        (["train.updates_per_step=3"], ["data.prompts_per_step: 4 is no multiple of 3"]),
+        (["train.updates_per_step=3"], ["data.prompts_per_step: 4 is not a multiple of 3"]),
         (["model.path=./nowhere"], ["model.path: no folder './nowhere'"]),
         (["model.path=nobody/nothing"], ["'nobody/nothing' has no readable model_index.json"]),
         (["data.train=prompts.txt"], ["prompts.txt: no such file"]),

@@ -143,14 +143,14 @@ def test_every_combination_that_is_read_trains(sd3: Path, likelihood: str, objec
     ("parts", "path", "reason"),
     [
         (("forward", "ratio_normalised", "each"), "objective.bias", "no closed form.*set bias: batch"),
-        (("reverse", "ratio_normalised", "mean"), "objective.decisions", "a scale of its own.*set decisions: each"),
+        (("reverse", "ratio_normalised", "mean"), "objective.decisions", "its own scale.*set decisions: each"),
         (("forward", "divergence_masked", "each"), "objective.kind", "exact KL from old.*kind: reverse"),
-        (("reverse", "clip_cov", "each"), "objective.kind", "none to lose; set clipped"),
-        (("forward", "kl_cov", "sum"), "objective.kind", "none to lose; set clipped"),
+        (("reverse", "clip_cov", "each"), "objective.kind", "entropy cannot fall; set clipped"),
+        (("forward", "kl_cov", "sum"), "objective.kind", "entropy cannot fall; set clipped"),
         (("reverse", "negative_aware", "each"), "objective.kind", "mixtures of outputs.*kind: forward"),
         (("forward", "negative_aware", "each"), "likelihood.mix", "needs the mixtures.*mix: 1.0"),
-        (("forward, mixed", "clipped", "each"), "likelihood.mix", "clipped does not read mixtures"),
-        (("forward", "preference", "each"), "likelihood.share", "must share them.*or objective.decisions: mean"),
+        (("forward, mixed", "clipped", "each"), "likelihood.mix", "clipped does not use mixtures"),
+        (("forward", "preference", "each"), "likelihood.share", "must share its draws.*or objective.decisions: mean"),
         (("reverse, weighed", "clipped", "sum"), "likelihood.step_weight", "no meaning for the sum"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_refusal_names_the_key_and_the_reason(parts: tuple[str, str, str], pat
         ),
         (
             {"objective": {"kind": "preference", "decisions": "mean", "reference": "teacher"}},
-            r"objective\.reference: 'teacher' is no snapshot; expected base or old or ema",
+            r"objective\.reference: 'teacher' is not a snapshot; expected base or old or ema",
         ),
         (
             {

@@ -140,8 +140,8 @@ def test_an_evaluation_made_again_takes_the_place_of_the_first() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("eval.every=0", "guard: it compares evaluations"),
-        ("guard.rewards=[judges]", r"guard.rewards.0: 'judges' is no watched reward \(watched: judge\)"),
+        ("eval.every=0", "guard: the guard compares evaluations"),
+        ("guard.rewards=[judges]", r"guard.rewards.0: 'judges' is not a watched reward \(watched: judge\)"),
         ("guard={rewards: [], diversity: null}", "guard: nothing is guarded"),
     ],
 )

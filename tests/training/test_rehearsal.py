@@ -149,7 +149,7 @@ def test_each_update_rehearses_its_share(lm: Path, file: str, monkeypatch: pytes
         ),
         (
             {"anchors": [{**ANCHOR, "coefficient": {"kind": "reward_adaptive", "value": 0.1}}]},
-            "which rehearsed samples have",
+            "which rehearsed samples do not have",
         ),
         (
             {"train": {"updates_per_step": 2}, "rehearsal": {"train": "x.jsonl", "prompts_per_step": 3}},

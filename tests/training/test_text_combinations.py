@@ -112,8 +112,8 @@ def test_every_combination_that_is_read_trains(lm: Path, old: str, objective: st
 @pytest.mark.parametrize(
     ("parts", "path", "reason"),
     [
-        (("recorded", "ratio_normalised", "each"), "objective.bias", "whole old distribution.*set bias: batch"),
-        (("recorded", "divergence_masked", "sum"), "likelihood.old", "of old only each token's.*old: recompute"),
+        (("recorded", "ratio_normalised", "each"), "objective.bias", "full old distribution.*set bias: batch"),
+        (("recorded", "divergence_masked", "sum"), "likelihood.old", "only the ℓ of each token.*old: recompute"),
         (("recompute", "centred", "each"), "objective.decisions", "centred decision by decision.*set sum, or mean"),
         (("recompute", "preference", "each"), "objective.decisions", "compared as a whole.*set sum, or mean"),
         (("recorded", "anchored_preference", "each"), "objective.decisions", "compared as a whole.*set sum, or mean"),

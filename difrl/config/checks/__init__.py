@@ -1,6 +1,6 @@
-"""What must hold between the parts of a run's config: each check finds settings that exclude each other.
+"""Settings of a run that exclude each other. Each check yields the conflicts that it finds.
 
-A check yields the key to change and a sentence that says what was found, what was expected and what to do.
+A conflict is the key to change and a sentence: what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ConfigConflict", "ConfigConflictError", "find_conflicts"]
 
 
 def find_conflicts(config: RunConfig) -> list[ConfigConflict]:
-    """All that does not go together, in the order of the checks below."""
+    """Return all conflicts, in the order of the checks below."""
     return [conflict for check in _CHECKS for conflict in check(config)]
 
 

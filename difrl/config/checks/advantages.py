@@ -1,4 +1,4 @@
-"""From rewards to what is learnt: totals, baselines, draws."""
+"""Conflicts of the settings between rewards and loss: totals, baselines, dynamic sampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_advantages(config: RunConfig) -> Iterator[ConfigConflict]:
-    """All of these."""
+    """Yield the conflicts of this part of a config."""
     yield from _rewards_have_a_total(config)
     yield from _advantages_are_defined(config)
     yield from _groups_can_be_compared(config)
@@ -24,8 +24,8 @@ def _rewards_have_a_total(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "reward" and config.advantage.normalise == "each":
             problem = (
-                "advantage.normalise: each takes every reward by itself, so there is no total to take a divergence off; set "
-                "place: loss, or advantage.normalise: total"
+                "advantage.normalise: each normalises every reward separately, so there is no total to subtract a divergence "
+                "from; set place: loss, or advantage.normalise: total"
             )
             yield ConfigConflict(("anchors", index, "place"), problem)
 
@@ -34,28 +34,28 @@ def _advantages_are_defined(config: RunConfig) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if advantage.std == "beta" and advantage.baseline == "none":
         problem = (
-            "std: beta divides by the density of the group's mean, which has to be taken off first; set baseline: mean"
+            "std: beta divides by the density of the group's mean, which must be subtracted first; set baseline: mean"
         )
         yield ConfigConflict(("advantage", "baseline"), problem)
     if advantage.normalise == "each" and advantage.baseline == "none":
         yield ConfigConflict(
-            ("advantage", "baseline"), "normalise: each centres every reward in its group; set baseline: mean"
+            ("advantage", "baseline"), "normalise: each centres every reward within its group; set baseline: mean"
         )
     if advantage.normalise == "each" and advantage.std != "group":
         yield ConfigConflict(
             ("advantage", "std"), "normalise: each divides every reward by its spread in the group; set std: group"
         )
     if advantage.std == "beta" and any(anchor.place == "reward" for anchor in config.anchors):
-        problem = "std: beta is for rewards in [0, 1], which they leave where an anchor is taken off them"
+        problem = "std: beta is for rewards in [0, 1], and subtracting an anchor leaves this range"
         yield ConfigConflict(("advantage", "std"), f"{problem}; set another std, or place: loss")
     if advantage.positive == advantage.negative == 0:
         yield ConfigConflict(
-            ("advantage", "positive"), "positive and negative are both 0, so nothing would be learnt; raise one"
+            ("advantage", "positive"), "positive and negative are both 0, so nothing would be learnt; raise one of them"
         )
 
 
 def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigConflict]:
-    """A sample without others of its prompt has no baseline; where nothing asks for one, it may stand alone."""
+    """A group of one sample has no baseline. It is allowed where none is needed."""
     if config.data.group_size > 1 or config.data.rows == "pairs":
         return
     advantage = config.advantage
@@ -81,22 +81,22 @@ def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[ConfigConflict]:
         return
     known = [reward.label for reward in config.rewards if not reward.silent]
     if by not in known:
-        problem = f"{by!r} is no reward with a weight (found {', '.join(known) or 'none'})"
+        problem = f"{by!r} is not a reward with a weight (found {', '.join(known) or 'none'})"
         yield ConfigConflict(
-            ("collect", "by"), f"{problem}; name one, or remove by: groups then differ in the weighted sum"
+            ("collect", "by"), f"{problem}; name one, or remove by: then groups must differ in the weighted sum"
         )
     elif config.collect.max_draws == 1:
         yield ConfigConflict(("collect", "by"), "groups are drawn once; set collect.max_draws above 1, or remove by")
 
 
 def _something_is_learnt(config: RunConfig) -> Iterator[ConfigConflict]:
-    """Rewards of weight 0 are reported, and a run may learn from anchors alone: from those to weights θ does not begin with."""
+    """With rewards of weight 0 a run can still learn from anchors to other weights than the initial θ."""
     if config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards):
         return
     begins_elsewhere = config.model.train == "lora" and config.model.lora.warm_start is not None
     if not (begins_elsewhere and config.anchors) and not any(a.to in config.teachers for a in config.anchors):
-        problem = "every reward has weight 0, and θ begins where every anchor is, so there is nothing to learn from"
+        problem = "every reward has weight 0, and every anchor is at the initial θ, so there is nothing to learn from"
         yield ConfigConflict(("rewards", 0, "weight"), f"{problem}; raise one, or add an anchor to a teacher")
     if config.collect.max_draws > 1:
-        problem = "groups are drawn again until their rewards differ, which rewards of weight 0 never do; set 1"
+        problem = "groups are drawn again until their rewards differ, and rewards of weight 0 never differ; set 1"
         yield ConfigConflict(("collect", "max_draws"), problem)

@@ -1,4 +1,4 @@
-"""What a check of a run's config finds."""
+"""The finding of a check."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class ConfigConflict(NamedTuple):
-    """Settings that are each valid and do not go together."""
+    """Settings that are valid one by one and exclude each other."""
 
     path: tuple[str | int, ...]
     problem: str
 
 
 class ConfigConflictError(ValueError):
-    """Every conflict of a config."""
+    """All conflicts of a config."""
 
     def __init__(self, conflicts: list[ConfigConflict]) -> None:
         super().__init__("; ".join(f"{'.'.join(map(str, c.path))}: {c.problem}" for c in conflicts))

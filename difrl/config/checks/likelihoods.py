@@ -1,4 +1,4 @@
-"""What is evaluated: times, weightings, inversion, the old weights."""
+"""Conflicts of likelihoods: times, weightings, inversion, the old weights."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-from difrl.config.checks.objectives import ignores_old
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
 
 def check_likelihoods(config: RunConfig) -> Iterator[ConfigConflict]:
-    """All of these."""
+    """Yield the conflicts of this part of a config."""
     yield from _inversion_fits(config)
     yield from _times_in_order(config)
     yield from _elbo_is_defined(config)
-    yield from _old_stays_old(config)
+    yield from _old_is_fixed_within_step(config)
     yield from _mixtures_have_old(config)
 
 
@@ -27,11 +26,11 @@ def _inversion_fits(config: RunConfig) -> Iterator[ConfigConflict]:
         return
     if likelihood.times.kind != "grid":
         problem = (
-            f"inversion visits the times of the sampler's grid alone, found {likelihood.times.kind}; set kind: grid"
+            f"inversion visits only the times of the sampler's grid, found {likelihood.times.kind}; set kind: grid"
         )
         yield ConfigConflict(("likelihood", "times", "kind"), problem)
     if "noise" in likelihood.share:
-        problem = "inversion gives every sample a noise of its own, which cannot be shared; set [] or [t]"
+        problem = "inversion determines the noise of every sample, so it cannot be shared; set [] or [t]"
         yield ConfigConflict(("likelihood", "share"), problem)
 
 
@@ -49,18 +48,18 @@ def _elbo_is_defined(config: RunConfig) -> Iterator[ConfigConflict]:
     if likelihood.kind != "forward" or likelihood.weighting != "elbo":
         return
     if likelihood.times.kind == "grid":
-        problem = "weighting: elbo divides by the density of the times, and times on a grid have none"
+        problem = "weighting: elbo divides by the density of the times, and times on a grid have no density"
         yield ConfigConflict(("likelihood", "times", "kind"), f"{problem}; set uniform or logit_normal")
     if likelihood.error != "output":
-        problem = f"weighting: elbo is the error of the noise, whatever the model predicts; found {likelihood.error}"
+        problem = f"weighting: elbo uses the error of the noise for every prediction type; found {likelihood.error}"
         yield ConfigConflict(("likelihood", "error"), f"{problem}, set output")
 
 
-def _old_stays_old(config: RunConfig) -> Iterator[ConfigConflict]:
+def _old_is_fixed_within_step(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood, updates = config.likelihood, config.train.updates_per_step
-    if updates > 1 and likelihood.old == "detach" and not ignores_old(config):
+    if updates > 1 and likelihood.old == "detach" and config.objective.measured_from == "old":
         better = "recompute and snapshots: {old: {decay: 0.0}}" if likelihood.kind == "forward" else "recorded"
-        problem = f"detach moves ℓ_old with each of the {updates} updates of a step; set {better}"
+        problem = f"detach changes ℓ_old with each of the {updates} updates of a step; set {better}"
         yield ConfigConflict(("likelihood", "old"), problem)
     if likelihood.old == "recompute" and "old" not in config.snapshots:
         problem = "recompute needs a snapshot named old; add snapshots: {old: {decay: 0.0}}"
@@ -70,4 +69,4 @@ def _old_stays_old(config: RunConfig) -> Iterator[ConfigConflict]:
 def _mixtures_have_old(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.mix is not None and likelihood.old != "recompute":
-        yield ConfigConflict(("likelihood", "mix"), "mixtures are made with old weights; set likelihood.old: recompute")
+        yield ConfigConflict(("likelihood", "mix"), "mixtures need the old weights; set likelihood.old: recompute")

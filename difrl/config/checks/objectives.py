@@ -1,6 +1,6 @@
-"""What an objective asks of the other parts of a recipe, and which combinations make no sense.
+"""Conflicts of objectives with the other parts of a recipe.
 
-One check for each kind of objective, under its name in the schema; the rest hold for all.
+Each kind of objective has a check under its name in the schema; the other checks apply to all.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ if TYPE_CHECKING:
 
 
 def check_objectives(config: RunConfig) -> Iterator[ConfigConflict]:
-    """All that the objective cannot work with."""
+    """Yield the settings that the objective cannot work with."""
     yield from _BY_KIND.get(config.objective.kind, _declared_by_section)(config, config.objective)
     yield from _mixtures_are_read(config)
-    yield from _factors_are_of_single_decisions(config)
+    yield from _step_weights_have_single_decisions(config)
     yield from _bound_is_counted_once(config)
-
-
-def ignores_old(config: RunConfig) -> bool:
-    """Return whether the objective measures θ from another reference than old."""
-    return config.objective.measured_from != "old"
 
 
 _OLD_DISTRIBUTION = "likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
@@ -45,63 +40,61 @@ def _declared_by_section(config: RunConfig, objective: ObjectiveSection) -> Iter
 
 def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward" and objective.bias == "closed_form":
-        problem = "a forward likelihood has no closed form of E[−log ρ]; set bias: batch"
+        problem = "E[−log ρ] has no closed form for a forward likelihood; set bias: batch"
         yield ConfigConflict(("objective", "bias"), problem)
     if config.likelihood.kind == "tokens" and config.likelihood.old == "recorded" and objective.bias == "closed_form":
-        problem = (
-            "KL(old‖θ) of a token needs the whole old distribution, and only its own ℓ is recorded; set bias: batch"
-        )
+        problem = "KL(old‖θ) of a token needs the full old distribution, and only the ℓ of the token is recorded; set bias: batch"
         yield ConfigConflict(("objective", "bias"), f"{problem}, or {_OLD_DISTRIBUTION}")
     if config.likelihood.kind == "reverse" and objective.decisions != "each":
-        problem = f"every step has a scale of its own, and the {objective.decisions} of a sample's steps has none"
+        problem = f"every step has its own scale, so the {objective.decisions} over the steps of a sample has none"
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: each")
 
 
 def _clip_cov(config: RunConfig, objective: ClipCovObjective) -> Iterator[ConfigConflict]:
-    yield from _entropy_is_the_policys(config, objective)
+    yield from _policy_has_entropy(config, objective)
     if objective.lowest >= objective.highest:
-        problem = f"found {objective.lowest:g}, and no covariance lies above it and below {objective.highest:g}"
+        problem = f"found {objective.lowest:g}, and no covariance is above it and below {objective.highest:g}"
         yield ConfigConflict(("objective", "lowest"), f"{problem}; set lowest below highest")
 
 
 def _kl_cov(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
-    yield from _entropy_is_the_policys(config, objective)
+    yield from _policy_has_entropy(config, objective)
     if config.likelihood.old != "recompute":
         reasons = {
-            "detach": "detach makes log ρ zero, so its penalty would hold nothing",
-            "recorded": "the slope of |log ρ| at 0 would be the sign of a rounding error where ℓ_old is recorded",
+            "detach": "detach makes log ρ zero, so the penalty would have no effect",
+            "recorded": "with a recorded ℓ_old the slope of |log ρ| at 0 would be the sign of a rounding error",
         }
         problem = reasons[config.likelihood.old]
         yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
 
 
-def _entropy_is_the_policys(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
+def _policy_has_entropy(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "tokens":
         problem = (
-            f"{objective.kind} holds back the decisions that cost θ entropy, and a {config.likelihood.kind} likelihood, whose "
-            "noise is given, has none to lose"
+            f"{objective.kind} restrains the decisions that reduce the entropy of θ, and under a {config.likelihood.kind} "
+            "likelihood, whose noise is fixed, the entropy cannot fall"
         )
         yield ConfigConflict(("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens")
 
 
 def _divergence_masked(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
-        problem = "the mask needs the exact KL from old, which a forward likelihood has not"
+        problem = "the mask needs the exact KL from old, which a forward likelihood does not have"
         yield ConfigConflict(
             ("objective", "kind"), f"{problem}; set likelihood.kind: reverse, or objective.kind: clipped"
         )
     elif config.likelihood.kind == "tokens" and config.likelihood.old == "recorded":
-        problem = "the mask needs KL(old‖θ) of whole distributions, and of old only each token's ℓ is recorded"
+        problem = "the mask needs KL(old‖θ) of full distributions, and only the ℓ of each token is recorded"
         yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
     elif config.likelihood.old == "detach":
-        problem = "detach makes the KL from old zero, so the mask would never act; set old: recorded"
+        problem = "detach makes the KL from old zero, so the mask would have no effect; set old: recorded"
         yield ConfigConflict(("likelihood", "old"), problem)
 
 
 def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if config.likelihood.kind == "tokens" and objective.decisions == "each":
-        problem = "log-ratios are centred decision by decision, and token j of one text has nothing to do with that of another"
+        problem = "log-ratios are centred decision by decision, and token j of one text is not comparable with token j of another"
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
     if objective.reward != "raw":
         return
@@ -116,13 +109,13 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigC
     for key, found, allowed in wanted:
         if found not in allowed:
             expected = "null" if allowed[0] is None else allowed[0]
-            problem = f"objective.reward: raw reads advantages as rewards, which {key}: {found} changes"
+            problem = f"objective.reward: raw uses advantages as rewards, which {key}: {found} changes"
             yield ConfigConflict(("advantage", key), f"{problem}; set {key}: {expected}")
 
 
 def _negative_aware(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "forward":
-        problem = f"mixtures of outputs are of a forward likelihood, found likelihood.kind: {config.likelihood.kind}"
+        problem = f"mixtures of outputs need a forward likelihood, found likelihood.kind: {config.likelihood.kind}"
         yield ConfigConflict(
             ("objective", "kind"), f"{problem}; set likelihood.kind: forward, or objective.kind: clipped"
         )
@@ -136,24 +129,24 @@ def _preference(
     name, likelihood = objective.reference, config.likelihood
     known = list(dict.fromkeys(["base", "old", *config.snapshots]))
     if name not in known:
-        problem = f"{name!r} is no snapshot; expected {' or '.join(known)}, or declare it in snapshots"
+        problem = f"{name!r} is not a snapshot; expected {' or '.join(known)}, or declare it in snapshots"
         yield ConfigConflict(("objective", "reference"), problem)
     if name == "old" and likelihood.old == "detach":
-        problem = "detach makes old the policy itself, and every Δ zero; set likelihood.old: recompute"
+        problem = "detach makes old the policy itself, so every Δ is zero; set likelihood.old: recompute"
         yield ConfigConflict(("objective", "reference"), f"{problem}, or reference: base")
     for key, factor in (("positive", config.advantage.positive), ("negative", config.advantage.negative)):
         if factor == 0:
-            problem = "pairs are chosen by the order of advantages, which a factor of 0 wipes out"
+            problem = "pairs are chosen by the order of advantages, which a factor of 0 removes"
             yield ConfigConflict(("advantage", key), f"{problem}; set a number above 0")
     if likelihood.kind == "tokens" and objective.decisions == "each":
-        problem = "texts are compared as a whole: token j of one has nothing to do with token j of another"
+        problem = "texts are compared as a whole: token j of one text is not comparable with token j of another"
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
     if likelihood.kind != "forward" or objective.decisions != "each":
         return
-    # Inversion finds each sample its own noise, which is what makes it comparable.
+    # Inversion determines the noise of each sample, so only t has to be shared.
     wanted = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
     if not set(wanted) <= set(likelihood.share):
-        problem = "samples are compared decision by decision, so a group must share them"
+        problem = "samples are compared decision by decision, so a group must share its draws"
         yield ConfigConflict(
             ("likelihood", "share"), f"{problem}; set share: [{', '.join(wanted)}], or objective.decisions: mean"
         )
@@ -163,14 +156,14 @@ def _mixtures_are_read(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     unread = likelihood.kind == "forward" and likelihood.mix is not None
     if unread and not config.objective.reads_mixtures:
-        problem = f"{config.objective.kind} does not read mixtures; remove mix, or set objective.kind: negative_aware"
+        problem = f"{config.objective.kind} does not use mixtures; remove mix, or set objective.kind: negative_aware"
         yield ConfigConflict(("likelihood", "mix"), problem)
 
 
-def _factors_are_of_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
+def _step_weights_have_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood, decisions = config.likelihood, config.objective.reduction
     if likelihood.kind == "reverse" and likelihood.step_weight != "none" and decisions != "each":
-        problem = f"a weight of each step has no meaning for the {decisions} of a sample's steps"
+        problem = f"weights of single steps have no meaning for the {decisions} over the steps of a sample"
         yield ConfigConflict(("likelihood", "step_weight"), f"{problem}; set none, or objective.decisions: each")
 
 
@@ -178,7 +171,7 @@ def _bound_is_counted_once(config: RunConfig) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.weighting == "elbo" and config.objective.reduction == "sum":
         problem = (
-            f"every decision of elbo estimates the whole bound, and their sum counts it {likelihood.decisions} times"
+            f"every decision of elbo estimates the full bound, so their sum counts it {likelihood.decisions} times"
         )
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: mean")
 

@@ -1,4 +1,4 @@
-"""How samples are drawn: kernels, solvers, windows, branches."""
+"""Conflicts of sampling: kernels, solvers, windows, branches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_sampling(config: RunConfig) -> Iterator[ConfigConflict]:
-    """All of these."""
+    """Yield the conflicts of this part of a config."""
     yield from _kernel_takes_noise_level(config)
     yield from _solver_or_kernel(config)
     yield from _reverse_has_noise(config)
@@ -35,7 +35,7 @@ def _solver_or_kernel(config: RunConfig) -> Iterator[ConfigConflict]:
         problem = f"a reverse likelihood needs a stochastic kernel, found the solver {solver}"
         yield ConfigConflict(("rollout", "solver"), f"{problem}; remove it, or set likelihood.kind: forward")
     elif solver is not None and kernel != "ode":
-        problem = f"{solver} would take the place of rollout.kernel: {kernel}"
+        problem = f"{solver} would replace rollout.kernel: {kernel}"
         yield ConfigConflict(("rollout", "solver"), f"{problem}; remove it, or set kernel: ode and noise_level: 0")
 
 
@@ -53,9 +53,7 @@ def _window_fits(config: RunConfig) -> Iterator[ConfigConflict]:
     if window.kind == "all":
         return
     if config.rollout.silent:
-        problem = (
-            f"kind: {window.kind} chooses among steps with noise, and the sampler has none; set kind: all, or a kernel"
-        )
+        problem = f"kind: {window.kind} selects steps with noise, and the sampler has none; set kind: all, or a kernel"
         yield ConfigConflict(("rollout", "window", "kind"), f"{problem} such as flow_sde with a noise_level")
     elif window.kind == "progressive":
         yield from _progressive_window_fits(window.first, window.last or steps - 1, steps)
@@ -67,9 +65,7 @@ def _window_fits(config: RunConfig) -> Iterator[ConfigConflict]:
 
 def _placed_window_fits(start: int, size: int, end: int, steps: int) -> Iterator[ConfigConflict]:
     if end > steps - 1:
-        problem = (
-            f"found {end}, and of rollout.steps: {steps} all but the last can be stochastic; set at most {steps - 1}"
-        )
+        problem = f"found {end}, and the last of rollout.steps: {steps} is never stochastic; set at most {steps - 1}"
         yield ConfigConflict(("rollout", "window", "end"), problem)
     elif start + size > end:
         problem = (
@@ -81,9 +77,7 @@ def _placed_window_fits(start: int, size: int, end: int, steps: int) -> Iterator
 
 def _progressive_window_fits(first: int, last: int, steps: int) -> Iterator[ConfigConflict]:
     if last > steps - 1:
-        problem = (
-            f"found {last}, and of rollout.steps: {steps} all but the last can be stochastic; set at most {steps - 1}"
-        )
+        problem = f"found {last}, and the last of rollout.steps: {steps} is never stochastic; set at most {steps - 1}"
         yield ConfigConflict(("rollout", "window", "last"), problem)
     elif first > last:
         problem = f"found {first}, and the window grows to {last}; set first below last, or kind: fixed"
@@ -95,8 +89,10 @@ def _branches_differ(config: RunConfig) -> Iterator[ConfigConflict]:
     if branch is None:
         return
     if rollout.silent:
-        problem = "samples of a branch differ by the noise after the prefix, and there is none; set e.g. kernel: cps"
+        problem = (
+            "samples of a branch differ by the noise after the prefix, and the sampler has none; set e.g. kernel: cps"
+        )
         yield ConfigConflict(("rollout", "branch"), f"{problem} and noise_level: 0.8, or remove branch")
     if size % branch.count or size // branch.count < 2:
-        problem = f"data.group_size: {size} samples make no {branch.count} equal branches of two or more"
+        problem = f"data.group_size: {size} samples cannot form {branch.count} equal branches of two or more"
         yield ConfigConflict(("rollout", "branch", "count"), f"{problem}; change one of them")

@@ -1,4 +1,4 @@
-"""What belongs to images alone, what to texts alone, and what a tokens likelihood asks of the other parts of a recipe."""
+"""Conflicts of the modality: settings for images alone or texts alone, and those of a tokens likelihood."""
 
 from __future__ import annotations
 
@@ -19,47 +19,50 @@ _OF_IMAGES: Mapping[str, tuple[str, ...]] = {
 _OF_TEXTS: Mapping[str, tuple[str, ...]] = {"eval": ("temperature",), "train": ("aggregation",)}
 _OF_OTHER_ENGINES = frozenset({"correction", "gpu_memory", "sleep"})
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""Of transformers, the default first."""
+"""Implementations of transformers, the default first."""
 
 
 def check_texts(config: RunConfig) -> Iterator[ConfigConflict]:
-    """All that does not go with the modality, which the likelihood tells."""
+    """Yield the settings that exclude the modality of the likelihood."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)
         yield from _anchors_are_unguided(config)
         yield from _recorded_texts_have_no_old(config)
         yield from _engine_has_its_settings(config)
         yield from _attention_is_of_transformers(config)
-        yield from _aggregation_acts(config)
+        yield from _aggregation_has_effect(config)
     else:
         yield from _not_of_texts(config)
-    yield from _decisions_are_charged_alone(config)
+    yield from _decision_anchors_have_single_decisions(config)
     yield from _expectations_are_known(config)
     yield from _teachers_have_own_names(config)
 
 
 def _not_of_images(config: RunConfig) -> Iterator[ConfigConflict]:
-    said = [("rollout", key) for key in _changed(config, "rollout") if key not in _SHARED_ROLLOUT]
-    said += [(section, key) for section, keys in _OF_IMAGES.items() for key in _changed(config, section) if key in keys]
-    for path in said:
-        problem = "is of image models, and a tokens likelihood trains a language model; remove it"
-        advice = " (how texts are drawn is said under generation)" if path[0] == "rollout" else ""
+    given = [("rollout", key) for key in _changed(config, "rollout") if key not in _SHARED_ROLLOUT]
+    given += [
+        (section, key) for section, keys in _OF_IMAGES.items() for key in _changed(config, section) if key in keys
+    ]
+    for path in given:
+        problem = "is a setting of image models, and a tokens likelihood trains a language model; remove it"
+        advice = " (the settings of text sampling are under generation)" if path[0] == "rollout" else ""
         yield ConfigConflict(path, f"{path[1]} {problem}{advice}")
 
 
 def _not_of_texts(config: RunConfig) -> Iterator[ConfigConflict]:
-    said = [("generation", key) for key in _changed(config, "generation")]
-    said += [("teachers", name) for name in config.teachers]
-    said += [(section, key) for section, keys in _OF_TEXTS.items() for key in _changed(config, section) if key in keys]
-    for path in said:
+    given = [("generation", key) for key in _changed(config, "generation")]
+    given += [("teachers", name) for name in config.teachers]
+    given += [(section, key) for section, keys in _OF_TEXTS.items() for key in _changed(config, section) if key in keys]
+    for path in given:
         problem = (
-            "is of language models, and this likelihood is of an image model; remove it, or set likelihood.kind: tokens"
+            "is a setting of language models, and this likelihood is for image models; remove it, or set likelihood.kind: "
+            "tokens"
         )
         yield ConfigConflict(path, f"{path[1]} {problem}")
 
 
 def _changed(config: RunConfig, section: str) -> Iterator[str]:
-    """Keys with another value than the default; an expanded recipe says the defaults too."""
+    """Yield the keys whose value differs from the default; an expanded recipe also contains the defaults."""
     found = getattr(config, section)
     for key, field in type(found).model_fields.items():
         if getattr(found, key) != field.get_default(call_default_factory=True):
@@ -69,14 +72,12 @@ def _changed(config: RunConfig, section: str) -> Iterator[str]:
 def _anchors_are_unguided(config: RunConfig) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.guidance is not None:
-            yield ConfigConflict(
-                ("anchors", index, "guidance"), "guidance is of image models, and tokens have none; remove it"
-            )
+            yield ConfigConflict(("anchors", index, "guidance"), "guidance is a setting of image models; remove it")
 
 
 def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[ConfigConflict]:
     if config.data.rows != "prompts" and config.likelihood.old == "recorded":
-        problem = f"the texts of data.rows: {config.data.rows} were drawn elsewhere, so no ℓ was recorded"
+        problem = f"the texts of data.rows: {config.data.rows} come from a file, which has no recorded ℓ"
         yield ConfigConflict(
             ("likelihood", "old"), f"{problem}; set detach, or recompute and snapshots: {{old: {{decay: 0.0}}}}"
         )
@@ -86,21 +87,23 @@ def _engine_has_its_settings(config: RunConfig) -> Iterator[ConfigConflict]:
     if config.generation.engine == "transformers":
         for key in _changed(config, "generation"):
             if key in _OF_OTHER_ENGINES:
-                problem = "the network itself draws the samples, so nothing is corrected and no memory is shared"
+                problem = "the trained network draws the samples, so nothing is corrected and no memory is shared"
                 yield ConfigConflict(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
         return
     if (decisions := config.objective.reduction) != "each":
-        problem = f"a token's importance weight says nothing of the {decisions} of a sample's tokens; set transformers"
+        problem = f"importance weights of tokens do not apply to the {decisions} over the tokens of a sample; set transformers"
         yield ConfigConflict(("generation", "engine"), f"{problem}, or objective.decisions: each")
     if config.data.rows != "prompts":
-        problem = f"the texts of data.rows: {config.data.rows} are read, so no engine draws any; set transformers"
+        problem = (
+            f"the texts of data.rows: {config.data.rows} are read from a file, so no engine draws any; set transformers"
+        )
         yield ConfigConflict(("generation", "engine"), problem)
 
 
-def _aggregation_acts(config: RunConfig) -> Iterator[ConfigConflict]:
+def _aggregation_has_effect(config: RunConfig) -> Iterator[ConfigConflict]:
     decisions, aggregation = config.objective.reduction, config.train.aggregation
     if decisions != "each" and aggregation != "decision":
-        problem = f"the objective takes the {decisions} of a sample's tokens, so that every sample counts alike"
+        problem = f"the objective takes the {decisions} over the tokens of a sample, so every sample has equal weight"
         yield ConfigConflict(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
 
 
@@ -112,13 +115,11 @@ def _attention_is_of_transformers(config: RunConfig) -> Iterator[ConfigConflict]
         yield ConfigConflict(("model", "attention"), f"{problem}; set sdpa")
 
 
-def _decisions_are_charged_alone(config: RunConfig) -> Iterator[ConfigConflict]:
+def _decision_anchors_have_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
     decisions = config.objective.reduction
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "decision" and decisions != "each":
-            problem = (
-                f"decision gives every decision an advantage of its own, and the objective takes their {decisions}"
-            )
+            problem = f"decision gives every decision its own advantage, and the objective takes their {decisions}"
             yield ConfigConflict(
                 ("anchors", index, "place"), f"{problem}; set objective.decisions: each, or place: reward"
             )
@@ -131,8 +132,8 @@ def _expectations_are_known(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("anchors", index, "centred"), problem)
         elif anchor.centred and anchor.place != "decision":
             problem = (
-                f"with place: {anchor.place} a token answers for those after it, whose expectations it decides, so taking "
-                "them off would change the gradient; set place: decision, or centred: false"
+                f"with place: {anchor.place} a token also affects the expectations of later tokens, so subtracting them would "
+                "change the gradient; set place: decision, or centred: false"
             )
             yield ConfigConflict(("anchors", index, "centred"), problem)
 
@@ -141,5 +142,5 @@ def _teachers_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
     for name in config.teachers:
         if name in ("base", "current", *config.snapshots):
             yield ConfigConflict(
-                ("teachers", name), f"the name {name} is taken by a snapshot; choose another, such as teacher"
+                ("teachers", name), f"the name {name} is used by a snapshot; choose another, such as teacher"
             )
