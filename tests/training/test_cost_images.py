@@ -235,7 +235,7 @@ def test_pretrained_weights_are_kept_where_something_needs_them(
     config = recipe(sd35, **sections)
     assert ("pretrained weights, kept" in estimate(config).memory) is kept
     if not config.anchors:
-        assert running.shows_base(config) is kept
+        assert running.samples_base_at_end(config) is kept
 
 
 @pytest.mark.parametrize("model", [LORA, {"train": "full"}])
