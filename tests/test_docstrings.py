@@ -15,7 +15,6 @@ from difrl.runtime.paths import PACKAGE
 ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
 UNFINISHED = (
-    "difrl/config/",
     "difrl/inference/",
     "difrl/policies/",
     "difrl/runtime/",

@@ -1,7 +1,7 @@
-"""Published methods as points of the grid: a preset is what `algorithm: NAME` puts under a recipe.
+"""Published methods as points of the grid. `algorithm: NAME` puts the settings of a preset under those of a recipe.
 
-A preset holds what defines the method, with the published numbers. What a model, a task or a machine decides
-(steps, group size, learning rate, guidance) is the recipe's.
+A preset holds the settings that define the method, with the published numbers. The recipe holds those that depend on the
+model, the task or the machine (steps, group size, learning rate, guidance).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Presets of language models that learn from another's distributions, beside a reward or without one.
+"""Presets of language models that learn from the distributions of another model, with or without a reward.
 
-A recipe of g_opd or vopd names its teacher (teachers: {teacher: {path: …}}) and gives its rewards weight 0: they are
-reported, and all that is learnt comes from the anchors. A recipe of dph_rl names the samples that are rehearsed.
+A recipe of g_opd or vopd sets its teacher (teachers: {teacher: {path: …}}) and gives its rewards weight 0: rewards are
+reported, and the model learns from the anchors alone. A recipe of dph_rl sets the samples of its rehearsal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from difrl.config.presets.preset import Preset
 
 
 def _distillation(anchors: list[dict[str, Any]]) -> dict[str, Any]:
-    """On-policy: each token's advantage is what the anchors take off it, and it alone answers for it."""
+    """Return settings of on-policy distillation: the anchors give every token its own advantage."""
     return {
         "likelihood": {"kind": "tokens", "old": "recorded"},
         "objective": {"kind": "clipped", "clip_low": 0.2, "clip_high": 0.2},
@@ -25,35 +25,35 @@ def _distillation(anchors: list[dict[str, Any]]) -> dict[str, Any]:
 
 DISTILLATION: Mapping[str, Preset] = {
     "g_opd": Preset(
-        summary="G-OPD: on-policy distillation past the teacher, along what the teacher learnt over a reference",
+        summary="G-OPD: on-policy distillation past the teacher, in the direction from a reference to the teacher",
         source="2602.12125",
         likelihood="tokens",
         objective="clipped",
         anchor="teacher+base",
         advantage="none-std",
-        # λ = 1.25 (ExOPD): the teacher at λ, the reference at 1 − λ. The reference is the pretrained student; where the
-        # teacher was trained from another model, that one, as a second teacher, is what the paper calls reward correction.
+        # λ = 1.25 (ExOPD): the teacher at λ, the reference at 1 − λ. The reference is the pretrained student. The paper's
+        # reward correction replaces it by the model that the teacher was trained from, as a second teacher.
         settings=_distillation([{"to": "teacher", "coefficient": 1.25}, {"to": "base", "coefficient": -0.25}]),
     ),
     "vopd": Preset(
-        summary="vOPD: on-policy distillation, each token's log-ratio less its mean over the vocabulary, for less variance",
+        summary="vOPD: on-policy distillation, each token's log-ratio minus its mean over the vocabulary, for less variance",
         source="2605.07865",
         likelihood="tokens",
         objective="clipped",
         anchor="teacher",
         advantage="none-std",
-        # The baseline is over the whole vocabulary; the paper also has it over the student's most likely tokens.
+        # The baseline is over the full vocabulary; the paper also has one over the student's most likely tokens.
         settings=_distillation([{"to": "teacher", "coefficient": 1.0, "centred": True}]),
     ),
     "dph_rl": Preset(
-        summary="DPH-RL: a policy gradient, and forward KL on the pretrained model's own right answers against forgetting",
+        summary="DPH-RL: a policy gradient, and forward KL on correct answers of the pretrained model against forgetting",
         source="2509.07430",
         likelihood="tokens",
         objective="clipped",
         anchor="base-rehearsal",
         advantage="group-std",
-        # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. The authors also leave the prompts that
-        # are rehearsed out of those that are drawn; all of whose samples are right these have no advantage anyway.
+        # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. The authors also do
+        # not sample for the rehearsed prompts; those prompts whose samples are all correct have no advantage anyway.
         settings={
             "likelihood": {"kind": "tokens", "old": "recorded"},
             "objective": {"kind": "clipped", "clip_low": 0.2, "clip_high": 0.28},

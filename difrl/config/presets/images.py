@@ -1,5 +1,5 @@
-"""Presets of image models. Clip ranges and step sizes hold for SD3.5-size latents (65,536 numbers; DDPO's for SD 1.x: 16,384);
-recipes for another size set their own.
+"""Presets of image models. Clip ranges and step sizes are for latents of SD3.5 (65,536 numbers; those of DDPO for SD 1.x:
+16,384). Recipes for another size set their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from difrl.config.presets.preset import Preset
 def _reverse(
     kernel: str, noise_level: float, clip: float, *, window: Mapping[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """What the policy gradients on denoising steps share: equal clip bounds, group z-scores, no anchor."""
+    """Return the common settings of policy gradients on denoising steps: equal clip bounds, group z-scores, no anchor."""
     rollout = {"kernel": kernel, "noise_level": noise_level, "window": window or {"kind": "all"}}
     return {
         "rollout": rollout,
@@ -59,7 +59,7 @@ IMAGES: Mapping[str, Preset] = {
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # DDPO_IS. The authors' mean and standard deviation of a prompt run over its last rewards; here they are a group's.
+        # DDPO_IS. The authors' mean and standard deviation are over a prompt's last rewards; here they are over a group.
         settings=_reverse("ddim", 1.0, 1e-4, advantage={"baseline": "mean", "std": "group", "clip": 10.0}),
     ),
     "flow_grpo": Preset(
@@ -70,7 +70,7 @@ IMAGES: Mapping[str, Preset] = {
         anchor="base",
         advantage="group-std",
         # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are
-        # the paper's, divided by the group's standard deviation; the authors' recipes divide by that of all rewards.
+        # divided by the group's standard deviation, as in the paper; the authors' recipes divide by that of all rewards.
         settings=_reverse(
             "flow_sde",
             0.7,
@@ -85,8 +85,8 @@ IMAGES: Mapping[str, Preset] = {
         objective="clipped",
         anchor="none",
         advantage="global-std",
-        # As in the authors' later code; in their first, a group also shared the steps before the window. They keep
-        # it in the first half of the path: `end`, which a recipe sets with its steps.
+        # As in the authors' later code; in their first code a group also shared the steps before the window. They keep
+        # the window in the first half of the path; a recipe sets `end` to match its steps.
         settings=_reverse(
             "flow_sde",
             0.8,
@@ -102,18 +102,18 @@ IMAGES: Mapping[str, Preset] = {
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # The authors also train a random 60 % of the steps, and start the samples of a group from one noise.
+        # The authors also train a random 60 % of the steps, and start all samples of a group from the same noise.
         settings=_reverse("dance_sde", 0.3, 1e-4),
     ),
     "cps": Preset(
-        summary="Flow-CPS: policy gradient on coefficient-preserving sampling, which leaves images clean",
+        summary="Flow-CPS: policy gradient on coefficient-preserving sampling, which leaves no noise in the images",
         source="2509.05952",
         likelihood="reverse",
         objective="clipped",
         anchor="none",
         advantage="global-std",
-        # The settings of the Flow-GRPO authors, whose code has the method: its window, too, stays in the first half.
-        # Published is a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; a true one needs more.
+        # The settings are those of the Flow-GRPO authors, whose code includes the method: the window stays in the first
+        # half. They publish a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; the true one needs a larger range.
         settings=_reverse(
             "cps",
             0.8,
@@ -123,13 +123,13 @@ IMAGES: Mapping[str, Preset] = {
         ),
     ),
     "grpo_guard": Preset(
-        summary="GRPO-Guard: Flow-GRPO on ratios of mean 1 and one spread at every step, so that clipping acts",
+        summary="GRPO-Guard: Flow-GRPO on ratios with mean 1 and equal spread at every step, so that clipping takes effect",
         source="2510.22319",
         likelihood="reverse",
         objective="ratio_normalised",
         anchor="none",
         advantage="group-std",
-        # Published clip ranges are of 2e-6, since the scale of a normalised ratio is below that of a plain one.
+        # The published clip range is 2e-6, since a normalised ratio varies less than a plain one.
         settings={
             **_reverse("flow_sde", 0.7, 2e-6),
             "likelihood": {"kind": "reverse", "reduce": "mean", "old": "recorded", "step_weight": "time_step"},
@@ -137,14 +137,14 @@ IMAGES: Mapping[str, Preset] = {
         },
     ),
     "flow_dppo": Preset(
-        summary="Flow-DPPO: a trust region in the exact KL of a step, left only in the direction of old",
+        summary="Flow-DPPO: a trust region in the exact KL of a step; outside it only steps back towards old count",
         source="2606.11025",
         likelihood="reverse",
         objective="divergence_masked",
         anchor="none",
         advantage="global-std",
-        # The authors' defaults, by Flow-SDE; they also sample with Flow-CPS. A trust region acts from the second
-        # update of a rollout on.
+        # The authors' defaults with Flow-SDE; they also sample with Flow-CPS. A trust region takes effect from the
+        # second update of a rollout on.
         settings={
             **_reverse("flow_sde", 0.7, 1e-5),
             "objective": {"kind": "divergence_masked", "delta": 1e-5},
@@ -158,20 +158,20 @@ IMAGES: Mapping[str, Preset] = {
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # Published for 25 steps, of which 300 iterations visit the first 15. At the end of the path the paper's window
-        # stays, which is done here; the authors' code has it begin again.
+        # Published for 25 steps, of which 300 iterations visit the first 15. At the end of the path the window stays, as
+        # in the paper; in the authors' code it begins again.
         settings=_reverse(
             "flow_sde", 0.7, 1e-4, window={"kind": "sliding", "start": 0, "size": 4, "stride": 1, "every": 25}
         ),
     ),
     "precise": Preset(
-        summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation with the clean sample frozen",
+        summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation for a fixed clean sample",
         source="2605.23522",
         likelihood="reverse",
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # The kernel with Flow-SDE's noise and its settings: the paper's own noise schedule is not included.
+        # The kernel has the noise and the settings of Flow-SDE; the paper's own noise schedule is not included.
         settings=_reverse("precise", 0.7, 1e-4),
     ),
     "crd": Preset(
@@ -181,9 +181,9 @@ IMAGES: Mapping[str, Preset] = {
         objective="centred",
         anchor="base-cfg4.5",
         advantage="global-std",
-        # Groups of 24 and two updates a step are published. The decays of old and sampler, published for OCR, are
-        # min(0.25 + 0.005 n, 0.999), and 0 until n = 75, then min(0.0075 (n - 75), 0.999). The authors' code takes 20
-        # times a sample, each compared by itself; `decisions` is a recipe's to raise.
+        # Published: groups of 24, two updates a step, and for OCR the decays min(0.25 + 0.005 n, 0.999) of old and
+        # min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. The authors' code takes 20 times a sample and compares
+        # each separately; a recipe can raise `decisions`.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
             "likelihood": {
@@ -210,14 +210,14 @@ IMAGES: Mapping[str, Preset] = {
         },
     ),
     "nft": Preset(
-        summary="DiffusionNFT: a mixture towards the trained weights fits good samples, one away from them bad ones",
+        summary="DiffusionNFT: a mixture towards the trained weights fits good samples, a mixture away from them bad samples",
         source="2509.16117",
         likelihood="forward",
         objective="negative_aware",
         anchor="base",
         advantage="global-std",
-        # The authors' settings for SD3.5-M on GenEval. The decay of old, whose samples are drawn, is min(0.001 n, 0.5).
-        # They take nine of the sampler's ten times by lot, its first among them, which a grid here leaves out.
+        # The authors' settings for SD3.5-M on GenEval. The decay of old, which draws the samples, is min(0.001 n, 0.5).
+        # They choose nine of the sampler's ten times at random, the first among them, which a grid here leaves out.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "old"},
             "likelihood": {
@@ -242,7 +242,7 @@ IMAGES: Mapping[str, Preset] = {
         anchor="none",
         advantage="none-std",
         # Published: beta = 5000 on pairs of a file, one (t, noise) a pair, uniform t, squared errors averaged over
-        # dimensions with the factor 1/2: 2500 of ours. Here the pairs are the best and worst of a group drawn online.
+        # dimensions with the factor 1/2, which is 2500 here. The pairs are the best and worst of a group drawn online.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0},
             "likelihood": {
@@ -259,14 +259,14 @@ IMAGES: Mapping[str, Preset] = {
         },
     ),
     "b2_diffurl": Preset(
-        summary="B²-DiffuRL: the last denoising steps first, samples compared that share those before",
+        summary="B²-DiffuRL: the last denoising steps first, comparing samples that share the steps before",
         source="2503.11240",
         likelihood="reverse",
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # As in the authors' code, which keeps of each branch the best and the worst sample where they are far enough
-        # from the mean of the prompt's last eight rounds; here all samples are kept and the branch is the baseline.
+        # As in the authors' code, except that it keeps only the best and the worst sample of each branch, if they are far
+        # enough from the mean of the prompt's last eight rounds. Here all samples are kept, with the branch as baseline.
         settings={
             **_reverse("ddim", 1.0, 0.1),
             "rollout": {
@@ -278,15 +278,15 @@ IMAGES: Mapping[str, Preset] = {
         },
     ),
     "ddim_inpo": Preset(
-        summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler makes the images, found by inversion",
+        summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler generates the images, found by inversion",
         source="2503.18454",
         likelihood="forward",
         objective="preference",
         anchor="none",
         advantage="none-std",
-        # Published: beta = 2000 with the factor 1/2, 1000 of ours, for Stable Diffusion 1.5. The authors' code inverts
-        # the weights under training, adds a tenth of DDPM's noise, and takes t between the inverted times; the paper
-        # inverts, and so does this preset, the reference.
+        # Published: beta = 2000 with the factor 1/2, which is 1000 here, for Stable Diffusion 1.5. The paper inverts the
+        # reference, as this preset does; the authors' code inverts the weights under training, adds a tenth of DDPM's
+        # noise, and takes t between the inverted times.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0},
             "likelihood": {

@@ -1,7 +1,7 @@
-"""Presets of language models that learn from which of two texts is better: DPO and its relatives.
+"""Presets of language models that learn from preferences between two texts: DPO and its relatives.
 
-A text is compared as a whole, by the sum of its tokens' log-ratios to the pretrained model. The pairs are those of a file
-(data.rows: pairs); without one they are the best and the worst text of a group that is drawn.
+A text is compared as a whole, by the sum of its tokens' log-ratios to the pretrained model. The pairs come from a file
+(data.rows: pairs); without a file they are the best and the worst text of a sampled group.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from difrl.config.presets.preset import Preset
 
 
 def _pairs(**objective: Any) -> dict[str, Any]:
-    """What the losses of pairs share."""
+    """Return the common settings of the losses of pairs."""
     return {
         "likelihood": {"kind": "tokens", "old": "detach"},
         "objective": {"kind": "preference", "beta": 0.1, "decisions": "sum", **objective},
@@ -33,27 +33,27 @@ PREFERENCES: Mapping[str, Preset] = {
         settings=_pairs(),
     ),
     "f_dpo": Preset(
-        summary="f-DPO: DPO held to the pretrained model by another divergence than the reverse KL, here Jensen-Shannon",
+        summary="f-DPO: DPO with another divergence from the pretrained model than the reverse KL, here Jensen-Shannon",
         source="2309.16240",
         likelihood="tokens",
         objective="preference",
         anchor="none",
         advantage="none-std",
-        # Also forward_kl, and alpha with an alpha.
+        # The other choices are forward_kl, and alpha with a value of alpha.
         settings=_pairs(divergence="jensen_shannon"),
     ),
     "rdpo": Preset(
-        summary="rDPO: DPO's loss corrected for a share of labels that are wrong, so that its mean is that of clean labels",
+        summary="rDPO: DPO's loss corrected for a share of wrong labels, so that its mean is that of clean labels",
         source="2403.00409",
         likelihood="tokens",
         objective="preference",
         anchor="none",
         advantage="none-std",
-        # The share is that of the labels, so a recipe should say its own.
+        # The share depends on the labels, so a recipe should set its own.
         settings=_pairs(flip=0.1),
     ),
     "ipo": Preset(
-        summary="IPO: the margin of a pair is regressed on 1 / 2β, which bounds it where labels are certain",
+        summary="IPO: the margin of a pair is regressed on 1 / 2β, which bounds it even for certain labels",
         source="2310.12036",
         likelihood="tokens",
         objective="preference",
@@ -68,7 +68,7 @@ PREFERENCES: Mapping[str, Preset] = {
         objective="anchored_preference",
         anchor="none",
         advantage="none-std",
-        # Temperatures of 1, the paper's plain form; for a pair the loss is DPO's at β = 1 / temperature, with soft labels.
+        # Temperatures of 1 are the paper's plain form. For a pair the loss is DPO's at β = 1 / temperature with soft labels.
         settings={
             "likelihood": {"kind": "tokens", "old": "detach"},
             "objective": {

@@ -1,4 +1,4 @@
-"""What a preset is."""
+"""The record of a preset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A method: where it comes from, its place in the grid, and the settings that make it."""
+    """A method: its source, its place in the grid, and its settings."""
 
     summary: str
     source: str

@@ -1,4 +1,4 @@
-"""Presets of language models: policy gradients on tokens, and image methods that nobody has published for text."""
+"""Presets of language models: policy gradients on tokens, and image methods without a published form for text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from difrl.config.presets.preset import Preset
 def _tokens(
     *, clip: tuple[float, float] = (0.2, 0.2), std: str = "group", aggregation: str = "decision", **more: Any
 ) -> dict[str, Any]:
-    """What the policy gradients on tokens share: a clipped surrogate, the group's mean as baseline, no anchor."""
+    """Return the common settings of policy gradients on tokens: a clipped surrogate, the group mean as baseline, no anchor."""
     return {
         "likelihood": {"kind": "tokens", "old": "recorded"},
         "objective": {"kind": "clipped", "clip_low": clip[0], "clip_high": clip[1]},
@@ -26,24 +26,24 @@ _OLD_IS_EVALUATED: Mapping[str, Any] = {
     "likelihood": {"kind": "tokens", "old": "recompute"},
     "snapshots": {"old": {"decay": 0.0}},
 }
-"""The weights of the rollout speak again in every update, with their whole distributions."""
+"""Settings under which the weights of the rollout are evaluated in every update, with their full distributions."""
 
 
 TEXTS: Mapping[str, Preset] = {
     "grpo": Preset(
-        summary="GRPO: a clipped policy gradient on tokens, rewards standardised within the group of a prompt",
+        summary="GRPO: a clipped policy gradient on tokens, with rewards standardised within the group of a prompt",
         source="2402.03300",
         likelihood="tokens",
         objective="clipped",
         anchor="base",
         advantage="group-std",
-        # The KL is the k3 of the loss, and every sample counts alike, however long (eq. 3, 4).
+        # The KL is k3 in the loss, and every sample has equal weight regardless of its length (eq. 3, 4).
         settings=_tokens(
             aggregation="sample", anchors=[{"to": "base", "divergence": "k3", "coefficient": 0.04, "place": "loss"}]
         ),
     ),
     "dr_grpo": Preset(
-        summary="Dr.GRPO: GRPO without the two biases, no standard deviation and no division by a text's length",
+        summary="Dr.GRPO: GRPO without its two biases: no standard deviation, no division by the length of a text",
         source="2503.20783",
         likelihood="tokens",
         objective="clipped",
@@ -52,23 +52,23 @@ TEXTS: Mapping[str, Preset] = {
         settings=_tokens(std="none", aggregation="length"),
     ),
     "dapo": Preset(
-        summary="DAPO: more room to rise than to fall, tokens count alike, prompts drawn again until samples differ",
+        summary="DAPO: a higher upper clip bound, equal weight for tokens, prompts drawn again until rewards differ",
         source="2503.14476",
         likelihood="tokens",
         objective="clipped",
         anchor="none",
         advantage="group-std",
-        # The fourth part, a soft punishment of texts that are nearly too long, is a reward: `length`.
+        # The fourth part, a soft penalty of texts that are almost too long, is the reward `length`.
         settings=_tokens(clip=(0.2, 0.28), collect={"max_draws": 10}),
     ),
     "rloo": Preset(
-        summary="RLOO: REINFORCE on whole texts, each against the mean of the prompt's others, the KL in the reward",
+        summary="RLOO: REINFORCE on whole texts, with the mean of the prompt's other texts as baseline and the KL in the reward",
         source="2402.14740",
         likelihood="tokens",
         objective="clipped",
         anchor="base",
         advantage="none-std",
-        # A text is one action and an update follows every rollout, so nothing is clipped. The KL is a text's k1.
+        # A text is one action and every rollout has one update, so nothing is clipped. The KL is the k1 of a text.
         settings={
             "likelihood": {"kind": "tokens", "old": "recorded"},
             "objective": {"kind": "clipped", "clip_low": None, "clip_high": None, "decisions": "sum"},
@@ -83,11 +83,12 @@ TEXTS: Mapping[str, Preset] = {
         objective="clipped",
         anchor="none",
         advantage="beta-std",
-        # The authors' code sums a text's tokens and averages over texts: `length`, up to a factor that AdamW undoes.
+        # The authors' code sums over the tokens of a text and averages over texts, as `length` up to a factor that AdamW
+        # cancels.
         settings=_tokens(clip=(0.2, 0.28), std="beta", aggregation="length"),
     ),
     "gspo": Preset(
-        summary="GSPO: GRPO whose ratio, and so whose clipping, is of a whole text: the geometric mean of its tokens'",
+        summary="GSPO: GRPO with the ratio and clipping of a whole text: the geometric mean over its tokens",
         source="2507.18071",
         likelihood="tokens",
         objective="clipped",
@@ -104,8 +105,8 @@ TEXTS: Mapping[str, Preset] = {
         objective="centred",
         anchor="base",
         advantage="global-std",
-        # Published for images. Only the sum over tokens is a text's log-likelihood, so it comes before the square; the
-        # anchor has no guidance to be under, and is the KL of whole distributions. Snapshots and numbers are crd's.
+        # Published for images. Only the sum over tokens is the log-likelihood of a text, so the sum precedes the square.
+        # The anchor has no guidance and is the KL of full distributions. Snapshots and numbers are those of crd.
         settings={
             "rollout": {"snapshot": "sampler"},
             "likelihood": {"kind": "tokens", "old": "recompute"},
@@ -125,21 +126,21 @@ TEXTS: Mapping[str, Preset] = {
         },
     ),
     "grpo_guard_text": Preset(
-        summary="GRPO-Guard on tokens: ratios whose log is centred by the exact KL from old, so that clipping acts",
+        summary="GRPO-Guard on tokens: log-ratios centred by the exact KL from old, so that clipping takes effect",
         source="2510.22319",
         likelihood="tokens",
         objective="ratio_normalised",
         anchor="none",
         advantage="group-std",
-        # Published for images. A token's scale is 1 and its bias KL(old || theta) of whole distributions, for which the
-        # old weights speak again; `bias: batch` estimates it from what was recorded. The clip range is that of tokens.
+        # Published for images. The scale of a token is 1 and its bias KL(old || theta) of full distributions, so the old
+        # weights are evaluated again; `bias: batch` estimates it from recorded values. The clip range is that of tokens.
         settings=_tokens(
             objective={"kind": "ratio_normalised", "clip_low": 0.2, "clip_high": 0.2, "bias": "closed_form"},
             **_OLD_IS_EVALUATED,
         ),
     ),
     "clip_cov": Preset(
-        summary="Clip-Cov: tokens whose covariance of log-probability and advantage is large leave the gradient",
+        summary="Clip-Cov: tokens with a large covariance of log-probability and advantage are left out of the gradient",
         source="2505.22617",
         likelihood="tokens",
         objective="clip_cov",
@@ -157,28 +158,28 @@ TEXTS: Mapping[str, Preset] = {
         ),
     ),
     "kl_cov": Preset(
-        summary="KL-Cov: tokens whose covariance of log-probability and advantage is largest are held to old",
+        summary="KL-Cov: a KL to old on the tokens with the largest covariance of log-probability and advantage",
         source="2505.22617",
         likelihood="tokens",
         objective="kl_cov",
         anchor="none",
         advantage="group-std",
-        # The share is that of the 7B model; for 32B it is 2e-4. Recorded likelihoods differ from theta's by rounding, which
-        # the penalty would take for a direction.
+        # The share is that of the 7B model; for 32B it is 2e-4. Recorded likelihoods differ from those of theta by
+        # rounding errors, whose sign would determine the gradient of the penalty.
         settings=_tokens(objective={"kind": "kl_cov", "share": 2e-3, "coefficient": 1.0}, **_OLD_IS_EVALUATED),
     ),
     "nsr": Preset(
-        summary="NSR: only samples with a negative reward teach, so that no answer is made likelier than the others",
+        summary="NSR: only samples with a negative reward count, so that no single answer is made more likely",
         source="2506.01347",
         likelihood="tokens",
         objective="clipped",
         anchor="none",
         advantage="none-std",
-        # For rewards of +1 and -1, which are the advantages.
+        # For rewards of +1 and -1, which serve as advantages.
         settings=_tokens(advantage={"baseline": "none", "std": "none", "positive": 0.0}),
     ),
     "w_reinforce": Preset(
-        summary="W-REINFORCE: NSR, with a tenth of what positive rewards teach",
+        summary="W-REINFORCE: NSR, with positive rewards at a tenth of their weight",
         source="2506.01347",
         likelihood="tokens",
         objective="clipped",

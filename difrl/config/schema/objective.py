@@ -1,4 +1,4 @@
-"""Objectives: the losses that are minimised."""
+"""The objectives, which are the losses that training minimises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards: their sources, combination, shapes and weights in the sum that is optimised."""
+"""Sources, combination, shapes and weights of the rewards."""
 
 from __future__ import annotations
 
