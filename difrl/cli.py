@@ -1,4 +1,7 @@
-"""The commands. Each reads its arguments, calls one function of the package and prints what it returns."""
+"""The command line. Each command reads its arguments, calls one function of the package and prints the result.
+
+Heavy imports are inside the commands, so that help, lists and messages about recipes appear at once.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,30 @@ from rich.markup import escape
 
 from difrl.runtime.errors import UserError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 RlgFirstSteps = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Steps (of texts: tokens) at w = 1 before RLG begins; default: 0, for `difrl sample` the run's."
+        min=0, help="Steps (for texts: tokens) at w = 1 before RLG begins. Default: 0; in `difrl sample` the run's."
     ),
 ]
 AdaptiveGuidance = Annotated[
     float | None,
-    typer.Option(help="End the second evaluation of guidance and of RLG once outputs agree to this cosine, e.g. 0.99."),
+    typer.Option(
+        help="Stop the second evaluation of guidance and of RLG once the cosine of both outputs reaches this, e.g. 0.99."
+    ),
 ]
 
-# Options that take several values after one flag, as in `--rlg 0 0.5 1`, of commands whose arguments come first.
-SPREAD = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
+MULTIPLE_VALUES = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
+"""Command -> options that take several values after one flag, as in `--rlg 0 0.5 1`. Arguments come before them."""
 
 
-def print_version(asked: bool) -> None:
+def print_version(given: bool) -> None:
     """Print the installed version and exit, if the option is given."""
-    if asked:
+    if given:
         from importlib.metadata import version
 
         out.print(f"difrl {version('difrl')}")
@@ -60,14 +61,14 @@ def options(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name that `difrl recipes` lists.")],
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name from `difrl recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. train.steps=20")] = None,
     resume: Annotated[
         bool, typer.Option(help="Continue from the newest checkpoint, or start if there is none.")
     ] = False,
     print_config: Annotated[bool, typer.Option(help="Print the expanded recipe and stop.")] = False,
 ) -> None:
-    """Train what a recipe describes."""
+    """Train a model as a recipe describes."""
     from difrl.config.load import read_config, to_yaml
 
     recipe = read_config(config, overrides or [])
@@ -81,9 +82,9 @@ def train(
 
 @app.command()
 def check(
-    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name that `difrl recipes` lists.")],
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or a name from `difrl recipes`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. train.steps=20")] = None,
-    processes: Annotated[int, typer.Option(help="Processes that share the run.")] = 1,
+    processes: Annotated[int, typer.Option(help="Number of processes that share the run.")] = 1,
 ) -> None:
     """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
     from difrl.config.load import read_config
@@ -99,30 +100,36 @@ def sample(
     prompt: Annotated[list[str], typer.Option(help="Prompts, one or more.")],
     rlg: Annotated[
         list[str] | None,
-        typer.Option(help="RLG weights: 0 base, 1 tuned, 2 beyond; or 0:2:0.5. Default: the run's, else 1."),
+        typer.Option(
+            help="RLG weights: 0 is the base, 1 the trained model, 2 beyond; or a range 0:2:0.5. Default: the run's, else 1."
+        ),
     ] = None,
     rlg_first_steps: RlgFirstSteps = None,
     adaptive_guidance: AdaptiveGuidance = None,
-    best_of: Annotated[int | None, typer.Option(min=2, help="Show the best of N draws, by --reward.")] = None,
+    best_of: Annotated[int | None, typer.Option(min=2, help="Show the best of N draws by --reward.")] = None,
     svdd: Annotated[
-        int | None, typer.Option(min=2, help="Choose among M candidates at every step, by --reward.")
+        int | None, typer.Option(min=2, help="Choose among M candidates by --reward at every step.")
     ] = None,
-    alpha: Annotated[float, typer.Option(min=0, help="Temperature of --svdd; 0 takes the best.")] = 0.0,
-    reward: Annotated[str | None, typer.Option(help="What --best-of and --svdd choose by.")] = None,
-    count: Annotated[int, typer.Option("-n", min=1, help="Samples of each prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same noise at every weight.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=2, help="Denoising steps; default: the run's.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1, help="Classifier-free guidance; default: the run's.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a text; default: the run's.")] = None,
+    alpha: Annotated[float, typer.Option(min=0, help="Temperature of --svdd. 0 takes the best.")] = 0.0,
+    reward: Annotated[str | None, typer.Option(help="Reward by which --best-of and --svdd choose.")] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of samples of each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, which is the same at every weight.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=2, help="Number of denoising steps. Default: the run's.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, help="Scale of classifier-free guidance. Default: the run's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of tokens of a text. Default: the run's.")
+    ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Of texts; 0 takes the likeliest token. Default: the run's.")
+        float | None, typer.Option(min=0, help="Temperature of texts. 0 takes the likeliest token. Default: the run's.")
     ] = None,
     path: Annotated[
         Path | None,
-        typer.Option("--out", help="Where they go; default: images to samples.png, texts to the terminal alone."),
+        typer.Option("--out", help="File of the samples. Default: samples.png for images, none for texts."),
     ] = None,
 ) -> None:
-    """Draw samples of prompts at one or more RLG weights, side by side: a picture, or texts that are printed."""
+    """Draw samples at one or more RLG weights, side by side: images in a file, texts in the terminal."""
     from difrl.inference.loaded_run import open_run
     from difrl.inference.search import draw_sheet, search_of
 
@@ -130,18 +137,18 @@ def sample(
     opened = open_run(
         source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
     ).with_guidance(rlg_first_steps, adaptive_guidance)
-    weights = [opened.steering.rlg] if rlg is None else spread_numbers(rlg)
+    weights = [opened.steering.rlg] if rlg is None else parse_numbers(rlg)
     search = search_of(opened, best_of, svdd, alpha, reward)
     sheet, notes = draw_sheet(opened, search, prompt, count, weights, seed)
     sheet.show(out)
-    place = path or sheet.default
-    if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place = sheet.save(place)
-    number, shown = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
-    trained = f" after {opened.step} steps of training at w = {shown}" if opened.is_run else ""
-    to = "" if place is None else f": {escape(str(place))}"
-    out.print(f"{number} samples{trained}{to}", soft_wrap=True)
+    file = path or sheet.default
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file = sheet.save(file)
+    number, listed = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
+    trained = f" after {opened.step} steps of training at w = {listed}" if opened.is_run else ""
+    written = "" if file is None else f": {escape(str(file))}"
+    out.print(f"{number} samples{trained}{written}", soft_wrap=True)
     for note in notes:
         out.print(escape(note), soft_wrap=True)
 
@@ -149,12 +156,12 @@ def sample(
 def _check_search(best_of: int | None, svdd: int | None, reward: str | None) -> None:
     if best_of is not None and svdd is not None:
         raise typer.BadParameter(
-            "give one of --best-of and --svdd: both search, the one after and the other during sampling"
+            "found --best-of and --svdd, expected one of them: the first searches after sampling, the second during it"
         )
     if (best_of or svdd) and reward is None:
-        raise typer.BadParameter("--best-of and --svdd choose by a reward; add one, e.g. --reward judge")
+        raise typer.BadParameter("--best-of and --svdd choose by a reward: add one, e.g. --reward judge")
     if reward is not None and not (best_of or svdd):
-        raise typer.BadParameter("--reward is what --best-of or --svdd chooses by; add one of them")
+        raise typer.BadParameter("--reward is for --best-of and --svdd: add one of them")
 
 
 @app.command()
@@ -166,47 +173,45 @@ def evaluate(
     rlg_first_steps: RlgFirstSteps = None,
     adaptive_guidance: AdaptiveGuidance = None,
     rewards: Annotated[
-        list[str] | None, typer.Option(help="Further rewards to watch, as `difrl rewards` lists them.")
+        list[str] | None, typer.Option(help="Further rewards to measure, as listed by `difrl rewards`.")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Samples for each weight.")] = 256,
+    images: Annotated[int, typer.Option(min=1, help="Number of samples for each weight.")] = 256,
     write_default: Annotated[
         str | None,
         typer.Option(
-            help="Make a weight the run's default for `difrl sample`; best: where the watched reward is highest."
+            help="Weight that becomes the run's default for `difrl sample`, or best: the one with the highest watched reward."
         ),
     ] = None,
 ) -> None:
-    """Measure rewards and the distance to the base model against the RLG weight: a table, a plot and samples."""
+    """Measure rewards and the distance to the base model at several RLG weights: a table, a plot and samples."""
     from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
     from difrl.policies.base import GuidanceSettings
     from difrl.reporting.inference_defaults import read_inference_defaults
 
     if write_default not in (None, "best"):
-        spread_numbers([write_default], "--write-default", "a weight, or best")
+        parse_numbers([write_default], "--write-default", "a weight, or best")
     steering = GuidanceSettings(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
-    weights = spread_numbers(rlg or ["0:2:0.5"])
+    weights = parse_numbers(rlg or ["0:2:0.5"])
     result = evaluate_run(run, weights, rewards or [], images, steering, write_default)
     out.print(sweep_table(result))
     for note in sweep_notes(result):
         out.print(escape(note))
-    chosen = read_inference_defaults(run)
-    if write_default is not None and chosen is not None:
-        out.print(f"the run's default is now w = {chosen.rlg:g} ({escape(chosen.why)})")
+    defaults = read_inference_defaults(run)
+    if write_default is not None and defaults is not None:
+        out.print(f"the run's default is now w = {defaults.rlg:g} ({escape(defaults.why)})")
     out.print(f"written to {escape(str(run / 'rlg.json'))} and {escape(str(run / 'report.html'))}", soft_wrap=True)
 
 
 @app.command()
 def pairs(
-    config: Annotated[str, typer.Argument(help="A recipe: its model, prompts, rewards and rollout are used.")],
+    config: Annotated[str, typer.Argument(help="A recipe, for its model, prompts, rewards and rollout.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. data.group_size=8")] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Where pairs.jsonl (and its images) go.")] = Path("data/pairs"),
-    count: Annotated[
-        int, typer.Option(min=1, help="Pairs to make, or a few more; a folder with fewer is continued.")
-    ] = 256,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of pairs.jsonl and its images.")] = Path("data/pairs"),
+    count: Annotated[int, typer.Option(min=1, help="Minimum number of pairs. A folder with fewer is continued.")] = 256,
     solved: Annotated[
         float | None,
         typer.Option(
-            help="Instead of pairs keep all samples of groups whose mean reward is at least this: samples.jsonl."
+            help="Instead of pairs, write all samples of groups with at least this mean reward to samples.jsonl."
         ),
     ] = None,
 ) -> None:
@@ -225,10 +230,12 @@ def pairs(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
-    path: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the first folder.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders. Several are compared.")],
+    path: Annotated[
+        Path | None, typer.Option("--out", help="File of the report. Default: report.html in the first folder.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about runs."""
+    """Write a self-contained HTML page about one or more runs."""
     from difrl.reporting.html import write_report
 
     out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))), soft_wrap=True)
@@ -236,7 +243,7 @@ def report(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes and where each stands in the grid of methods."""
+    """List the recipes, each with its place in the grid of methods."""
     from difrl.reporting.catalog import recipes_table
 
     out.print(recipes_table())
@@ -245,10 +252,10 @@ def recipes() -> None:
 @app.command()
 def rewards(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Show these, or yours by import path, with their options.")
+        list[str] | None, typer.Argument(help="Rewards to show with their options: names, or your own by import path.")
     ] = None,
 ) -> None:
-    """List the rewards and what each measures; with names, what these take."""
+    """List the rewards, or show some of them with their options."""
     from difrl.reporting.catalog import reward_details, rewards_table
     from rewards import list_rewards
 
@@ -264,11 +271,11 @@ def score(
     reward: Annotated[
         list[str], typer.Option(help="Rewards: names, import paths, or {name: …, label: …, options: …}.")
     ],
-    prompt: Annotated[list[str] | None, typer.Option(help="What was asked for: once, or once for each file.")] = None,
-    metadata: Annotated[str, typer.Option(help="The prompt's metadata, in YAML, e.g. {answer: 85}.")] = "{}",
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a file instead of a table.")] = False,
+    prompt: Annotated[list[str] | None, typer.Option(help="The prompt: once for all files, or once for each.")] = None,
+    metadata: Annotated[str, typer.Option(help="Metadata of the prompt, in YAML, e.g. {answer: 85}.")] = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of a table.")] = False,
 ) -> None:
-    """Score files: what each reward says of each image or text."""
+    """Score images or texts with one or more rewards."""
     from difrl.config.yaml_source import parse
     from difrl.scoring.parse_reward import parse_reward
     from difrl.scoring.score_files import build_table, read_samples, score_files
@@ -281,7 +288,9 @@ def score(
     if not as_json:
         out.print(build_table(samples, found))
         if any(column.unexplained for column in found.values()):
-            out.print("not scored: the reward had nothing to judge by; it may want --metadata, or another --prompt")
+            out.print(
+                "not scored: the reward found nothing to compare with; it may need --metadata or another --prompt"
+            )
         return
     for row, sample in enumerate(samples):
         values = {name: column.values[row] for name, column in found.items()}
@@ -293,24 +302,28 @@ def serve(
     rewards: Annotated[
         list[str],
         typer.Argument(
-            help="Rewards as for `difrl score`, or a YAML file with `rewards:` as in a recipe; and their options, "
+            help="Rewards as for `difrl score`, or a YAML file with `rewards:` as in a recipe; then their options, "
             "REWARD.option=value, e.g. geneval ocr ocr.threads=2"
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen on. 0.0.0.0 means all addresses of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(envvar="DIFRL_TOKEN", help="What requests must carry; as an option others can see it in ps."),
+        typer.Option(envvar="DIFRL_TOKEN", help="Token that requests must carry. As an option it is visible in ps."),
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests that are scored at once.")] = 64,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Maximum number of rows of several requests scored together.")
+    ] = 64,
     wait: Annotated[float, typer.Option(min=0, help="Milliseconds that a request waits for others.")] = 5.0,
-    max_rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 256,
-    max_size: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels of a request's images, decoded.")] = 64,
-    device: Annotated[str | None, typer.Option(help="Where rewards run; default: a GPU if there is one.")] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows of a request.")] = 256,
+    max_size: Annotated[int, typer.Option(min=1, help="Maximum size of a request in megabytes.")] = 64,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Maximum size of decoded images of a request in megapixels.")
+    ] = 64,
+    device: Annotated[str | None, typer.Option(help="Device of the rewards. Default: a GPU if there is one.")] = None,
 ) -> None:
     """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
     import torch
@@ -337,7 +350,7 @@ def pretrain(
     config: Annotated[Path, typer.Argument(help="A file of configs/pretrain.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
 ) -> None:
-    """Make a shipped model from scratch; killed and given again, it continues."""
+    """Train a shipped model from scratch. A killed command continues when it is run again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from difrl.pretraining.pretrain import pretrain as run
 
@@ -348,10 +361,10 @@ def _warn(text: str) -> None:
     err.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
 
 
-def spread_numbers(
+def parse_numbers(
     words: Sequence[str], option: str = "--rlg", expected: str = "a number or a range such as 0:2:0.25"
 ) -> list[float]:
-    """Numbers, and ranges START:STOP:STEP with the stop included."""
+    """Return the numbers, with ranges START:STOP:STEP expanded, the stop included."""
     numbers: list[float] = []
     for word in words:
         try:
@@ -370,14 +383,14 @@ def spread_numbers(
     return numbers
 
 
-def spread_options(arguments: Sequence[str]) -> list[str]:
-    """`--rlg 0 1 2` as `--rlg 0 --rlg 1 --rlg 2`, which is how the parser wants it."""
+def repeat_flags(arguments: Sequence[str]) -> list[str]:
+    """Rewrite `--rlg 0 1 2` as `--rlg 0 --rlg 1 --rlg 2`, the form that the parser expects."""
     result: list[str] = []
     flag, fresh = None, False
-    spread = SPREAD.get(arguments[0], ()) if arguments else ()
+    multiple = MULTIPLE_VALUES.get(arguments[0], ()) if arguments else ()
     for word in arguments:
         if word.startswith("-") and not _is_number(word):
-            flag, fresh = (word if word in spread else None), True
+            flag, fresh = (word if word in multiple else None), True
         elif flag is not None and not fresh:
             result.append(flag)
         else:
@@ -398,7 +411,7 @@ def main() -> NoReturn:
     """Run the command line. Print an error that the user can mend as one message, without a traceback."""
     sys.path.append(os.getcwd())  # where `import: my_module:my_reward` is looked for
     try:
-        app(spread_options(sys.argv[1:]))
+        app(repeat_flags(sys.argv[1:]))
     except (UserError, FileNotFoundError) as error:
         _exit(error)
     except Exception as error:

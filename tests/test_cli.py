@@ -417,7 +417,7 @@ def test_a_wrong_weight_is_a_usage_error(difrl: Command, run: Path, word: str) -
     ],
 )
 def test_numbers_and_ranges(words: list[str], expected: list[float]) -> None:
-    assert cli.spread_numbers(words) == expected
+    assert cli.parse_numbers(words) == expected
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_numbers_and_ranges(words: list[str], expected: list[float]) -> None:
     ],
 )
 def test_several_values_after_one_flag(typed: str, read: str) -> None:
-    assert cli.spread_options(typed.split()) == read.split()
+    assert cli.repeat_flags(typed.split()) == read.split()
 
 
 def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
     ]
     told = difrl(*asked)
     assert told.out.count("not scored") == 4
-    assert "it may want --metadata" in told.out
+    assert "it may need --metadata" in told.out
     rows = [json.loads(line) for line in difrl(*asked, "--json", "--metadata", "{answer: 17}").out.splitlines()]
     assert [row["math"] for row in rows] == [0.0, 1.0]
     assert difrl(*asked, "--metadata", "85").status == 2

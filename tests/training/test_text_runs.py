@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from difrl.cli import app, spread_options
+from difrl.cli import app, repeat_flags
 from difrl.inference.loaded_run import open_run
 from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model
@@ -26,7 +26,7 @@ def run(lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def difrl(*words: object) -> Result:
-    return CliRunner(env={"COLUMNS": "80"}).invoke(app, spread_options([str(word) for word in words]))
+    return CliRunner(env={"COLUMNS": "80"}).invoke(app, repeat_flags([str(word) for word in words]))
 
 
 def test_the_folder_holds_sheets_of_texts(run: Path) -> None:
