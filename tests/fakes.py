@@ -272,7 +272,9 @@ class Told:
 
     score: Callable[[Rollout], ScoredRollout]
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> ScoredRollout:
+    def score_for_training(
+        self, rollout: Rollout, weights: Mapping[str, float], references: Any = None
+    ) -> ScoredRollout:
         return self.score(rollout)
 
 
@@ -290,7 +292,9 @@ class Listed:
         rewards = torch.tensor([0.0 if v is None else v for v in found])
         return ScoredRollout(rollout, rewards, torch.tensor([v is not None for v in found]), {"reward/listed": rewards})
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any = None) -> ScoredRollout:
+    def score_for_training(
+        self, rollout: Rollout, weights: Mapping[str, float], references: Any = None
+    ) -> ScoredRollout:
         return self(rollout)
 
 

@@ -7,8 +7,8 @@ weights then need no special treatment, and a loss divided by the global count g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from difrl.runtime.errors import UserError
 from rewards import RewardError
-
-T = TypeVar("T")
 
 
 class ProcessError(UserError):
@@ -58,16 +56,16 @@ class DistributedContext:
         gathered = self.gather(torch.cat([tensor, padding])).chunk(self.count)
         return [part[:count] for part, count in zip(gathered, counts, strict=True)]
 
-    def run_synchronised(self, work: Callable[[], T]) -> T:
-        """What `work` gives; where a reward fails in it on one process, all raise, so that none waits for the others."""
-        result, failure = None, None
+    @contextmanager
+    def fail_together(self) -> Iterator[None]:
+        """Raise an error on every process if a reward fails in the block on one, so that no process waits for it."""
+        failure = None
         try:
-            result = work()
+            yield
         except RewardError as error:
             failure = error
         if self.any(failure is not None):
             raise failure or ProcessError("a reward failed on another process; its message is among the output above")
-        return cast("T", result)
 
     def local_rows(self, gathered: Tensor) -> Tensor:
         """The rows that this process gave to `gather`."""

@@ -43,7 +43,8 @@ class Evaluator:
         prompts = [asked[int(i) % len(asked)] for i in numbers]
         rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), steering)
         rollout = rollout.to(self.processes.device)
-        scored = self.processes.run_synchronised(lambda: self.scorer(rollout))
+        with self.processes.fail_together():
+            scored = self.scorer(rollout)
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
         if steering.measure:
             columns |= rollout.measures

@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difrl.config import DataConfig, RehearsalConfig, RunConfig
+from difrl.config import CollectConfig, DataConfig, RehearsalConfig, RunConfig
+from difrl.core import Collect, DynamicSampling, draw_once
 from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
@@ -225,15 +226,30 @@ def numbered(groups: Sequence[int], size: int, first: int) -> tuple[Tensor, Tens
 def build_rollout_source(
     config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], device: torch.device
 ) -> RolloutSource:
-    """The source that data.rows names."""
+    """Build the source of `data.rows`."""
     if config.data.rows == "prompts":
         return PolicyRollouts(config, policy, scorer, prompts, device)
-    return recorded(config.data, config, policy, device)
+    return build_dataset_rollouts(config.data, config, policy, device)
 
 
-def recorded(
+def build_dataset_rollouts(
     data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device
 ) -> DatasetRollouts:
-    """The samples of a file that a part of the recipe names."""
-    medium = MODALITIES[config.likelihood.kind]
-    return DatasetRollouts(data, config.seed, policy, load_recorded_samples(data, medium), medium, device)
+    """Build the source of the samples of a file, for a run's data or its rehearsal."""
+    modality = MODALITIES[config.likelihood.kind]
+    return DatasetRollouts(data, config.seed, policy, load_recorded_samples(data, modality), modality, device)
+
+
+def build_dynamic_sampling(config: CollectConfig) -> Collect[ScoredRollout]:
+    """Build the stage that draws groups again until they are informative, or the empty stage."""
+    if config.max_draws == 1:
+        return draw_once
+    if config.by is None:
+        return DynamicSampling[ScoredRollout](config.max_draws)
+    return DynamicSampling[ScoredRollout](config.max_draws, partial(_informative_by, f"reward/{config.by}"))
+
+
+def _informative_by(column: str, scored: ScoredRollout) -> tuple[Tensor, Tensor]:
+    """Return a reward's column, and which rows have it: a reward of weight 0 in the step need not score a valid row."""
+    values = scored.parts[column]
+    return values, scored.valid & ~values.isnan()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -287,9 +286,9 @@ class Run:
         with enough_for("evaluation", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
             metrics = self.after = self.evaluator(images)
         if self.config.eval.show > 0:
-            evaluator = self.evaluator
-            show = partial(save_step_samples, evaluator, self.config, self.folder, self.step)
-            self.processes.run_synchronised(lambda: show() if self.processes.is_main else None)
+            with self.processes.fail_together():
+                if self.processes.is_main:
+                    save_step_samples(self.evaluator, self.config, self.folder, self.step)
         self.policy.evaluations = spent  # what is logged is the cost of training
         self.display.evaluation({"step": self.step, **metrics})
         found = self.guard.observe({"step": self.step, **metrics})

@@ -1,102 +1,60 @@
-"""The one loop, for every algorithm.
+"""The training loop, the same for every algorithm.
 
     prompts → rollout → rewards [B] → advantages [B] ┐
                   └──→ decisions → likelihoods [B, J] ┴→ objective → loss [B, J] → one reduction → update
 
 A step is one rollout and `updates_per_step` optimizer updates on it. Every sum runs over the samples of all processes and
-every random number is keyed by sample, so what a step computes depends neither on the number of processes nor on the size
-of the micro-batches. Left out: drawing, scoring and storing, which belong to the policy, the scorer and difrl/training/run.py.
+all randomness is keyed by sample, so the result of a step depends neither on the number of processes nor on the size of the
+micro-batches. Sampling belongs to the policy, scoring to the scorer, and files to difrl/training/run.py.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from difrl.config import CollectConfig, RunConfig
+from difrl.config import RunConfig
 from difrl.config.schema.schedules import build_coefficient
 from difrl.core import (
     Coefficient,
-    Collect,
-    DynamicSampling,
     Likelihoods,
     aggregation_weights,
     anchor_penalty,
-    draw_once,
-    informative,
     reduce_over_decisions,
     weighted_mean,
 )
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey, Policy
-from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_update
-from difrl.policies.snapshots import CURRENT
 from difrl.runtime.distributed import DistributedContext
-from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
+from difrl.training.batch import Batch, update_rows
+from difrl.training.first_update import FirstUpdateCheck
 from difrl.training.microbatches import Extent, chunks, extent, self_contained
-from difrl.training.rehearsal import Rehearsal, rehearsal_of
+from difrl.training.rehearsal import build_rehearsal
 from difrl.training.reward_kl import RewardKL, penalties, subtract_kl
-from difrl.training.rollout_source import build_rollout_source
-
-Metrics = dict[str, float]
+from difrl.training.rollout_source import build_dynamic_sampling, build_rollout_source
+from difrl.training.step_metrics import Clock, LossSums, Metrics, failed_rewards, rollout_columns
 
 
 class TrainingError(UserError):
     """Training cannot go on."""
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What this process learns from in a step."""
-
-    scored: ScoredRollout
-    advantages: Tensor
-    """[B], 0 where the sample is not valid."""
-    charges: Tensor | None = None
-    """[B, J]: what anchors take off the advantage of each decision; None if nothing."""
-
-    @property
-    def rollout(self) -> Rollout:
-        return self.scored.rollout
-
-    def select(self, index: Tensor | slice) -> Batch:
-        charges = None if self.charges is None else self.charges[index]
-        return Batch(self.scored.select(index), self.advantages[index], charges)
-
-    def of(self, columns: slice) -> Tensor:
-        """The advantages of these decisions, [B], or [B, J] where they differ."""
-        if self.charges is None:
-            return self.advantages
-        return self.advantages[:, None] - self.charges[:, columns].to(self.advantages.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """Over the decisions of a step's updates: name -> total. Names that are new begin at 0."""
-
-    own: dict[str, Tensor] = field(default_factory=lambda: defaultdict(_zero))
-    rehearsed: dict[str, Tensor] = field(default_factory=lambda: defaultdict(_zero))
-
-
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
 class Trainer:
-    """Trains a policy; its only state is the policy's, the optimizer's, the source's, what coefficients and weights have
-    learnt, and the number of evaluations."""
+    """Train a policy on the samples of a rollout source.
+
+    Its state is that of the policy, the optimizer and the source, the levels of adaptive coefficients and weights, and the
+    number of evaluations.
+    """
 
     def __init__(
         self,
@@ -106,192 +64,195 @@ class Trainer:
         prompts: Sequence[Prompt],
         processes: DistributedContext,
     ) -> None:
-        _check_shares(config, processes)
+        _check_divisibility(config, processes)
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
-        self.objective = config.objective.build(config.likelihood)
         self.source = build_rollout_source(config, policy, scorer, prompts, processes.device)
-        self.rehearsal = rehearsal_of(config, policy, processes.device, processes)
-        self.collect = _collect(config.collect)
-        steps = config.train.steps
-        self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
-        self.coefficients = {a.label: build_coefficient(a.coefficient, steps) for a in config.anchors}
-        self.charges = RewardKL.of(config.anchors)
-        own = [anchor.label for anchor in config.anchors if anchor.place == "loss" and anchor.samples == "own"]
-        self.held_on_own = tuple(own)
-        """Anchors whose divergence is part of the loss of the step's samples."""
-        self.weights = {r.label: build_coefficient(r.weight, steps) for r in config.rewards}
-        """Reward -> the coefficient that is its weight."""
-        self.estimate = config.advantage.build(config.rewards)
+        self.collect = build_dynamic_sampling(config.collect)
+        self.rehearsal = build_rehearsal(config, policy, processes)
         self.diversity = Diversity.build(config.eval.diversity)
+        self.advantage_estimator = config.advantage.build(config.rewards)
+        self.objective = config.objective.build(config.likelihood)
+        steps = config.train.steps
+        self.weights = {r.label: build_coefficient(r.weight, steps) for r in config.rewards}
+        """Reward -> its weight."""
+        self.coefficients = {a.label: build_coefficient(a.coefficient, steps) for a in config.anchors}
+        """Anchor -> its coefficient."""
+        self.loss_anchors = [a.label for a in config.anchors if a.place == "loss" and a.samples == "own"]
+        """Anchors in the loss of the step's own samples."""
+        self.reward_kl = RewardKL.of(config.anchors)
+        self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
         )
         self.evaluations = 0
         self.intact = True
-        """Whether weights, optimizer, snapshots and source are those after a whole number of steps."""
+        """True if weights, optimizer, snapshots and source are in the state after a whole number of steps."""
 
     def step(self, number: int) -> Metrics:
-        """Rollout `number` and its updates; the metrics are those of all processes."""
-        before = self.policy.evaluations
-        clock = Clock()
-        drawn: list[ScoredRollout] = []
-
-        def draw(attempt: int, groups: Sequence[int] | None) -> ScoredRollout:
-            drawn.append(self._draw(number, attempt, groups, clock))
-            return drawn[-1]
-
-        # A reward that fails on one process stops all, before anything was learnt from the step.
-        scored = self.processes.run_synchronised(lambda: self.collect(draw))
-        metrics = self._observe(drawn)
-        drawn.clear()
-        # The updates have no use for images.
-        scored, charges, observed_in_reward = self._charged(number, scored.without_images())
-        weights = self._reward_weights(number)
-        batch = Batch(scored, self._advantages(scored, weights), charges)
-        rate = self.learning_rate.value(number)
+        """Run step `number`: a rollout and its updates. Return metrics over all processes."""
+        config, clock = self.config, Clock()
+        evaluations = self.policy.evaluations
+        weights = {name: weight.value(number) for name, weight in self.weights.items()}
+        learning_rate = self.learning_rate.value(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
+
+        scored, metrics = self._rollout_and_score(number, weights, clock)
+        scored, decision_penalties, kl_metrics = self._apply_reward_kl(number, scored)
+        batch = Batch(scored, self._estimate_advantages(scored, weights), decision_penalties)
         rehearsed = None if self.rehearsal is None else self.rehearsal.draw(number)
-        sums = Sums()
-        norms = self._updates(number, batch, rehearsed, sums)
+        norms, loss_metrics, rehearsal_metrics = self._updates(number, batch, rehearsed)
         if not norms:
+            failed = ", ".join(failed_rewards(metrics, self.weights))
             raise TrainingError(
-                f"step {number}: no sample could be scored{_blamed(metrics, self.weights)}, so there is nothing to learn "
-                "from. A reward may want something of the prompts: a quoted text, or metadata, of which a .txt file has none; "
-                "`difrl rewards NAME` says what it reads"
+                f"step {number}: no sample could be scored{failed and f' ({failed})'}, so there is nothing to "
+                "learn from. A reward may need something in the prompts: a quoted text, or metadata, which a .txt file does not "
+                "have; `difrl rewards NAME` lists what it reads"
             )
         self.policy.snapshots.update(number)
         self.source.commit_step()
-        self._restart_if_due(number)
+        if config.train.restart_every is not None and (number + 1) % config.train.restart_every == 0:
+            self.optimizer.state.clear()
         clock.time_section("update")
-        spent = self.processes.all_reduce_sums({"n": torch.tensor(float(self.policy.evaluations - before))})["n"]
+
+        spent = self.processes.all_reduce_sums({"n": torch.tensor(float(self.policy.evaluations - evaluations))})["n"]
         self.evaluations += int(spent)
-        metrics |= self._summary(sums.own, len(norms)) | observed_in_reward
-        if self.rehearsal is not None:
-            held = self._summary(sums.rehearsed, len(norms))
-            metrics |= held | {"loss": metrics["loss"] + held["loss"]}
+        metrics |= loss_metrics | kl_metrics | rehearsal_metrics
         self._adapt(metrics)
-        metrics |= {f"weight/{r.label}": weights[r.label] for r in self.config.rewards if r.varies}
-        metrics |= {"grad_norm": sum(norms) / len(norms), "lr": rate, "nfe": self.evaluations}
-        metrics |= {"updates/skipped": self.config.train.updates_per_step - len(norms)}
+        metrics |= {f"weight/{r.label}": weights[r.label] for r in config.rewards if r.varies}
+        metrics |= {"grad_norm": sum(norms) / len(norms), "lr": learning_rate, "nfe": self.evaluations}
+        metrics |= {"updates/skipped": config.train.updates_per_step - len(norms)}
         self.intact = True
         return metrics | clock.times
 
-    def _updates(self, step: int, batch: Batch, rehearsed: Rollout | None, sums: Sums) -> list[float]:
-        """The updates of a step; the norm of each one's gradient. An update none of whose samples was scored is left out."""
+    def _rollout_and_score(
+        self, step: int, weights: Mapping[str, float], clock: Clock
+    ) -> tuple[ScoredRollout, Metrics]:
+        """Return this process's samples of a step, without images, and metrics of every sample that was drawn for it."""
+        local_groups = range(self.processes.rank, self.config.groups, self.processes.count)
+        drawn: list[ScoredRollout] = []
+
+        def draw(attempt: int, groups: Sequence[int] | None) -> ScoredRollout:
+            groups = local_groups if groups is None else groups
+            drawn.append(self.source.draw(step, attempt, groups, clock.time_section, weights))
+            return drawn[-1]
+
+        with self.processes.fail_together():
+            scored = self.collect(draw)
+        columns = [rollout_columns(one, self.diversity) for one in drawn]
+        metrics = self.processes.masked_means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+        return scored.without_images(), metrics
+
+    def _apply_reward_kl(self, step: int, scored: ScoredRollout) -> tuple[ScoredRollout, Tensor | None, Metrics]:
+        """Subtract anchors in the reward from it.
+
+        Return the samples, the sum of the penalties of anchors on decisions [B, J] (None without them), and metrics.
+        """
+        if not self.reward_kl.all:
+            return scored, None, {}
+        decisions = self.policy.decisions(scored.rollout, NoiseKey(self.config.seed, step, "reward"))
+        found = penalties(self.policy, scored.rollout, decisions, self._microbatches(decisions))
+        coefficients = {name: self.coefficients[name].value(step) for name in self.reward_kl.all}
+        sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
+        columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}
+        metrics = self.processes.masked_means(columns) | {f"coefficient/{name}": c for name, c in coefficients.items()}
+        amounts = {name: found[name].amount.sum(dim=1) for name in self.reward_kl.rewards}
+        each = [coefficients[name] * found[name].amount for name in self.reward_kl.decisions]
+        return subtract_kl(scored, amounts, coefficients), sum(each[1:], each[0]) if each else None, metrics
+
+    def _estimate_advantages(self, scored: ScoredRollout, weights: Mapping[str, float]) -> Tensor:
+        """Return the advantages of this process's samples, [B], estimated from the rewards of all processes."""
+        gather = self.processes.gather
+        columns = {name: gather(scored.parts[name]) for name in self.advantage_estimator.reads}
+        rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
+        return self.processes.local_rows(self.advantage_estimator(rewards, columns, weights, groups, valid))
+
+    def _updates(self, step: int, batch: Batch, rehearsed: Rollout | None) -> tuple[list[float], Metrics, Metrics]:
+        """Run the updates of a step. An update is left out if none of its samples was scored.
+
+        Return the norm of each update's gradient, and metrics of the losses of the step's own and of rehearsed samples.
+        """
         train, norms = self.config.train, list[float]()
+        sums, rehearsal_sums = LossSums(), LossSums()
         advice = (
             f"lower train.micro_batch (now {train.micro_batch} decisions), set model.gradient_checkpointing: true, or train "
             "with model.train: lora and model.dtype: bfloat16"
         )
         with enough_for("update", advice):
             for update in range(train.updates_per_step):
-                norm = self._update(step, update, batch, rehearsed, sums, first=not norms)
-                norms += [] if norm is None else [norm]
-        return norms
+                if self._accumulate_gradient(step, update, batch, sums, first=not norms):
+                    if rehearsed is not None:
+                        self._accumulate_rehearsal_gradient(step, update, rehearsed, rehearsal_sums)
+                    norms.append(self._optimizer_step(step, update))
+        if not norms:
+            return [], {}, {}
+        metrics, rehearsal = sums.means(self.processes, len(norms)), Metrics()
+        if rehearsed is not None:
+            rehearsal = rehearsal_sums.means(self.processes, len(norms))
+            rehearsal["loss"] += metrics["loss"]
+        return norms, metrics, rehearsal
 
-    def _draw(self, step: int, draw: int, wanted: Sequence[int] | None, clock: Clock) -> ScoredRollout:
-        """Groups of a step, or this process's share of all, sampled and scored. Prompts and noise differ between draws."""
-        mine = range(self.processes.rank, self.config.groups, self.processes.count) if wanted is None else wanted
-        return self.source.draw(step, draw, mine, clock.time_section, self._reward_weights(step))
+    def _accumulate_gradient(self, step: int, update: int, batch: Batch, sums: LossSums, *, first: bool) -> bool:
+        """Compute the gradient of an update, micro-batch by micro-batch. Return False if no sample of it was scored.
 
-    def _reward_weights(self, step: int) -> dict[str, float]:
-        return {name: weight.value(step) for name, weight in self.weights.items()}
-
-    def _charged(self, step: int, scored: ScoredRollout) -> tuple[ScoredRollout, Tensor | None, Metrics]:
-        """With anchors in the reward taken off it, what others take off each decision [B, J], and what all of them were."""
-        if not self.charges.all:
-            return scored, None, {}
-        decisions = self.policy.decisions(scored.rollout, NoiseKey(self.config.seed, step, "reward"))
-        found = penalties(self.policy, scored.rollout, decisions, self._chunks(decisions))
-        levels = {name: self.coefficients[name].value(step) for name in self.charges.all}
-        sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
-        columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}
-        metrics = self.processes.masked_means(columns) | {
-            f"coefficient/{name}": level for name, level in levels.items()
-        }
-        scored = subtract_kl(scored, {name: found[name].amount.sum(dim=1) for name in self.charges.rewards}, levels)
-        each = [levels[name] * found[name].amount for name in self.charges.decisions]
-        return scored, sum(each[1:], each[0]) if each else None, metrics
-
-    def _advantages(self, scored: ScoredRollout, weights: Mapping[str, float]) -> Tensor:
-        gather = self.processes.gather
-        columns = {name: gather(scored.parts[name]) for name in self.estimate.reads}
-        rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
-        return self.processes.local_rows(self.estimate(rewards, columns, weights, groups, valid))
-
-    def _adapt(self, metrics: Metrics) -> None:
-        """Shows every coefficient the step's divergence, and every weight its mean reward: the same on all processes."""
-        self.coefficients = {name: c.updated(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
-        for reward in self.config.rewards:
-            mean = metrics.get(reward.column, math.nan)
-            if math.isfinite(mean):  # where it could score no sample of the step there is nothing to react to
-                self.weights[reward.label] = self.weights[reward.label].updated(mean)
-
-    def _restart_if_due(self, step: int) -> None:
-        every = self.config.train.restart_every
-        if every is not None and (step + 1) % every == 0:
-            self.optimizer.state.clear()
-
-    def _update(
-        self, step: int, update: int, batch: Batch, rehearsed: Rollout | None, sums: Sums, *, first: bool
-    ) -> float | None:
-        """One optimizer update; the norm of the gradient, None where nothing could be scored."""
-        if not self._learn(step, update, batch, sums.own, first=first):
-            return None
-        if self.rehearsal is not None and rehearsed is not None:
-            self._rehearse(step, update, self.rehearsal, rehearsed, sums.rehearsed)
-        return self._descend(step, update)
-
-    def _learn(self, step: int, update: int, batch: Batch, sums: dict[str, Tensor], *, first: bool) -> bool:
-        """The gradient of one update, from its share of the groups; False, and none, where nothing could be scored."""
-        if self.config.train.updates_per_step > 1:
-            batch = batch.select(self._share(batch.scored.groups, update, self.config.groups))
+        first: whether it is the first update of the step, which must start from ratio 1.
+        """
+        updates = self.config.train.updates_per_step
+        if updates > 1:
+            batch = batch.select(update_rows(batch.groups, update, updates, self.config.groups))
         # Fresh (t, ε) for each update, and the same ones for θ and every reference.
-        key = NoiseKey(self.config.seed, step, f"train/{update}")
-        decisions = self.policy.decisions(batch.rollout, key)
+        decisions = self.policy.decisions(batch.rollout, NoiseKey(self.config.seed, step, f"train/{update}"))
         decisions = replace(decisions, mask=decisions.mask & batch.scored.valid[:, None])
-        count = self._count(decisions)
+        count = self._loss_denominator(decisions)
         if count == 0:
             return False
         statistics = self._statistics(batch, decisions)
         self.optimizer.zero_grad(set_to_none=True)
-        for number, (rows, columns) in enumerate(self._chunks(decisions)):
-            part, chosen = batch.select(rows), decisions.select(rows, columns)
-            check = self._check(part.rollout, chosen) if first and number == 0 else None
-            lik = self.policy.likelihoods(part.rollout, chosen)
+        for number, (rows, columns) in enumerate(self._microbatches(decisions)):
+            part, part_decisions = batch.select(rows), decisions.select(rows, columns)
+            check = None
+            if first and number == 0:
+                check = FirstUpdateCheck.prepare(self.config, self.policy, part.rollout, part_decisions)
+            lik = self.policy.likelihoods(part.rollout, part_decisions)
             if check is not None:
                 check(lik)
             lik = reduce_over_decisions(lik, self.objective.decisions)
-            mine = statistics and {name: value[rows, columns] for name, value in statistics.items()}
-            loss, details = self.objective(lik, part.of(columns), part.scored.groups, mine)
+            part_statistics = statistics and {name: value[rows, columns] for name, value in statistics.items()}
+            loss, metrics = self.objective(lik, part.decision_advantages(columns), part.groups, part_statistics)
             coefficients = {
-                name: self.coefficients[name].per_sample(step, part.advantages) for name in self.held_on_own
+                name: self.coefficients[name].per_sample(step, part.advantages) for name in self.loss_anchors
             }
-            total = weighted_mean(loss + anchor_penalty(lik, coefficients), self._weights(lik.mask), count)
-            total.backward()
-            levels = {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
-            _add(sums, lik, details | levels | {"loss": loss.detach()}, total)
+            metrics |= {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
+            metrics |= {"loss": loss.detach()}
+            self._backward(loss + anchor_penalty(lik, coefficients), lik, count, metrics, sums)
         return True
 
-    def _rehearse(self, step: int, update: int, rehearsal: Rehearsal, drawn: Rollout, sums: dict[str, Tensor]) -> None:
-        """Adds the gradient of the anchors that are measured on rehearsed samples."""
-        assert self.config.rehearsal is not None
-        drawn = drawn.select(self._share(drawn.groups, update, self.config.rehearsal.prompts_per_step))
-        decisions = self.policy.decisions(drawn, NoiseKey(self.config.seed, step, f"rehearsal/{update}"))
-        count = self._count(decisions)
-        levels = {name: self.coefficients[name].value(step) for name in rehearsal.labels}
-        for rows, columns in self._chunks(decisions):
-            lik = self.policy.likelihoods(drawn.select(rows), decisions.select(rows, columns), rehearsal.needs)
+    def _accumulate_rehearsal_gradient(self, step: int, update: int, rehearsed: Rollout, sums: LossSums) -> None:
+        """Add the gradient of the anchors that are measured on rehearsed samples."""
+        assert self.rehearsal is not None
+        updates = self.config.train.updates_per_step
+        rehearsed = rehearsed.select(update_rows(rehearsed.groups, update, updates, self.rehearsal.groups_per_step))
+        decisions = self.policy.decisions(rehearsed, NoiseKey(self.config.seed, step, f"rehearsal/{update}"))
+        count = self._loss_denominator(decisions)
+        coefficients = {name: self.coefficients[name].value(step) for name in self.rehearsal.anchors}
+        for rows, columns in self._microbatches(decisions):
+            lik = self.policy.likelihoods(rehearsed.select(rows), decisions.select(rows, columns), self.rehearsal.needs)
             lik = reduce_over_decisions(lik, self.objective.decisions)
-            total = weighted_mean(anchor_penalty(lik, levels), self._weights(lik.mask), count)
-            total.backward()
-            told = {f"coefficient/{name}": torch.full_like(total.detach(), level) for name, level in levels.items()}
-            _add(sums, lik, {name: value.expand_as(lik.logp) for name, value in told.items()}, total)
+            metrics = {f"coefficient/{name}": torch.full_like(lik.logp, c) for name, c in coefficients.items()}
+            self._backward(anchor_penalty(lik, coefficients), lik, count, metrics, sums)
 
-    def _descend(self, step: int, update: int) -> float:
-        """One optimizer update along the gradient of all processes; the norm of the gradient."""
+    def _backward(
+        self, loss: Tensor, lik: Likelihoods, count: float, metrics: Mapping[str, Tensor], sums: LossSums
+    ) -> None:
+        """Add the gradient of a micro-batch's loss [B, J], whose mean over the update divides by `count`; sum its metrics."""
+        weights, _ = aggregation_weights(lik.mask, self.config.train.aggregation)
+        total = weighted_mean(loss, weights, count)
+        total.backward()
+        sums.add(lik, metrics, total)
+
+    def _optimizer_step(self, step: int, update: int) -> float:
+        """Update the weights along the gradient of all processes. Return the norm of the gradient before it is clipped."""
         self.processes.sum_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm))
         if not math.isfinite(norm):
@@ -303,148 +264,52 @@ class Trainer:
         self.optimizer.step()
         return norm
 
-    def _weights(self, mask: Tensor) -> Tensor:
-        """What each decision counts in the mean of losses, [B, J]."""
-        return aggregation_weights(mask, self.config.train.aggregation)[0]
+    def _adapt(self, metrics: Metrics) -> None:
+        """Update coefficients by the step's divergences, and weights by its mean rewards: alike on all processes."""
+        self.coefficients = {name: c.updated(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
+        for reward in self.config.rewards:
+            mean = metrics.get(reward.column, math.nan)
+            if math.isfinite(mean):  # not if the reward could score no sample of the step
+                self.weights[reward.label] = self.weights[reward.label].updated(mean)
 
-    def _count(self, decisions: Decisions) -> float:
-        """What the sum of losses is divided by, over all processes; 0 where nothing could be scored."""
+    def _loss_denominator(self, decisions: Decisions) -> float:
+        """Return the divisor of an update's sum of losses, over all processes; 0 if nothing was scored."""
         mask = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1, keepdim=True)
         return self.processes.all_reduce_sums({"n": aggregation_weights(mask, self.config.train.aggregation)[1]})["n"]
 
-    def _share(self, groups: Tensor, update: int, count: int) -> Tensor:
-        """The rows of the `count` groups that belong to an update: by group number, so that processes do not matter."""
-        return groups * self.config.train.updates_per_step // count == update
-
-    def _chunks(self, decisions: Decisions) -> Iterator[tuple[slice, slice]]:
+    def _microbatches(self, decisions: Decisions) -> Iterator[tuple[slice, slice]]:
         return chunks(decisions.mask, self._extent(decisions))
 
     def _extent(self, decisions: Decisions) -> Extent:
         columns = decisions.mask.shape[1]
-        micro_batch, compared = self.config.train.micro_batch, self.config.compared
-        return extent(self.objective, columns, micro_batch, compared, decisions.whole)
+        return extent(self.objective, columns, self.config.train.micro_batch, self.config.compared, decisions.whole)
 
     @torch.no_grad()
     def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:
-        """What the objective needs to know of rows in other micro-batches, from a pass without gradient; None if nothing."""
-        objective, groups = self.objective, batch.scored.groups
-        if self_contained(objective, groups, self._extent(decisions)):
+        """Return the objective's statistics over rows of several micro-batches, [B, J] each, from a pass without gradient.
+
+        None if every micro-batch holds all rows that its statistics depend on.
+        """
+        objective = self.objective
+        if self_contained(objective, batch.groups, self._extent(decisions)):
             return None
         parts: dict[int, list[Likelihoods]] = defaultdict(list)
-        for rows, columns in self._chunks(decisions):
+        for rows, columns in self._microbatches(decisions):
             lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns), objective.needs)
             parts[rows.start].append(lik)
         whole = Likelihoods.cat([Likelihoods.cat(row, dim=1) for row in parts.values()])
         lik = reduce_over_decisions(whole, objective.decisions)
-        a = batch.of(slice(None)).reshape(len(lik), -1).expand_as(lik.logp).to(lik.logp.dtype)
-        if objective.scope == "group":  # which no two processes share
-            return objective.statistics(objective.summarise(lik), lik.mask, a, groups)
+        advantages = batch.decision_advantages().reshape(len(lik), -1).expand_as(lik.logp).to(lik.logp.dtype)
+        if objective.scope == "group":  # a group is never split over processes
+            return objective.statistics(objective.summarise(lik), lik.mask, advantages, batch.groups)
         gather = self.processes.gather
         summary = {name: gather(value) for name, value in objective.summarise(lik).items()}
-        statistics = objective.statistics(summary, gather(lik.mask), gather(a), gather(groups))
+        statistics = objective.statistics(summary, gather(lik.mask), gather(advantages), gather(batch.groups))
         return {name: self.processes.local_rows(value) for name, value in statistics.items()}
 
-    def _check(self, rollout: Rollout, decisions: Decisions) -> Callable[[Likelihoods], None]:
-        """Evaluates what must agree, before the differentiable pass (it may exchange weights); returns the comparison."""
-        spent = self.policy.evaluations
-        counts = decisions.mask.any(dim=1)
-        rows = counts.int().argsort(descending=True, stable=True)[:SAMPLES]
-        few, drawn = decisions.select(rows, slice(None)), rollout.select(rows)
-        recorded = self.policy.rollout_logprobs(drawn, few)
-        # Where θ did not draw the samples, the weights that did must still give what was recorded.
-        on_policy = self.config.rollout.snapshot == CURRENT
-        replayed = None if on_policy else self.policy.recomputed_logprobs(drawn, few)
-        twins = self.policy.references_equal_to_policy()
-        # Every process checks a sample of every step: counted, the evaluations would depend on how many there are.
-        self.policy.evaluations = spent
-        dtype = DTYPES[self.config.model.dtype]
 
-        def diagnose(expected: Tensor, close: Close) -> str:
-            return self.policy.diagnose(drawn, few, expected, close)
-
-        def compare(lik: Likelihoods) -> None:
-            found = lik.logp[rows] if replayed is None else replayed
-            check_first_update(found, recorded, few.mask, dtype, diagnose)
-            for name in twins:
-                names = Names(other=f"that of {name!r}, whose weights are the same,")
-                check_first_update(lik.logp[rows], lik[f"references/{name}"][rows], few.mask, dtype, diagnose, names)
-
-        return compare
-
-    def _observe(self, drawn: Sequence[ScoredRollout]) -> Metrics:
-        """Means of rewards, groups without spread, diversity: of every sample that was drawn, before any update."""
-        columns = [observed(scored, self.diversity) for scored in drawn]
-        return self.processes.masked_means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
-
-    def _summary(self, sums: Mapping[str, Tensor], updates: int) -> Metrics:
-        """Means over the step's decisions of everything the objective and the anchors reported."""
-        totals = self.processes.all_reduce_sums(sums)
-        count = totals.pop("count")
-        objective = totals.pop("total") / updates
-        squares = totals.pop("ratio_spread", None)
-        metrics = {METRIC_NAMES.get(name, name): value / count for name, value in totals.items()}
-        if squares is not None:
-            metrics["ratio/std"] = math.sqrt(max(0.0, squares / count - (metrics["ratio/mean"] - 1) ** 2))
-        return metrics | {"loss": objective}
-
-
-def _collect(config: CollectConfig) -> Collect[ScoredRollout]:
-    """The stage that a recipe names."""
-    if config.max_draws == 1:
-        return draw_once
-    if config.by is None:
-        return DynamicSampling[ScoredRollout](config.max_draws)
-    return DynamicSampling[ScoredRollout](config.max_draws, partial(_known, f"reward/{config.by}"))
-
-
-def _known(name: str, scored: ScoredRollout) -> tuple[Tensor, Tensor]:
-    """A column, and which rows have it: where its weight is 0 in the step, a reward need not have scored a valid row."""
-    column = scored.parts[name]
-    return column, scored.valid & ~column.isnan()
-
-
-def _blamed(metrics: Mapping[str, float], rewards: Collection[str]) -> str:
-    """Which of these rewards left samples, or all references of samples, without a score, in brackets."""
-    missing = {key: key.partition("invalid/")[2].split("/")[0] for key in metrics if key.startswith(MISSING)}
-    found = [f"{key} {metrics[key]:.2f}" for key, name in missing.items() if name in rewards and metrics[key] > 0]
-    return f" ({', '.join(found)})" if found else ""
-
-
-MISSING = ("invalid/", "references/invalid/")
-METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}
-"""An objective's own word for a metric -> the name in metrics.jsonl."""
-
-
-def observed(scored: ScoredRollout, diversity: Diversity) -> dict[str, Tensor]:
-    """What a draw says of itself: name -> one value a sample or a group, NaN where there is none."""
-    groups, valid = scored.groups, scored.valid
-    columns = {
-        "reward/mean": torch.where(valid, scored.rewards, math.nan),
-        "groups/zero_std": 1.0 - informative(scored.rewards, groups, valid).float(),
-        "samples/invalid": 1.0 - valid.float(),
-        **scored.parts,
-        **scored.rollout.measures,
-    }
-    return columns | diversity(scored.rollout)
-
-
-def _add(sums: dict[str, Tensor], lik: Likelihoods, details: Mapping[str, Tensor], total: Tensor) -> None:
-    """Adds a micro-batch to the sums of the step."""
-    columns = dict(details)
-    for name, term in lik.terms.items():
-        kind, _, anchor = name.partition("/")
-        if kind == "divergence":
-            columns[f"kl/{anchor}"] = term.detach()
-    if "ratio" in details:
-        # From 1, not from 0: ratios of 1 ± 1e-4 are usual, and float32 squares around 1 are that coarse.
-        columns["ratio_spread"] = (details["ratio"].double() - 1) ** 2
-    for name, value in columns.items():
-        sums[name] = sums[name] + torch.where(lik.mask, value.double(), 0.0).sum()
-    sums["count"] = sums["count"] + lik.mask.sum()
-    sums["total"] = sums["total"] + total.detach().double()
-
-
-def _check_shares(config: RunConfig, processes: DistributedContext) -> None:
+def _check_divisibility(config: RunConfig, processes: DistributedContext) -> None:
+    """Raise TrainingError unless every update holds equally many whole groups of each process."""
     groups, updates = config.groups, config.train.updates_per_step
     if config.rehearsal is not None and config.rehearsal.prompts_per_step % (processes.count * updates):
         raise TrainingError(
@@ -457,19 +322,3 @@ def _check_shares(config: RunConfig, processes: DistributedContext) -> None:
             f"data.prompts_per_step ({found}) must be a multiple of the number of processes ({processes.count}) times "
             f"train.updates_per_step ({updates}), since every process has whole groups in every update; change one of them"
         )
-
-
-class Clock:
-    """Seconds spent in each part of a step, as time/… metrics."""
-
-    def __init__(self) -> None:
-        self.times: Metrics = {}
-        self._last = time.perf_counter()
-
-    def time_section(self, name: str) -> None:
-        """Charges the time since the last lap to `name`; work still queued on an accelerator is waited for."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.times[f"time/{name}"] = self.times.get(f"time/{name}", 0.0) + now - self._last
-        self._last = now

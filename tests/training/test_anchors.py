@@ -21,7 +21,8 @@ from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
-from difrl.training.trainer import Clock, Trainer
+from difrl.training.step_metrics import Clock
+from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Listed, Told, in_threads, linear_trainer
 from tests.recipes import FLOW_GRPO, recipe
@@ -412,7 +413,7 @@ def test_rounding_of_published_decays() -> None:
 class TwoRewards:
     """Rewards as listed, of which the second is a hundred times as large."""
 
-    def trained(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> ScoredRollout:
+    def score_for_training(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> ScoredRollout:
         one = torch.tensor([0.0, 1.0, 0.0, 1.0])[rollout.samples % 4]
         two = 100 * torch.tensor([0.0, 0.0, 0.0, 1.0])[rollout.samples % 4]
         return ScoredRollout(
@@ -432,9 +433,9 @@ def test_each_reward_is_normalised_over_all_processes(processes: int) -> None:
             data={"prompts_per_step": 2, "group_size": 2},
             advantage={"normalise": "each", "positive": 0.5},
         )
-        trainer.estimate = PerRewardAdvantage({"a": "reward/a", "b": "reward/b"}, positive=0.5)
-        scored = trainer._draw(0, 0, None, Clock())
-        return trainer._advantages(scored, {"a": 1.0, "b": 3.0}).tolist()
+        trainer.advantage_estimator = PerRewardAdvantage({"a": "reward/a", "b": "reward/b"}, positive=0.5)
+        scored = trainer._rollout_and_score(0, {"a": 1.0, "b": 3.0}, Clock())[0]
+        return trainer._estimate_advantages(scored, {"a": 1.0, "b": 3.0}).tolist()
 
     found = [a for part in in_threads(processes, work) for a in part]
     expected = [x / 8.5**0.5 for x in (-1.0, 0.5, -4.0, 2.0)]

@@ -126,7 +126,7 @@ def test_every_pair_is_taken_once_an_epoch_in_an_order_of_its_own(sd3: Path, tmp
 def test_advantages_tell_the_chosen_from_the_rejected(sd3: Path, tmp_path: Path) -> None:
     trainer = trainer_of(sd3, pair_file(tmp_path))
     scored = trainer.source.draw(0, 0, range(4), silent)
-    assert (trainer._advantages(scored, {}).sign() == torch.tensor([1.0, -1.0] * 4)).all()
+    assert (trainer._estimate_advantages(scored, {}).sign() == torch.tensor([1.0, -1.0] * 4)).all()
 
 
 def test_the_trainer_learns_and_the_check_of_its_first_update_passes(sd3: Path, tmp_path: Path) -> None:

@@ -587,7 +587,7 @@ def test_a_failure_in_the_middle_of_a_step_saves_nothing(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights after one of two updates are those of no step."""
-    monkeypatch.setattr(Trainer, "_update", failing_second(Trainer._update))
+    monkeypatch.setattr(Trainer, "_accumulate_gradient", failing_second(Trainer._accumulate_gradient))
     config = small(sd3, tmp_path / "run", **CASES["reverse"], **UNSEEN, checkpoint={"every": 0})
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(config)

@@ -24,7 +24,8 @@ from difrl.scoring.reference_samples import ReferenceScores
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator
-from difrl.training.trainer import Clock, Trainer, TrainingError
+from difrl.training.step_metrics import Clock
+from difrl.training.trainer import Trainer, TrainingError
 from rewards import Failsafe, RewardError, Scores
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, in_threads, linear_trainer
 from tests.recipes import FLOW_GRPO, recipe, text_recipe
@@ -345,8 +346,9 @@ def test_rewards_are_normalised_one_by_one_as_shaped() -> None:
     """GDPO of what is summed, with the weights of the step."""
     clipped = bright("clipped", shape={"kind": "clip", "low": 1.9, "high": 2.1})
     trainer = trainer_of([bright(), clipped], advantage={"normalise": "each"})
-    scored, weights = trainer._draw(0, 0, None, Clock()), {"bright": 1.0, "clipped": -0.5}
-    found = trainer._advantages(scored, weights)
+    weights = {"bright": 1.0, "clipped": -0.5}
+    scored, _ = trainer._rollout_and_score(0, dict.fromkeys(weights, 1.0), Clock())
+    found = trainer._estimate_advantages(scored, weights)
     summed = {"bright": scored.parts["reward/bright"], "clipped": scored.parts["shaped/clipped"]}
     torch.testing.assert_close(found, gdpo_advantages(summed, weights, scored.groups, scored.valid))
     raw = {name: scored.parts[f"reward/{name}"] for name in weights}

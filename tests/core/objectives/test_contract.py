@@ -30,7 +30,7 @@ from difrl.core import (
     weighted_mean,
 )
 from difrl.reporting.html.glossary import definition
-from difrl.training.trainer import METRIC_NAMES
+from difrl.training.step_metrics import METRIC_NAMES
 from tests.fakes import without
 from tests.objectives import OBJECTIVES
 

@@ -130,7 +130,7 @@ def test_a_branch_is_a_group(sd3: Path) -> None:
     scored = trainer.source.draw(0, 0, range(trainer.config.groups), lambda name: None)
     assert scored.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [p.text for p in scored.rollout.prompts[:4]] == [scored.rollout.prompts[0].text] * 4
-    advantage = trainer._advantages(scored, {})
+    advantage = trainer._estimate_advantages(scored, {})
     torch.testing.assert_close(advantage.unflatten(0, (4, 2)).sum(1), torch.zeros(4), atol=1e-5, rtol=0)
     assert advantage.abs().min() > 0
     assert scored.rewards.unflatten(0, (4, 2)).mean(1).std() > 1e-3
