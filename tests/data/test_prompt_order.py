@@ -1,4 +1,4 @@
-"""The order of prompts depends on seed and step only."""
+"""Tests of the order of prompts, which depends on seed and step only."""
 
 from __future__ import annotations
 

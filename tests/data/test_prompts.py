@@ -1,4 +1,4 @@
-"""Prompt files are read completely, or refused with their line."""
+"""Tests of prompt files, which are read completely or rejected with the line of each problem."""
 
 from __future__ import annotations
 

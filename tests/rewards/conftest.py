@@ -1,4 +1,4 @@
-"""Drawings made by PIL, eight times too large and averaged down, so that their edges are anti-aliased."""
+"""Drawings by PIL, painted at eight times the size and averaged down, so that their edges are anti-aliased."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _paint(picture: ImageDraw.ImageDraw, shape: Shape, scale: float) -> None:
 
 @pytest.fixture(scope="session")
 def paint() -> Callable[..., Tensor]:
-    """An image [3,size,size] from a function that paints on a canvas of 8·size pixels."""
+    """A function that returns an image [3,size,size], given a function that paints on a canvas of 8·size pixels."""
 
     def make(painter: Callable[[ImageDraw.ImageDraw], object], size: int = 32) -> Tensor:
         canvas = Image.new("RGB", (size * SCALE, size * SCALE), BACKGROUND)
@@ -44,11 +44,11 @@ def paint() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def draw(paint: Callable[..., Tensor]) -> Draw:
-    """An image [3,32,32] of shapes (class, colour, left, top, width)."""
+    """A function that returns an image [3,32,32] of shapes (class, colour, left, top, width)."""
     return lambda shapes: paint(lambda canvas: [_paint(canvas, shape, SCALE) for shape in shapes])
 
 
 @pytest.fixture(scope="session")
 def draw_large(paint: Callable[..., Tensor]) -> Draw:
-    """The same in 96 pixels, the shapes three times as large."""
+    """The same with 96 pixels, and shapes three times as large."""
     return lambda shapes: paint(lambda canvas: [_paint(canvas, shape, 3 * SCALE) for shape in shapes], 96)

@@ -1,4 +1,4 @@
-"""The aesthetic predictor against matrix products in float64, from layers saved under the published names."""
+"""Tests of the aesthetic predictor against matrix products in float64, with layers saved under the published names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def published_layers() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP whose embeddings are as wide as those of ViT-L/14, and the layers beside it."""
+    """A folder with a tiny CLIP, whose embeddings are as wide as those of ViT-L/14, and with the layers."""
     folder = tmp_path_factory.mktemp("aesthetic")
     tiny_clip(folder, width=768)
     torch.save(published_layers(), folder / FILE)
@@ -61,7 +61,7 @@ def test_layers_for_another_width_are_named(folder: Path, tmp_path: Path) -> Non
 
 
 def test_other_layers_are_named(folder: Path, tmp_path: Path) -> None:
-    """Layers with activations between them, as another file of the same source has, are numbered otherwise."""
+    """Layers with activations between them, as in another file of the same source, have other numbers."""
     state = published_layers()
     state["layers.3.weight"] = state.pop("layers.2.weight")
     torch.save(state, tmp_path / FILE)

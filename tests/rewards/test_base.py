@@ -100,7 +100,7 @@ def test_an_exception_is_wrapped_and_kept_as_the_cause() -> None:
 
 
 def test_the_line_of_an_exception_is_the_users_own() -> None:
-    """Not that of the library it called; and none where a reward of this package breaks."""
+    """It is not the line of the library that they call. For rewards of this package there is none."""
 
     def broken(samples: Sequence[str]) -> Scores:
         return all_valid(torch.stack([]))

@@ -14,7 +14,10 @@ from rewards.batching import Batcher, Busy
 
 
 class Gate:
-    """Scores the first pixel or the number in a text, once it is opened; keeps the prompts of each call."""
+    """A reward that waits until it is opened.
+
+    It returns the first pixel or the number in a text, and records the prompts of each call.
+    """
 
     name = "gate"
     needs: tuple[str, ...] = ()
@@ -45,7 +48,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def batcher(gate: Gate) -> Iterator[Batcher]:
-    """Busy with a first job, so that others gather behind it until the gate opens."""
+    """A batcher that is busy with a first job, so that others wait until the gate opens."""
     made = Batcher(gate, max_batch=4, max_size=50, wait=0.0, most_waiting=8, most_size=100)
     made.submit(["0"], ["first"], [{}])
     assert gate.entered.acquire(timeout=10)
@@ -91,7 +94,7 @@ def test_images_of_one_size_share_a_call(gate: Gate, batcher: Batcher) -> None:
 
 
 def test_a_call_of_several_jobs_holds_a_limited_number_of_bytes(gate: Gate, batcher: Batcher) -> None:
-    """Of 12 bytes an image of 2 × 2 pixels, with at most 50 a call; one of 4 × 4 has 48, two are more than a call."""
+    """An image of 2 × 2 pixels has 12 bytes, one of 4 × 4 has 48, and a call holds at most 50."""
     jobs = [images(batcher, 4, 51), images(batcher, 4, 102)]
     gate.opened.set()
     assert [values(job) for job in jobs] == [[pytest.approx(0.2)], [pytest.approx(0.4)]]
@@ -99,7 +102,7 @@ def test_a_call_of_several_jobs_holds_a_limited_number_of_bytes(gate: Gate, batc
 
 
 def test_a_limit_of_bytes_keeps_the_order(gate: Gate, batcher: Batcher) -> None:
-    """The first job is in the next call whatever it weighs."""
+    """The first job is in the next call, whatever its size."""
     sizes = {"a": 60, "b": 2, "c": 30, "d": 4, "e": 3}
     jobs = [batcher.submit(["1".zfill(size)], [name], [{}]) for name, size in sizes.items()]
     gate.opened.set()
@@ -107,7 +110,7 @@ def test_a_limit_of_bytes_keeps_the_order(gate: Gate, batcher: Batcher) -> None:
     assert gate.calls[1:] == [["a"], ["b", "c", "d", "e"]]
 
 
-def test_what_does_not_fit_is_next(gate: Gate, batcher: Batcher) -> None:
+def test_jobs_that_do_not_fit_are_next(gate: Gate, batcher: Batcher) -> None:
     sizes = {"a": 30, "b": 25, "c": 20, "d": 20}
     jobs = [batcher.submit(["1".zfill(size)], [name], [{}]) for name, size in sizes.items()]
     gate.opened.set()
@@ -170,7 +173,7 @@ def test_a_full_queue_is_busy(gate: Gate, batcher: Batcher) -> None:
 
 
 def test_a_queue_may_be_filled_to_its_limits(gate: Gate, batcher: Batcher) -> None:
-    """Of eight rows, and of a hundred characters."""
+    """The limits are eight rows and a hundred characters."""
     rows = [texts(batcher, 1, 2, 3), texts(batcher, 4, 5, 6, 7, 8)]
     assert batcher.waiting == 8
     gate.opened.set()
@@ -185,7 +188,7 @@ def test_a_queue_may_be_filled_to_its_limits(gate: Gate, batcher: Batcher) -> No
     assert [values(job) for job in (first, *sizes)] == [[0], [1], [1]]
 
 
-def test_closing_ends_what_waits_and_takes_nothing_more(gate: Gate, batcher: Batcher) -> None:
+def test_closing_scores_waiting_jobs_and_accepts_no_more(gate: Gate, batcher: Batcher) -> None:
     job = texts(batcher, 1)
     gate.opened.set()
     batcher.close()
@@ -196,7 +199,7 @@ def test_closing_ends_what_waits_and_takes_nothing_more(gate: Gate, batcher: Bat
 
 
 def test_the_first_job_waits_for_others(gate: Gate) -> None:
-    """A full batch ends the wait, which here would last longer than the test's limit."""
+    """A full batch ends the wait, which would otherwise last longer than the test's limit."""
     gate.opened.set()
     made = Batcher(gate, max_batch=2, wait=60.0)
     jobs = [texts(made, 1), texts(made, 2)]
@@ -214,7 +217,7 @@ def test_bytes_may_end_the_wait_too(gate: Gate) -> None:
     made.close()
 
 
-def test_what_cannot_share_its_call_does_not_end_the_wait(gate: Gate) -> None:
+def test_jobs_of_another_kind_do_not_end_the_wait(gate: Gate) -> None:
     gate.opened.set()
     made = Batcher(gate, max_batch=2, wait=60.0)
     first, other = texts(made, 1), images(made, 2, 255)

@@ -1,4 +1,4 @@
-"""The encoders that rewards on CLIP share, and what holds for each of these rewards."""
+"""Tests of the encoders behind rewards on CLIP, and of the properties that these rewards share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=NAMES)
 def build(request: pytest.FixtureRequest, folder: Path) -> Build:
-    """Makes one of the rewards, with options in common."""
+    """A function that builds one of the rewards with shared options."""
     clip, checkpoint = str(folder / "clip"), str(folder / "HPS_v2.1_compressed.pt")
     options: dict[str, dict[str, str]] = {
         "clip_score": {"model": clip},
@@ -120,7 +120,7 @@ def test_embeddings_have_length_one_and_the_scale_is_read_exactly(folder: Path) 
     torch.testing.assert_close(norms, torch.ones(10))
 
 
-def test_what_the_registry_says() -> None:
+def test_descriptions_in_the_registry() -> None:
     entries = {entry.name: entry for entry in available()}
     assert entries["aesthetic"].needs == ("images",)
     assert all(entries[name].needs == ("images", "prompts") for name in ("clip_score", "pickscore", "hpsv2"))
@@ -130,7 +130,7 @@ def test_what_the_registry_says() -> None:
 
 
 def copied(folder: Path, to: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
-    """A copy of the tiny model with changed tensors."""
+    """Write a copy of the tiny model with changed tensors."""
     tiny_clip(to)
     tensors = load_file(to / "model.safetensors")
     change(tensors)
@@ -166,7 +166,7 @@ def test_position_ids_of_older_checkpoints_do_no_harm(folder: Path, tmp_path: Pa
         assert torch.equal(encoder.texts(PROMPTS), TransformersClip(str(folder / "clip")).texts(PROMPTS))
 
 
-def test_truncated_weights_and_absent_parts_are_told_with_the_folder(tmp_path: Path) -> None:
+def test_errors_of_truncated_weights_and_missing_parts_have_the_folder(tmp_path: Path) -> None:
     whole = tiny_clip(tmp_path / "clip")
     with pytest.raises(ValueError, match=r"cannot load the CLIP model .*nowhere"):
         TransformersClip(str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""CLIP scores against the libraries themselves."""
+"""Tests of CLIP scores against the libraries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scored(**options: str) -> Tensor:
 
 
 def preprocessed() -> Tensor:
-    """OpenAI's preprocessing by torchvision's transforms of pictures."""
+    """Return OpenAI's preprocessing of pictures by torchvision's transforms."""
     resize = transforms.Resize(SIZE, interpolation=InterpolationMode.BICUBIC)
     steps = [resize, transforms.CenterCrop(SIZE), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return torch.stack([transforms.Compose(steps)(picture) for picture in to_pictures(IMAGES)])

@@ -80,7 +80,7 @@ def test_no_object_needs_no_model() -> None:
 
 
 class Cats:
-    """A detector that sees three cats, and names no colours."""
+    """A detector that finds three cats without colours."""
 
     def to(self, device: torch.device | str) -> Cats:
         return self
@@ -91,7 +91,7 @@ class Cats:
 
 
 class Seen:
-    """Colours by confidence, with a note of what was asked."""
+    """A classifier that returns colours by confidence, and records its inputs."""
 
     names = ("red", "blue")
 

@@ -1,4 +1,4 @@
-"""Combinations of rewards: by hand, against numpy, and as algebra."""
+"""Tests of combinations of rewards by hand, against numpy, and by algebra."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def members(values: Any, invalid: Any = ()) -> Scores:
 
 
 def test_by_hand() -> None:
-    """Variances that divide by K: 1, 0 and 9."""
+    """The variances divide by K. They are 1, 0 and 9."""
     assert mean(members(VALUES)).values.tolist() == [2.0, 4.0, 3.0]
     assert worst(members(VALUES)).values.tolist() == [1.0, 4.0, 0.0]
     assert uncertainty(members(VALUES), penalty=0.5).values.tolist() == [1.5, 4.0, -1.5]
@@ -55,7 +55,7 @@ def test_row_that_one_member_cannot_score_is_not_valid(combine: Callable[[Scores
     assert found.values[1:].tolist() == combine(members(VALUES)).values[1:].tolist()
 
 
-def test_member_of_weight_0_has_no_part_even_where_it_is_not_valid() -> None:
+def test_a_member_of_weight_0_does_not_count_even_if_it_is_invalid() -> None:
     found = weighted_sum(members(VALUES, invalid=[(1, 0)]), [2.0, 0.0])
     assert found.valid.all()
     assert found.values.tolist() == [2.0, 8.0, 0.0]

@@ -89,7 +89,7 @@ STRANGE: dict[str, Painter] = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_what_is_no_shape_is_unknown(paint: Paint, name: str) -> None:
+def test_other_objects_are_unknown(paint: Paint, name: str) -> None:
     found = seen(paint(STRANGE[name]))
     assert len(found) == 1
     assert found[0][0] == "unknown"
@@ -155,7 +155,7 @@ def test_masks_on_request(draw: Draw) -> None:
 
 
 def turned(sides: int, degrees: float) -> Painter:
-    """A square or triangle on its side, turned."""
+    """Return an image of a rotated square or triangle."""
     return polygon(sides, 60, math.radians(degrees) + (math.pi / 4 if sides == 4 else -math.pi / 2))
 
 

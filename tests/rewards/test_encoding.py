@@ -38,7 +38,7 @@ def test_jpeg_is_near_and_smaller() -> None:
 
 
 def test_jpeg_keeps_the_colour_of_every_pixel() -> None:
-    """Columns of red and blue: halved in resolution, their colours would be one, and 0.5 away."""
+    """The columns are red and blue. At half the colour resolution they would have the same colour, with an error of 0.5."""
     columns = torch.zeros(1, 3, 16, 16)
     columns[:, 0, :, ::2], columns[:, 2, :, 1::2] = 1.0, 1.0
     assert (decode_images(encode_images(columns, "jpeg"), MANY) / 255 - columns).abs().max() < 0.1
@@ -69,7 +69,7 @@ def test_a_bad_image_is_named_by_its_index(bad: bytes, message: str) -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size that its few bytes do not hold."""
+    """Return a PNG whose header has a size far above its number of bytes."""
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     data = b"IDAT" + zlib.compress(b"\0")
     chunks = [len(part) - 4 for part in (header, data)]
@@ -81,7 +81,7 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(1001, 1000), (40_000, 40_000)])
 def test_too_many_pixels_are_seen_in_the_header(size: tuple[int, int]) -> None:
-    """Before anything is decoded: the file is cut off after its header, and yet it is its size that is refused."""
+    """The size is rejected before decoding: the file ends after its header."""
     with pytest.raises(TooManyPixels, match="expected at most 1000000"):
         decode_images([bomb(*size)], MANY)
 

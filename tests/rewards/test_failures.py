@@ -1,4 +1,4 @@
-"""Rewards that break, hang or say nonsense, under each rule."""
+"""Tests of rewards that fail, hang or return nonsense, under each rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewards.failures import PROBES, OnError
 
 @dataclass
 class Fragile:
-    """The length of a text; breaks on a batch that holds one of `bad`, and in its first calls."""
+    """A reward that returns the length of a text. It fails in its first calls, and on a batch with one of `bad`."""
 
     bad: frozenset[str] = frozenset()
     fails_first: int = 0
@@ -71,7 +71,7 @@ def test_retry_ends_with_the_error() -> None:
     assert len(reward.calls) == 3
 
 
-def test_drop_leaves_out_the_rows_to_blame_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_drop_excludes_the_rows_that_fail_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     texts = ["a", "bb", "broken", "dddd", "none", "nan", "ggggggg"]
     with caplog.at_level(logging.WARNING):
         found = scored(Failsafe(Fragile(frozenset({"broken"})), "drop"), texts)
@@ -82,7 +82,7 @@ def test_drop_leaves_out_the_rows_to_blame_and_says_so(caplog: pytest.LogCapture
 
 @given(st.lists(st.sampled_from(["a", "bb", "bad"]), min_size=1, max_size=40))
 def test_drop_loses_no_row_that_can_be_scored(texts: list[str]) -> None:
-    """Of up to sixteen rows. Of more, all or none: none where sixteen of no pattern are bad."""
+    """This holds for up to sixteen rows. Of more rows none is scored if sixteen random ones fail."""
     found = scored(Failsafe(Fragile(frozenset({"bad"})), "drop"), texts)
     good = [text != "bad" for text in texts]
     if len(texts) <= PROBES or found.valid.any():
@@ -98,7 +98,7 @@ def test_drop_finds_rows_that_are_scattered(count: int, every: int) -> None:
 
 
 def test_drop_finds_one_row_in_few_calls() -> None:
-    """The whole, one that works alone, and two halves at each of six levels."""
+    """The calls are the whole batch, one row that can be scored alone, and two halves at each of six levels."""
     reward = Fragile(frozenset({"bad"}))
     scored(Failsafe(reward, "drop"), ["good"] * 41 + ["bad"] + ["good"] * 22)
     assert len(reward.calls) == 1 + 1 + 2 * 6
@@ -110,8 +110,8 @@ def test_a_single_row_that_fails_is_tried_once() -> None:
     assert reward.calls == [["bad"]]
 
 
-def test_drop_gives_up_where_nothing_works() -> None:
-    """Seventeen calls and not 127."""
+def test_drop_gives_up_if_no_row_can_be_scored() -> None:
+    """There are seventeen calls instead of 127."""
     reward = Fragile(fails_first=10**6)
     found = scored(Failsafe(reward, "drop"), ["a"] * 64)
     assert not found.valid.any()
@@ -159,7 +159,7 @@ def test_after_a_time_limit_the_whole_call_is_dropped(hanging: Fragile) -> None:
 
 
 def test_after_a_time_limit_nothing_more_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each further call would wait as long again for the first to end."""
+    """Each further call would first wait for the first one to end."""
     waited: list[float] = []
 
     def late(call: Any, seconds: float, name: str, busy: Any) -> Scores:
@@ -172,7 +172,7 @@ def test_after_a_time_limit_nothing_more_is_tried(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_time_limit_in_the_search_ends_it() -> None:
-    """The good rows that come before are kept."""
+    """The rows that were scored before it are valid."""
     over = threading.Event()
 
     class Hanging(Fragile):
@@ -190,15 +190,15 @@ def test_a_time_limit_in_the_search_ends_it() -> None:
     assert not found.valid[[3, 5]].any()
 
 
-def test_no_call_begins_while_a_late_one_goes_on(hanging: Fragile) -> None:
-    """Each attempt waits as long as a call may take, and says what it waited for."""
+def test_no_call_starts_while_a_late_one_continues(hanging: Fragile) -> None:
+    """Each attempt waits as long as a call may take, and its error has the reason."""
     reward = Failsafe(hanging, "retry", timeout=0.05, retries=2, sleep=lambda seconds: None)
     with pytest.raises(Late, match="an earlier call that was too late is still running"):
         scored(reward, ["a"])
     assert len(hanging.calls) == 1
 
 
-def test_a_late_call_that_ends_makes_way() -> None:
+def test_the_next_call_starts_once_a_late_one_has_ended() -> None:
     class Slow(Fragile):
         def __call__(self, samples: Any, prompts: Any, metadata: Any) -> Any:
             if not self.calls:
@@ -223,7 +223,7 @@ def test_an_error_in_the_thread_is_the_callers() -> None:
         scored(Failsafe(Fragile(frozenset({"a"})), timeout=30.0), ["a"])
 
 
-def test_it_is_called_what_the_reward_is_called() -> None:
+def test_it_has_the_name_of_the_reward() -> None:
     reward = Failsafe(Fragile())
     assert (reward.name, reward.needs, reward.to("cpu")) == ("fragile", ("texts",), reward)
 

@@ -17,7 +17,7 @@ Draw = Callable[..., torch.Tensor]
 
 
 class Fixed:
-    """A detector that sees the same in every image."""
+    """A detector with the same result for every image."""
 
     def __init__(self, *found: Detection) -> None:
         self.found = list(found)
@@ -30,7 +30,7 @@ class Fixed:
 
 
 def thing(label: str, color: str | None = None, x: float = 0, y: float = 0, confidence: float = 1.0) -> Detection:
-    """An object of 10 by 10 pixels whose upper left corner is (x, y)."""
+    """Return an object of 10 by 10 pixels whose upper left corner is (x, y)."""
     return Detection(label, color, (x, y, x + 10, y + 10), confidence)
 
 
@@ -51,7 +51,7 @@ def test_single_and_two_objects() -> None:
     assert judge([thing("circle")], CIRCLE, SQUARE) == 0
 
 
-def test_more_than_asked_is_only_wrong_where_excluded() -> None:
+def test_more_objects_are_only_wrong_if_excluded() -> None:
     two = [thing("circle"), thing("circle", x=20)]
     assert judge(two, CIRCLE) == 1
     assert judge(two, CIRCLE, exclude=[{"class": "circle", "count": 2}]) == 0
@@ -192,7 +192,7 @@ def test_exact_allows_nothing_else() -> None:
 
 
 def test_exact_asks_the_detector_for_every_class() -> None:
-    """A detector that is told what to look for must know that it cannot."""
+    """A zero-shot detector must be able to reject this."""
     asked: list[ClassNames | None] = []
 
     class Asked(Fixed):
@@ -271,7 +271,7 @@ def test_an_error_names_the_row_and_the_prompt() -> None:
 
 @pytest.mark.parametrize("key", ["include", "exclude"])
 @pytest.mark.parametrize("clauses", [3, "circle", CIRCLE])
-def test_what_is_no_list_of_clauses_is_blamed_on_its_row(key: str, clauses: Any) -> None:
+def test_malformed_clauses_are_an_error_with_its_row(key: str, clauses: Any) -> None:
     rows = [{"include": [CIRCLE]}, {key: clauses}]
     with pytest.raises(
         RewardError, match=rf"row 1 \(prompt 'b'\): '{key}' of GenEval .*list of clauses, found"
@@ -336,7 +336,7 @@ def test_through_the_registry_on_drawings_that_are_hard(draw: Draw) -> None:
     assert result.values.tolist() == [value for _, _, value in cases]
 
 
-def test_a_detector_of_photographs_keeps_what_either_threshold_lets_pass() -> None:
+def test_a_detector_of_photographs_has_the_lower_of_two_thresholds() -> None:
     for one, other in ((0.2, 0.7), (0.7, 0.2)):
         reward = make("geneval", detector="somewhere/a-model", threshold=one, counting_threshold=other)
         assert isinstance(reward, GenEval)

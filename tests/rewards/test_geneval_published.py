@@ -1,4 +1,4 @@
-"""The published rules on published metadata, tag by tag, and Flow-GRPO's credit for the same; worked by hand."""
+"""Tests of the published rules on published metadata, tag by tag, and of Flow-GRPO's credit, worked by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Found = list[Detection]
 
 
 def seen(label: str, color: str | None = None, x: float = 0, y: float = 0, score: float = 0.99) -> Detection:
-    """An object of 10 by 10 pixels whose upper left corner is (x, y)."""
+    """Return an object of 10 by 10 pixels whose upper left corner is (x, y)."""
     return Detection(label, color, (x, y, x + 10, y + 10), score)
 
 
@@ -109,7 +109,7 @@ CASES: list[tuple[str, dict[str, Any], Found, float, float]] = [
 
 
 class Fixed:
-    """A detector that sees what it is given, image by image."""
+    """A detector with a given result for each image."""
 
     def __init__(self, found: list[Found]) -> None:
         self.found = found
@@ -146,7 +146,7 @@ def test_at_most_sixteen_objects_of_a_class_are_looked_at() -> None:
     assert GenEval(max_objects=20).judge(many(17), crowd) == 0
 
 
-def test_a_position_is_asked_of_all_pairs() -> None:
+def test_a_position_must_hold_for_all_pairs() -> None:
     row = {"include": [{"class": "cow", "count": 2}, {"class": "dog", "count": 2, "position": ["above", 0]}]}
     cows = [seen("cow", y=60), seen("cow", x=5, y=80)]
     assert GenEval().judge([*cows, seen("dog"), seen("dog", x=4, y=20)], row) == 1

@@ -1,4 +1,4 @@
-"""HPSv2.1 against open_clip and torchvision, from a checkpoint in the published format."""
+"""Tests of HPSv2.1 against open_clip and torchvision, with a checkpoint in the published format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def published(image: Tensor, antialias: bool) -> Tensor:
-    """A picture [3,H,W] by torchvision, step by step as the published transform does it."""
+    """Return a picture [3,H,W] preprocessed by torchvision, in the steps of the published transform."""
     tensor = vision.to_tensor(to_pictures(image[None])[0])
     scale = SIZE / max(tensor.shape[1:])
     height, width = round(tensor.shape[1] * scale), round(tensor.shape[2] * scale)
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_and_one_with_code_are_refused(checkpoint: Path, tm
     assert not (tmp_path / "made").exists()
 
 
-def test_absent_weights_are_told_before_a_model_is_made(tmp_path: Path) -> None:
+def test_missing_weights_are_reported_before_a_model_is_built(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no HPS_v2\.1_compressed\.pt"):
         HPSv2(str(tmp_path)).encoder  # noqa: B018
     with pytest.raises(FileNotFoundError, match=r"cannot fetch HPS_v2\.1_compressed\.pt of xswu/HPSv2"):

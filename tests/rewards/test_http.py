@@ -15,7 +15,7 @@ Answer = httpx.Response | Exception
 
 
 class Script:
-    """Answers given in turn, the last one for ever; requests and pauses are kept."""
+    """A transport with scripted responses, of which the last repeats. It records requests and pauses."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers, self.requests, self.pauses = list(answers), list[httpx.Request](), list[float]()
@@ -54,7 +54,7 @@ PASSING: list[Answer] = [
 
 
 @pytest.mark.parametrize("answer", PASSING, ids=repr)
-def test_what_time_may_cure_is_repeated(answer: Answer) -> None:
+def test_temporary_failures_are_repeated(answer: Answer) -> None:
     script = Script(answer, ok(a=1))
     assert script.connection().get("/x") == {"a": 1}
     assert [str(request.url) for request in script.requests] == ["http://far.example/api/x"] * 2
@@ -62,7 +62,7 @@ def test_what_time_may_cure_is_repeated(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 422, 500])
-def test_what_it_will_not_cure_is_not(status: int) -> None:
+def test_permanent_failures_are_not_repeated(status: int) -> None:
     script = Script(httpx.Response(status, json={"error": "so it is"}))
     with pytest.raises(
         HttpError, match=rf"'far' failed: http://far\.example/api/x answered {status} .*: so it is"
@@ -95,7 +95,7 @@ def test_retry_after_is_heeded(said: str, pause: float) -> None:
     assert script.pauses == [pause]
 
 
-def test_the_last_failure_is_told() -> None:
+def test_the_last_failure_is_raised() -> None:
     script = Script(httpx.ConnectError("connection refused"))
     with pytest.raises(RewardError, match=r"api/x: cannot be reached: ConnectError: connection refused \(4 attempts\)"):
         script.connection().get("/x")
@@ -121,7 +121,7 @@ def test_the_other_sides_message_is_passed_on(answer: httpx.Response, message: s
         Script(answer).connection().post("/x", json={})
 
 
-def test_the_token_is_sent_and_never_told() -> None:
+def test_the_token_is_sent_and_never_shown() -> None:
     script = Script(httpx.Response(401, json={"error": "wrong"}))
     with pytest.raises(HttpError) as caught:
         script.connection(token="s3cret").get("/x")

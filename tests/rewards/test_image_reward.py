@@ -1,4 +1,4 @@
-"""ImageReward from a tiny checkpoint under the published names, against BLIP's forward pass written out here."""
+"""Tests of ImageReward with a tiny checkpoint under the published names, against BLIP's forward pass written out here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPTS = ["a red circle", "a green square left of a red circle", "a", "a red sq
 
 
 def published(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict as the published code saves it, with small random values."""
+    """Return a state dict in the format of the published code, with small random values."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
 
@@ -83,7 +83,7 @@ def published(seed: int = 0) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageReward.pt and a tokenizer, as on the hub but small."""
+    """A folder with a small ImageReward.pt and a tokenizer, as on the hub."""
     path = tmp_path_factory.mktemp("image_reward")
     torch.save(published(), path / "ImageReward.pt")
     (path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
@@ -96,7 +96,7 @@ def reward(folder: Path, **options: object):  # type: ignore[no-untyped-def]
 
 
 def drawn(count: int = 4, height: int = 30, width: int = 41) -> Tensor:
-    """Random images on the grid of 8 bits."""
+    """Return random images with 8-bit values."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, 3, height, width), generator=generator) / 255
 
@@ -116,7 +116,7 @@ class Written:
         return scaled * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One row's attention in heads of 64; each [L, width]."""
+        """Return the attention of one row in heads of 64. All arguments are [L, width]."""
         heads = []
         for start in range(0, query.shape[1], 64):
             part = slice(start, start + 64)
@@ -124,7 +124,7 @@ class Written:
         return torch.cat(heads, -1)
 
     def image(self, pixels: Tensor) -> Tensor:
-        """[1 + patches, WIDE] of preprocess pixels [3, S, S]."""
+        """Return the encoding [1 + patches, WIDE] of preprocessed pixels [3, S, S]."""
         see = "blip.visual_encoder"
         patches = pixels.double().unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)  # [3, rows, columns, PATCH, PATCH]
         patches = patches.permute(1, 2, 0, 3, 4).reshape(SIDE**2, -1)
@@ -140,7 +140,7 @@ class Written:
         return self.norm(f"{see}.norm", x, 1e-6)
 
     def text(self, ids: list[int], seen: Tensor) -> Tensor:
-        """[L, NARROW] of a prompt without padding that looks at an image."""
+        """Return the encoding [L, NARROW] of a prompt without padding, with attention to an image."""
         read = "blip.text_encoder"
         x = self.tensors[f"{read}.embeddings.word_embeddings.weight"][ids]
         x = x + self.tensors[f"{read}.embeddings.position_embeddings.weight"][: len(ids)]
@@ -167,7 +167,7 @@ class Written:
 
 
 def transform(size: int):  # type: ignore[no-untyped-def]
-    """The published preprocessing."""
+    """Return the published preprocessing."""
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -216,7 +216,7 @@ def test_the_size_of_a_batch_changes_nothing(folder: Path) -> None:
 
 
 def test_a_prompt_is_cut_at_thirty_five_tokens(folder: Path) -> None:
-    """[CLS], 33 words, [SEP]: the 34th word is not read, the 33rd is."""
+    """The tokens are [CLS], 33 words and [SEP]. The 33rd word has an effect, the 34th has none."""
     words = ["red"] * 33
     prompts = [" ".join(words), " ".join([*words, "green"]), " ".join([*words[:-1], "green"])]
     found = score(reward(folder), drawn(1).repeat(3, 1, 1, 1), prompts, [{}] * 3).values
@@ -259,7 +259,7 @@ def test_names_by_hand() -> None:
 
 
 def test_the_published_sizes_are_those_of_vit_large_and_bert_base() -> None:
-    """The whole architecture, its tensors on the meta device: sizes, heads and names, but no values."""
+    """The whole architecture on the meta device: sizes, heads and names, without values."""
     with torch.device("meta"):
         tensors = _large()
         network = ImageRewardNetwork(tensors)
@@ -271,7 +271,7 @@ def test_the_published_sizes_are_those_of_vit_large_and_bert_base() -> None:
 
 
 def _large() -> dict[str, Tensor]:
-    """The tiny checkpoint's names with the published shapes."""
+    """Return the tiny checkpoint's names with the published shapes."""
     sizes = {WIDE: 1024, 3 * WIDE: 3072, 4 * WIDE: 4096, NARROW: 768, 3 * NARROW: 3072, PATCH: 16, 40: 512}
     sizes |= {SIDE**2 + 1: 14**2 + 1, len(WORDS) + 2: 30524}
     tensors = {}

@@ -33,7 +33,7 @@ def test_comes_back_from_disk_as_it_was(network: JudgeNetwork, tmp_path: Path) -
     torch.testing.assert_close(values, expected, rtol=0, atol=0)
 
 
-def test_the_logit_is_what_the_probability_is_made_of(network: JudgeNetwork, tmp_path: Path) -> None:
+def test_the_probability_is_the_sigmoid_of_the_logit(network: JudgeNetwork, tmp_path: Path) -> None:
     network.save(tmp_path)
     images, prompts = torch.rand(3, 3, 32, 32), ["a red circle", "a circle", "a blue square and a circle"]
     probability = score(make("judge", path=str(tmp_path)), images, prompts, [{}] * 3).values
@@ -61,8 +61,8 @@ def test_any_size_of_image(network: JudgeNetwork) -> None:
     assert score(Judge(network=network), large, ["a circle"] * 2, [{}] * 2).valid.all()
 
 
-def test_learns_what_needs_colour_order_and_place(draw: Draw) -> None:
-    """Four pictures and four sentences; the order of the words and left from right make the difference."""
+def test_it_learns_colours_order_and_positions(draw: Draw) -> None:
+    """The four pictures and four sentences differ in the order of words and in left and right."""
     torch.manual_seed(0)
     network = JudgeNetwork(JudgeConfig(WORDS, channels=8))
     prompts = [f"a {one} circle {side} of a {two} circle" for one, two in (("red", "blue"), ("blue", "red"))
@@ -81,7 +81,7 @@ def test_learns_what_needs_colour_order_and_place(draw: Draw) -> None:
     assert ((result.values > 0.5) == truth.bool()).all()
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path=FOLDER"):
         make("judge")
     with pytest.raises(ValueError, match="reward 'judge': output is 'odds', expected one of probability, logit"):

@@ -1,4 +1,4 @@
-"""Answers are compared as mathematics; what cannot be known is invalid, what cannot be read is wrong."""
+"""Tests of mathematical answers. A row without a usable truth is invalid; a text that cannot be parsed is wrong."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_wrong_or_unreadable_answers_are_zero(truth: object, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["47+38", "=47+38", "170/2", "$x = 47 + 38$", "\\boxed{5 \\cdot 17}"])
-def test_a_calculation_left_to_do_is_no_answer_where_the_truth_is_an_integer(text: str) -> None:
+def test_an_unfinished_calculation_is_no_answer_if_the_truth_is_an_integer(text: str) -> None:
     from math_verify import parse, verify
 
     assert verify(parse("85"), parse(text)), "math-verify itself takes it for the answer"
@@ -102,7 +102,7 @@ SEVERAL = [
 
 
 def test_outside_the_main_thread_as_within() -> None:
-    """math-verify's own time limit is a signal, which raises there."""
+    """math-verify's own time limit is a signal, which would raise an error in a thread."""
     from math_verify import parse
 
     def scores() -> Scores:
@@ -137,8 +137,8 @@ def test_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("function", ["parse", "verify"])
-def test_what_takes_too_long_is_invalid_and_tried_again(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can say whether such a text is right; the next time the machine may be less busy."""
+def test_texts_that_take_too_long_are_invalid_and_tried_again(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a text may be right, and the machine may be less busy the next time."""
     own = getattr(math_verify, function)
     _parse.cache_clear()
     _equal.cache_clear()

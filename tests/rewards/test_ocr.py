@@ -64,7 +64,7 @@ def test_similarity_by_hand() -> None:
 def rendered(
     text: str, size: int = 40, angle: float = 0, closer: int = 0, colors: tuple[str, str] = ("black", "white")
 ) -> Tensor:
-    """A picture [3,256,256] of centred text, turned counter-clockwise, its letters ``closer`` together than they are."""
+    """Return a picture [3,256,256] of centred text, rotated counter-clockwise, with its letters moved ``closer``."""
     ink, paper = colors
     font, picture = ImageFont.load_default(size), Image.new("RGB", (256, 256), paper)
     canvas = ImageDraw.Draw(picture)
@@ -131,19 +131,19 @@ def test_reads_every_ink(reader: Ocr, colors: tuple[str, str]) -> None:
     assert value(reader, rendered("HELLO", colors=colors), "HELLO") == 1.0
 
 
-def test_where_nothing_is_written_nothing_is_read(reader: Ocr) -> None:
+def test_a_picture_without_text_has_no_text(reader: Ocr) -> None:
     noise = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
     for image in (torch.ones(3, 256, 256), torch.zeros(3, 64, 64), noise):
         assert value(reader, image, "HELLO") == 0.0
 
 
-def test_other_text_is_worth_what_it_shares(reader: Ocr) -> None:
+def test_other_text_scores_its_common_characters(reader: Ocr) -> None:
     assert value(reader, rendered("CLOSED"), "OPEN") <= 0.25
     assert value(reader, rendered("HELP"), "HELLO") == pytest.approx(0.6)
 
 
 class FakeReader:
-    """Notes how many threads read at once."""
+    """A reader that records how many threads read at the same time."""
 
     def __init__(self) -> None:
         self.busy, self.most = 0, 0
@@ -194,7 +194,7 @@ def test_the_reader_is_given_blue_first_and_no_classifier(monkeypatch: pytest.Mo
     assert seen[0][0, 0].tolist() == [0, 51, 255]
 
 
-def test_without_rapidocr_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rapidocr_the_error_has_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     with pytest.raises(RewardError, match="pip install rapidocr-onnxruntime"):
         score(make("ocr"), torch.ones(1, 3, 32, 32), ['a sign "A"'], [{}])

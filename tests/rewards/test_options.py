@@ -1,4 +1,4 @@
-"""Checks that rewards share for their options."""
+"""Tests of the validation of options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PickScore against transformers, from a model and a processor in folders of their own."""
+"""Tests of PickScore against transformers, with model and processor in separate folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPTS = ["a red cat", "a blue dog", "a red cat on a mat " * 10]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A model without a processor, as PickScore's, and another model with the processor."""
+    """A folder with a model alone, like PickScore's, and a folder with another model and the processor."""
     folder = tmp_path_factory.mktemp("pickscore")
     base, model = tiny_clip(folder / "base", seed=1), folder / "tuned"
     model.mkdir()
@@ -45,7 +45,7 @@ def test_equals_the_published_formula(folders: tuple[str, str]) -> None:
 
 
 def test_the_published_ids_are_the_defaults() -> None:
-    """Offline, so that the error shows what would have been fetched."""
+    """The test is offline, so the error contains the file that would have been downloaded."""
     with pytest.raises(ValueError, match=r"cannot load the CLIP model yuvalkirstain/PickScore_v1: .*connect"):
         PickScore().encoder  # noqa: B018
 

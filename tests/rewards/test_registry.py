@@ -42,7 +42,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_rewards", module)
 
 
-def test_the_built_in_rewards_are_listed_with_what_they_need() -> None:
+def test_the_built_in_rewards_are_listed_with_their_needs() -> None:
     entries = {entry.name: entry for entry in available()}
     assert {"geneval", "jpeg_compressibility", "jpeg_incompressibility", "judge", "ocr"} <= set(entries)
     assert entries["geneval"].needs == ("images", "metadata")
@@ -61,7 +61,7 @@ def test_the_list_agrees_with_the_rewards_themselves() -> None:
 
 
 @pytest.mark.parametrize("name", ["geneval", "jpeg_compressibility", "jpeg_incompressibility", "ocr"])
-def test_what_is_listed_is_what_is_made(name: str) -> None:
+def test_listed_rewards_can_be_made(name: str) -> None:
     reward = make(name)
     (entry,) = (entry for entry in available() if entry.name == name)
     assert (reward.name, reward.needs) == (entry.name, entry.needs)
@@ -88,7 +88,7 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         register("length", needs=("texts",))(lambda: Length())
 
 
-def test_a_class_says_its_options_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_has_its_options_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", {})
     assert register("length")(Length) is Length
     entry = registry.find("length")
@@ -104,7 +104,7 @@ def test_a_class_says_its_options_once(monkeypatch: pytest.MonkeyPatch) -> None:
         make("length", scal=2.0)
 
 
-def test_what_a_function_is_given_to_read_is_what_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_needs_of_a_function_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", {})
     register("long", needs=("texts", "prompts"))(lambda: Length())
     assert registry.find("long").needs == ("texts", "prompts")
@@ -134,8 +134,8 @@ def test_a_reward_by_import_path_is_taken_as_it_is(plugin: None) -> None:
         make("my_rewards.made", scale=1.0)
 
 
-def test_what_an_import_path_leads_to_is_described(plugin: None) -> None:
-    """By its signature, less the arguments with which a function is called; what is made already has no options."""
+def test_the_object_of_an_import_path_is_described(plugin: None) -> None:
+    """The options are those of its signature, without the arguments of a call. A reward object has no options."""
     described = registry.find("my_rewards:Length")
     assert described.name == "my_rewards:Length"
     assert (described.summary, described.details) == ("Characters of the text.", "scale: of a character.")

@@ -1,4 +1,4 @@
-"""A client against a real server on a loopback port, and against answers that no good server gives."""
+"""Tests of the client against a real server on a loopback port, and against malformed responses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "s3cret"
 
 
 class Picky:
-    """The first pixel of an image, or the length of a text; says no to the prompt "bad"."""
+    """A reward that returns the first pixel of an image or the length of a text. It fails for the prompt "bad"."""
 
     name = "picky"
     needs: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def images(count: int, size: int = 16, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_scores_are_those_of_the_pictures_in_eight_bits(client: Callable[..., Remote], batch_size: int) -> None:
-    """Every bit: PNG is lossless and JSON holds every float."""
+    """They are equal in every bit: PNG is lossless, and JSON can represent every float."""
     drawn, nothing = images(7), [{}] * 7
     eight = (drawn * 255).round() / 255
     for name in ("jpeg", "picky"):
@@ -104,7 +104,7 @@ def test_texts_and_metadata_arrive_as_they_are(client: Callable[..., Remote]) ->
     assert picky.calls == [(prompts, metadata)]
 
 
-def test_jpeg_is_sent_where_it_is_asked_for(client: Callable[..., Remote]) -> None:
+def test_format_jpeg_sends_jpeg(client: Callable[..., Remote]) -> None:
     drawn = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
     exact = score(client("picky"), drawn, ["", ""], [{}, {}]).values
     near = score(client("picky", format="jpeg"), drawn, ["", ""], [{}, {}]).values
@@ -116,7 +116,7 @@ def test_no_samples(client: Callable[..., Remote]) -> None:
 
 
 def test_several_clients_are_merged_and_do_not_mix(client: Callable[..., Remote]) -> None:
-    """Sixteen rows in batches of one, from four threads: the server sees fewer calls, everybody gets what is theirs."""
+    """Four threads send sixteen rows in batches of one. The server makes fewer calls, and each client gets its own scores."""
     far = client("picky", batch_size=1, in_flight=4)
     far.check_server()
     start = threading.Barrier(4, timeout=10)
@@ -133,7 +133,7 @@ def test_several_clients_are_merged_and_do_not_mix(client: Callable[..., Remote]
     assert max(len(prompts) for prompts, _ in picky.calls) > 1
 
 
-def test_the_row_that_failed_is_named_in_the_whole_call(client: Callable[..., Remote], url: str) -> None:
+def test_the_row_of_an_error_is_that_of_the_whole_call(client: Callable[..., Remote], url: str) -> None:
     prompts = ["a", "b", "c", "d", "bad", "e"]
     with pytest.raises(RewardError, match=rf"{url}/score/picky answered 500 .*: reward 'picky' failed.*: no") as caught:
         score(client("picky", batch_size=3), images(6), prompts, [{}] * 6)
@@ -150,8 +150,10 @@ def test_the_row_that_failed_is_named_in_the_whole_call(client: Callable[..., Re
         ({}, None, None),
     ],
 )
-def test_what_a_server_blames_is_counted_in_the_whole_call(said: Any, row: int | None, prompt: str | None) -> None:
-    """The second batch of two fails. An `index` is that of an image; what is not in the batch is nobody's."""
+def test_rows_in_errors_of_the_server_are_numbered_in_the_whole_call(
+    said: Any, row: int | None, prompt: str | None
+) -> None:
+    """The second batch of two fails. An `index` refers to an image. A row outside the batch is ignored."""
 
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/version":
@@ -175,7 +177,7 @@ def test_what_a_server_blames_is_counted_in_the_whole_call(said: Any, row: int |
         ("geneval", {}, 0, "answered 422 .*found texts, expected images"),
     ],
 )
-def test_what_the_server_refuses_is_an_error_with_its_message(
+def test_a_refusal_of_the_server_is_an_error_with_its_message(
     client: Callable[..., Remote], reward: str, options: dict[str, Any], rows: int, message: str
 ) -> None:
     samples: Any = images(rows) if rows else ["a text"]
@@ -183,8 +185,8 @@ def test_what_the_server_refuses_is_an_error_with_its_message(
         score(client(reward, **options), samples, ["p"] * len(samples), [{}] * len(samples))
 
 
-def test_a_large_request_is_told_so_over_a_real_socket(client: Callable[..., Remote]) -> None:
-    """The server answers before all of it was sent; the answer must not be lost in a broken connection."""
+def test_a_large_request_is_refused_over_a_real_socket(client: Callable[..., Remote]) -> None:
+    """The server responds before it has received everything. The response must not be lost with the connection."""
     with pytest.raises(RewardError, match=r"413 .*expected at most 2000000; send fewer rows at once"):
         score(client("picky", batch_size=20), images(20, 512), ["p"] * 20, [{}] * 20)
 
@@ -196,7 +198,7 @@ def test_metadata_that_json_cannot_hold(client: Callable[..., Remote]) -> None:
 
 
 def client_of(handle: Callable[[httpx.Request], httpx.Response], **options: Any) -> tuple[Remote, list[float]]:
-    """A client of a server that answers as `handle` says, and its pauses."""
+    """Return a client of a server with the responses of `handle`, and the list of the client's pauses."""
     client, pauses = Remote(url="http://far", **{"reward": "far", **options}), list[float]()
     transport = httpx.MockTransport(handle)
     client.connection = Connection("remote", "http://far", retries=2, transport=transport, sleep=pauses.append)
@@ -204,7 +206,7 @@ def client_of(handle: Callable[[httpx.Request], httpx.Response], **options: Any)
 
 
 def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], list[float]]:
-    """A client of a server that gives these answers to /score, the last for ever."""
+    """Return a client of a server with these responses to /score, of which the last repeats."""
     requests, left = list[httpx.Request](), list(answers)
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -237,7 +239,7 @@ def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], li
         (b"<html>", "something that is no JSON: '<html>'"),
     ],
 )
-def test_a_malformed_answer_is_an_error_and_not_asked_for_again(answer: Any, message: str) -> None:
+def test_a_malformed_response_is_an_error_and_not_requested_again(answer: Any, message: str) -> None:
     far, requests, _ = fake(answer)
     with pytest.raises(RewardError, match=rf"'remote' failed: http://far/score/far .*{message}"):
         score(far, ["a", "b"], ["", ""], [{}, {}])
@@ -260,8 +262,8 @@ def test_a_server_that_never_answers_is_an_error_after_its_retries() -> None:
     assert (len(requests), len(pauses)) == (3, 2)
 
 
-def test_nobody_there(url: str) -> None:
-    """A port that was free a moment ago."""
+def test_no_server(url: str) -> None:
+    """The port was free just before."""
     with serving(create_app({}, version="1")) as gone:
         pass
     with pytest.raises(RewardError, match=f"{gone}/version: cannot be reached: ConnectError"):
@@ -296,7 +298,7 @@ def test_another_protocol_is_refused_before_anything_is_sent(said: Any) -> None:
         score(far, ["a"], [""], [{}])
 
 
-def test_the_version_is_asked_for_once() -> None:
+def test_the_version_is_requested_once() -> None:
     asked = list[str]()
 
     def handle(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Sequence classifiers as rewards: every row scores what transformers' own forward pass says of it alone."""
+"""Tests of sequence classifiers as rewards. The score of each row is that of transformers' forward pass on that row alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXTS = ["yes", "no a b c d a b", "a b c", "", "b b b b"]
 
 
 def llama(folder: Path, *, chat: bool = True, padding: str | None = "<pad>", labels: int = 1) -> Path:
-    """A decoder with a head, its tokenizer of whole words puts <s> in front."""
+    """A decoder with a head. Its tokenizer has whole words and prepends <s>."""
     torch.manual_seed(0)
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -73,7 +73,7 @@ def bert(folder: Path, **settings: Any) -> Path:
 
 
 def alone(folder: Path, ids: Sequence[int], **more: Sequence[int]) -> Tensor:
-    """The library's logits [K] of one row without padding."""
+    """Return the library's logits [K] of one row without padding."""
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         inputs = {name: torch.tensor([list(row)]) for name, row in more.items()}
@@ -123,14 +123,14 @@ def test_without_a_template_the_text_stands_right_behind_its_prompt(tmp_path: Pa
 
 @pytest.mark.parametrize("padding", [None, "</s>"])
 def test_a_decoder_without_a_padding_token_of_its_own(tmp_path: Path, padding: str | None) -> None:
-    """None: one row at a time. The end of the text as padding: the last token read is the one before it, as alone."""
+    """Without one, rows are scored one at a time. If it is the end-of-text token, the token before it counts, as alone."""
     llama(tmp_path, padding=padding)
     expected = [alone(tmp_path, chat(prompt, text)).item() for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
     assert found(tmp_path, batch_size=5).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_models_padding_token_counts_not_the_tokenizers(tmp_path: Path) -> None:
-    """Filled up with the tokenizer's own <unk>, the model would read the filling."""
+    """With the tokenizer's <unk> as padding, the padding would have an effect."""
     llama(tmp_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, pad_token="<unk>", padding_side="left")
     tokenizer.save_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_the_models_padding_token_counts_not_the_tokenizers(tmp_path: Path) -> N
 
 
 def test_an_encoder_reads_pairs(tmp_path: Path) -> None:
-    """[CLS] prompt [SEP] answer [SEP], the answer of another type."""
+    """The input is [CLS] prompt [SEP] answer [SEP], and the answer has another token type."""
     bert(tmp_path, num_labels=1)
     values = found(tmp_path, form="pair", batch_size=3)
     expected = []
@@ -188,7 +188,7 @@ def test_a_text_that_is_too_long_is_invalid_or_cut(tmp_path: Path) -> None:
 
 
 def test_a_row_without_tokens_is_invalid(tmp_path: Path) -> None:
-    """Nothing is written around the text by this tokenizer."""
+    """This tokenizer adds no tokens to the text."""
     llama(tmp_path, chat=False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])

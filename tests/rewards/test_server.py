@@ -1,4 +1,4 @@
-"""The service in this process, by ASGI; tests/rewards/test_remote.py has it on a socket."""
+"""Tests of the service in this process, by ASGI. tests/rewards/test_remote.py has the tests over a socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rewards.server import Limits, create_app
 
 
 class Mean:
-    """The mean of an image; prompts choose what goes wrong."""
+    """A reward that returns the mean of an image. Prompts select its failures."""
 
     name = "mean"
     needs: tuple[str, ...] = ("images", "prompts")
@@ -48,7 +48,7 @@ class Mean:
 
 
 class Letters:
-    """Letters of a text."""
+    """A reward that returns the number of letters of a text."""
 
     name = "letters"
     needs: tuple[str, ...] = ("texts",)
@@ -106,7 +106,7 @@ def test_no_rows_have_no_values() -> None:
     assert mean.calls == []
 
 
-def test_health_tells_what_is_loaded() -> None:
+def test_health_reports_loaded_rewards() -> None:
     service = app(token="t")
     state = {"loaded": False, "answered": 0, "waiting": 0}
     fresh = request(service, "GET", "/health")
@@ -128,7 +128,7 @@ def test_health_is_503_once_nothing_is_taken() -> None:
     assert (late.status_code, late.json()) == (503, {"error": "reward 'mean' is being shut down"})
 
 
-def test_version_tells_what_a_client_must_know() -> None:
+def test_version_has_the_facts_that_clients_need() -> None:
     assert request(app(), "GET", "/version").json() == {
         "version": "1.2",
         "protocol": PROTOCOL,
@@ -158,7 +158,7 @@ def test_with_the_token_it_is(header: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "gehé1m", "a\n"])
 def test_a_token_that_a_header_cannot_carry(token: str) -> None:
-    """Above all the empty one, which every request without a token would match."""
+    """The empty token is the most important case: every request without a token would match it."""
     with pytest.raises(ValueError, match="visible ASCII characters"):
         app(token=token)
 
@@ -252,7 +252,7 @@ def test_too_many_bytes_are_refused_before_they_are_read() -> None:
     assert "expected at most 1000000; send fewer rows at once" in answer.json()["error"]
 
 
-def test_bytes_are_counted_where_no_length_is_said() -> None:
+def test_bytes_are_counted_without_a_content_length() -> None:
     sent = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -268,7 +268,7 @@ def test_bytes_are_counted_where_no_length_is_said() -> None:
     assert sent < 2_000_000
 
 
-def test_a_reward_that_fails_is_told_with_its_row() -> None:
+def test_the_error_of_a_reward_has_its_row() -> None:
     answer = post(app(), {"prompts": ["a", "bad"]}, grey(1, 2))
     assert answer.status_code == 500
     said = answer.json()
@@ -283,7 +283,7 @@ def test_a_value_that_is_not_finite_is_a_failure() -> None:
 
 
 def test_requests_are_merged_and_answers_do_not_mix() -> None:
-    """Twelve threads; the first call holds the reward until the other requests wait behind it."""
+    """There are twelve threads. The first call blocks the reward until the other requests wait."""
     mean = Mean()
     mean.opened.clear()
     service = app(mean, max_batch=64, limits=Limits())
@@ -326,7 +326,7 @@ def test_a_full_queue_is_503() -> None:
 
 
 def test_pixels_of_requests_that_share_a_call_are_those_of_one_request() -> None:
-    """Three images of 0.36 megapixels, with one megapixel a request: two share a call."""
+    """Of three images with 0.36 megapixels, two share a call if a request may have one megapixel."""
     mean = Mean()
     mean.opened.clear()
     service = app(mean)
@@ -344,7 +344,7 @@ def test_pixels_of_requests_that_share_a_call_are_those_of_one_request() -> None
 
 
 def test_pixels_that_wait_are_limited() -> None:
-    """Of at most one megapixel a request, four wait."""
+    """Four requests wait if a request may have one megapixel."""
     mean = Mean()
     mean.opened.clear()
     service = app(mean)
@@ -370,7 +370,7 @@ def test_there_is_nothing_else() -> None:
         assert (answer.status_code, answer.json()) == (404, {"error": f"Not Found: GET {path}; {where}"})
 
 
-def test_the_wrong_method_is_said() -> None:
+def test_the_error_of_a_wrong_method_names_the_right_ones() -> None:
     answer = request(app(), "GET", "/score/mean")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
     assert answer.json()["error"].startswith("Method Not Allowed: GET /score/mean; expected POST /score/REWARD")

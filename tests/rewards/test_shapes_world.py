@@ -1,4 +1,4 @@
-"""GenEval with the classical detector against the truth about true drawings, which the world knows."""
+"""Tests of GenEval with the classical detector against the known content of drawings of the shapes task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_true_drawings_survive_a_little_noise() -> None:
     assert scored((images + noise).clamp(0, 1), prompts).mean() >= 0.98
 
 
-def test_other_prompts_are_right_only_where_the_world_says_so() -> None:
+def test_other_prompts_are_right_only_if_they_hold() -> None:
     _, scenes, images = drawings()
     rng = np.random.default_rng(12)
     others = [shapes.ALL_PROMPTS[index] for index in rng.integers(len(shapes.ALL_PROMPTS), size=COUNT)]

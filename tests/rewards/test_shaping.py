@@ -1,4 +1,4 @@
-"""Shapes of rewards: by hand, against scipy and numpy, and as algebra."""
+"""Tests of shapes of rewards by hand, against scipy and numpy, and by algebra."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewards.shaping import clip, denoised, log_sigmoid, min_max, min_max_of_gro
 
 
 def scores(values: Any, invalid: Any = ()) -> Scores:
-    """Float64 scores, of which some rows hold NaN and are not valid."""
+    """Return float64 scores, in which NaN marks invalid rows."""
     found = torch.tensor(values, dtype=torch.float64)
     valid = torch.ones(found.shape, dtype=torch.bool)
     for place in invalid:
@@ -51,7 +51,7 @@ def test_clip_and_min_max_by_hand() -> None:
 
 
 def test_min_max_of_groups_by_hand() -> None:
-    """Group 7 holds 1, 3, 2; group -1 holds 5 and a row that is not valid; group 0 agrees."""
+    """Group 7 has the rewards 1, 3, 2; group -1 has 5 and an invalid row; the rewards of group 0 are equal."""
     r = scores([1.0, 5.0, 3.0, 0.0, 2.0, 4.0, 4.0], invalid=[3])
     found = min_max_of_groups(r, torch.tensor([7, -1, 7, -1, 7, 0, 0]))
     assert listed(found) == [0.0, 0.0, 1.0, None, 0.5, 0.0, 0.0]
@@ -62,14 +62,14 @@ def test_min_max_of_a_group_without_a_valid_row_is_not_valid() -> None:
 
 
 def test_par_by_hand() -> None:
-    """sigmoid(0) = 1/2, sigmoid(log 3) = 3/4; a reference that is not valid is left out."""
+    """The values are sigmoid(0) = 1/2 and sigmoid(log 3) = 3/4. An invalid reference is ignored."""
     log3 = float(np.log(3.0))
     references = scores([[0.0, -log3], [0.0, 5.0], [0.0, 0.0]], invalid=[(1, 1), (2, 0), (2, 1)])
     assert listed(par(scores([0.0, log3, 1.0]), references)) == pytest.approx([5 / 8, 3 / 4, None])
 
 
 def test_log_sigmoid_by_hand() -> None:
-    """Of 0, 1, …, 20 the 0.85 quantile is 17 and the mean 10."""
+    """The 0.85 quantile of 0, 1, …, 20 is 17, and the mean is 10."""
     references = scores([[float(n) for n in range(21)]])
     assert listed(log_sigmoid(scores([17.0]), references)) == pytest.approx([-np.log(2)])
     assert listed(log_sigmoid(scores([10.0]), references, quantile=None)) == pytest.approx([-np.log(2)])
@@ -86,14 +86,14 @@ def test_log_sigmoid_without_anything_to_compare_with_is_not_valid() -> None:
         assert found.values[0] == 0.0
 
 
-def test_references_are_reckoned_in_float64() -> None:
-    """The mean of 2^24 and 2^24 + 2 is no float32."""
+def test_comparisons_with_references_are_in_float64() -> None:
+    """The mean of 2^24 and 2^24 + 2 cannot be represented in float32."""
     found = log_sigmoid(single([2.0**24 + 2]), single([[2.0**24, 2.0**24 + 2]]), quantile=None)
     assert listed(found) == pytest.approx([-np.log1p(np.exp(-1))])
 
 
 def test_denoised_by_hand() -> None:
-    """rho_0 = 0.1 and rho_1 = 0.2: 0 becomes -1/7 and 1 becomes 9/7."""
+    """With rho_0 = 0.1 and rho_1 = 0.2, 0 becomes -1/7 and 1 becomes 9/7."""
     found = denoised(scores([0.0, 1.0, 0.0], invalid=[2]), false_positive=0.1, false_negative=0.2)
     assert listed(found) == pytest.approx([-1 / 7, 9 / 7, None])
 
@@ -108,7 +108,7 @@ def test_agrees_with_scipy() -> None:
 
 
 def single(values: object) -> Scores:
-    """In float32, as rewards give them."""
+    """Return scores in float32, the precision of rewards."""
     return Scores(torch.tensor(values, dtype=torch.float32), torch.ones_like(torch.tensor(values), dtype=torch.bool))
 
 
@@ -124,7 +124,7 @@ def test_par_is_a_probability_that_grows_with_the_reward(r: list[float], referen
 
 @given(st.floats(-20, 20), st.lists(st.floats(-10, 10), min_size=1, max_size=4), st.integers(2, 40))
 def test_equal_rewards_stay_equal_to_the_last_bit(r: float, references: list[float], count: int) -> None:
-    """Else a group without any difference in reward would seem to have one."""
+    """Otherwise a group of equal rewards would seem to have a spread."""
     for shape in (par, log_sigmoid):
         found = shape(single([r] * count), single([references] * count)).values
         assert len(found.unique()) == 1
@@ -140,7 +140,7 @@ def test_sum_of_log_sigmoids_is_the_probability_that_all_are_good(pairs: list[tu
 
 @given(st.floats(0, 0.49), st.floats(0, 0.49), st.lists(st.integers(0, 1), min_size=1, max_size=5))
 def test_denoised_is_unbiased_over_all_errors(rho_0: float, rho_1: float, truth: list[int]) -> None:
-    """The expectation over every pattern of errors, each with its probability, is the truth."""
+    """The expectation over all patterns of errors, weighted by their probabilities, is the truth."""
     flips = {1: rho_1, 0: rho_0}
     total = torch.zeros(len(truth), dtype=torch.float64)
     for wrong in itertools.product([False, True], repeat=len(truth)):

@@ -1,4 +1,4 @@
-"""Format and length, by hand."""
+"""Tests of format and length by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_broken_pattern_is_named() -> None:
 
 
 def test_soft_overlong_punishment() -> None:
-    """L_max = 10, L_cache = 4: nothing up to 6, then a quarter a character, −1 from 10 on."""
+    """With L_max = 10 and L_cache = 4 it is 0 up to 6, falls by a quarter a character, and is −1 from 10 on."""
     texts = ["x" * n for n in (0, 6, 7, 8, 10, 11, 100)]
     assert values("length", texts, longest=10, margin=4) == [0, 0, -0.25, -0.5, -1, -1, -1]
 

@@ -1,4 +1,4 @@
-"""Answers letter by letter and patterns from the metadata, by hand."""
+"""Tests of exact answers, and of patterns in the metadata, by hand."""
 
 from __future__ import annotations
 

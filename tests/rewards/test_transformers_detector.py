@@ -1,4 +1,4 @@
-"""Every kind of detector, from a random checkpoint saved in the real format, against the library's own outputs."""
+"""Tests of every kind of detector, with random checkpoints in the real format, against the library's own outputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Saved = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The folder of a tiny checkpoint by the name of its architecture, made when first asked for."""
+    """A function that returns the folder of a tiny checkpoint, given its architecture. It is written at the first call."""
     folders: dict[str, str] = {}
 
     def make_once(name: str) -> str:
@@ -52,13 +52,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def picture(height: int, width: int, seed: int = 0, count: int = 1) -> Tensor:
-    """Smooth random images, so that masks and boxes differ from place to place."""
+    """Return smooth random images, in which masks and boxes vary with the position."""
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
 
 
 def plain(found: Sequence[Detection]) -> list[tuple[Any, ...]]:
-    """What can be compared, in an order that does not depend on the detector's."""
+    """Return comparable values in an order that does not depend on the detector."""
     return sorted((round(item.score, 4), item.label, *(round(x, 2) for x in item.box)) for item in found)
 
 
@@ -192,7 +192,7 @@ def test_the_class_of_a_phrase_by_hand() -> None:
         phrase_scores(logits, ids, 9, 3)
 
 
-def test_labels_are_named_as_the_metadata_name_them(saved: Saved) -> None:
+def test_labels_have_the_spelling_of_the_metadata(saved: Saved) -> None:
     image = picture(64, 64)
     detector = TransformersDetector(saved("detr"), threshold=0.0)
     own = [item.label for item in detector(image)[0]]
@@ -263,7 +263,7 @@ def test_geneval_from_folders(saved: Saved, name: str) -> None:
     assert values == [float("cat" in seen[0]), float(is_red), float({"cat", "tv"} <= seen[2])]
 
 
-def test_the_colour_model_loads_only_where_a_colour_is_asked_for(saved: Saved, tmp_path: Path) -> None:
+def test_the_colour_model_is_loaded_only_for_prompts_with_a_colour(saved: Saved, tmp_path: Path) -> None:
     reward = make("geneval", detector=saved("detr"), color_model=str(tmp_path / "absent"), threshold=0.0)
     cat = {"class": "tv", "count": 1}
     score(reward, picture(64, 64), [""], [{"include": [cat]}])

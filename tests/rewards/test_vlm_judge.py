@@ -1,4 +1,4 @@
-"""Against an endpoint that answers as OpenAI's does, on a loopback port, and against scripted answers."""
+"""Tests against an endpoint with OpenAI's protocol on a loopback port, and against scripted responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEY = "key-of-a-test"
 
 
 class Endpoint:
-    """A model that rates an image by its mean, in tenths; what it was asked is kept."""
+    """A model that rates an image by its mean, in tenths. It records its requests."""
 
     def __init__(self) -> None:
         self.bodies = list[dict[str, Any]]()
@@ -109,7 +109,7 @@ def test_images_and_prompts_reach_the_model_and_ratings_their_rows(judge: Callab
     assert endpoint.keys == {f"Bearer {KEY}"}
 
 
-def test_the_request_has_what_was_asked_for(judge: Callable[..., VlmJudge]) -> None:
+def test_the_request_has_image_question_and_options(judge: Callable[..., VlmJudge]) -> None:
     fields = {"seed": 3, "temperature": 0.5, "chat_template_kwargs": {"enable_thinking": False}}
     score(judge(question="Is it {good}? {lowest}–{highest}", request=fields), greys(0.5), ["a"], [{}])
     (body,) = endpoint.bodies
@@ -118,7 +118,7 @@ def test_the_request_has_what_was_asked_for(judge: Callable[..., VlmJudge]) -> N
     assert body == {"model": "tiny-vlm", "max_tokens": 64, **fields}
 
 
-def test_what_the_endpoint_refuses_is_an_error(judge: Callable[..., VlmJudge], base_url: str) -> None:
+def test_a_refusal_of_the_endpoint_is_an_error(judge: Callable[..., VlmJudge], base_url: str) -> None:
     message = (
         rf"'vlm_judge' failed at row 0 \(prompt 'a'\): {base_url}/chat/completions answered 404 .*: no model other"
     )
@@ -131,7 +131,7 @@ def test_no_samples(judge: Callable[..., VlmJudge]) -> None:
 
 
 def scripted(answer: Callable[[int], Any], **options: Any) -> tuple[VlmJudge, list[float]]:
-    """A judge whose endpoint answers to its k-th request what `answer(k)` returns."""
+    """Return a judge whose endpoint responds to its k-th request with `answer(k)`."""
     count, lock, pauses = 0, threading.Lock(), list[float]()
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -194,7 +194,7 @@ def test_the_only_number_on_the_scale_is_the_rating(reply: str | None, rating: f
 
 
 def test_a_reply_that_was_cut_off_is_no_rating() -> None:
-    """1 may have been the beginning of 10."""
+    """A truncated 1 may be the beginning of 10."""
     judge, _ = scripted(lambda _: said("1", "length"))
     assert rate(judge) == [None]
 
@@ -222,7 +222,7 @@ def test_replies_without_a_rating_are_invalid_and_counted(caplog: pytest.LogCapt
     "answer",
     [{}, [], "8", {"choices": []}, {"choices": [{}]}, {"choices": [{"message": {}}]}, said(8), said(["8"]), said({})],
 )
-def test_what_is_no_chat_completion_is_an_error(answer: Any) -> None:
+def test_a_malformed_chat_completion_is_an_error(answer: Any) -> None:
     judge, _ = scripted(lambda _: answer)
     with pytest.raises(
         RewardError, match=r"at row 0 .*http://far/v1/chat/completions answered something that is no chat"
@@ -230,7 +230,7 @@ def test_what_is_no_chat_completion_is_an_error(answer: Any) -> None:
         rate(judge)
 
 
-def test_a_busy_endpoint_is_asked_again() -> None:
+def test_a_request_to_a_busy_endpoint_is_repeated() -> None:
     judge, pauses = scripted(
         lambda k: httpx.Response(429, json={"error": {"message": "slower"}}) if k < 2 else said("4")
     )
@@ -242,7 +242,7 @@ def test_a_busy_endpoint_is_asked_again() -> None:
 
 
 def step(token: str, **top: float) -> dict[str, Any]:
-    """A token with the probabilities of the likeliest, written without their leading underscore."""
+    """Return a token with the probabilities of the most likely ones, without the leading underscore of their keywords."""
     told = [{"token": name.removeprefix("_"), "logprob": math.log(p)} for name, p in top.items()]
     return {"token": token, "logprob": told[0]["logprob"] if told else 0.0, "top_logprobs": told}
 
@@ -270,7 +270,7 @@ EXPECTED = (4 * 0.6 + 5 * 0.2 + 3 * 0.1) / 0.9
         ([step("4/", **{"4/": 1.0}), step("5", _5=1.0)], "stop", None),
     ],
 )
-def test_the_expected_rating_is_that_of_the_token_where_it_stands(
+def test_the_expected_rating_is_that_at_the_token_of_the_rating(
     steps: Sequence[dict[str, Any]], finish: str, rating: float | None
 ) -> None:
     judge, _ = scripted(lambda _: with_logprobs(*steps, finish=finish), score="expected", scale=[1, 5])
@@ -290,7 +290,7 @@ def test_an_endpoint_without_probabilities_is_an_error(answer: Any) -> None:
 
 @given(st.lists(st.floats(-20, 0), min_size=5, max_size=5))
 def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> None:
-    """Tokens that are no rating, and how much of the whole was told, do not matter."""
+    """Tokens that are no rating, and the total probability of the response, have no effect."""
     p = torch.tensor(logits, dtype=torch.float64).softmax(0)
     told = [(str(rating), logit) for rating, logit in zip(range(1, 6), logits, strict=True)]
     found = expected_rating([("x", 0.0), *told, ("6", 0.0), ("0", 0.0)], 1, 5)

@@ -19,7 +19,7 @@ def test_a_file_or_a_folder_that_holds_it_is_found(tmp_path: Path) -> None:
     assert find_file(str(tmp_path), "head.pth") == file
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no head\.pth"):
         find_file(str(tmp_path), "head.pth")
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
@@ -53,7 +53,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x80\x02junk", b"PK\x03\x04"])
-def test_a_damaged_file_is_said_without_advice_to_run_it(tmp_path: Path, content: bytes) -> None:
+def test_the_error_of_a_damaged_file_has_no_advice_to_run_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "head.pt").write_bytes(content)
     torch.save({"weight": _Code(tmp_path / "made")}, tmp_path / "evil.pt")
     for name in ("head.pt", "evil.pt"):

@@ -1,4 +1,4 @@
-"""Random detectors of a few thousand parameters, saved as published checkpoints are: weights, config, processor."""
+"""Random detectors of a few thousand parameters, saved like published checkpoints: weights, config, processor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LABELS = {0: "cat", 1: "motorbike", 2: "tvmonitor"}
 
 
 def mask2former(folder: Path) -> Path:
-    """Instance segmentation with masks for 12 queries."""
+    """Save a model for instance segmentation with masks for 12 queries."""
     torch.manual_seed(0)
     config = Mask2FormerConfig(
         backbone_config=_swin(),
@@ -57,7 +57,7 @@ def mask2former(folder: Path) -> Path:
 
 
 def detr(folder: Path) -> Path:
-    """Object detection by DETR: softmax with a class for nothing."""
+    """Save a DETR for object detection: a softmax with a class for no object."""
     torch.manual_seed(0)
     backbone = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage4"], layer_type="basic"
@@ -83,7 +83,7 @@ def detr(folder: Path) -> Path:
 
 
 def rt_detr(folder: Path) -> Path:
-    """Object detection by RT-DETR: a sigmoid a class."""
+    """Save an RT-DETR for object detection: a sigmoid for each class."""
     torch.manual_seed(0)
     backbone = RTDetrResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
@@ -108,7 +108,7 @@ def rt_detr(folder: Path) -> Path:
 
 
 def owlv2(folder: Path) -> Path:
-    """Zero-shot detection with a query a class."""
+    """Save an OWLv2 for zero-shot detection with a query for each class."""
     torch.manual_seed(0)
     text = {**_text(), "max_position_embeddings": 32}
     vision = {**_vision(), "image_size": 64, "patch_size": 16}
@@ -120,7 +120,7 @@ def owlv2(folder: Path) -> Path:
 
 
 def grounding_dino(folder: Path) -> Path:
-    """Zero-shot detection with a phrase a class; its tokens for [CLS], [SEP] and full stop are BERT's."""
+    """Save a Grounding DINO for zero-shot detection with a phrase for each class. [CLS], [SEP] and “.” are BERT's tokens."""
     torch.manual_seed(0)
     vocabulary = [f"[unused{index}]" for index in range(1040)]
     special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?"}
@@ -184,7 +184,7 @@ def _heads() -> dict[str, int]:
 
 
 def _clip_tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> CLIPTokenizer:
-    """One token a character, those at a word's end apart."""
+    """Return a tokenizer with one token a character, and separate tokens for the ends of words."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += [f"<unused{index}>" for index in range(256 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]

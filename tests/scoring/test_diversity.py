@@ -1,4 +1,4 @@
-"""Diversity by hand."""
+"""Tests of diversity by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from difrl.scoring.diversity import Diversity, _bucket, judge_features, mean_dis
 
 
 def test_distances_are_averaged_over_the_pairs_of_a_group() -> None:
-    """Group 7: distances 3, 4, 5 over √2; group 2: none; group 4: 2 over √2. Ids in any order."""
+    """Group 7 has the distances 3, 4, 5 over √2, group 2 none, group 4 the distance 2 over √2. Ids may be in any order."""
     features = torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 0.0], [1.0, 1.0], [0.0, 4.0], [3.0, 1.0]])
     groups = torch.tensor([7, 2, 7, 4, 7, 4])
     expected = torch.tensor([2.0, 4.0]) / 2**0.5  # in the order of the ids; alone in its group, 2 has no distance
@@ -25,7 +25,7 @@ def test_distances_are_averaged_over_the_pairs_of_a_group() -> None:
 
 
 def test_equal_samples_have_no_distance() -> None:
-    """Not even the rounding of a large batch's distances by way of matrix products."""
+    """The result has no rounding errors, as it would by matrix products."""
     features = torch.rand(1, 768, generator=torch.Generator().manual_seed(0)).expand(64, -1)
     assert mean_distances(features, torch.zeros(64, dtype=torch.int64)).tolist() == [0.0]
 
@@ -49,12 +49,12 @@ def rollout(groups: list[int], **content: Any) -> Rollout:
 
 
 def colours(images: torch.Tensor) -> torch.Tensor:
-    """A feature of a user's own: the mean colour, [B, 3]."""
+    """Return a user-defined feature: the mean colour, [B, 3]."""
     return images.mean((2, 3))
 
 
 def test_features_by_name_and_by_import_path() -> None:
-    """Two images of colours 0 and (0.6, 0.8, 0): 1 / √3 apart; a single one of another prompt counts nothing."""
+    """Two images have the colours 0 and (0.6, 0.8, 0), with distance 1 / √3. A single image of another prompt does not count."""
     images = torch.zeros(3, 3, 4, 4)
     images[1, 0], images[1, 1] = 0.6, 0.8
     found = Diversity.build(["pixels", "judge", f"{__name__}:colours"])(rollout([0, 0, 1], images=images))
@@ -73,7 +73,7 @@ def test_the_judge_sees_each_image_by_itself_at_its_own_size() -> None:
 
 
 def test_ngrams_by_hand() -> None:
-    """Of `ab` and `abc`, marked ^^ab$ and ^^abc$: ^^a, ^ab, ab$ and ^^a, ^ab, abc, bc$: cos = 2 / √(3 · 4)."""
+    """The texts `ab` and `abc` become ^^ab$ and ^^abc$, with 3-grams ^^a, ^ab, ab$ and ^^a, ^ab, abc, bc$: cos = 2 / √(3 · 4)."""
     found = Diversity.build(["ngrams"])(rollout([0, 0, 1, 1, 2, 2], texts=("ab", "abc", "85", "85", "", "xyz")))
     expected = torch.tensor([(1 - 2 / 12**0.5) ** 0.5, 0.0, 1.0])
     torch.testing.assert_close(found["diversity/ngrams"], expected)
@@ -96,7 +96,7 @@ def test_distance_of_texts_is_the_root_of_one_minus_the_cosine_of_their_ngrams(f
     assert 0 <= distance <= 1 + 1e-6
 
 
-def test_a_feature_is_measured_where_it_reads_what_the_policy_makes() -> None:
+def test_a_feature_is_measured_if_it_matches_the_modality() -> None:
     both = Diversity.build(["pixels", "ngrams"])
     assert list(both(rollout([0, 0], images=torch.zeros(2, 3, 16, 16)))) == ["diversity/pixels"]
     assert list(both(rollout([0, 0], texts=("a", "b")))) == ["diversity/ngrams"]
@@ -106,7 +106,7 @@ def test_a_feature_is_measured_where_it_reads_what_the_policy_makes() -> None:
 
 
 def lengths(texts: tuple[str, ...]) -> torch.Tensor:
-    """A feature of texts of a user's own."""
+    """Return a user-defined feature of texts."""
     return torch.tensor([[float(len(text))] for text in texts])
 
 

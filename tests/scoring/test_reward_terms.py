@@ -1,4 +1,4 @@
-"""Terms of the weighted sum: members, shapes and combinations, by hand."""
+"""Tests of terms of the weighted sum by hand: members, shapes and combinations."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_ensembles(combine: dict[str, Any], expected: list[float | None]) -> Non
 
 
 def test_shapes_of_members_come_before_the_ensemble_and_its_own_after() -> None:
-    """Members 4 and 1 are clipped to 2 and 1; their mean 1.5 goes over the range 1 to 2. Metrics keep the raw mean 2.5."""
+    """Members 4 and 1 are clipped to 2 and 1. Their mean 1.5 is scaled by the range 1 to 2. Metrics have the raw mean 2.5."""
     clipped = {"name": "a", "shape": {"kind": "clip", "high": 2.0}}
     one = term(ensemble=[clipped, {"name": "b"}], label="both", shape={"kind": "min_max", "low": 1.0, "high": 2.0})
     found = {"both/a": scores(4.0, 0.0, 2.0), "both/b": scores(1.0, 4.0, 2.0)}
@@ -108,8 +108,8 @@ def test_shapes_of_members_come_before_the_ensemble_and_its_own_after() -> None:
     assert summed(one, found) == {"both/a": [2.0, 0.0, 2.0], "both": [0.5, 1.0, 1.0]}
 
 
-def test_an_ensemble_is_compared_with_what_it_says_of_the_references() -> None:
-    """References of 0 and 2 from one member, clipped to 1, and of 1 and 3: worst of (0, 1) and of (1, 3)."""
+def test_an_ensemble_is_compared_with_its_scores_of_the_references() -> None:
+    """One member has references 0 and 2, clipped to 1, the other 1 and 3. The worst are those of (0, 1) and of (1, 3)."""
     clipped = {"name": "a", "shape": {"kind": "clip", "high": 1.0}}
     one = term(ensemble=[clipped, {"name": "b"}], combine="worst", label="both", shape={"kind": "par"})
     found = {"both/a": scores(1.0, 5.0, 0.0), "both/b": scores(1.0, 5.0, None)}
@@ -124,7 +124,7 @@ def test_an_ensemble_is_compared_with_what_it_says_of_the_references() -> None:
 
 
 def test_references_are_compared_among_themselves_where_shapes_follow_each_other() -> None:
-    """A member's references 0 and log 3 become, as preferences, (1/2 + 1/4) / 2 and (3/4 + 1/2) / 2; one is not valid."""
+    """A member's references 0 and log 3 become the preferences (1/2 + 1/4) / 2 and (3/4 + 1/2) / 2. A third is invalid."""
     preferred = {"name": "a", "shape": {"kind": "par"}}
     last = {"kind": "log_sigmoid", "quantile": 1.0}
     one = term(ensemble=[preferred, preferred | {"label": "b"}], label="both", shape=last)
@@ -137,7 +137,7 @@ def test_references_are_compared_among_themselves_where_shapes_follow_each_other
     assert made["both"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_shape_that_finds_no_references_says_so() -> None:
+def test_a_shape_without_references_is_an_error() -> None:
     with pytest.raises(RewardError, match=r"reward 'a' failed: cannot be shaped: .*set references: \{count: 5\}"):
         summed(term(name="a", shape={"kind": "par"}), {"a": scores(1.0, 1.0, 1.0)})
     one = term(ensemble=[{"name": "a"}, {"name": "b"}], label="both", shape={"kind": "par"})
@@ -163,7 +163,7 @@ def scorer(*optimised: dict[str, Any], watched: tuple[dict[str, Any], ...] = ())
 
 
 def said(scored: ScoredRollout) -> dict[str, list[float]]:
-    """What rewards and shapes said of every sample."""
+    """Return the scores of rewards and shapes for every sample."""
     return {name: part.tolist() for name, part in scored.parts.items() if not name.startswith("invalid/")}
 
 
@@ -230,7 +230,7 @@ def test_members_that_are_compared_are_those_of_terms_that_compare() -> None:
         {"ensemble": [brightness("a", 1.0, shape={"kind": "clip", "low": 0.0}), brightness("b", 1.0)], "label": "c"},
     ],
 )
-def test_the_column_of_a_recipe_is_what_the_scorer_sums(settings: dict[str, Any]) -> None:
+def test_the_scorer_sums_the_shaped_scores_of_a_recipe(settings: dict[str, Any]) -> None:
     trained = scorer(settings).score_for_training(ROLLOUT, {})
     column = RewardConfig.model_validate(settings).column
     assert trained.parts[column].tolist() == trained.rewards.tolist()

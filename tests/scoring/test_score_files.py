@@ -1,4 +1,4 @@
-"""Files as samples, rewards as the command line names them, and the table of their scores."""
+"""Tests of files as samples, of rewards on the command line, and of the table of their scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rewards import make
 def values(
     rewards: Sequence[RewardConfig], samples: Sequence[Sample], metadata: Mapping[str, Any] | None = None
 ) -> dict[str, Sequence[float | None]]:
-    """What rewards say that warn of nothing."""
+    """Return the scores of rewards without warnings."""
     found = score_files(rewards, samples, metadata or {}, lambda text: pytest.fail(text))
     return {name: column.values for name, column in found.items()}
 
@@ -30,7 +30,7 @@ def picture(folder: Path, name: str, size: int, level: int) -> Path:
     return folder / name
 
 
-def test_images_and_texts_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
+def test_images_and_texts_are_distinguished_by_their_content(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("47+38=85", encoding="utf-8")
     picture(tmp_path, "b.png", 4, 255).rename(tmp_path / "b.txt")
     text, image = read_samples([tmp_path / "a.png", tmp_path / "b.txt"], ["one", "two"])
@@ -58,7 +58,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_images_of_several_sizes_keep_their_order(tmp_path: Path) -> None:
-    """Each is what the reward says of it alone."""
+    """The score of each is that of the image alone."""
     files = [picture(tmp_path, f"{n}.png", size, 40 * n) for n, size in enumerate((8, 32, 8, 16))]
     samples = read_samples(files, ["x"])
     found = values([RewardConfig(name="jpeg_compressibility")], samples)
@@ -67,7 +67,7 @@ def test_images_of_several_sizes_keep_their_order(tmp_path: Path) -> None:
     assert len(set(alone)) > 1
 
 
-def test_what_cannot_be_scored_is_none(tmp_path: Path) -> None:
+def test_samples_that_cannot_be_scored_are_none(tmp_path: Path) -> None:
     samples = [Sample(tmp_path, "", text) for text in ("it is 85", "no")]
     math = [parse_reward("math"), parse_reward("{name: format, options: {pattern: '\\w+'}}")]
     assert values(math, samples) == {"math": [None, None], "format": [0.0, 1.0]}
@@ -75,7 +75,7 @@ def test_what_cannot_be_scored_is_none(tmp_path: Path) -> None:
 
 
 class Picky:
-    """A letter is its place in the alphabet; a digit breaks it, and of a blank there is nothing to say."""
+    """A reward that returns a letter's place in the alphabet. It fails for a digit, and a blank is an invalid row."""
 
     name = "picky"
     needs: tuple[str, ...] = ("texts",)
@@ -97,7 +97,7 @@ def of_letters(*letters: str) -> list[Sample]:
 
 
 def test_an_ensemble_is_one_column() -> None:
-    """Of 1 and 0, and of 3 and 0: the mean less twice the variance, 0.5 - 2 · 0.25 and 1.5 - 2 · 2.25."""
+    """Its score is the mean less twice the variance: 0.5 - 2 · 0.25 for 1 and 0, and 1.5 - 2 · 2.25 for 3 and 0."""
     members = [PICKY, {"name": "format", "options": {"pattern": "[^a-z]"}}]
     whole = {"ensemble": members, "label": "both", "combine": "uncertainty", "penalty": 2}
     found = values([RewardConfig.model_validate(whole)], of_letters("a", "c", " "))
@@ -115,7 +115,7 @@ def test_an_ensemble_is_one_column() -> None:
         ),
     ],
 )
-def test_what_is_of_training_is_refused(reward: dict[str, Any], message: str) -> None:
+def test_keys_that_only_apply_to_training_are_refused(reward: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         values([RewardConfig.model_validate({**PICKY, **reward})], of_letters("a"))
 
@@ -128,7 +128,7 @@ def test_two_rewards_of_one_name_are_refused() -> None:
     assert values([twice[0], other], of_letters("b")) == {"Picky": [2.0], "other": [2.0]}
 
 
-def test_failures_after_which_samples_are_left_out_are_told() -> None:
+def test_failures_that_exclude_samples_are_reported() -> None:
     dropping, told = RewardConfig.model_validate({**PICKY, "on_error": "drop"}), list[str]()
     found = score_files([dropping], of_letters("a", "3", "c"), {}, told.append)
     assert found == {"Picky": Column([1.0, None, 3.0], warned=True)}

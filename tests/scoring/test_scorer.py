@@ -1,4 +1,4 @@
-"""From a rollout to its rewards."""
+"""Tests of the scoring of rollouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPTS = tuple(Prompt(text, {"number": n}) for n, text in enumerate(("one", "tw
 
 @dataclass
 class Table:
-    """Values by prompt; None is a row it cannot score, whose value is then not to be looked at."""
+    """A reward with a value for each prompt. None is a row that it cannot score, whose value must be ignored."""
 
     values: Mapping[str, float | None]
     name: str = "table"
@@ -111,7 +111,7 @@ def test_broken_reward_is_named_with_the_row() -> None:
 
 
 def numbers(images: Tensor, prompts: Sequence[str], metadata: Sequence[Any], *, scale: float = 1.0) -> Tensor:
-    """Found by import path."""
+    """Return the numbers in the metadata; the reward is imported by path."""
     return scale * torch.tensor([float(m["number"]) for m in metadata])
 
 
@@ -145,8 +145,8 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
         (media.TEXTS, SEES, "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts"),
     ],
 )
-def test_rewards_of_another_medium_are_refused(medium: media.Modality, wrong: dict[str, Any], message: str) -> None:
-    """All of them, watched ones and members of an ensemble too; a function that does not say what it reads passes."""
+def test_rewards_of_another_modality_are_refused(medium: media.Modality, wrong: dict[str, Any], message: str) -> None:
+    """This includes watched rewards and members of ensembles. A function without `needs` passes."""
     right = READS if wrong is SEES else SEES
     pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}
     optimised = [RewardConfig.model_validate(one) for one in (DOES_NOT_SAY, right, pair)]

@@ -1,4 +1,4 @@
-"""`difrl serve`: what is served, what the terminal says, and a training run against it."""
+"""Tests of `difrl serve`: its arguments, its message, and a training run with its rewards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file_of_rewards_and_options_on_top(tmp_path: Path) -> None:
 
 
 def test_a_reward_as_in_a_recipe() -> None:
-    """The equals sign in it sets nothing."""
+    """The equals sign in it sets no option."""
     (found,) = parse_served(["{name: format, options: {pattern: 'x=y'}, on_error: drop}"])
     assert (found.label, found.options, found.on_error) == ("format", {"pattern": "x=y"}, "drop")
 
@@ -119,7 +119,7 @@ def test_on_loopback_there_is_no_warning() -> None:
         assert "warning" not in printed(url, False)
 
 
-def test_the_command_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(serving, "serve", lambda configs, **named: seen.update(named, configs=configs))
     monkeypatch.setenv("DIFRL_TOKEN", "s3cret")
@@ -144,7 +144,7 @@ def test_a_token_that_a_header_cannot_carry_is_one_clear_message(
 
 
 def test_an_ensemble_is_served_as_one_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an image's size and its negative; the mean is 0 of any."""
+    """Its members are an image's size and the negative size, whose mean is 0."""
     apps: list[FastAPI] = []
     monkeypatch.setattr(serving, "run", lambda app, _: apps.append(app))
     configs = parse_served([f"{{ensemble: {MEMBERS}, label: both}}"])
@@ -171,7 +171,7 @@ def test_an_address_that_is_taken_is_one_clear_message(
 
 
 @pytest.mark.slow
-def test_a_real_process_serves_and_stops_when_told(tmp_path: Path) -> None:
+def test_a_real_process_serves_and_stops_at_a_signal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "difrl", "serve", "jpeg_compressibility", "--port", "0"]
     environment = {**os.environ, "COLUMNS": "80", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -191,7 +191,7 @@ def test_a_real_process_serves_and_stops_when_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_against_a_server_is_the_run_with_the_reward_itself(sd3: Path, tmp_path: Path) -> None:
-    """The JPEG reward rounds to 8 bits, as a PNG does: every reward and every loss must be the same number."""
+    """The JPEG reward rounds to 8 bits, like a PNG. So every reward and every loss must be the same number."""
     far = create_app({"jpeg": make("jpeg_compressibility")}, version="1", token="s3cret")
     with on_loopback(far) as url, pytest.MonkeyPatch.context() as patched:
         patched.setenv("TOKEN_OF_TEST", "s3cret")
@@ -205,7 +205,7 @@ def test_a_run_against_a_server_is_the_run_with_the_reward_itself(sd3: Path, tmp
 
 
 def trained(config: Any, name: str) -> list[dict[str, Any]]:
-    """The metrics of each step, but for times, the reward's called `reward/it`."""
+    """Return the metrics of each step without times. The reward's metric is called `reward/it`."""
     running.train(config, display=SilentDisplay())
     lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
     return [
