@@ -56,7 +56,7 @@ class LoadedRun:
     ) -> Rollout:
         """`per_prompt` samples of each prompt, prompt by prompt; the same seed gives the same noise at every weight."""
         asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
-        self.policy.refuse(asked)
+        self.policy.validate_prompts(asked)
         repeated = [p for p in asked for _ in range(per_prompt)]
         return self.policy.evaluation(
             repeated, torch.arange(len(repeated)), NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)

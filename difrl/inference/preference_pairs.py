@@ -111,7 +111,7 @@ def make_pairs(
     scorer.check_modality(medium)
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)
-    policy.refuse(prompts)
+    policy.validate_prompts(prompts)
     source = PolicyRollouts(config, policy, scorer, prompts, place)
     while made.pairs < count:
         scored = source.draw(made.steps, 0, range(config.groups), lambda part: None)

@@ -17,7 +17,7 @@ from difrl.data.rollout import Rollout
 from difrl.inference.loaded_run import LoadedRun
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.policies.diffusion.svdd import Decoding, draw_with_svdd
+from difrl.policies.diffusion.svdd import SVDDSettings, draw_with_svdd
 from difrl.policies.errors import ModelError
 from difrl.reporting.number_format import number
 from difrl.reporting.sample_sheets import Sheet, build_sheet
@@ -103,7 +103,7 @@ class BestOf:
 class Svdd:
     """At every step the best of some candidates, or one in proportion to exp(reward / temperature)."""
 
-    decoding: Decoding
+    decoding: SVDDSettings
     scorer: Scorer
     scored: ClassVar[bool] = True
 
@@ -138,7 +138,7 @@ def search_of(
     if reward is None:
         return ScoredSearch(own_scorer(opened)) if opened.is_run and opened.of_texts else Plain()
     scorer = scorer_of(opened, reward)
-    return BestOf(best_of, scorer) if best_of is not None else Svdd(Decoding(svdd or 1, temperature), scorer)
+    return BestOf(best_of, scorer) if best_of is not None else Svdd(SVDDSettings(svdd or 1, temperature), scorer)
 
 
 def draw_sheet(

@@ -92,10 +92,10 @@ class Policy(Protocol):
     evaluations: int
     """Model evaluations of single samples since the start (for text: tokens generated)."""
 
-    def refuse(self, prompts: Sequence[Prompt]) -> None:
+    def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         """ModelError names the prompts that it cannot take, each with its place; asked before anything is drawn."""
 
-    def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
+    def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """ModelError names the samples of a file that `tape` would not take, as far as that shows without encoding them."""
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:

@@ -35,7 +35,7 @@ class FirstUpdateError(UserError):
 
 
 @dataclass(frozen=True)
-class Names:
+class EvaluationNames:
     """Two evaluations of the same decisions that must agree, in the words of the message."""
 
     one: str = "ℓ_θ"
@@ -54,7 +54,7 @@ def check_first_update(
     mask: Tensor,
     dtype: torch.dtype,
     diagnose: Callable[[Tensor, Close], str] = lambda recorded, close: "",
-    names: Names = Names(),
+    names: EvaluationNames = EvaluationNames(),
 ) -> float:
     """The deviation of ℓ_θ [B, J] from what was recorded; raises FirstUpdateError if it is no float error.
 

@@ -30,7 +30,7 @@ class Copy:
         self.tensors = {name: _stored(p.detach(), device) for name, p in parameters.items()}
 
     @contextmanager
-    def placed(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """Inside the block the parameters are the copy's; it is brought to their device for that time."""
         own = {name: p.data for name, p in self.parameters.items()}
         try:
@@ -44,7 +44,7 @@ class Copy:
             torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def follow(self, share: float) -> None:
+    def move_towards(self, share: float) -> None:
         """Goes this share of the way to the parameters. Computed on their device, so that the bits do not tell where it is."""
         if share == 0:
             return
@@ -95,7 +95,7 @@ class Snapshots:
             raise RuntimeError(f"snapshot {name!r} asked for while {self._used!r} is in use; leave that one first")
         self._used = name
         try:
-            with self._base() if name == BASE else self.copies[name].placed():
+            with self._base() if name == BASE else self.copies[name].swapped_in():
                 yield
         finally:
             self._used = None
@@ -103,7 +103,7 @@ class Snapshots:
     def update(self, step: int) -> None:
         """Moves every snapshot towards the trained weights by the decay it has after this step."""
         for name, copy in self.copies.items():
-            copy.follow(1 - self.decays[name].value(step))
+            copy.move_towards(1 - self.decays[name].value(step))
 
     def is_current(self, name: str) -> bool:
         """Whether a snapshot holds the very weights of θ now. What `base` holds is not looked at: False."""

@@ -78,7 +78,7 @@ def _load_lora(module: Any, path: str, load_adapter: Callable[[str], object]) ->
         p.requires_grad_(True)
 
 
-def base_weights(
+def build_base_context(
     module: nn.Module, model: ModelConfig, trained: Mapping[str, nn.Parameter], keep: bool
 ) -> Callable[[], AbstractContextManager[None]]:
     """A context in which the model is the pretrained one: LoRA switched off, or a kept copy exchanged in."""
@@ -99,7 +99,7 @@ def base_weights(
     def copied() -> Iterator[None]:
         if frozen is None:
             raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
-        with frozen.placed():
+        with frozen.swapped_in():
             yield
 
     return copied

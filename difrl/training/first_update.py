@@ -12,7 +12,7 @@ from difrl.config import RunConfig
 from difrl.core import Likelihoods
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, Policy
-from difrl.policies.logprob_check import SAMPLES, Close, Names, check_first_update
+from difrl.policies.logprob_check import SAMPLES, Close, EvaluationNames, check_first_update
 from difrl.policies.snapshots import CURRENT
 from difrl.runtime.dtypes import DTYPES
 
@@ -60,7 +60,7 @@ class FirstUpdateCheck:
         found = logp if self.recomputed is None else self.recomputed
         check_first_update(found, self.recorded, mask, self.dtype, self._diagnose)
         for name in self.equal_references:
-            names = Names(other=f"that of {name!r}, whose weights are the same,")
+            names = EvaluationNames(other=f"that of {name!r}, whose weights are the same,")
             check_first_update(logp, lik[f"references/{name}"][self.rows], mask, self.dtype, self._diagnose, names)
 
     def _diagnose(self, expected: Tensor, close: Close) -> str:

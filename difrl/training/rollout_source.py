@@ -158,7 +158,7 @@ class DatasetRollouts:
         self.order = PromptOrder([e.prompt for e in examples], data.prompts_per_step, seed)
         self._known: OrderedDict[Item, Mapping[str, Tensor]] = OrderedDict()
         # What does not fit is told now: all that shows without encoding, and the first sample encoded.
-        policy.refuse_items([i for e in examples for i in e.items], [p for e in examples for p in e.places])
+        policy.validate_items([i for e in examples for i in e.items], [p for e in examples for p in e.places])
         first = examples[0]
         self._tape([first.prompt], first.items[:1], medium.read(first.items[:1]))
 

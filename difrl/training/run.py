@@ -73,7 +73,7 @@ def train(
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     scorer.check_modality(MODALITIES[config.likelihood.kind])
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config))
-    policy.refuse([*prompts.train, *(prompts.evaluation or [])])
+    policy.validate_prompts([*prompts.train, *(prompts.evaluation or [])])
     run = Run(config, policy, scorer, prompts, processes, _display(display, processes), trackers)
     try:
         if place is not None:

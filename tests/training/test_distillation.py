@@ -63,7 +63,7 @@ def by_hand(
     others = {name: AutoModelForCausalLM.from_pretrained(models[name]) for name in coefficients}
     loss, kl = torch.zeros(()), dict.fromkeys(coefficients, 0.0)
     for prompt, tokens, mask in zip(rollout.prompts, rollout.replay_data["tokens"], decisions.mask, strict=True):
-        ids, own = policy.texts.prompt(prompt), tokens[mask]
+        ids, own = policy.tokenizer.tokenize(prompt), tokens[mask]
 
         def logp(model: Any, ids: list[int] = ids, own: Tensor = own) -> Tensor:
             logits = model(torch.tensor([[*ids, *own.tolist()]])).logits[0, len(ids) - 1 : -1]

@@ -75,8 +75,8 @@ def divergence(lm: Path, policy: Any) -> Tensor:
     assert isinstance(policy, LanguagePolicy)
     base, terms = AutoModelForCausalLM.from_pretrained(lm), []
     for prompt, text in TEXTS.items():
-        ids = policy.texts.tokenizer(prompt)["input_ids"]
-        whole = torch.tensor([[*ids, *policy.texts.tokenizer(text)["input_ids"], 1]])
+        ids = policy.tokenizer.tokenizer(prompt)["input_ids"]
+        whole = torch.tensor([[*ids, *policy.tokenizer.tokenizer(text)["input_ids"], 1]])
         chosen = whole[0, len(ids) :, None]
 
         def logp(model: Any, whole: Tensor = whole, chosen: Tensor = chosen, start: int = len(ids)) -> Tensor:

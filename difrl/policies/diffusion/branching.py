@@ -42,7 +42,7 @@ class Branching:
         return numbers, first, owner
 
 
-ALONE = Branching()
+NO_BRANCHING = Branching()
 """Every sample from noise of its own."""
 
 
@@ -50,5 +50,5 @@ def build_branching(config: RunConfig, kernel: Kernel) -> Branching:
     """The branching a recipe names."""
     branch = config.rollout.branch
     if branch is None:
-        return ALONE
+        return NO_BRANCHING
     return Branching(config.compared, kernel, noisy=True) if branch.prefix == "kernel" else Branching(config.compared)

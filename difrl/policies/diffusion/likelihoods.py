@@ -17,8 +17,8 @@ from difrl.config import ForwardLikelihood, ReverseLikelihood
 from difrl.core import LOSS_ESTIMATORS, elbo, forward_logp, velocity
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, NoiseKey
-from difrl.policies.diffusion.noising import Model, build_noising
-from difrl.policies.diffusion.step_weights import PULLS
+from difrl.policies.diffusion.noising import ModelAccess, build_noising
+from difrl.policies.diffusion.step_weights import STEP_DIVISORS
 from difrl.policies.diffusion.timestep_sampling import build_density, build_quantile, stratified
 from difrl.policies.evaluation import Evaluation
 from difrl.policies.references import Reference
@@ -42,14 +42,14 @@ _RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")
 """What a reverse decision may hold of the tape; means are there only where something needs them."""
 
 
-class Kind(Protocol):
+class LikelihoodKind(Protocol):
     """A likelihood of a diffusion policy."""
 
     @property
     def guided(self) -> bool:
         """True if it is evaluated under the rollout's guidance."""
 
-    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: ModelAccess) -> Decisions:
         """Return the decisions, with at least x_t [B, J, ...] and t [B, J]."""
 
     def evaluate(self, output: Tensor, flat: Mapping[str, Tensor]) -> DenoiserEvaluation:
@@ -65,7 +65,7 @@ class Reverse:
     kernel: Kernel
     guided: Literal[True] = True
 
-    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: ModelAccess) -> Decisions:
         tensors = {name: value for name, value in rollout.replay_data.items() if name in _RECORDED}
         return Decisions(tensors, torch.ones_like(tensors["log_prob"], dtype=torch.bool))
 
@@ -110,7 +110,7 @@ class ReverseEvaluation(DenoiserEvaluation):
     @property
     def weight(self) -> Tensor | None:
         kind = self.kind
-        pull = PULLS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
+        pull = STEP_DIVISORS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
         return None if pull is None else (1 / pull).to(self.logp.dtype)
 
 
@@ -138,7 +138,7 @@ class Forward:
     grid: Grid
     guided: Literal[False] = False
 
-    def decisions(self, rollout: Rollout, key: NoiseKey, model: Model) -> Decisions:
+    def decisions(self, rollout: Rollout, key: NoiseKey, model: ModelAccess) -> Decisions:
         x0 = rollout.replay_data["latents"]
         t = build_quantile(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
         x_t, noise = build_noising(self.config, self.process, self.grid)(rollout, t, key, model)

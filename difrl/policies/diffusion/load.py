@@ -20,7 +20,7 @@ from difrl.config import (
 )
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.families import FAMILIES, Family
-from difrl.policies.diffusion.likelihoods import Forward, Kind, Reverse
+from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling
@@ -29,7 +29,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, CURRENT, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, get_copy_device, make_trainable
+from difrl.policies.trainable import ADAPTER, build_base_context, get_copy_device, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Grid, Kernel, Process, Scheduler, Window, ode
@@ -123,7 +123,9 @@ def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -
     )
 
 
-def build_kind(config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel) -> Kind:
+def build_kind(
+    config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel
+) -> LikelihoodKind:
     """The likelihood a recipe names."""
     if config.kind == "reverse":
         return Reverse(config, process, kernel)
@@ -223,7 +225,10 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
         training,
         evaluation,
         Snapshots(
-            trained, decays, base_weights(family.denoiser, config.model, trained, keep), get_copy_device(config.model)
+            trained,
+            decays,
+            build_base_context(family.denoiser, config.model, trained, keep),
+            get_copy_device(config.model),
         ),
         ReferenceSet(get_references(config), config.likelihood.old, get_needs(config), reward_anchors(config)),
         PromptEncoder(

@@ -16,7 +16,7 @@ from samplers import Condition, Denoiser, Grid, Process, corrupt, expand, invert
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelAccess:
     """What a policy lends of its model: the denoiser of a snapshot, without guidance, and the prompts' condition."""
 
     denoiser: Callable[[str], Denoiser]
@@ -28,7 +28,7 @@ class Model:
 class Noising(Protocol):
     """Chooses the noise of each decision."""
 
-    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: ModelAccess) -> tuple[Tensor, Tensor]:
         """(x_t, ε) [B, J, ...] at times t [B, J], with x_t = α_t x0 + σ_t ε of the clean samples."""
 
 
@@ -39,7 +39,7 @@ class Fresh:
     process: Process
     shared: bool
 
-    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: ModelAccess) -> tuple[Tensor, Tensor]:
         x0 = rollout.replay_data["latents"]
         owners = rollout.groups if self.shared else rollout.samples
         noise = key.normal((t.shape[1], *x0.shape[1:]), owners, "noise", device=x0.device)
@@ -61,7 +61,7 @@ class Inverted:
     snapshot: str
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: Model) -> tuple[Tensor, Tensor]:
+    def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: ModelAccess) -> tuple[Tensor, Tensor]:
         x0, denoiser, condition = (
             rollout.replay_data["latents"],
             model.denoiser(self.snapshot),

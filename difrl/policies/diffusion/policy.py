@@ -24,8 +24,8 @@ from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, 
 from difrl.policies.diagnosis import Setting
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.guidance import build_guidance
-from difrl.policies.diffusion.likelihoods import DenoiserEvaluation, Kind
-from difrl.policies.diffusion.noising import Model
+from difrl.policies.diffusion.likelihoods import DenoiserEvaluation, LikelihoodKind
+from difrl.policies.diffusion.noising import ModelAccess
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling, decode, draw
 from difrl.policies.errors import ModelError
@@ -43,7 +43,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
     def __init__(
         self,
         family: Family,
-        kind: Kind,
+        kind: LikelihoodKind,
         sampling: Sampling,
         evaluation_sampling: Sampling,
         snapshots: Snapshots,
@@ -95,10 +95,10 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
 
-    def refuse(self, prompts: Sequence[Prompt]) -> None:
+    def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept every prompt: any text can be drawn, and its encoder cuts what is too long."""
 
-    def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
+    def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """Accept every image: `replay_data` compares their size with the model's."""
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
@@ -142,7 +142,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         return {"latents": torch.cat(latents)}
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
-        model = Model(self.denoiser, lambda drawn: self.prompts(drawn.prompts, False), self.sampling.batch)
+        model = ModelAccess(self.denoiser, lambda drawn: self.prompts(drawn.prompts, False), self.sampling.batch)
         return self.kind.decisions(rollout, key, model)
 
     def evaluator(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey, batches
-from difrl.policies.diffusion.branching import ALONE, Branching
+from difrl.policies.diffusion.branching import NO_BRANCHING, Branching
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from samplers import (
@@ -45,7 +45,7 @@ class Sampling:
     """True if the means of transitions are recorded."""
     scheduler: Scheduler | None = None
     """A diffusers scheduler that takes the kernel's place."""
-    branching: Branching = ALONE
+    branching: Branching = NO_BRANCHING
     """The part of a run that samples share before the window."""
 
 

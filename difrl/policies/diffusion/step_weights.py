@@ -29,5 +29,5 @@ def time_step(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
 
 
 Pull = Callable[[Kernel, Process, Tensor, Tensor], Tensor | None]
-PULLS: Mapping[str, Pull] = {"none": lambda *step: None, "time_step": time_step, "slope": slope}
+STEP_DIVISORS: Mapping[str, Pull] = {"none": lambda *step: None, "time_step": time_step, "slope": slope}
 """How strongly a step pulls at the weights, by which its loss may be divided (GRPO-Guard, arXiv:2510.22319)."""

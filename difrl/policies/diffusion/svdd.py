@@ -21,7 +21,7 @@ Score = Callable[[Rollout], Tensor]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SVDDSettings:
     """M candidates at every step, of which one is kept with probability proportional to exp(value / temperature)."""
 
     candidates: int
@@ -35,7 +35,7 @@ def draw_with_svdd(
     samples: Tensor,
     key: NoiseKey,
     steering: GuidanceSettings,
-    decoding: Decoding,
+    decoding: SVDDSettings,
     score: Score,
 ) -> Rollout:
     """One sample for each prompt, by samplers.svdd over the steps of the policy's evaluations.

@@ -20,7 +20,7 @@ from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
 from difrl.policies.snapshots import BASE, Snapshots
-from difrl.policies.trainable import ADAPTER, base_weights, get_copy_device, make_trainable
+from difrl.policies.trainable import ADAPTER, build_base_context, get_copy_device, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
@@ -59,7 +59,7 @@ def build_language_policy(
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.drawn_by, *snapshots_used(config))
     temperature = generation.temperature
-    speech = GenerationSettings(
+    settings = GenerationSettings(
         temperature,
         temperature if config.eval.temperature is None else config.eval.temperature,
         config.rollout.snapshot,
@@ -70,9 +70,11 @@ def build_language_policy(
     return LanguagePolicy(
         network,
         texts,
-        speech,
+        settings,
         build_engines(config, network, decoding),
-        Snapshots(trained, decays, base_weights(model, config.model, trained, keep), get_copy_device(config.model)),
+        Snapshots(
+            trained, decays, build_base_context(model, config.model, trained, keep), get_copy_device(config.model)
+        ),
         ReferenceSet(get_references(config), likelihood.old, get_needs(config), reward_anchors(config)),
         teacher_networks,
         _saver(model, tokenizer),

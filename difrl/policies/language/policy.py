@@ -27,7 +27,7 @@ from difrl.policies.language.guidance import build_text_guidance
 from difrl.policies.language.importance_sampling import correct_rollout
 from difrl.policies.language.likelihoods import TokenLogprobs
 from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
-from difrl.policies.language.tokenization import Texts, pad_right
+from difrl.policies.language.tokenization import TextTokenizer, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.policies.trained_policy import TrainedPolicy
@@ -56,8 +56,8 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     def __init__(
         self,
         network: CausalLM,
-        texts: Texts,
-        speech: GenerationSettings,
+        tokenizer: TextTokenizer,
+        generation: GenerationSettings,
         engines: Engines,
         snapshots: Snapshots,
         reference_set: ReferenceSet,
@@ -65,7 +65,13 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         save: Callable[[Path], None],
     ) -> None:
         super().__init__(snapshots, reference_set, save)
-        self.network, self.texts, self.speech, self.engines, self.teachers = network, texts, speech, engines, teachers
+        self.network, self.tokenizer, self.generation, self.engines, self.teachers = (
+            network,
+            tokenizer,
+            generation,
+            engines,
+            teachers,
+        )
 
     @property
     def module(self) -> nn.Module:
@@ -81,58 +87,62 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
 
     @property
     def sampler(self) -> str:
-        return self.speech.snapshot
+        return self.generation.snapshot
 
     @property
     def setting(self) -> Setting:
-        own = self.speech.temperature
-        others = {1.0, self.speech.evaluation_temperature} - {own, 0.0}
+        own = self.generation.temperature
+        others = {1.0, self.generation.evaluation_temperature} - {own, 0.0}
         return Setting("the temperature", "generation.temperature", own, sorted(others))
 
-    def refuse(self, prompts: Sequence[Prompt]) -> None:
-        self.texts.refuse(prompts, context_of(self.network.model))
+    def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
+        self.tokenizer.validate_prompts(prompts, context_of(self.network.model))
 
-    def refuse_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
-        self.texts.refuse_completions([str(item) for item in items], places)
+    def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
+        self.tokenizer.validate_completions([str(item) for item in items], places)
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
-        ids = self.texts.prompts(prompts)
-        with self.snapshots.use(self.speech.snapshot):
-            drawn = self.engines.rollout(ids, samples, key, self.speech.temperature)
+        ids = self.tokenizer.tokenize_prompts(prompts)
+        with self.snapshots.use(self.generation.snapshot):
+            drawn = self.engines.rollout(ids, samples, key, self.generation.temperature)
         tape = {"tokens": drawn.tokens, "mask": drawn.mask, "log_prob": drawn.logp}
         tape["weights"] = self.sampler_fingerprint().expand(len(prompts))
         self.evaluations += int(drawn.mask.sum())
-        texts = self.texts.read(drawn.tokens, drawn.mask)
+        texts = self.tokenizer.decode(drawn.tokens, drawn.mask)
         rollout = Rollout(tuple(prompts), groups, samples, tape, texts=texts)
         return rollout if self.engines.correction is None else self._corrected(rollout, key, self.engines.correction)
 
     def _corrected(self, rollout: Rollout, key: NoiseKey, most: float) -> Rollout:
         """Scored again, since another engine has drawn it."""
-        here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.speech.batch)
+        here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.generation.batch)
         return correct_rollout(rollout, here, most)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         with self.snapshots.use(snapshot):
-            drawn = self.engines.rollout(self.texts.prompts(prompts), samples, key, self.speech.temperature)
+            drawn = self.engines.rollout(
+                self.tokenizer.tokenize_prompts(prompts), samples, key, self.generation.temperature
+            )
         self.evaluations += int(drawn.mask.sum())
-        return Rollout(tuple(prompts), samples, samples, {}, texts=self.texts.read(drawn.tokens, drawn.mask))
+        return Rollout(tuple(prompts), samples, samples, {}, texts=self.tokenizer.decode(drawn.tokens, drawn.mask))
 
     def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
-        """The tokens of completions, which `refuse_items` has let pass."""
+        """The tokens of completions, which `validate_items` has let pass."""
         assert not isinstance(content, Tensor)
-        rows = self.texts.completions(content)
-        tokens, mask = pad_right(rows, self.texts.most, self.texts.pad)
+        rows = self.tokenizer.tokenize_completions(content)
+        tokens, mask = pad_right(rows, self.tokenizer.max_new_tokens, self.tokenizer.pad)
         return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
 
     def evaluation(
         self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
     ) -> Rollout:
-        ids = self.texts.prompts(prompts)
+        ids = self.tokenizer.tokenize_prompts(prompts)
         steered = build_text_guidance(self.network, self.snapshots, steering)
         with self.snapshots.use(steered.snapshot):
-            drawn = self.engines.evaluation(ids, samples, key, self.speech.evaluation_temperature, steered.processors)
+            drawn = self.engines.evaluation(
+                ids, samples, key, self.generation.evaluation_temperature, steered.processors
+            )
         self.evaluations += int(drawn.mask.sum())
-        texts, measures = self.texts.read(drawn.tokens, drawn.mask), steered.measures(len(prompts))
+        texts, measures = self.tokenizer.decode(drawn.tokens, drawn.mask), steered.measures(len(prompts))
         return Rollout(tuple(prompts), samples, samples, {}, texts=texts, measures=measures)
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
@@ -146,10 +156,10 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     ) -> Callable[[str, float | None], TokenLogprobs]:
         flat, mask = decisions.flat(), decisions.mask
         # Every prompt with its completion up to the last token that counts.
-        prompts, counts = self.texts.prompts(rollout.prompts), mask.sum(dim=1).tolist()
+        prompts, counts = self.tokenizer.tokenize_prompts(rollout.prompts), mask.sum(dim=1).tolist()
         completions = zip(prompts, decisions.tensors["tokens"].tolist(), counts, strict=True)
         sequences = [[*prompt, *completion[:count]] for prompt, completion, count in completions]
-        tokens, attention = pad_right(sequences, max(map(len, sequences)), self.texts.pad)
+        tokens, attention = pad_right(sequences, max(map(len, sequences)), self.tokenizer.pad)
         tokens, attention = tokens.to(self.device), attention.long().to(self.device)
         # The hidden state before a token is the one that predicts it.
         starts = torch.tensor([len(prompt) for prompt in prompts], device=mask.device)
@@ -160,7 +170,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
             network = self.teachers.get(snapshot, self.network)
             with nullcontext() if snapshot in self.teachers else self.snapshots.use(snapshot):
                 hidden, head = network.hidden(tokens, attention)[rows, columns], network.head(fixed=snapshot != CURRENT)
-                distributions = ChunkedLogits(hidden, head, temperature or self.setting.value, self.speech.chunk)
+                distributions = ChunkedLogits(hidden, head, temperature or self.setting.value, self.generation.chunk)
                 return TokenLogprobs(distributions.logp(flat["tokens"]), flat, distributions)
 
         return evaluate

@@ -22,7 +22,7 @@ SHOWN_TEXT = 60
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextTokenizer:
     """A tokenizer, and how a run uses it."""
 
     tokenizer: Any
@@ -33,7 +33,7 @@ class Texts:
     """Any of these ends a completion."""
     pad: int
     """Fills up short completions; it is masked everywhere."""
-    most: int
+    max_new_tokens: int
     """Tokens of a completion."""
     _encoded: Callable[[str], tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
@@ -41,11 +41,11 @@ class Texts:
         # A step asks for a prompt once for each of its samples and each pass.
         object.__setattr__(self, "_encoded", lru_cache(maxsize=REMEMBERED)(self._encode))
 
-    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def tokenize_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """The tokens of each."""
-        return [self.prompt(prompt) for prompt in prompts]
+        return [self.tokenize(prompt) for prompt in prompts]
 
-    def prompt(self, prompt: Prompt) -> list[int]:
+    def tokenize(self, prompt: Prompt) -> list[int]:
         """The tokens that a completion follows."""
         return list(self._encoded(prompt.text))
 
@@ -58,12 +58,12 @@ class Texts:
         whole = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return tuple(self.tokenizer(whole, add_special_tokens=False)["input_ids"])  # which the template has written
 
-    def refuse(self, prompts: Sequence[Prompt], context: float) -> None:
+    def validate_prompts(self, prompts: Sequence[Prompt], context: float) -> None:
         """ModelError if a prompt has no tokens, or leaves too little of a context of so many for a completion."""
-        room = context - self.most
+        room = context - self.max_new_tokens
         problems = []
         for prompt in prompts:
-            length = len(self.prompt(prompt))
+            length = len(self.tokenize(prompt))
             where = prompt.place or f"the prompt {prompt.text[:SHOWN_TEXT]!r}"
             if length == 0:
                 problems.append(
@@ -71,40 +71,40 @@ class Texts:
                 )
             elif length > room:
                 problems.append(
-                    f"{where}: {length} tokens, and with generation.max_new_tokens {self.most} the model's context of "
+                    f"{where}: {length} tokens, and with generation.max_new_tokens {self.max_new_tokens} the model's context of "
                     f"{context} leaves room for {room}; shorten it, or generate fewer"
                 )
         if problems:
             raise ModelError(join_problems(problems, "prompts"))
 
-    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize_completions(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of completions that were written elsewhere, each with an end."""
         return [[*tokens, self.eos[0]] for tokens in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    def refuse_completions(self, texts: Sequence[str], places: Sequence[str]) -> None:
+    def validate_completions(self, texts: Sequence[str], places: Sequence[str]) -> None:
         """ModelError names the completions that have no tokens before their end, or too many."""
         problems = []
-        for tokens, place in zip(self.completions(texts), places, strict=True):
+        for tokens, place in zip(self.tokenize_completions(texts), places, strict=True):
             if len(tokens) == 1:
                 problems.append(
                     f"{place}: a completion without tokens, expected at least one before its end; remove the row"
                 )
-            elif len(tokens) > self.most:
+            elif len(tokens) > self.max_new_tokens:
                 problems.append(
                     f"{place}: a completion has {len(tokens)} tokens, its end included, and generation.max_new_tokens is "
-                    f"{self.most}; raise it, or shorten the text"
+                    f"{self.max_new_tokens}; raise it, or shorten the text"
                 )
         if problems:
             raise ModelError(join_problems(problems, "completions"))
 
-    def read(self, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
+    def decode(self, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
         """Completions as texts, without special tokens. tokens, mask: [B, J]."""
         rows = zip(tokens.tolist(), mask.tolist(), strict=True)
         kept = [[token for token, counts in zip(row, m, strict=True) if counts] for row, m in rows]
         return tuple(self.tokenizer.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def build_texts(tokenizer: Any, generation: GenerationConfig) -> Texts:
+def build_texts(tokenizer: Any, generation: GenerationConfig) -> TextTokenizer:
     """The tokenizer as a recipe uses it; ModelError where it lacks what the recipe does not say either."""
     template = getattr(tokenizer, "chat_template", None) is not None
     if generation.chat and not template:
@@ -116,7 +116,7 @@ def build_texts(tokenizer: Any, generation: GenerationConfig) -> Texts:
     pad = _ids(
         tokenizer, generation.pad and [generation.pad], tokenizer.pad_token, "pad", "short texts cannot be filled up"
     )
-    return Texts(tokenizer, chat, generation.system, eos, pad[0], generation.max_new_tokens)
+    return TextTokenizer(tokenizer, chat, generation.system, eos, pad[0], generation.max_new_tokens)
 
 
 def _ids(tokenizer: Any, said: Sequence[str] | None, own: str | None, key: str, why: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from difrl.config import RunConfig
 from difrl.config.run import samples_base_at_end
 from difrl.policies.language.flops import build_language_skeleton, count_text_cost
 from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
-from difrl.policies.language.tokenization import Texts, build_texts
+from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import snapshots_used
 from difrl.policies.snapshots import BASE
@@ -38,9 +38,9 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
     texts = build_texts(load_tokenizer(model), config.generation)
     network = build_language_skeleton(model.path, model.revision, model)
     recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
-    texts.refuse([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
+    texts.validate_prompts([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
     if recorded:
-        texts.refuse_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
+        texts.validate_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
     trained = _trained(network, config)
     teachers = {
         name: build_language_skeleton(t.path, t.revision, model, teacher_key(name))
@@ -78,5 +78,5 @@ def _trained(network: Any, config: RunConfig) -> list[torch.nn.Parameter]:
     return list(trained.values())
 
 
-def _lengths(texts: Texts, prompts: Any) -> list[int]:
-    return [len(texts.prompt(prompt)) for prompt in prompts]
+def _lengths(texts: TextTokenizer, prompts: Any) -> list[int]:
+    return [len(texts.tokenize(prompt)) for prompt in prompts]

@@ -13,7 +13,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, NoiseKey
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.policies.diffusion.svdd import Decoding, draw_with_svdd
+from difrl.policies.diffusion.svdd import SVDDSettings, draw_with_svdd
 from difrl.policies.errors import ModelError
 from tests.recipes import recipe
 
@@ -33,7 +33,9 @@ def policy(sd3: Path) -> DiffusionPolicy:
 
 def search(policy: DiffusionPolicy, candidates: int, temperature: float, rows: slice = slice(None)) -> Rollout:
     numbers = torch.arange(3)[rows]
-    return draw_with_svdd(policy, PROMPTS[rows], numbers, KEY, TRAINED, Decoding(candidates, temperature), brightness)
+    return draw_with_svdd(
+        policy, PROMPTS[rows], numbers, KEY, TRAINED, SVDDSettings(candidates, temperature), brightness
+    )
 
 
 def test_the_greedy_search_brightens_every_image(policy: DiffusionPolicy) -> None:

@@ -76,8 +76,8 @@ def weights(policy: LanguagePolicy) -> None:
 
 def temperature(policy: LanguagePolicy) -> None:
     """Drawn at 0.5, evaluated at 0.7; evaluations still have the old one."""
-    changed = replace(policy.speech, temperature=0.7)
-    after_rollout(policy, lambda: setattr(policy, "speech", changed))
+    changed = replace(policy.generation, temperature=0.7)
+    after_rollout(policy, lambda: setattr(policy, "generation", changed))
 
 
 def half_update(policy: LanguagePolicy) -> None:
@@ -98,11 +98,11 @@ def other_sampler(policy: LanguagePolicy) -> None:
     inner = policy.rollout
 
     def drawn(*args: Any) -> Any:
-        truth, policy.speech = policy.speech, replace(policy.speech, snapshot="sampler")
+        truth, policy.generation = policy.generation, replace(policy.generation, snapshot="sampler")
         try:
             found = inner(*args)
         finally:
-            policy.speech = truth
+            policy.generation = truth
         return replace(found, replay_data={k: v for k, v in found.replay_data.items() if k != "weights"})
 
     policy.rollout = drawn  # type: ignore[method-assign]

@@ -125,7 +125,7 @@ def test_corrected_samples_of_another_distribution_have_the_networks_gradient(mo
         grads = torch.autograd.grad((weigh[:, None] * loss).sum(), list(policy.parameters.values()))
         return torch.cat([g.flatten() for g in grads])
 
-    ids = torch.tensor([policy.texts.prompt(PROMPTS[0])])
+    ids = torch.tensor([policy.tokenizer.tokenize(PROMPTS[0])])
     with torch.no_grad():
         logp = policy.network.model(input_ids=ids).logits[0, -1].log_softmax(dim=0)
     expected = gradient(logp[:, None], logp.exp(), None)

@@ -60,7 +60,7 @@ def next_tokens(model: Any, policy: LanguagePolicy, rollout: Rollout, temperatur
     for prompt, tokens, mask in zip(
         rollout.prompts, rollout.replay_data["tokens"], rollout.replay_data["mask"], strict=True
     ):
-        ids, own = policy.texts.prompt(prompt), tokens[mask].tolist()
+        ids, own = policy.tokenizer.tokenize(prompt), tokens[mask].tolist()
         logits = model(input_ids=torch.tensor([[*ids, *own]]), use_cache=False).logits[0, len(ids) - 1 : -1]
         found.append((logits / temperature).log_softmax(dim=1))
     return found
@@ -88,7 +88,7 @@ def test_log_probs_are_those_of_transformers_own_loss(lm: Path) -> None:
     rollout, decisions = drawn(policy)
     logp, model = policy.likelihoods(rollout, decisions).logp.detach(), pretrained(lm)
     for i, (prompt, mask) in enumerate(zip(rollout.prompts, decisions.mask, strict=True)):
-        ids = policy.texts.prompt(prompt)
+        ids = policy.tokenizer.tokenize(prompt)
         whole = torch.tensor([[*ids, *rollout.replay_data["tokens"][i][mask].tolist()]])
         labels = whole.clone()
         labels[0, : len(ids)] = -100

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from difrl.config import GenerationConfig
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.errors import ModelError
-from difrl.policies.language.tokenization import Texts, build_texts
+from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.tasks.exact.enumerable import build_tokenizer
 
 
@@ -23,7 +23,7 @@ def tokenizer_of(lm: Path, **tokens: Any) -> Any:
     )
 
 
-def texts(lm: Path, **generation: Any) -> Texts:
+def texts(lm: Path, **generation: Any) -> TextTokenizer:
     return build_texts(tokenizer_of(lm), GenerationConfig(max_new_tokens=5, **generation))
 
 
@@ -53,9 +53,9 @@ def test_prompts_that_do_not_fit_are_all_named_with_their_lines(lm: Path, tmp_pa
     """The context of 8 leaves room for 3 tokens of a prompt beside 5 of a completion."""
     path = tmp_path / "prompts.txt"
     path.write_text("1+1\n# a comment\n1+12\n\n12+12")
-    texts(lm).refuse(load_prompts(str(path)), 10)
+    texts(lm).validate_prompts(load_prompts(str(path)), 10)
     with pytest.raises(ModelError) as caught:
-        texts(lm).refuse(load_prompts(str(path)), 8)
+        texts(lm).validate_prompts(load_prompts(str(path)), 8)
     first, second = str(caught.value).split("\n")
     assert first.startswith(f"{path}:3: 4 tokens, and with generation.max_new_tokens 5 the model's context of 8 leaves")
     assert second.startswith(f"{path}:5: 5 tokens")
@@ -65,15 +65,15 @@ def test_lines_of_json_and_numbers_of_built_in_sets(lm: Path, tmp_path: Path) ->
     path = tmp_path / "prompts.jsonl"
     path.write_text('\n{"prompt": "1+1"}\n\n{"prompt": "1+11"}')
     with pytest.raises(ModelError, match=r"prompts\.jsonl:4: 4 tokens"):
-        texts(lm).refuse(load_prompts(str(path)), 8)
+        texts(lm).validate_prompts(load_prompts(str(path)), 8)
     assert load_prompts("shapes:train")[1].place == "shapes:train, number 2"
 
 
 def test_a_prompt_without_tokens_and_a_long_list_of_problems(lm: Path) -> None:
     with pytest.raises(ModelError, match=r"^the prompt '': no tokens, and the first token"):
-        texts(lm).refuse([Prompt("", {})], float("inf"))
+        texts(lm).validate_prompts([Prompt("", {})], float("inf"))
     with pytest.raises(ModelError, match=r"and 2 prompts more$"):
-        texts(lm).refuse([Prompt("1+1", {})] * 12, 6)
+        texts(lm).validate_prompts([Prompt("1+1", {})] * 12, 6)
 
 
 def test_a_completion_that_ends_at_once_is_an_empty_text(lm: Path) -> None:
@@ -83,18 +83,18 @@ def test_a_completion_that_ends_at_once_is_an_empty_text(lm: Path) -> None:
 
 def test_recorded_completions_may_not_be_empty_or_too_long(lm: Path) -> None:
     assert texts(lm).completions(["1", "1234"]) == [[3, 1], [3, 4, 5, 6, 1]]  # "0" is token 2, the end 1
-    texts(lm).refuse_completions(["1", "1234"], ["a:1", "a:2"])
+    texts(lm).validate_completions(["1", "1234"], ["a:1", "a:2"])
     with pytest.raises(ModelError) as caught:
-        texts(lm).refuse_completions(["", "1", "12345"], ["a:1", "a:2", "a:4"])
+        texts(lm).validate_completions(["", "1", "12345"], ["a:1", "a:2", "a:4"])
     first, second = str(caught.value).split("\n")
     assert first.startswith("a:1: a completion without tokens, expected at least one")
     assert second.startswith("a:4: a completion has 6 tokens, its end included, and generation.max_new_tokens is 5")
     with pytest.raises(ModelError, match=r"and 2 completions more$"):
-        texts(lm).refuse_completions([""] * 12, ["a:1"] * 12)
+        texts(lm).validate_completions([""] * 12, ["a:1"] * 12)
 
 
 def test_what_several_samples_are_asked_is_tokenized_once() -> None:
     tokenizer = Mock(wraps=build_tokenizer(), chat_template=None, pad_token="<pad>", eos_token="<end>")
     texts = build_texts(tokenizer, GenerationConfig(max_new_tokens=3))
-    assert texts.prompts([Prompt(text, {}) for text in ("?", "??", "?", "?")]) == [[2], [2, 2], [2], [2]]
+    assert texts.tokenize_prompts([Prompt(text, {}) for text in ("?", "??", "?", "?")]) == [[2], [2, 2], [2], [2]]
     assert tokenizer.call_count == 2

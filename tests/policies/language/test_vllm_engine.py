@@ -73,10 +73,10 @@ def test_it_draws_from_the_networks_own_distribution(model: Path, train: dict[st
     # The double holds its own copy of the weights: agreement means that those that are trained were sent.
     assert float(rollout.measures[MISMATCH].max()) < 1e-5
     torch.testing.assert_close(rollout.measures[CORRECTION], torch.ones(4), rtol=1e-5, atol=0)
-    eos = policy.texts.eos[0]
+    eos = policy.tokenizer.eos[0]
     mask, tokens = rollout.replay_data["mask"], rollout.replay_data["tokens"]
     assert mask[:, 0].all()
-    assert (tokens[~mask] == policy.texts.pad).all()
+    assert (tokens[~mask] == policy.tokenizer.pad).all()
     for row, counts in zip(tokens, mask, strict=True):
         kept = row[counts].tolist()
         assert eos not in kept[:-1]
