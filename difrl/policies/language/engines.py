@@ -1,4 +1,4 @@
-"""What draws completions."""
+"""Engines that draw completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samplers import Completions, Decoding, Processing, generate, sample_keys
 
 
 class Engine(Protocol):
-    """Draws one completion for each prompt, by the weights that the model has at the moment."""
+    """A function that draws one completion for each prompt, by the current weights of the model."""
 
     def __call__(
         self,
@@ -24,22 +24,22 @@ class Engine(Protocol):
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
-        """prompts: token ids. samples [B]: the numbers by which noise is keyed."""
+        """Draw completions. prompts: token ids; samples [B]: numbers that the noise is keyed by."""
 
 
 @dataclass(frozen=True)
 class Engines:
-    """What draws the samples of training, and those of evaluations, which may be steered."""
+    """The engines of training and of evaluations. Evaluations may be guided."""
 
     rollout: Engine
     evaluation: Engine
     correction: float | None = None
-    """Most that the importance weight of a token may be; None where the network itself draws the samples of training."""
+    """Upper bound of a token's importance weight. None if the model itself draws the samples of training."""
 
 
 @dataclass(frozen=True)
 class Transformers:
-    """transformers' own generation, with keyed noise."""
+    """Generation by transformers, with keyed noise."""
 
     network: CausalLM
     decoding: Decoding

@@ -1,4 +1,4 @@
-"""A language model without its weights, and what evaluating a text by it costs, for `difrl check`."""
+"""The cost of evaluating a text by a language model, counted without weights, for `difrl check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from difrl.runtime.dtypes import DTYPES
 
 
 def build_language_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
-    """The model as load_frozen would leave it, on the meta device; ModelError if its config.json cannot be used."""
+    """Build the model as load_frozen would, on the meta device. Raise ModelError if its config.json cannot be used."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = resolve(path, LANGUAGE_MODEL, key)
@@ -35,23 +35,23 @@ def build_language_skeleton(path: str, revision: str | None, model: ModelConfig,
 
 @dataclass(frozen=True)
 class TextCost:
-    """Of one text of so many tokens, but for the head, which is asked of the completion's tokens alone."""
+    """The cost of one text. The head is separate, since it is evaluated at the completion's tokens alone."""
 
     body: Cost
     head: int
-    """FLOPs of one token's logits: 2 × width × vocabulary."""
+    """FLOPs of the logits of one token: 2 × width × vocabulary."""
     logits: int
-    """Bytes of one token's logits in float32."""
+    """Bytes of the logits of one token in float32."""
     cache: int
     """Bytes of the keys and values of a text."""
 
 
 def count_text_cost(network: Any, length: int, dtype: torch.dtype, recompute: bool) -> TextCost:
-    """Counted on a skeleton, whose weights this casts to `dtype`, as autocast would."""
+    """Count the cost on a skeleton. Its weights are cast to `dtype` in place, as autocast would do in a pass."""
     nn.Module.to(network, dtype)
     body, head = network.base_model, network.get_output_embeddings()
     tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
-    # A mask of four dimensions is taken as it is; of any other transformers would look at values, which meta has none of.
+    # transformers reads the values of a two-dimensional mask, and meta tensors have none; four dimensions pass unread.
     mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
     with torch.no_grad():
         kept = body(input_ids=tokens, attention_mask=mask, use_cache=True).past_key_values
@@ -60,7 +60,7 @@ def count_text_cost(network: Any, length: int, dtype: torch.dtype, recompute: bo
         hidden: Tensor = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         return hidden
 
-    # The layers of transformers recompute themselves in training mode only.
+    # Layers of transformers recompute their activations in training mode only.
     body.train(recompute)
     return TextCost(
         count_call_cost(body, call, partial(network._set_gradient_checkpointing, True) if recompute else None),

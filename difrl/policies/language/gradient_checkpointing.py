@@ -1,8 +1,8 @@
-"""Activations that are computed again in the backward pass, layer by layer.
+"""Gradient checkpointing of language models: activations are recomputed in the backward pass, layer by layer.
 
-transformers' own switch works in training mode alone, which brings dropout, and drops the cache of what is generated. Here a
-layer is recomputed wherever gradients are on: in evaluation mode too, whether or not its input needs a gradient (with LoRA
-the first one's does not).
+The switch of transformers works in training mode only, which activates dropout, and it disables the cache of generation.
+Here a layer is recomputed whenever gradients are enabled: in evaluation mode too, and also if its input needs no gradient
+(with LoRA that of the first layer needs none).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from difrl.policies.errors import ModelError
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """From now on the layers that transformers marks for it keep their input alone."""
+    """Let every layer that transformers marks as checkpointable keep only its input for the backward pass."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            f"model.gradient_checkpointing: {type(model).__name__} names no layers that can be recomputed; set false"
+            f"model.gradient_checkpointing: {type(model).__name__} marks no layers that can be recomputed; set it to false"
         )
     for layer in layers:
         layer.forward = partial(_recomputed, layer.forward)

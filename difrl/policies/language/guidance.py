@@ -1,4 +1,4 @@
-"""How a trained language model is steered when it is used: which weights draw, and what acts on their logits."""
+"""Guidance of a trained language model: the weights that draw, and the processors of their logits."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ DIVERGENCE = "divergence/base"
 
 @dataclass(frozen=True)
 class TextGuidanceRun:
-    """One call's way to draw."""
+    """The guidance of one call."""
 
     snapshot: str
     processors: tuple[Processing, ...]
     measures: Callable[[int], Mapping[str, Tensor]]
-    """Of so many samples, after they are drawn: name -> [B]."""
+    """(number of samples B) → name → [B]; to be called after they are drawn."""
 
 
 def build_text_guidance(network: CausalLM, snapshots: Snapshots, steering: GuidanceSettings) -> TextGuidanceRun:
-    """RLG as logits blended token by token (samplers/text_guidance.py); at w = 0 and w = 1 one model alone draws."""
+    """Build RLG, which blends the logits of every token (samplers/text_guidance.py). At w = 0 and w = 1 one model draws alone."""
     if steering.adaptive is not None:
-        raise ModelError("adaptive guidance is of image models; leave it out, or take `adaptive` out of inference.json")
+        raise ModelError(
+            "adaptive guidance is for image models only; leave it out, or remove `adaptive` from inference.json"
+        )
     if steering.rlg == 0 and steering.first_steps == 0:
         return TextGuidanceRun(BASE, (), _nowhere if steering.measure else _nothing)
     if steering.rlg == 1 and not steering.measure:

@@ -1,11 +1,11 @@
-"""Samples that another engine drew than the network that is trained: how far the two are apart, and what makes up for it.
+"""Importance weights that correct samples drawn by another engine.
 
 The engine draws from q, the network under the same weights is π, and the two differ by kernels, precision and rounding.
-With a factor w = π/q for each token the gradient of a token's loss is, given what came before it, the one of samples of π:
-E_q[(π/q) A ∇log π] = E_π[A ∇log π]. Truncated at C its variance is bounded (Ionides, 2008); against engines it was proposed
-by Yao et al., *Your efficient RL framework secretly brings you off-policy RL training* (2025; *On the rollout-training
-mismatch in modern RL systems*, NeurIPS 2025 workshop on efficient reasoning). The factors are of tokens: that the prefixes
-too were drawn from q is not made up for.
+A factor w = π/q for each token corrects the gradient of the token's loss, given the tokens before it:
+E_q[(π/q) A ∇log π] = E_π[A ∇log π]. Truncation at C bounds its variance (Ionides, 2008). Yao et al. proposed it for engines:
+*Your efficient RL framework secretly brings you off-policy RL training* (2025; *On the rollout-training mismatch in modern
+RL systems*, NeurIPS 2025 workshop on efficient reasoning). The factors are per token; they do not correct for prefixes that
+were drawn from q.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ MISMATCH, CORRECTION = "rollout/mismatch", "rollout/correction"
 
 
 def correct_rollout(rollout: Rollout, here: Tensor, most: float) -> Rollout:
-    """The samples of an engine, as samples of the network.
+    """Return the rollout with importance weights, as a rollout of the network.
 
-    here [B, J]: ℓ under the weights that drew, by the network. The tape's `log_prob`, which the engine gave, becomes that,
-    and `correction` is min(exp(ℓ_here − ℓ_engine), most). The measures are means over each sample's tokens: of
-    |ℓ_here − ℓ_engine|, and of the factor. ModelError: log-probabilities of the engine that are not finite.
+    Args:
+      rollout: samples of the engine, whose `log_prob` is that of the engine.
+      here: ℓ [B, J] by the network under the weights that drew. It replaces `log_prob`.
+      most: upper bound of a weight; `correction` is min(exp(ℓ_here − ℓ_engine), most).
+
+    The new measures are means over each sample's tokens: of |ℓ_here − ℓ_engine|, and of the weight. Raise ModelError if a
+    log-probability of the engine is not finite.
     """
     mask, engine = rollout.replay_data["mask"], rollout.replay_data["log_prob"]
     if broken := (mask & ~engine.isfinite()).any(dim=1).nonzero().flatten().tolist():

@@ -1,8 +1,8 @@
-"""Next-token distributions that are spelled out over the vocabulary a few tokens at a time.
+"""Next-token distributions that are evaluated over the vocabulary a few tokens at a time.
 
 A vocabulary has up to a quarter of a million elements, so log-softmax of a whole batch in float32 takes more memory than
-the model. Here hidden states stand for distributions, and only what is asked of them is kept: a token's ℓ, a divergence.
-With gradient each chunk is recomputed in the backward pass.
+the model. Here a distribution is stored as a hidden state, and only results are kept: the ℓ of a token, a divergence.
+With gradient, each chunk is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ChunkedLogits:
-    """The distributions softmax(head(hidden) / temperature) of N tokens."""
+    """Distributions softmax(head(hidden) / temperature) of N tokens."""
 
     hidden: Tensor
     """[N, D]."""
     head: Head
     temperature: float
     chunk: int
-    """Distributions that are spelled out at once."""
+    """Number of distributions in memory at once."""
 
     def logp(self, tokens: Tensor) -> Tensor:
-        """log p of one token each, [N] int64 -> [N] float32."""
+        """Return log p of one token for each distribution, [N] int64 -> [N] float32."""
 
         def of(hidden: Tensor, chosen: Tensor) -> Tensor:
             logits = self.logits(hidden)
@@ -42,7 +42,7 @@ class ChunkedLogits:
         return self._by_chunks(of, self.hidden, tokens)
 
     def divergence(self, other: ChunkedLogits, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """of(log p, log q) [N] of these distributions and the other's, each given as [n, V]; no gradient in the other."""
+        """Return of(log p, log q) [N], p from self and q from other. `of` takes [n, V] each; gradients flow into self only."""
 
         def between(hidden: Tensor, reference: Tensor) -> Tensor:
             with torch.no_grad():
@@ -52,7 +52,7 @@ class ChunkedLogits:
         return self._by_chunks(between, self.hidden, other.hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the temperature, float32."""
+        """Return logits divided by the temperature, float32."""
         return self.head(hidden).float() / self.temperature
 
     def _by_chunks(self, function: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ class ChunkedLogits:
 
 @dataclass(frozen=True, eq=False)
 class CausalLM:
-    """A causal language model of transformers, as hidden states and a head."""
+    """A causal language model of transformers, split into its body and its head."""
 
     model: Any
     dtype: torch.dtype
-    """Of the passes; trained weights are float32 whatever it is."""
+    """Precision of the passes. Trained weights are float32 in any case."""
     whole: bool
-    """Whether the head is more than one linear layer, and logits have to stand for hidden states."""
+    """True if the head is more than one linear layer. Then logits take the place of hidden states."""
 
     @classmethod
-    def of(cls, model: Any, dtype: torch.dtype) -> CausalLM:
-        """Tries on a few tokens whether the head alone makes logits of hidden states: some models scale or cap them."""
+    def build(cls, model: Any, dtype: torch.dtype) -> CausalLM:
+        """Build the model, split if the head alone gives its logits for a few tokens. Some models scale or cap them."""
         head = model.get_output_embeddings()
         if type(head) is not nn.Linear:
             return cls(model, dtype, whole=True)
@@ -88,7 +88,7 @@ class CausalLM:
         return split if agrees else cls(model, dtype, whole=True)
 
     def hidden(self, tokens: Tensor, attention: Tensor) -> Tensor:
-        """Tokens [B, T] -> [B, T, D], of which position i says what follows token i."""
+        """Return hidden states of tokens [B, T], [B, T, D]. Position i predicts token i + 1."""
         with self.autocast():
             if self.whole:
                 return self.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
@@ -96,12 +96,12 @@ class CausalLM:
         return found.last_hidden_state
 
     def head(self, *, fixed: bool = False) -> Head:
-        """From hidden states to logits. fixed: by the weights of this moment, also when others have taken their place."""
+        """Return the function from hidden states to logits. fixed: keep the current weights, also after they are exchanged."""
         if self.whole:
             return lambda hidden: hidden
         layer = self.model.get_output_embeddings()
         weight, bias = layer.weight, layer.bias
-        if fixed:  # detach() keeps hold of the storage that the parameter has now; exchanging weights gives it another
+        if fixed:  # detach() keeps the current storage; an exchange of weights gives the parameter another one
             weight, bias = weight.detach(), None if bias is None else bias.detach()
 
         def linear(hidden: Tensor) -> Tensor:
@@ -112,6 +112,6 @@ class CausalLM:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Inside the block passes run in `dtype`."""
+        """Run passes in `dtype` inside the block."""
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield

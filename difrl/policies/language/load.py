@@ -1,4 +1,4 @@
-"""From the model section of a recipe to a language policy: load, make trainable, take snapshots."""
+"""Loading of a language policy: the model, its adapter, its snapshots, its engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_language_policy(
     """
     model, tokenizer = load_language_model(config.model, device)
     teachers = {
-        name: load_frozen(t.path, t.revision, config.model, device, teacher_key(name))
+        name: load_frozen(t.path, t.revision, config.model, device, get_teacher_key(name))
         for name, t in config.teachers.items()
     }
     return build_language_policy(config, model, tokenizer, teachers, keep_base=keep_base)
@@ -52,10 +52,10 @@ def build_language_policy(
     if config.model.gradient_checkpointing:
         recompute_layers(model)
     trained = make_language_model_trainable(model, config.model, config.seed)
-    network = CausalLM.of(model, dtype)  # now, since an adapter may be on the head
-    teacher_networks = {name: CausalLM.of(teacher, dtype) for name, teacher in teachers.items()}
+    network = CausalLM.build(model, dtype)  # after the adapter, which may be on the head
+    teacher_networks = {name: CausalLM.build(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
-        _same_vocabulary(name, network, teacher)
+        _check_vocabulary(name, network, teacher)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.drawn_by, *snapshots_used(config))
     temperature = generation.temperature
@@ -82,7 +82,7 @@ def build_language_policy(
 
 
 def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> Engines:
-    """What a recipe draws with. Evaluations are drawn by the network itself: they may be steered."""
+    """Build the engines of a recipe. Evaluations are drawn by the model itself, since they may be guided."""
     own = Transformers(network, decoding, config.rollout.batch)
     if config.generation.engine == "transformers":
         return Engines(own, own)
@@ -92,13 +92,13 @@ def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> E
 
 
 def load_language_model(model: ModelConfig, device: torch.device | str) -> tuple[Any, Any]:
-    """The frozen model on the device, and its tokenizer."""
+    """Load the frozen model and its tokenizer."""
     tokenizer = load_tokenizer(model)
     return load_frozen(model.path, model.revision, model, device), tokenizer
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer beside the model."""
+    """Load the tokenizer of the model."""
     from transformers import AutoTokenizer
 
     path = resolve(model.path, LANGUAGE_MODEL)
@@ -108,17 +108,17 @@ def load_tokenizer(model: ModelConfig) -> Any:
         raise ModelError(f"model.path: the tokenizer of {path!r} cannot be loaded: {error}") from error
 
 
-def teacher_key(name: str) -> str:
-    """Where a recipe says what a teacher is."""
+def get_teacher_key(name: str) -> str:
+    """Return the key of a teacher's path in a recipe."""
     return f"teachers.{name}.path"
 
 
 def load_frozen(
     path: str, revision: str | None, model: ModelConfig, device: torch.device | str, key: str = "model.path"
 ) -> Any:
-    """A causal language model in evaluation mode, without gradients, in the precision and attention of a recipe.
+    """Load a causal language model in evaluation mode, without gradients, in the precision and attention of a recipe.
 
-    key: the one of the recipe that names it, for messages.
+    key: the key of the recipe that holds `path`, for messages.
     """
     from transformers import AutoModelForCausalLM
 
@@ -149,17 +149,17 @@ def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -
     )
 
 
-def _same_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
+def _check_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
     own, other = (n.model.get_output_embeddings().out_features for n in (network, teacher))
     if own != other:
         raise ModelError(
-            f"teachers.{name}: it has {other} tokens and the model {own}; distributions over different vocabularies cannot be "
-            "compared, so choose a teacher with the same tokenizer"
+            f"teachers.{name}: found {other} tokens, expected the {own} of the model; distributions over different vocabularies "
+            "cannot be compared, so choose a teacher with the same tokenizer"
         )
 
 
 def _saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
-    """LoRA: the adapter, as PEFT and transformers read it. Full: the model, as from_pretrained reads it; with the tokenizer."""
+    """Return a function that writes the adapter (LoRA) or the model (full) in the format of transformers, with the tokenizer."""
 
     def save(folder: Path) -> None:
         with silenced_libraries():

@@ -1,4 +1,4 @@
-"""The weights of a network as those of a plain model of its kind: what LoRA adds is added, and its names are gone."""
+"""Weights of a model with LoRA as those of a plain model: adapters are merged, and names are those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BASE_LAYER = "base_layer"
 
 @torch.no_grad()
 def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor), as a checkpoint without adapters has them; tied weights come once.
+    """Yield (name, tensor) as in a checkpoint without adapters; tied weights come once.
 
-    Where a layer has an adapter that is switched on the tensor is new, W + ΔW in the adapter's precision; all others are the
-    model's own. One at a time: a large model fits into memory once.
+    For a layer with an enabled adapter the tensor is new: W + ΔW in the adapter's precision. All other tensors are the
+    model's own. They come one at a time, since a large model fits into memory only once.
     """
     adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     for name, parameter in model.named_parameters():
@@ -29,7 +29,7 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def compute_fingerprint(model: nn.Module) -> Tensor:
-    """Numbers [·] that change with the plain weights: the sum of each parameter, and whether each adapter is switched on."""
+    """Return numbers [·] that change with the plain weights: the sum of each parameter, and the state of each adapter."""
     sums = torch.stack([parameter.detach().sum(dtype=torch.float64) for parameter in model.parameters()])
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     return torch.cat([sums, sums.new_tensor([float(layer.disable_adapters) for layer in layers])])

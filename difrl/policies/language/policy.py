@@ -1,10 +1,10 @@
-"""LanguagePolicy: a causal language model of transformers as something that can be sampled, evaluated and trained.
+"""A causal language model of transformers under training.
 
-    rollout      prompts → tokens → samplers.generate → completions and tape
+    rollout      prompts → tokens → samplers.generate → completions and their log-probabilities
     likelihoods  tokens → next-token distributions of old weights and anchors, without gradient → those of θ, with gradient
 
-A decision is a generated token, ℓ_ij = log π(y_ij | y_i<j, prompt) at the temperature of sampling. A sample's tokens are
-evaluated in one pass, so they are never cut apart.
+A decision is a generated token, with ℓ_ij = log π(y_ij | y_i<j, prompt) at the temperature of sampling. All tokens of a
+sample are evaluated in one pass, so micro-batches never divide them.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from difrl.policies.language.tokenization import TextTokenizer, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.policies.trained_policy import TrainedPolicy
-from samplers import context_of
+from samplers import Completions, context_of
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How completions are drawn and scored."""
+    """Settings of drawing and evaluating completions."""
 
     temperature: float
     evaluation_temperature: float
     snapshot: str
-    """Whose completions are trained on."""
+    """Name of the snapshot whose completions are trained on."""
     batch: int
-    """Completions drawn, or scored without gradient, at once."""
+    """Completions drawn, or evaluated without gradient, at once."""
     chunk: int
-    """Tokens whose vocabulary is spelled out at once."""
+    """Tokens whose distributions over the vocabulary are in memory at once."""
 
 
 class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
@@ -65,13 +65,8 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         save: Callable[[Path], None],
     ) -> None:
         super().__init__(snapshots, reference_set, save)
-        self.network, self.tokenizer, self.generation, self.engines, self.teachers = (
-            network,
-            tokenizer,
-            generation,
-            engines,
-            teachers,
-        )
+        self.network, self.tokenizer, self.generation = network, tokenizer, generation
+        self.engines, self.teachers = engines, teachers
 
     @property
     def module(self) -> nn.Module:
@@ -102,54 +97,49 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         self.tokenizer.validate_completions([str(item) for item in items], places)
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
-        ids = self.tokenizer.tokenize_prompts(prompts)
-        with self.snapshots.use(self.generation.snapshot):
-            drawn = self.engines.rollout(ids, samples, key, self.generation.temperature)
-        tape = {"tokens": drawn.tokens, "mask": drawn.mask, "log_prob": drawn.logp}
-        tape["weights"] = self.sampler_fingerprint().expand(len(prompts))
-        self.evaluations += int(drawn.mask.sum())
-        texts = self.tokenizer.decode(drawn.tokens, drawn.mask)
-        rollout = Rollout(tuple(prompts), groups, samples, tape, texts=texts)
-        return rollout if self.engines.correction is None else self._corrected(rollout, key, self.engines.correction)
-
-    def _corrected(self, rollout: Rollout, key: NoiseKey, most: float) -> Rollout:
-        """Scored again, since another engine has drawn it."""
-        here = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.generation.batch)
-        return correct_rollout(rollout, here, most)
+        tokens = self.tokenizer.tokenize_prompts(prompts)
+        with self.snapshots.use(self.sampler):
+            drawn = self.engines.rollout(tokens, samples, key, self.generation.temperature)
+        replay_data = {"tokens": drawn.tokens, "mask": drawn.mask, "log_prob": drawn.logp}
+        replay_data["weights"] = self.sampler_fingerprint().expand(len(prompts))
+        rollout = Rollout(tuple(prompts), groups, samples, replay_data, texts=self._count_and_decode(drawn))
+        if self.engines.correction is None:
+            return rollout
+        logp = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.generation.batch)
+        return correct_rollout(rollout, logp, self.engines.correction)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
+        tokens = self.tokenizer.tokenize_prompts(prompts)
         with self.snapshots.use(snapshot):
-            drawn = self.engines.rollout(
-                self.tokenizer.tokenize_prompts(prompts), samples, key, self.generation.temperature
-            )
-        self.evaluations += int(drawn.mask.sum())
-        return Rollout(tuple(prompts), samples, samples, {}, texts=self.tokenizer.decode(drawn.tokens, drawn.mask))
-
-    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
-        """The tokens of completions, which `validate_items` has let pass."""
-        assert not isinstance(content, Tensor)
-        rows = self.tokenizer.tokenize_completions(content)
-        tokens, mask = pad_right(rows, self.tokenizer.max_new_tokens, self.tokenizer.pad)
-        return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
+            drawn = self.engines.rollout(tokens, samples, key, self.generation.temperature)
+        return Rollout(tuple(prompts), samples, samples, {}, texts=self._count_and_decode(drawn))
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
     ) -> Rollout:
-        ids = self.tokenizer.tokenize_prompts(prompts)
-        steered = build_text_guidance(self.network, self.snapshots, steering)
-        with self.snapshots.use(steered.snapshot):
-            drawn = self.engines.evaluation(
-                ids, samples, key, self.generation.evaluation_temperature, steered.processors
-            )
-        self.evaluations += int(drawn.mask.sum())
-        texts, measures = self.tokenizer.decode(drawn.tokens, drawn.mask), steered.measures(len(prompts))
+        tokens = self.tokenizer.tokenize_prompts(prompts)
+        guided = build_text_guidance(self.network, self.snapshots, guidance)
+        with self.snapshots.use(guided.snapshot):
+            temperature = self.generation.evaluation_temperature
+            drawn = self.engines.evaluation(tokens, samples, key, temperature, guided.processors)
+        texts, measures = self._count_and_decode(drawn), guided.measures(len(prompts))
         return Rollout(tuple(prompts), samples, samples, {}, texts=texts, measures=measures)
 
+    def _count_and_decode(self, drawn: Completions) -> tuple[str, ...]:
+        self.evaluations += int(drawn.mask.sum())
+        return self.tokenizer.decode(drawn.tokens, drawn.mask)
+
+    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
+        """Return the tokens of completions that `validate_items` accepts."""
+        assert not isinstance(content, Tensor)
+        completions = self.tokenizer.tokenize_completions(content)
+        tokens, mask = pad_right(completions, self.tokenizer.max_new_tokens, self.tokenizer.pad)
+        return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
+
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
-        tensors = {
-            name: value for name, value in rollout.replay_data.items() if name in ("tokens", "log_prob", "correction")
-        }
-        return Decisions(tensors, rollout.replay_data["mask"], whole=True)
+        data = rollout.replay_data
+        tensors = {name: data[name] for name in ("tokens", "log_prob", "correction") if name in data}
+        return Decisions(tensors, data["mask"], whole=True)
 
     def evaluator(
         self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]

@@ -1,7 +1,8 @@
-"""Completions drawn by vLLM, in this process and on this device, from the weights the network has at the moment.
+"""Completions drawn by vLLM, in this process and on this device, from the current weights of the model.
 
-vLLM samples with a generator of its own, so noise is not keyed by token. Each request is seeded by its sample's key instead:
-what is drawn does not depend on which requests share its batch, as far as vLLM's logits do not (its VLLM_BATCH_INVARIANT).
+vLLM samples with a generator of its own, so noise is not keyed by token. Each request is seeded by the key of its sample
+instead, so its completion does not depend on the other requests of its batch, as far as vLLM's logits do not
+(VLLM_BATCH_INVARIANT).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from difrl.policies.language.merge_lora import compute_fingerprint, plain_weight
 from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
 
 SETTINGS: Mapping[str, Any] = {
-    # Of the distribution that is sampled: the default, raw, is that before the temperature.
+    # Log-probabilities of the sampled distribution; the default, raw, is before the temperature.
     "logprobs_mode": "processed_logprobs",
     "worker_extension_cls": "difrl.policies.language.vllm_worker.Receiver",
-    # Prompts are token ids, and completions are read from theirs.
+    # Prompts and completions are token ids here.
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
 }
@@ -47,7 +48,7 @@ class Vllm:
         temperature: float,
         processors: Sequence[Processing] = (),
     ) -> Completions:
-        assert not processors, "vLLM draws the samples of training, which are not steered"
+        assert not processors, "vLLM draws the samples of training, which are not guided"
         check_prompts(self.network.model, prompts, self.decoding.max_new_tokens)
         keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         self._wake()
@@ -66,23 +67,23 @@ class Vllm:
             top_k=0,
             max_tokens=self.decoding.max_new_tokens,
             stop_token_ids=list(self.decoding.eos),
-            ignore_eos=True,  # of the model's own: those that end a completion are the line above
-            logprobs=0,  # the token's own alone
-            seed=key & (2**63 - 1),  # which may not be negative
+            ignore_eos=True,  # the model's own; the tokens that end a completion are in the line above
+            logprobs=0,  # those of the drawn tokens only
+            seed=key & (2**63 - 1),  # a seed may not be negative
             detokenize=False,
         )
 
     def _send(self) -> None:
-        """The network's weights, if they are not those that were sent last."""
+        """Send the weights of the model to vLLM, unless they are those that were sent last."""
         mark = compute_fingerprint(self.network.model)
         if self._sent is None or not torch.equal(mark, self._sent):
             self.llm.collective_rpc("receive_weights", args=(plain_weights(self.network.model),))
-            self.llm.reset_prefix_cache()  # which other weights have filled
+            self.llm.reset_prefix_cache()  # other weights filled it
             self._sent = mark
 
     def _wake(self) -> None:
         if self.sleep:
-            torch.cuda.empty_cache()  # what training has freed and still holds
+            torch.cuda.empty_cache()  # memory that training has freed and torch still holds
             self.llm.wake_up()
 
     def _rest(self) -> None:
@@ -93,13 +94,14 @@ class Vllm:
 def start_vllm(
     path: str, model: ModelConfig, generation: GenerationConfig, network: CausalLM, decoding: Decoding, batch: int
 ) -> Vllm:
-    """vLLM with the pretrained weights; ModelError where it is not installed, or where several processes would share it."""
-    # Both in one process: weights are then handed over as they are, and scheduling is deterministic.
+    """Start vLLM with the pretrained weights. Raise ModelError if it is not installed, or if there are several processes."""
+    # In one process weights are passed on without a copy, and scheduling is deterministic.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     vllm = _installed()
     if torch.distributed.is_initialized() and (count := torch.distributed.get_world_size()) > 1:
         raise ModelError(
-            f"generation.engine: vllm draws in one process, found {count}; start one, or set generation.engine: transformers"
+            f"generation.engine: found {count} processes, and vllm draws in one; start one, or set "
+            "generation.engine: transformers"
         )
     _check_head(network)
     llm = vllm.LLM(
@@ -125,7 +127,7 @@ def _installed() -> Any:
 
 
 def _check_head(network: CausalLM) -> None:
-    """Tied weights come once, by the name of the embeddings: what an adapter adds to the head alone would be lost."""
+    """Raise ModelError for an adapter on a tied head. Tied weights are sent once, as embeddings, without the adapter."""
     head = network.model.get_output_embeddings()
     if type(head) is not torch.nn.Linear and network.model.config.get_text_config().tie_word_embeddings:
         raise ModelError(
@@ -135,7 +137,7 @@ def _check_head(network: CausalLM) -> None:
 
 
 def _completions(outputs: Iterable[Any], decoding: Decoding, device: torch.device) -> Completions:
-    """outputs: vLLM's CompletionOutput of each prompt, its log-probabilities a mapping from token to Logprob a position."""
+    """Collect vLLM's CompletionOutput of each prompt. Its `logprobs` are one mapping from token to Logprob a position."""
     shape = (len(found := list(outputs)), decoding.max_new_tokens)
     tokens, logp, mask = torch.full(shape, decoding.pad), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     for row, output in enumerate(found):

@@ -1,4 +1,4 @@
-"""What vLLM's worker learns from difrl: to take weights. Named by `worker_extension_cls`, so it imports nothing of either."""
+"""Extension of vLLM's worker that receives weights. vLLM finds it by `worker_extension_cls`; it imports neither package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Receiver:
-    """Mixed into vLLM's worker class, whose `model_runner` it uses."""
+    """A mixin of vLLM's worker class, whose `model_runner` it uses."""
 
     model_runner: Any
 
     def receive_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Puts these in the place of the worker's own; vLLM fuses and casts them as it does when it loads a checkpoint."""
+        """Replace the worker's weights. vLLM fuses and casts them as it does when it loads a checkpoint."""
         self.model_runner.model.load_weights(weights)

@@ -10,7 +10,7 @@ import torch
 from difrl.config import RunConfig
 from difrl.config.run import samples_base_at_end
 from difrl.policies.language.flops import build_language_skeleton, count_text_cost
-from difrl.policies.language.load import load_tokenizer, make_language_model_trainable, teacher_key
+from difrl.policies.language.load import get_teacher_key, load_tokenizer, make_language_model_trainable
 from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import snapshots_used
@@ -43,7 +43,7 @@ def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
         texts.validate_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
     trained = _trained(network, config)
     teachers = {
-        name: build_language_skeleton(t.path, t.revision, model, teacher_key(name))
+        name: build_language_skeleton(t.path, t.revision, model, get_teacher_key(name))
         for name, t in config.teachers.items()
     }
     plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)

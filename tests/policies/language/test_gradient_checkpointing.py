@@ -85,7 +85,7 @@ def test_recomputed_layers_generate_the_same_with_their_cache(model: Path) -> No
 
 
 def test_a_model_without_layers_to_recompute_is_refused() -> None:
-    with pytest.raises(ModelError, match="Linear names no layers"):
+    with pytest.raises(ModelError, match="Linear marks no layers"):
         recompute_layers(nn.Linear(1, 1))
 
 

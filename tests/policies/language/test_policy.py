@@ -267,7 +267,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(lm: Path, tmp_path: Path) ->
     model.resize_token_embeddings(17)
     model.save_pretrained(other)
     assert json.loads((other / "config.json").read_text())["vocab_size"] == 17
-    with pytest.raises(ModelError, match=r"teachers\.t: it has 17 tokens and the model 15"):
+    with pytest.raises(ModelError, match=r"teachers\.t: found 17 tokens, expected the 15 of the model"):
         policy_of(lm, teachers={"t": {"path": str(other)}}, anchors=[{"to": "t", "divergence": "k3"}])
 
 

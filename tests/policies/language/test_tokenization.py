@@ -32,7 +32,7 @@ def test_a_tokenizer_without_pad_or_eos_is_told_what_to_set(lm: Path) -> None:
         build_texts(tokenizer_of(lm, pad_token=None), GenerationConfig())
     with pytest.raises(ModelError, match=r"no eos token, so a completion could never end; set generation\.eos"):
         build_texts(tokenizer_of(lm, eos_token=None), GenerationConfig())
-    with pytest.raises(ModelError, match=r"generation\.eos: '<end>' is no token of the model's 15"):
+    with pytest.raises(ModelError, match=r"generation\.eos: '<end>' is not among the 15 tokens"):
         texts(lm, eos=["<end>"])
 
 
