@@ -43,17 +43,16 @@ class UnknownClass(ValueError):
         self.image = image
 
 
-def check_known(wanted: Sequence[Collection[str]], known: Collection[str], detector: str) -> None:
-    """Raise UnknownClass if the metadata of an image contain a class that is none of the detector's (``known``)."""
-    keys = {key(name) for name in known}
-    named = [(image, name) for image, names in enumerate(wanted) for name in sorted(set(names) - {ANY})]
-    for image, name in named:
+def check_classes(wanted: Sequence[Collection[str]], classes: Collection[str], detector: str) -> None:
+    """Raise UnknownClass if the metadata of an image contain a class that is none of the detector's ``classes``."""
+    keys = {key(name) for name in classes}
+    for image, name in [(image, name) for image, names in enumerate(wanted) for name in sorted(set(names) - {ANY})]:
         if key(name) not in keys:
-            near = difflib.get_close_matches(name, known, 3)
+            near = difflib.get_close_matches(name, classes, 3)
             hint = f"; its nearest: {', '.join(map(repr, near))}" if near else ""
             raise UnknownClass(
                 image,
-                f"the metadata name the class {name!r}, which is none of the {len(known)} classes of {detector}{hint}. "
+                f"the metadata name the class {name!r}, which is none of the {len(classes)} classes of {detector}{hint}. "
                 "Choose a detector that has this class (a zero-shot one takes any name), or leave these prompts out",
             )
 

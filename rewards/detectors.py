@@ -1,4 +1,4 @@
-"""The interface of object detectors for the GenEval reward, and a detector by classical vision for the shapes world.
+"""The interface of object detectors for the GenEval reward, and a detector by classical vision for the shapes task.
 
 Detectors for photographs are in rewards.transformers_detector.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from rewards.classes import check_known
+from rewards.classes import check_classes
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
@@ -93,7 +93,7 @@ class ShapesDetector:
 
     def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
         """Detect objects in images [B,3,H,W] in [0,1]."""
-        check_known(wanted or (), (*SHAPES, UNKNOWN), "the detector of the shapes world")
+        check_classes(wanted or (), (*SHAPES, UNKNOWN), "the detector of the shapes task")
         pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1).numpy()
         found: list[list[Detection]] = [[] for _ in range(len(pixels))]
         if pixels.size == 0:

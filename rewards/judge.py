@@ -64,7 +64,7 @@ class JudgeNetwork(nn.Module):
         rows = [torch.tensor([self._ids[word] for word in split_words(prompt)]) for prompt in prompts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
-    def knows(self, prompt: str) -> bool:
+    def can_encode(self, prompt: str) -> bool:
         """Whether the prompt has words, all of them in the vocabulary."""
         words = split_words(prompt)
         return bool(words) and all(word in self._ids for word in words)
@@ -156,11 +156,11 @@ class Judge:
         """Score images [B,3,H,W] in [0,1]."""
         images = check_images(samples, self.name).to(self._device)
         network = self.network
-        valid = torch.tensor([network.knows(prompt) for prompt in prompts], dtype=torch.bool)
+        valid = torch.tensor([network.can_encode(prompt) for prompt in prompts], dtype=torch.bool)
         values = torch.zeros(len(prompts))
         if valid.any():
-            known = [prompt for prompt in prompts if network.knows(prompt)]
-            logits = network(images[valid.to(self._device)], network.encode(known))
+            encodable = [prompt for prompt in prompts if network.can_encode(prompt)]
+            logits = network(images[valid.to(self._device)], network.encode(encodable))
             values[valid] = (logits.sigmoid() if self.output == "probability" else logits).float().cpu()
         return Scores(values, valid).to(samples.device)
 

@@ -142,13 +142,13 @@ def create_app(
         check_token(request, token)
         if name not in batchers:
             raise Refusal(404, f"no reward '{name}' here; {_describe_names(name, batchers)}")
-        asked, files = await read_request(request, limits)
-        samples = await run_in_threadpool(get_samples, asked, files, rewards[name], limits)
-        if not asked.prompts:
+        body, files = await read_request(request, limits)
+        samples = await run_in_threadpool(get_samples, body, files, rewards[name], limits)
+        if not body.prompts:
             return {"values": []}
-        metadata = [{} for _ in asked.prompts] if asked.metadata is None else asked.metadata
+        metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
         try:
-            job = batchers[name].submit(samples, asked.prompts, metadata)
+            job = batchers[name].submit(samples, body.prompts, metadata)
         except Busy as error:
             raise Refusal(503, str(error), {"Retry-After": "1"}) from error
         try:
@@ -210,32 +210,32 @@ async def read_request(request: Request, limits: Limits) -> tuple[ScoreRequest, 
 def parse_request(text: str, limits: Limits) -> ScoreRequest:
     """Parse the JSON of a request. Refuse it unless it has one entry of each kind for every row."""
     try:
-        asked = ScoreRequest.model_validate_json(text)
+        body = ScoreRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise Refusal(
             422, ": ".join(filter(None, ("request", ".".join(map(str, first["loc"])), first["msg"])))
         ) from error
-    rows = len(asked.prompts)
+    rows = len(body.prompts)
     if rows > limits.rows:
         raise Refusal(413, f"{rows} rows, expected at most {limits.rows}; send fewer at once")
-    for name, entries in (("metadata", asked.metadata), ("texts", asked.texts)):
+    for name, entries in (("metadata", body.metadata), ("texts", body.texts)):
         if entries is not None and len(entries) != rows:
             raise Refusal(422, f"{len(entries)} {name} for {rows} prompts; send one for each")
-    return asked
+    return body
 
 
-def get_samples(asked: ScoreRequest, files: Sequence[bytes], reward: Reward, limits: Limits) -> Samples:
+def get_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward, limits: Limits) -> Samples:
     """Return the texts of a request, or its images with 8 bits. Refuse them if the reward scores the other kind."""
-    kind, other = ("images", "texts") if asked.texts is None else ("texts", "images")
-    if (other in reward.needs and kind not in reward.needs) or (asked.texts is not None and files):
-        found = "texts and images" if asked.texts is not None and files else kind
+    kind, other = ("images", "texts") if body.texts is None else ("texts", "images")
+    if (other in reward.needs and kind not in reward.needs) or (body.texts is not None and files):
+        found = "texts and images" if body.texts is not None and files else kind
         expected = " or ".join(each for each in ("images", "texts") if each in reward.needs) or "either"
         raise Refusal(422, f"found {found}, expected {expected} for reward '{reward.name}'")
-    if asked.texts is not None:
-        return asked.texts
-    if len(files) != len(asked.prompts):
-        raise Refusal(422, f"{len(files)} images for {len(asked.prompts)} prompts; send one for each")
+    if body.texts is not None:
+        return body.texts
+    if len(files) != len(body.prompts):
+        raise Refusal(422, f"{len(files)} images for {len(body.prompts)} prompts; send one for each")
     if not files:
         return []
     try:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rewards.classes import ANY, UnknownClass, check_known, key
+from rewards.classes import ANY, UnknownClass, check_classes, key
 from rewards.detectors import ClassNames, Detection, Mask
 from rewards.pictures import to_pictures
 
@@ -63,14 +63,14 @@ class TransformersDetector:
         with self._lock:  # two threads must not load at once
             if self._model is None:
                 self._model = _load(self.path, self._device)
-        names = [list(dict.fromkeys(one)) for one in wanted] if wanted is not None else None
+        names = [list(dict.fromkeys(classes)) for classes in wanted] if wanted is not None else None
         self._model.check(names, self.path)
-        asked = names if names is not None else [[] for _ in images]
-        rows = [row for row in range(len(images)) if asked[row] or not self._model.needs_names]
+        queries = names if names is not None else [[] for _ in images]
+        rows = [row for row in range(len(images)) if queries[row] or not self._model.needs_names]
         found: Found = [[] for _ in images]
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            results = self._model(to_pictures(images[batch]), [asked[row] for row in batch], self.threshold)
+            results = self._model(to_pictures(images[batch]), [queries[row] for row in batch], self.threshold)
             for row, items in zip(batch, results, strict=True):
                 found[row] = items
         return found
@@ -90,7 +90,7 @@ class _DetectionModel:
 
     def check(self, names: Sequence[Names] | None, path: str) -> None:
         """Raise UnknownClass if the metadata contain a class that this model cannot find."""
-        check_known(names or (), self.labels.values(), path)
+        check_classes(names or (), self.labels.values(), path)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -109,27 +109,25 @@ class _InstanceSegmentation(_DetectionModel):
         # Images of one size are stretched to whole strides and not padded, so masks cover the whole picture.
         size = (images[0].height, images[0].width)
         each = zip(outputs.class_queries_logits, outputs.masks_queries_logits, names, strict=True)
-        return [self._read(logits, masks, size, asked, threshold) for logits, masks, asked in each]
+        return [self._parse(logits, masks, size, classes, threshold) for logits, masks, classes in each]
 
-    def _read(
-        self, logits: Tensor, masks: Tensor, size: tuple[int, int], asked: Names, threshold: float
+    def _parse(
+        self, logits: Tensor, masks: Tensor, size: tuple[int, int], classes: Names, threshold: float
     ) -> list[Detection]:
         """Return the objects of one image, given its class logits [Q,C+1] and mask logits [Q,h,w]."""
         likely = logits.softmax(-1)[:, :-1]
         # The factor of a mask is below 1, so no other pair of query and class can reach the threshold.
-        queries, classes = (likely >= threshold).nonzero(as_tuple=True)
+        queries, ids = (likely >= threshold).nonzero(as_tuple=True)
         if len(queries) == 0:
             return []
         grown = F.interpolate(masks[queries][None], size, mode="bilinear", align_corners=False)[0]
         inside = grown > 0
         sure = (grown.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
-        scores = likely[queries, classes] * sure
+        scores = likely[queries, ids] * sure
         kept = ((scores >= threshold) & inside.flatten(1).any(1)).nonzero().flatten().tolist()
-        label = _labels_as_asked(self.labels, asked)
+        label = _with_metadata_names(self.labels, classes)
         return [
-            Detection(
-                label[int(classes[n])], None, bounding_box(mask := inside[n].cpu().numpy()), float(scores[n]), mask
-            )
+            Detection(label[int(ids[n])], None, bounding_box(mask := inside[n].cpu().numpy()), float(scores[n]), mask)
             for n in kept
         ]
 
@@ -142,8 +140,8 @@ class _ObjectDetection(_DetectionModel):
         sizes = [(image.height, image.width) for image in images]
         results = self.processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
         found = []
-        for result, asked, size in zip(results, names, sizes, strict=True):
-            label = _labels_as_asked(self.labels, asked)
+        for result, classes, size in zip(results, names, sizes, strict=True):
+            label = _with_metadata_names(self.labels, classes)
             found.append(_to_detections(result, [label[int(index)] for index in result["labels"]], size))
         return found
 
@@ -156,7 +154,7 @@ class _ZeroShot(_DetectionModel):
     def check(self, names: Sequence[Names] | None, path: str) -> None:
         if names is None:
             raise ValueError(f"{path} is a zero-shot detector: give it the classes to look for (wanted)")
-        image = next((image for image, asked in enumerate(names) if ANY in asked), None)
+        image = next((image for image, classes in enumerate(names) if ANY in classes), None)
         if image is not None:
             raise UnknownClass(
                 image,
@@ -171,17 +169,17 @@ class _OwlVit(_ZeroShot):
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Names], threshold: float) -> Found:
         template = _OWL_TEMPLATES[self.model.config.model_type]
-        texts = [[template.format(name) for name in asked] for asked in names]
+        texts = [[template.format(name) for name in classes] for classes in names]
         outputs = self.run(self.processor(images=images, text=texts, return_tensors="pt"))
-        for logits, asked in zip(outputs.logits, names, strict=True):
-            logits[:, len(asked) :] = -torch.inf  # the processor adds blank queries, which are no class
+        for logits, classes in zip(outputs.logits, names, strict=True):
+            logits[:, len(classes) :] = -torch.inf  # the processor adds blank queries, which are no class
         sizes = [(image.height, image.width) for image in images]
         results = self.processor.post_process_grounded_object_detection(
             outputs, threshold=threshold, target_sizes=sizes
         )
         return [
-            _to_detections(result, [asked[int(index)] for index in result["labels"]], size)
-            for result, asked, size in zip(results, names, sizes, strict=True)
+            _to_detections(result, [classes[int(index)] for index in result["labels"]], size)
+            for result, classes, size in zip(results, names, sizes, strict=True)
         ]
 
 
@@ -189,7 +187,7 @@ class _GroundingDino(_ZeroShot):
     """Grounding DINO: the classes are phrases of one text, each closed by a full stop."""
 
     def __call__(self, images: Sequence[Image.Image], names: Sequence[Names], threshold: float) -> Found:
-        texts = [" ".join(f"{name.lower()}." for name in asked) for asked in names]
+        texts = [" ".join(f"{name.lower()}." for name in classes) for classes in names]
         inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         outputs = self.run(inputs)
         sizes = [(image.height, image.width) for image in images]
@@ -198,13 +196,13 @@ class _GroundingDino(_ZeroShot):
         )
         stop = self.processor.tokenizer.convert_tokens_to_ids(".")
         found = []
-        for result, logits, ids, asked, size in zip(
+        for result, logits, ids, classes, size in zip(
             results, outputs.logits, inputs["input_ids"], names, sizes, strict=True
         ):
             # The library's own labels are the words above a threshold, which may belong to no class or to two.
             kept = logits[logits.sigmoid().amax(-1) > threshold]
-            indices = phrase_scores(kept, ids.to(kept.device), stop, len(asked)).argmax(-1)
-            found.append(_to_detections(result, [asked[index] for index in indices.tolist()], size))
+            indices = phrase_scores(kept, ids.to(kept.device), stop, len(classes)).argmax(-1)
+            found.append(_to_detections(result, [classes[index] for index in indices.tolist()], size))
         return found
 
 
@@ -226,9 +224,9 @@ def bounding_box(mask: Mask) -> tuple[float, float, float, float]:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def _labels_as_asked(labels: Mapping[int, str], asked: Names) -> dict[int, str]:
+def _with_metadata_names(labels: Mapping[int, str], classes: Names) -> dict[int, str]:
     """Return the detector's classes by index, with the metadata's spelling for the classes that these contain."""
-    names: Mapping[str, str] = {key(name): name for name in asked}
+    names: Mapping[str, str] = {key(name): name for name in classes}
     return {index: names.get(key(label), label) for index, label in labels.items()}
 
 

@@ -20,7 +20,7 @@ def find_file(source: str, filename: str, revision: str | None = None) -> Path:
         return path
     if path.is_dir():
         if not (path / filename).is_file():
-            raise FileNotFoundError(f"the folder {path} holds no {filename}; give the file itself, or a folder with it")
+            raise FileNotFoundError(f"the folder {path} has no {filename}; give the file itself, or a folder with it")
         return path / filename
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"there is no file or folder {source}; give one, or a hub id such as owner/name")
@@ -45,11 +45,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # torch's own message is left out: it recommends to run the code.
         raise ValueError(
-            f"cannot read {path} as tensors alone: it is damaged, or it holds code, which is never run"
+            f"cannot read {path} as tensors alone: it is damaged, or it contains code, which is never run"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected tensors by name")
+        raise ValueError(f"{path} is a {type(content).__name__}, expected tensors by name")
     return dict(content)
 
 

@@ -82,6 +82,6 @@ def test_damaged_layers_and_code_are_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(RewardError, match=r"(?s)cannot read .*damaged\.pth as tensors alone"):
         score(Aesthetic(str(folder), str(tmp_path / "damaged.pth")), IMAGES, [""] * 3, [{}] * 3)
     torch.save({**published_layers(), "layers.7.bias": _Code(tmp_path / "made")}, tmp_path / "evil.pth")
-    with pytest.raises(RewardError, match="holds code, which is never run"):
+    with pytest.raises(RewardError, match="contains code, which is never run"):
         score(Aesthetic(str(folder), str(tmp_path / "evil.pth")), IMAGES, [""] * 3, [{}] * 3)
     assert not (tmp_path / "made").exists()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.classes import ANY, UnknownClass, check_known, key
+from rewards.classes import ANY, UnknownClass, check_classes, key
 
 # COCO's classes, in the words that GenEval's prompts use.
 GENEVAL = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -30,7 +30,7 @@ def test_all_of_geneval_is_found_in_each_spelling(renamed: dict[str, str]) -> No
     known = [renamed.get(name, name) for name in NAMES]
     assert len({key(name) for name in NAMES}) == 80
     assert [key(name) for name in known] == [key(name) for name in NAMES]
-    check_known([NAMES, [ANY]], known, "a detector")
+    check_classes([NAMES, [ANY]], known, "a detector")
 
 
 def test_case_blanks_and_punctuation_do_not_matter() -> None:
@@ -42,12 +42,12 @@ def test_case_blanks_and_punctuation_do_not_matter() -> None:
 
 def test_an_unknown_class_is_named_with_its_nearest() -> None:
     with pytest.raises(ValueError, match=r"'zebras'.*none of the 2 classes of x; its nearest: 'zebra'"):
-        check_known([["bear", "zebras"]], ["zebra", "bear"], "x")
+        check_classes([["bear", "zebras"]], ["zebra", "bear"], "x")
     with pytest.raises(ValueError, match=r"'qqq', which is none of the 1 classes of x\. Choose"):
-        check_known([["qqq"]], ["zebra"], "x")
+        check_classes([["qqq"]], ["zebra"], "x")
 
 
 def test_an_unknown_class_is_that_of_an_image() -> None:
     with pytest.raises(UnknownClass, match="'lion'") as caught:
-        check_known([["bear"], [], ["bear", "lion"], ["ape"]], ["zebra", "bear"], "x")
+        check_classes([["bear"], [], ["bear", "lion"], ["ape"]], ["zebra", "bear"], "x")
     assert caught.value.image == 2

@@ -196,5 +196,5 @@ def test_shapes_of_one_colour_part_at_half_a_pixel(draw: Draw, label: str) -> No
 def test_classes_of_photographs_are_an_error() -> None:
     blank = torch.ones(2, 3, 32, 32)
     assert ShapesDetector()(blank, [["circle", "*"], []]) == [[], []]
-    with pytest.raises(ValueError, match=r"'dog', which is none of .* the detector of the shapes world"):
+    with pytest.raises(ValueError, match=r"'dog', which is none of .* the detector of the shapes task"):
         ShapesDetector()(blank, [["circle"], ["dog"]])

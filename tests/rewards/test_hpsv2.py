@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_and_one_with_code_are_refused(checkpoint: Path, tm
 
 
 def test_missing_weights_are_reported_before_a_model_is_built(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no HPS_v2\.1_compressed\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"has no HPS_v2\.1_compressed\.pt"):
         HPSv2(str(tmp_path)).encoder  # noqa: B018
     with pytest.raises(FileNotFoundError, match=r"cannot fetch HPS_v2\.1_compressed\.pt of xswu/HPSv2"):
         HPSv2().encoder  # noqa: B018

@@ -319,5 +319,5 @@ def test_bad_input_is_named(folder: Path) -> None:
         make("image_reward", batch_size=0)
     with pytest.raises(RewardError, match=r"expects float images \[B,3,H,W\]"):
         score(reward(folder), torch.zeros(1, 1, 8, 8), ["a"], [{}])
-    with pytest.raises(RewardError, match=r"holds no ImageReward\.pt"):
+    with pytest.raises(RewardError, match=r"has no ImageReward\.pt"):
         score(make("image_reward", weights=str(folder / "bert")), drawn(1), ["a"], [{}])

@@ -20,7 +20,7 @@ def test_a_file_or_a_folder_that_holds_it_is_found(tmp_path: Path) -> None:
 
 
 def test_errors_name_the_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no head\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"has no head\.pth"):
         find_file(str(tmp_path), "head.pth")
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         find_file(str(tmp_path / "missing"), "head.pth")
@@ -47,7 +47,7 @@ class _Code:
 
 def test_code_in_a_pickle_never_runs(tmp_path: Path) -> None:
     torch.save({"weight": _Code(tmp_path / "made")}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="holds code, which is never run"):
+    with pytest.raises(ValueError, match="contains code, which is never run"):
         read_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "made").exists()
 
@@ -64,7 +64,7 @@ def test_the_error_of_a_damaged_file_has_no_advice_to_run_it(tmp_path: Path, con
 
 def test_something_else_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="holds list, expected tensors by name"):
+    with pytest.raises(ValueError, match="is a list, expected tensors by name"):
         read_tensors(tmp_path / "list.pt")
 
 
