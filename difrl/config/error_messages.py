@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from difrl.config.checks import ConfigConflictError
-from difrl.config.schema.base import Section
-from difrl.config.yaml_source import KeyPath, YamlSource, dotted
+from difrl.config.schema.base import KeyPath, Section
+from difrl.config.yaml_source import YamlSource, dotted
 
 Model = type[BaseModel]
 

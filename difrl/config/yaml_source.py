@@ -18,9 +18,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
+from difrl.config.schema.base import KeyPath
 from difrl.runtime.errors import UserError
 
-KeyPath = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
 
 

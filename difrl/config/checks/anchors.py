@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
+from difrl.config.schema.base import KeyPath
 from difrl.config.schema.schedules import value_range
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _anchor_settings_have_effect(config: RunConfig) -> Iterator[ConfigConflict]:
 
 
 def _values_are_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
-    ranged: list[tuple[tuple[str | int, ...], tuple[float, ...], float]] = [
+    ranged: list[tuple[KeyPath, tuple[float, ...], float]] = [
         (("train", "lr"), value_range(config.train.lr), math.inf),
         *(
             (("anchors", i, "coefficient"), value_range(a.coefficient), math.inf)
@@ -124,7 +125,7 @@ def _divergences_match_their_place(config: RunConfig) -> Iterator[ConfigConflict
 
 def _snapshots_exist(config: RunConfig) -> Iterator[ConfigConflict]:
     known = list(dict.fromkeys(["base", *config.snapshots]))
-    uses: list[tuple[tuple[str | int, ...], str, list[str]]] = [
+    uses: list[tuple[KeyPath, str, list[str]]] = [
         (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
         *((("anchors", i, "to"), anchor.to, [*known, *config.teachers]) for i, anchor in enumerate(config.anchors)),
     ]

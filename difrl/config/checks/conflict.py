@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from difrl.config.schema.base import KeyPath
+
 
 class ConfigConflict(NamedTuple):
     """Settings that are valid one by one and exclude each other."""
 
-    path: tuple[str | int, ...]
+    path: KeyPath
     problem: str
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         AnchoredPreferenceObjective,
         CentredObjective,
         ClipCovObjective,
+        KLCovObjective,
         PreferenceObjective,
         RatioNormalisedObjective,
     )
@@ -57,7 +58,7 @@ def _clip_cov(config: RunConfig, objective: ClipCovObjective) -> Iterator[Config
         yield ConfigConflict(("objective", "lowest"), f"{problem}; set lowest below highest")
 
 
-def _kl_cov(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
+def _kl_cov(config: RunConfig, objective: KLCovObjective) -> Iterator[ConfigConflict]:
     yield from _policy_has_entropy(config, objective)
     if config.likelihood.old != "recompute":
         reasons = {
@@ -68,7 +69,7 @@ def _kl_cov(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
 
 
-def _policy_has_entropy(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
+def _policy_has_entropy(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "tokens":
         problem = (
             f"{objective.kind} restrains the decisions that reduce the entropy of θ, and under a {config.likelihood.kind} "
@@ -77,7 +78,7 @@ def _policy_has_entropy(config: RunConfig, objective: Any) -> Iterator[ConfigCon
         yield ConfigConflict(("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens")
 
 
-def _divergence_masked(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
+def _divergence_masked(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
         problem = "the mask needs the exact KL from old, which a forward likelihood does not have"
         yield ConfigConflict(
@@ -98,7 +99,7 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigC
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length")
     if objective.reward != "raw":
         return
-    wanted: list[tuple[str, object, tuple[object, ...]]] = [
+    required: list[tuple[str, object, tuple[object, ...]]] = [
         ("baseline", advantage.baseline, ("none", "mean")),
         ("std", advantage.std, ("none",)),
         ("clip", advantage.clip, (None,)),
@@ -106,14 +107,14 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigC
         ("positive", advantage.positive, (1.0,)),
         ("negative", advantage.negative, (1.0,)),
     ]
-    for key, found, allowed in wanted:
+    for key, found, allowed in required:
         if found not in allowed:
             expected = "null" if allowed[0] is None else allowed[0]
             problem = f"objective.reward: raw uses advantages as rewards, which {key}: {found} changes"
             yield ConfigConflict(("advantage", key), f"{problem}; set {key}: {expected}")
 
 
-def _negative_aware(config: RunConfig, objective: Any) -> Iterator[ConfigConflict]:
+def _negative_aware(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "forward":
         problem = f"mixtures of outputs need a forward likelihood, found likelihood.kind: {config.likelihood.kind}"
         yield ConfigConflict(
@@ -144,11 +145,11 @@ def _preference(
     if likelihood.kind != "forward" or objective.decisions != "each":
         return
     # Inversion determines the noise of each sample, so only t has to be shared.
-    wanted = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
-    if not set(wanted) <= set(likelihood.share):
+    shared = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
+    if not set(shared) <= set(likelihood.share):
         problem = "samples are compared decision by decision, so a group must share its draws"
         yield ConfigConflict(
-            ("likelihood", "share"), f"{problem}; set share: [{', '.join(wanted)}], or objective.decisions: mean"
+            ("likelihood", "share"), f"{problem}; set share: [{', '.join(shared)}], or objective.decisions: mean"
         )
 
 

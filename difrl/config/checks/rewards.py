@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
+from difrl.config.schema.base import KeyPath
 
 if TYPE_CHECKING:
     from difrl.config.schema.run import RunSections as RunConfig
 
-Path = tuple[str | int, ...]
 COMPARING = ("par", "log_sigmoid")
 
 
@@ -69,7 +69,7 @@ def _recorded_rewards_are_unchanged(config: RunConfig) -> Iterator[ConfigConflic
     rows = config.data.rows
     if rows == "prompts":
         return
-    given: list[Path] = [path for path, _ in _shapes(config)]
+    given: list[KeyPath] = [path for path, _ in _shapes(config)]
     given += [("rewards", i, "weight") for i, reward in enumerate(config.rewards) if reward.varies]
     for path in given:
         problem = f"data.rows: {rows} have recorded rewards, which this key would not change; remove it"
@@ -145,7 +145,7 @@ def _multipliers_have_a_mean(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(path, problem)
 
 
-def _shapes(config: RunConfig) -> Iterator[tuple[Path, str]]:
+def _shapes(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     """Yield the path and the kind of every shape of an optimised reward."""
     for index, reward in enumerate(config.rewards):
         if reward.shape is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices from the top of a recipe, such as ("rewards", 0, "weight")."""
+
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors; values are not coerced across types."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainValidator, SerializeAsAny
 from pydantic_core import PydanticKnownError
 
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import KeyPath, Section
 from difrl.config.schema.data import AdvantageConfig
 from difrl.config.schema.likelihood import LikelihoodConfig
 from difrl.runtime.registry import Registry
@@ -44,9 +44,7 @@ class ObjectiveSection(Section):
         """The value of the key `reference`; "old" for a section without that key."""
         return dict(self).get("reference", "old")
 
-    def conflicts(
-        self, likelihood: LikelihoodConfig, advantage: AdvantageConfig
-    ) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Iterable[tuple[KeyPath, str]]:
         """Yield the key to change and a sentence for each setting that the objective cannot work with; none by default.
 
         The conflicts of the objectives of difrl are in difrl/config/checks/objectives.py.
