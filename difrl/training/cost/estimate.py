@@ -1,7 +1,7 @@
 """`difrl check`: whether a recipe can run, and roughly what it will cost, without loading weights.
 
 Counts (parameters, model evaluations, FLOPs) follow from the configuration, memory is a sum of what is known to be kept, time
-is a rough range. What a modality knows of it is in estimate_images.py and estimate_texts.py.
+is a rough range. The parts that depend on the modality are in difrl/training/cost/images.py and difrl/training/cost/texts.py.
 """
 
 from __future__ import annotations
