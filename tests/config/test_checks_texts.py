@@ -1,4 +1,4 @@
-"""What does not go together in recipes of language models is refused when they are read, with the key and the reason."""
+"""Conflicting settings of language models are refused when a recipe is read, with the key and the reason."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_divergences_of_distributions_are_those_of_the_core() -> None:
         ({"rewards": SILENT, **anchored("k1", place="decision")}, "every anchor is at the initial θ"),
     ],
 )
-def test_what_makes_no_sense_is_refused(sections: dict[str, Any], problem: str) -> None:
+def test_conflicting_settings_are_refused(sections: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         text_recipe("nowhere", **sections)
 
@@ -99,7 +99,7 @@ def test_what_makes_no_sense_is_refused(sections: dict[str, Any], problem: str) 
         {**TEACHER, "anchors": [{"to": "base", "divergence": "k1", "place": "decision", "coefficient": -0.25}]},
     ],
 )
-def test_what_goes_together_is_not(sections: dict[str, Any]) -> None:
+def test_consistent_settings_are_accepted(sections: dict[str, Any]) -> None:
     assert isinstance(text_recipe("nowhere", **sections), RunConfig)
 
 
@@ -114,6 +114,6 @@ def test_what_goes_together_is_not(sections: dict[str, Any]) -> None:
         (anchored("velocity", coefficient=-1.0), "anchors.0.coefficient: found -1"),
     ],
 )
-def test_what_is_of_texts_is_refused_for_images(sections: dict[str, Any], problem: str) -> None:
+def test_settings_of_texts_are_refused_for_images(sections: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         recipe("nowhere", **sections)

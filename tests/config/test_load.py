@@ -1,4 +1,4 @@
-"""Recipes are read strictly, in layers, and every error names file, line, key, what was found and what was expected."""
+"""Recipes are read strictly, in layers. Every error gives file, line, key, the value found and the value expected."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_expand_and_load_mapping(folder: Path) -> None:
         ("train: {steps: 3\nseed: 1\n", "recipe.yaml:8: not valid YAML: expected ',' or '}', but got ':'"),
     ],
 )
-def test_an_error_says_where_what_and_what_to_do(folder: Path, text: str, expected: str) -> None:
+def test_an_error_gives_place_cause_and_advice(folder: Path, text: str, expected: str) -> None:
     assert problems(folder, BASE + text) == [expected]
 
 
@@ -179,7 +179,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(folder: Path) -> None:
     ]
 
 
-def test_missing_sections_say_what_they_are_for(folder: Path) -> None:
+def test_missing_sections_come_with_their_description(folder: Path) -> None:
     found = problems(folder, "seed: 1\n")
     assert [line.split(": ")[1] for line in found] == ["model", "data", "rewards", "likelihood", "objective"]
     assert found[0] == "recipe.yaml:1: model: missing (the model that is trained, e.g. model: {path: tiny-sd3})"
@@ -250,10 +250,10 @@ def test_an_override_is_named_in_its_error(folder: Path, override: str, expected
         (["watch=[{name: judge}, {import: 'my.module:judge'}]"], "watch.1"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(folder: Path, overrides: list[str], path: str) -> None:
+def test_conflicting_settings_are_refused(folder: Path, overrides: list[str], path: str) -> None:
     (found,) = problems(folder, BASE, *overrides)
     assert f": {path}: " in found
-    # The place is what has to change: an override, or a part of the preset that an override does not go with.
+    # The place is that of the setting to change: an override, or a part of the preset that conflicts with an override.
     assert found.startswith("preset flow_grpo: " if path == "anchors.0.divergence" else "override '")
 
 
@@ -359,7 +359,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
         read_config("run")
 
 
-def test_a_missing_file_names_recipes_and_files_nearby(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_brings_recipes_and_files_nearby(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, BASE)
     monkeypatch.setattr(paths, "recipes", lambda: {"awm": folder / "awm.yaml"})
     with pytest.raises(ConfigError, match=r"no config file 'recip\.yaml'.*; nearby: recipe\.yaml"):
@@ -374,7 +374,7 @@ def test_summary_is_the_first_comment(folder: Path) -> None:
 
 
 def test_written_text() -> None:
-    """Readers of YAML 1.1 and of 1.2 take the same values from it, and the style of quotes stays what it was."""
+    """Text is quoted wherever YAML 1.1 or 1.2 would read something else."""
     items: dict[str, list[str | int | float | bool | None]] = {
         "numbers": [1e-05, 1e-4, 2.0, 1, 1.5e20],
         "like_numbers": ["1e-4", "0o17", "012", "1:30", "1_000", "2024-01-01"],

@@ -1,4 +1,4 @@
-"""Every preset and every recipe that is shipped is valid, and is the method it says it is."""
+"""Every shipped preset and recipe is valid, and is the method that it claims to be."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_preset_has_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("recipe", TEXT_RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_recipe_of_the_language_model_says_how_its_rows_are_made(recipe: Path) -> None:
+def test_recipe_of_the_language_model_has_the_commands_for_its_rows(recipe: Path) -> None:
     run, text = read_config(recipe), recipe.read_text()
     assert recipe_summary(recipe).endswith(".")
     assert run.data.evaluation == "arithmetic:eval"

@@ -1,4 +1,4 @@
-"""What a recipe may say of rewards, what it may not, and that the message names the key."""
+"""Sections of rewards: valid settings, refused settings, and messages with the key."""
 
 from __future__ import annotations
 

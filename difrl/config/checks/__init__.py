@@ -6,7 +6,6 @@ A conflict is the key to change and a sentence: what was found, what was expecte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.advantages import check_advantages
 from difrl.config.checks.anchors import check_anchors
@@ -19,19 +18,17 @@ from difrl.config.checks.rehearsal import check_rehearsal
 from difrl.config.checks.rewards import check_rewards
 from difrl.config.checks.sampling import check_sampling
 from difrl.config.checks.texts import check_texts
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 __all__ = ["ConfigConflict", "ConfigConflictError", "find_conflicts"]
 
 
-def find_conflicts(config: RunConfig) -> list[ConfigConflict]:
+def find_conflicts(config: RunSections) -> list[ConfigConflict]:
     """Return all conflicts, in the order of the checks below."""
     return [conflict for check in _CHECKS for conflict in check(config)]
 
 
-_CHECKS: tuple[Callable[[RunConfig], Iterator[ConfigConflict]], ...] = (
+_CHECKS: tuple[Callable[[RunSections], Iterator[ConfigConflict]], ...] = (
     check_sampling,
     check_likelihoods,
     check_data,

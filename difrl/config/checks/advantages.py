@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_advantages(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_advantages(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _rewards_have_a_total(config)
     yield from _advantages_are_defined(config)
@@ -20,7 +17,7 @@ def check_advantages(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _something_is_learnt(config)
 
 
-def _rewards_have_a_total(config: RunConfig) -> Iterator[ConfigConflict]:
+def _rewards_have_a_total(config: RunSections) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "reward" and config.advantage.normalise == "each":
             problem = (
@@ -30,7 +27,7 @@ def _rewards_have_a_total(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("anchors", index, "place"), problem)
 
 
-def _advantages_are_defined(config: RunConfig) -> Iterator[ConfigConflict]:
+def _advantages_are_defined(config: RunSections) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if advantage.std == "beta" and advantage.baseline == "none":
         problem = (
@@ -54,7 +51,7 @@ def _advantages_are_defined(config: RunConfig) -> Iterator[ConfigConflict]:
         )
 
 
-def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigConflict]:
+def _groups_can_be_compared(config: RunSections) -> Iterator[ConfigConflict]:
     """A group of one sample has no baseline. It is allowed where none is needed."""
     if config.data.group_size > 1 or config.data.rows == "pairs":
         return
@@ -75,7 +72,7 @@ def _groups_can_be_compared(config: RunConfig) -> Iterator[ConfigConflict]:
     )
 
 
-def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[ConfigConflict]:
+def _draws_differ_by_a_reward(config: RunSections) -> Iterator[ConfigConflict]:
     by = config.collect.by
     if by is None:
         return
@@ -89,7 +86,7 @@ def _draws_differ_by_a_reward(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("collect", "by"), "groups are drawn once; set collect.max_draws above 1, or remove by")
 
 
-def _something_is_learnt(config: RunConfig) -> Iterator[ConfigConflict]:
+def _something_is_learnt(config: RunSections) -> Iterator[ConfigConflict]:
     """With rewards of weight 0 a run can still learn from anchors to other weights than the initial θ."""
     if config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards):
         return

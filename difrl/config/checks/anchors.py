@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.base import KeyPath
+from difrl.config.schema.run import RunSections
 from difrl.config.schema.schedules import value_range
 
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
 
-
-def check_anchors(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_anchors(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _estimators_use_policy_samples(config)
     yield from _anchor_settings_have_effect(config)
@@ -25,7 +22,7 @@ def check_anchors(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _one_anchor_a_target(config)
 
 
-def _estimators_use_policy_samples(config: RunConfig) -> Iterator[ConfigConflict]:
+def _estimators_use_policy_samples(config: RunSections) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
@@ -44,7 +41,7 @@ def _estimators_use_policy_samples(config: RunConfig) -> Iterator[ConfigConflict
             )
 
 
-def _anchor_settings_have_effect(config: RunConfig) -> Iterator[ConfigConflict]:
+def _anchor_settings_have_effect(config: RunSections) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.alpha != 0.5 and anchor.divergence != "alpha":
             problem = f"{anchor.divergence} has no alpha; set divergence: alpha, or remove it"
@@ -54,7 +51,7 @@ def _anchor_settings_have_effect(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("anchors", index, "vocabulary"), problem)
 
 
-def _values_are_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
+def _values_are_in_range(config: RunSections) -> Iterator[ConfigConflict]:
     ranged: list[tuple[KeyPath, tuple[float, ...], float]] = [
         (("train", "lr"), value_range(config.train.lr), math.inf),
         *(
@@ -90,7 +87,7 @@ _DIVERGENCES: Mapping[str, tuple[str, ...]] = {
 """Likelihood -> its divergences. Messages recommend the first."""
 
 
-def _divergences_exist(config: RunConfig) -> Iterator[ConfigConflict]:
+def _divergences_exist(config: RunSections) -> Iterator[ConfigConflict]:
     kind = config.likelihood.kind
     for index, anchor in enumerate(config.anchors):
         if kind == "forward" and anchor.place != "loss":
@@ -104,7 +101,7 @@ def _divergences_exist(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("anchors", index, "divergence"), problem)
 
 
-def _divergences_match_their_place(config: RunConfig) -> Iterator[ConfigConflict]:
+def _divergences_match_their_place(config: RunSections) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
         return
     for index, anchor in enumerate(config.anchors):
@@ -123,7 +120,7 @@ def _divergences_match_their_place(config: RunConfig) -> Iterator[ConfigConflict
             yield ConfigConflict(("anchors", index, "divergence"), problem)
 
 
-def _snapshots_exist(config: RunConfig) -> Iterator[ConfigConflict]:
+def _snapshots_exist(config: RunSections) -> Iterator[ConfigConflict]:
     known = list(dict.fromkeys(["base", *config.snapshots]))
     uses: list[tuple[KeyPath, str, list[str]]] = [
         (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
@@ -140,7 +137,7 @@ def _snapshots_exist(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("snapshots", name), f"the name {name} is reserved; choose another, such as ema")
 
 
-def _one_anchor_a_target(config: RunConfig) -> Iterator[ConfigConflict]:
+def _one_anchor_a_target(config: RunSections) -> Iterator[ConfigConflict]:
     targets = [anchor.label for anchor in config.anchors]
     for index, target in enumerate(targets):
         if target in targets[:index]:

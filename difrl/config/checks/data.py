@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_data(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_data(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _recorded_rows_are_evaluated(config)
     yield from _updates_divide_groups(config)
 
 
-def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[ConfigConflict]:
+def _recorded_rows_are_evaluated(config: RunSections) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
@@ -42,7 +39,7 @@ def _recorded_rows_are_evaluated(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("data", "group_size"), problem)
 
 
-def _updates_divide_groups(config: RunConfig) -> Iterator[ConfigConflict]:
+def _updates_divide_groups(config: RunSections) -> Iterator[ConfigConflict]:
     updates, groups = config.train.updates_per_step, config.groups
     if groups % updates:
         found = f"data.prompts_per_step: {config.data.prompts_per_step}"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_likelihoods(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_likelihoods(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _inversion_fits(config)
     yield from _times_in_order(config)
@@ -20,7 +17,7 @@ def check_likelihoods(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _mixtures_have_old(config)
 
 
-def _inversion_fits(config: RunConfig) -> Iterator[ConfigConflict]:
+def _inversion_fits(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind != "forward" or likelihood.noise.kind != "inversion":
         return
@@ -34,7 +31,7 @@ def _inversion_fits(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("likelihood", "share"), problem)
 
 
-def _times_in_order(config: RunConfig) -> Iterator[ConfigConflict]:
+def _times_in_order(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.times.kind == "uniform":
         low, high = likelihood.times.low, likelihood.times.high
@@ -43,7 +40,7 @@ def _times_in_order(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("likelihood", "times", "low"), problem)
 
 
-def _elbo_is_defined(config: RunConfig) -> Iterator[ConfigConflict]:
+def _elbo_is_defined(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind != "forward" or likelihood.weighting != "elbo":
         return
@@ -55,7 +52,7 @@ def _elbo_is_defined(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("likelihood", "error"), f"{problem}, set output")
 
 
-def _old_is_fixed_within_step(config: RunConfig) -> Iterator[ConfigConflict]:
+def _old_is_fixed_within_step(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood, updates = config.likelihood, config.train.updates_per_step
     if updates > 1 and likelihood.old == "detach" and config.objective.measured_from == "old":
         better = "recompute and snapshots: {old: {decay: 0.0}}" if likelihood.kind == "forward" else "recorded"
@@ -66,7 +63,7 @@ def _old_is_fixed_within_step(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("likelihood", "old"), problem)
 
 
-def _mixtures_have_old(config: RunConfig) -> Iterator[ConfigConflict]:
+def _mixtures_have_old(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.mix is not None and likelihood.old != "recompute":
         yield ConfigConflict(("likelihood", "mix"), "mixtures need the old weights; set likelihood.old: recompute")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_monitoring(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_monitoring(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _rewards_have_own_names(config)
     yield from _guard_has_something_to_guard(config)
 
 
-def _rewards_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
+def _rewards_have_own_names(config: RunSections) -> Iterator[ConfigConflict]:
     seen: set[str] = set()
     for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
         for index, reward in enumerate(rewards):
@@ -27,7 +24,7 @@ def _rewards_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
             seen.add(reward.label)
 
 
-def _guard_has_something_to_guard(config: RunConfig) -> Iterator[ConfigConflict]:
+def _guard_has_something_to_guard(config: RunSections) -> Iterator[ConfigConflict]:
     guard, watched = config.guard, [reward.label for reward in config.watch]
     if guard is None:
         return

@@ -6,24 +6,22 @@ Each kind of objective has a check under its name in the schema; the other check
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config import (
-        AnchoredPreferenceObjective,
-        CentredObjective,
-        ClipCovObjective,
-        KLCovObjective,
-        PreferenceObjective,
-        RatioNormalisedObjective,
-    )
-    from difrl.config.schema.objective import ObjectiveSection
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.objective import (
+    AnchoredPreferenceObjective,
+    CentredObjective,
+    ClipCovObjective,
+    KLCovObjective,
+    ObjectiveSection,
+    PreferenceObjective,
+    RatioNormalisedObjective,
+)
+from difrl.config.schema.run import RunSections
 
 
-def check_objectives(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_objectives(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the settings that the objective cannot work with."""
     yield from _BY_KIND.get(config.objective.kind, _declared_by_section)(config, config.objective)
     yield from _mixtures_are_read(config)
@@ -34,12 +32,12 @@ def check_objectives(config: RunConfig) -> Iterator[ConfigConflict]:
 _OLD_DISTRIBUTION = "likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
 
 
-def _declared_by_section(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
+def _declared_by_section(config: RunSections, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     for path, problem in objective.conflicts(config.likelihood, config.advantage):
         yield ConfigConflict(path, problem)
 
 
-def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) -> Iterator[ConfigConflict]:
+def _ratio_normalised(config: RunSections, objective: RatioNormalisedObjective) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward" and objective.bias == "closed_form":
         problem = "E[−log ρ] has no closed form for a forward likelihood; set bias: batch"
         yield ConfigConflict(("objective", "bias"), problem)
@@ -51,14 +49,14 @@ def _ratio_normalised(config: RunConfig, objective: RatioNormalisedObjective) ->
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: each")
 
 
-def _clip_cov(config: RunConfig, objective: ClipCovObjective) -> Iterator[ConfigConflict]:
+def _clip_cov(config: RunSections, objective: ClipCovObjective) -> Iterator[ConfigConflict]:
     yield from _policy_has_entropy(config, objective)
     if objective.lowest >= objective.highest:
         problem = f"found {objective.lowest:g}, and no covariance is above it and below {objective.highest:g}"
         yield ConfigConflict(("objective", "lowest"), f"{problem}; set lowest below highest")
 
 
-def _kl_cov(config: RunConfig, objective: KLCovObjective) -> Iterator[ConfigConflict]:
+def _kl_cov(config: RunSections, objective: KLCovObjective) -> Iterator[ConfigConflict]:
     yield from _policy_has_entropy(config, objective)
     if config.likelihood.old != "recompute":
         reasons = {
@@ -69,7 +67,7 @@ def _kl_cov(config: RunConfig, objective: KLCovObjective) -> Iterator[ConfigConf
         yield ConfigConflict(("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}")
 
 
-def _policy_has_entropy(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
+def _policy_has_entropy(config: RunSections, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "tokens":
         problem = (
             f"{objective.kind} restrains the decisions that reduce the entropy of θ, and under a {config.likelihood.kind} "
@@ -78,7 +76,7 @@ def _policy_has_entropy(config: RunConfig, objective: ObjectiveSection) -> Itera
         yield ConfigConflict(("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens")
 
 
-def _divergence_masked(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
+def _divergence_masked(config: RunSections, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind == "forward":
         problem = "the mask needs the exact KL from old, which a forward likelihood does not have"
         yield ConfigConflict(
@@ -92,7 +90,7 @@ def _divergence_masked(config: RunConfig, objective: ObjectiveSection) -> Iterat
         yield ConfigConflict(("likelihood", "old"), problem)
 
 
-def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigConflict]:
+def _centred(config: RunSections, objective: CentredObjective) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     if config.likelihood.kind == "tokens" and objective.decisions == "each":
         problem = "log-ratios are centred decision by decision, and token j of one text is not comparable with token j of another"
@@ -114,7 +112,7 @@ def _centred(config: RunConfig, objective: CentredObjective) -> Iterator[ConfigC
             yield ConfigConflict(("advantage", key), f"{problem}; set {key}: {expected}")
 
 
-def _negative_aware(config: RunConfig, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
+def _negative_aware(config: RunSections, objective: ObjectiveSection) -> Iterator[ConfigConflict]:
     if config.likelihood.kind != "forward":
         problem = f"mixtures of outputs need a forward likelihood, found likelihood.kind: {config.likelihood.kind}"
         yield ConfigConflict(
@@ -125,7 +123,7 @@ def _negative_aware(config: RunConfig, objective: ObjectiveSection) -> Iterator[
 
 
 def _preference(
-    config: RunConfig, objective: PreferenceObjective | AnchoredPreferenceObjective
+    config: RunSections, objective: PreferenceObjective | AnchoredPreferenceObjective
 ) -> Iterator[ConfigConflict]:
     name, likelihood = objective.reference, config.likelihood
     known = list(dict.fromkeys(["base", "old", *config.snapshots]))
@@ -153,7 +151,7 @@ def _preference(
         )
 
 
-def _mixtures_are_read(config: RunConfig) -> Iterator[ConfigConflict]:
+def _mixtures_are_read(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     unread = likelihood.kind == "forward" and likelihood.mix is not None
     if unread and not config.objective.reads_mixtures:
@@ -161,14 +159,14 @@ def _mixtures_are_read(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("likelihood", "mix"), problem)
 
 
-def _step_weights_have_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
+def _step_weights_have_single_decisions(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood, decisions = config.likelihood, config.objective.reduction
     if likelihood.kind == "reverse" and likelihood.step_weight != "none" and decisions != "each":
         problem = f"weights of single steps have no meaning for the {decisions} over the steps of a sample"
         yield ConfigConflict(("likelihood", "step_weight"), f"{problem}; set none, or objective.decisions: each")
 
 
-def _bound_is_counted_once(config: RunConfig) -> Iterator[ConfigConflict]:
+def _bound_is_counted_once(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood = config.likelihood
     if likelihood.kind == "forward" and likelihood.weighting == "elbo" and config.objective.reduction == "sum":
         problem = (
@@ -177,7 +175,7 @@ def _bound_is_counted_once(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("objective", "decisions"), f"{problem}; set decisions: mean")
 
 
-_BY_KIND: Mapping[str, Callable[[RunConfig, Any], Iterator[ConfigConflict]]] = {
+_BY_KIND: Mapping[str, Callable[[RunSections, Any], Iterator[ConfigConflict]]] = {
     "ratio_normalised": _ratio_normalised,
     "clip_cov": _clip_cov,
     "kl_cov": _kl_cov,

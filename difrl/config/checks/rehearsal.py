@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config import AnchorConfig
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.anchors import AnchorConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_rehearsal(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_rehearsal(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the settings that exclude rehearsed samples, or their absence."""
     rehearsed = [(i, anchor) for i, anchor in enumerate(config.anchors) if anchor.samples == "rehearsal"]
     for index, anchor in rehearsed:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.base import KeyPath
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 COMPARING = ("par", "log_sigmoid")
 
 
-def check_rewards(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_rewards(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the settings that exclude each other around rewards."""
     yield from _references_are_used(config)
     yield from _references_never_change(config)
@@ -27,7 +24,7 @@ def check_rewards(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _multipliers_have_a_mean(config)
 
 
-def _references_are_used(config: RunConfig) -> Iterator[ConfigConflict]:
+def _references_are_used(config: RunSections) -> Iterator[ConfigConflict]:
     compared = [(path, kind) for path, kind in _shapes(config) if kind in COMPARING]
     if config.references is None:
         for path, kind in compared:
@@ -38,7 +35,7 @@ def _references_are_used(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("references",), problem)
 
 
-def _references_never_change(config: RunConfig) -> Iterator[ConfigConflict]:
+def _references_never_change(config: RunSections) -> Iterator[ConfigConflict]:
     """Rewards are compared with samples of the same weights from the first step to the last."""
     if config.references is None or config.references.snapshot == "base":
         return
@@ -52,7 +49,7 @@ def _references_never_change(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("references", "snapshot"), problem)
 
 
-def _compared_rewards_share_a_scale(config: RunConfig) -> Iterator[ConfigConflict]:
+def _compared_rewards_share_a_scale(config: RunSections) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if reward.shape is None or reward.shape.kind not in COMPARING:
             continue
@@ -65,7 +62,7 @@ def _compared_rewards_share_a_scale(config: RunConfig) -> Iterator[ConfigConflic
                 yield ConfigConflict(("rewards", index, "ensemble", place, "shape"), problem)
 
 
-def _recorded_rewards_are_unchanged(config: RunConfig) -> Iterator[ConfigConflict]:
+def _recorded_rewards_are_unchanged(config: RunSections) -> Iterator[ConfigConflict]:
     rows = config.data.rows
     if rows == "prompts":
         return
@@ -80,7 +77,7 @@ def _recorded_rewards_are_unchanged(config: RunConfig) -> Iterator[ConfigConflic
         )
 
 
-def _watched_rewards_are_plain(config: RunConfig) -> Iterator[ConfigConflict]:
+def _watched_rewards_are_plain(config: RunSections) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.watch):
         if reward.shapes:
             yield ConfigConflict(
@@ -94,14 +91,14 @@ def _watched_rewards_are_plain(config: RunConfig) -> Iterator[ConfigConflict]:
             )
 
 
-def _noise_corrects_single_verifiers(config: RunConfig) -> Iterator[ConfigConflict]:
+def _noise_corrects_single_verifiers(config: RunSections) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if reward.ensemble is not None and reward.shape is not None and reward.shape.kind == "noise":
             problem = "noise corrects a binary verifier, which an ensemble is not; give the shape to the members"
             yield ConfigConflict(("rewards", index, "shape"), problem)
 
 
-def _shapes_have_effect(config: RunConfig) -> Iterator[ConfigConflict]:
+def _shapes_have_effect(config: RunSections) -> Iterator[ConfigConflict]:
     """An affine map of a single reward cancels in advantages that are centred and divided by a standard deviation."""
     advantage, weighted = config.advantage, [reward for reward in config.rewards if not reward.silent]
     divided = advantage.std in ("group", "global") and advantage.baseline != "none"
@@ -120,7 +117,7 @@ def _shapes_have_effect(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("rewards", index, "shape"), problem)
 
 
-def _shapes_stay_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
+def _shapes_stay_in_range(config: RunSections) -> Iterator[ConfigConflict]:
     for path, kind in _shapes(config):
         if config.advantage.std == "beta" and kind in ("noise", "log_sigmoid"):
             yield ConfigConflict(
@@ -128,7 +125,7 @@ def _shapes_stay_in_range(config: RunConfig) -> Iterator[ConfigConflict]:
             )
 
 
-def _multipliers_have_a_mean(config: RunConfig) -> Iterator[ConfigConflict]:
+def _multipliers_have_a_mean(config: RunSections) -> Iterator[ConfigConflict]:
     for index, reward in enumerate(config.rewards):
         if not reward.adapts:
             continue
@@ -145,7 +142,7 @@ def _multipliers_have_a_mean(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(path, problem)
 
 
-def _shapes(config: RunConfig) -> Iterator[tuple[KeyPath, str]]:
+def _shapes(config: RunSections) -> Iterator[tuple[KeyPath, str]]:
     """Yield the path and the kind of every shape of an optimised reward."""
     for index, reward in enumerate(config.rewards):
         if reward.shape is not None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.kernels import KERNELS
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 
-def check_sampling(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_sampling(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
     yield from _kernel_takes_noise_level(config)
     yield from _solver_or_kernel(config)
@@ -21,7 +18,7 @@ def check_sampling(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _branches_differ(config)
 
 
-def _kernel_takes_noise_level(config: RunConfig) -> Iterator[ConfigConflict]:
+def _kernel_takes_noise_level(config: RunSections) -> Iterator[ConfigConflict]:
     kernel, noise_level = config.rollout.kernel, config.rollout.noise_level
     highest = KERNELS[kernel].highest_noise
     if noise_level > highest:
@@ -29,7 +26,7 @@ def _kernel_takes_noise_level(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")
 
 
-def _solver_or_kernel(config: RunConfig) -> Iterator[ConfigConflict]:
+def _solver_or_kernel(config: RunSections) -> Iterator[ConfigConflict]:
     solver, kernel = config.rollout.solver, config.rollout.kernel
     if solver is not None and config.likelihood.kind == "reverse":
         problem = f"a reverse likelihood needs a stochastic kernel, found the solver {solver}"
@@ -39,7 +36,7 @@ def _solver_or_kernel(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("rollout", "solver"), f"{problem}; remove it, or set kernel: ode and noise_level: 0")
 
 
-def _reverse_has_noise(config: RunConfig) -> Iterator[ConfigConflict]:
+def _reverse_has_noise(config: RunSections) -> Iterator[ConfigConflict]:
     rollout = config.rollout
     if config.likelihood.kind == "reverse" and rollout.silent and rollout.solver is None:
         found = f"kernel: {rollout.kernel} with noise_level: {rollout.noise_level:g}"
@@ -48,7 +45,7 @@ def _reverse_has_noise(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("rollout", key), f"a reverse likelihood needs noise, found {found}; {advice}")
 
 
-def _window_fits(config: RunConfig) -> Iterator[ConfigConflict]:
+def _window_fits(config: RunSections) -> Iterator[ConfigConflict]:
     window, steps = config.rollout.window, config.rollout.steps
     if window.kind == "all":
         return
@@ -84,7 +81,7 @@ def _progressive_window_fits(first: int, last: int, steps: int) -> Iterator[Conf
         yield ConfigConflict(("rollout", "window", "first"), problem)
 
 
-def _branches_differ(config: RunConfig) -> Iterator[ConfigConflict]:
+def _branches_differ(config: RunSections) -> Iterator[ConfigConflict]:
     branch, rollout, size = config.rollout.branch, config.rollout, config.data.group_size
     if branch is None:
         return

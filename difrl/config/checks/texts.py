@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from difrl.config.checks.conflict import ConfigConflict
-
-if TYPE_CHECKING:
-    from difrl.config.schema.run import RunSections as RunConfig
+from difrl.config.schema.run import RunSections
 
 _SHARED_ROLLOUT = frozenset({"batch", "snapshot"})
 _OF_IMAGES: Mapping[str, tuple[str, ...]] = {
@@ -22,7 +19,7 @@ _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_
 """Implementations of transformers, the default first."""
 
 
-def check_texts(config: RunConfig) -> Iterator[ConfigConflict]:
+def check_texts(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the settings that exclude the modality of the likelihood."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)
@@ -38,7 +35,7 @@ def check_texts(config: RunConfig) -> Iterator[ConfigConflict]:
     yield from _teachers_have_own_names(config)
 
 
-def _not_of_images(config: RunConfig) -> Iterator[ConfigConflict]:
+def _not_of_images(config: RunSections) -> Iterator[ConfigConflict]:
     given = [("rollout", key) for key in _changed(config, "rollout") if key not in _SHARED_ROLLOUT]
     given += [
         (section, key) for section, keys in _OF_IMAGES.items() for key in _changed(config, section) if key in keys
@@ -49,7 +46,7 @@ def _not_of_images(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(path, f"{path[1]} {problem}{advice}")
 
 
-def _not_of_texts(config: RunConfig) -> Iterator[ConfigConflict]:
+def _not_of_texts(config: RunSections) -> Iterator[ConfigConflict]:
     given = [("generation", key) for key in _changed(config, "generation")]
     given += [("teachers", name) for name in config.teachers]
     given += [(section, key) for section, keys in _OF_TEXTS.items() for key in _changed(config, section) if key in keys]
@@ -61,7 +58,7 @@ def _not_of_texts(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(path, f"{path[1]} {problem}")
 
 
-def _changed(config: RunConfig, section: str) -> Iterator[str]:
+def _changed(config: RunSections, section: str) -> Iterator[str]:
     """Yield the keys whose value differs from the default; an expanded recipe also contains the defaults."""
     found = getattr(config, section)
     for key, field in type(found).model_fields.items():
@@ -69,13 +66,13 @@ def _changed(config: RunConfig, section: str) -> Iterator[str]:
             yield key
 
 
-def _anchors_are_unguided(config: RunConfig) -> Iterator[ConfigConflict]:
+def _anchors_are_unguided(config: RunSections) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.guidance is not None:
             yield ConfigConflict(("anchors", index, "guidance"), "guidance is a setting of image models; remove it")
 
 
-def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[ConfigConflict]:
+def _recorded_texts_have_no_old(config: RunSections) -> Iterator[ConfigConflict]:
     if config.data.rows != "prompts" and config.likelihood.old == "recorded":
         problem = f"the texts of data.rows: {config.data.rows} come from a file, which has no recorded ℓ"
         yield ConfigConflict(
@@ -83,7 +80,7 @@ def _recorded_texts_have_no_old(config: RunConfig) -> Iterator[ConfigConflict]:
         )
 
 
-def _engine_has_its_settings(config: RunConfig) -> Iterator[ConfigConflict]:
+def _engine_has_its_settings(config: RunSections) -> Iterator[ConfigConflict]:
     if config.generation.engine == "transformers":
         for key in _changed(config, "generation"):
             if key in _OF_OTHER_ENGINES:
@@ -100,14 +97,14 @@ def _engine_has_its_settings(config: RunConfig) -> Iterator[ConfigConflict]:
         yield ConfigConflict(("generation", "engine"), problem)
 
 
-def _aggregation_has_effect(config: RunConfig) -> Iterator[ConfigConflict]:
+def _aggregation_has_effect(config: RunSections) -> Iterator[ConfigConflict]:
     decisions, aggregation = config.objective.reduction, config.train.aggregation
     if decisions != "each" and aggregation != "decision":
         problem = f"the objective takes the {decisions} over the tokens of a sample, so every sample has equal weight"
         yield ConfigConflict(("train", "aggregation"), f"{problem}, found {aggregation}; remove it")
 
 
-def _attention_is_of_transformers(config: RunConfig) -> Iterator[ConfigConflict]:
+def _attention_is_of_transformers(config: RunSections) -> Iterator[ConfigConflict]:
     if (found := config.model.attention) not in _ATTENTIONS:
         problem = (
             f"found {found}, and language models have {', '.join(_ATTENTIONS)} (xformers and others are diffusers')"
@@ -115,7 +112,7 @@ def _attention_is_of_transformers(config: RunConfig) -> Iterator[ConfigConflict]
         yield ConfigConflict(("model", "attention"), f"{problem}; set sdpa")
 
 
-def _decision_anchors_have_single_decisions(config: RunConfig) -> Iterator[ConfigConflict]:
+def _decision_anchors_have_single_decisions(config: RunSections) -> Iterator[ConfigConflict]:
     decisions = config.objective.reduction
     for index, anchor in enumerate(config.anchors):
         if anchor.place == "decision" and decisions != "each":
@@ -125,7 +122,7 @@ def _decision_anchors_have_single_decisions(config: RunConfig) -> Iterator[Confi
             )
 
 
-def _expectations_are_known(config: RunConfig) -> Iterator[ConfigConflict]:
+def _expectations_are_known(config: RunSections) -> Iterator[ConfigConflict]:
     for index, anchor in enumerate(config.anchors):
         if anchor.centred and config.likelihood.kind != "tokens":
             problem = "the expectation of k1 is taken over a vocabulary, which only a tokens likelihood has; set false"
@@ -138,7 +135,7 @@ def _expectations_are_known(config: RunConfig) -> Iterator[ConfigConflict]:
             yield ConfigConflict(("anchors", index, "centred"), problem)
 
 
-def _teachers_have_own_names(config: RunConfig) -> Iterator[ConfigConflict]:
+def _teachers_have_own_names(config: RunSections) -> Iterator[ConfigConflict]:
     for name in config.teachers:
         if name in ("base", "current", *config.snapshots):
             yield ConfigConflict(
