@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+Clause = Mapping[str, Any]
+"""A clause of GenEval's metadata: class, count, and optionally color and position."""
 
 ANY = "*"  # in an exclude clause: objects of every class together
 

@@ -14,14 +14,14 @@ The credit is the mean over these numbers for every clause of ``include``. ``exc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rewards.boxes import in_relation
+from rewards.classes import Clause
 from rewards.detectors import Detection
 
 
 def flow_grpo_credit(
-    objects: Mapping[str, Sequence[Detection]], include: Sequence[Mapping[str, Any]], position_threshold: float
+    objects: Mapping[str, Sequence[Detection]], include: Sequence[Clause], position_threshold: float
 ) -> float:
     """Return the credit for confident ``objects`` by class. ``include`` is that of the metadata.
 
@@ -48,7 +48,7 @@ def flow_grpo_credit(
 
 
 def _position(
-    clause: Mapping[str, Any],
+    clause: Clause,
     group: Sequence[Detection],
     groups: Sequence[Sequence[Detection] | None],
     threshold: float,

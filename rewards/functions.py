@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rewards.base import Answer, Metadata, Samples, WithoutDevice
 
@@ -17,11 +16,10 @@ class Function(WithoutDevice):
     """
 
     name: str
-    call: Callable[..., Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    call: Callable[..., Answer]
+    options: Mapping[str, object] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Answer:
         """Return the function's result, which `rewards.score` checks."""
-        result: Answer = self.call(samples, prompts, metadata, **self.options)
-        return result
+        return self.call(samples, prompts, metadata, **self.options)

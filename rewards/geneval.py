@@ -37,13 +37,12 @@ from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.boxes import in_relation, suppress
-from rewards.classes import ANY, UnknownClass
+from rewards.classes import ANY, Clause, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
 from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
 from rewards.transformers_detector import TransformersDetector
 
-Clause = Mapping[str, Any]
 Group = list[Detection]
 
 

@@ -31,7 +31,7 @@ class HttpError(RewardError):
     """A request without a response, or with a status that is no success. `detail` is the JSON object of the response."""
 
     def __init__(
-        self, name: str, problem: str, status: int | None = None, detail: dict[str, Any] | None = None
+        self, name: str, problem: str, status: int | None = None, detail: dict[str, object] | None = None
     ) -> None:
         super().__init__(name, problem)
         self.problem, self.status, self.detail = problem, status, detail or {}
@@ -89,17 +89,18 @@ class Connection:
     def _request(self, method: str, path: str, **content: Any) -> Any:
         address = self.url + path
         for attempt in range(self.retries + 1):
+            is_last = attempt == self.retries
             try:
                 response = self._client.request(method, address, **content)
             except _TEMPORARY as error:
-                if attempt == self.retries:
+                if is_last:
                     problem = f"{address}: {_describe_error(error)} ({_attempts(attempt)})"
                     raise HttpError(self.name, problem) from error
                 self._sleep(self._pause(attempt))
-                continue
-            if response.status_code not in REPEATED or attempt == self.retries:
-                return self._parse(response, address, attempt)
-            self._sleep(max(self._pause(attempt), _retry_after(response)))
+            else:
+                if is_last or response.status_code not in REPEATED:
+                    return self._parse(response, address, attempt)
+                self._sleep(max(self._pause(attempt), _retry_after(response)))
         raise AssertionError("the last attempt returns or raises")
 
     def _pause(self, attempt: int) -> float:
@@ -184,7 +185,7 @@ def _retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _message(content: Any, response: httpx.Response) -> str:
+def _message(content: object, response: httpx.Response) -> str:
     """Return the error message of a response in the format of this package's server, OpenAI or FastAPI."""
     if isinstance(content, dict):
         found = content.get("error", content.get("detail", content.get("message")))

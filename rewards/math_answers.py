@@ -106,7 +106,7 @@ def _equal(truth: str, answer: str, seconds: int) -> bool:
     return any(_same_value(one, other, seconds) for one, other in itertools.product(gold, found))
 
 
-def _same_value(gold: Any, found: Any, seconds: int) -> bool:
+def _same_value(gold: object, found: object, seconds: int) -> bool:
     """Whether two expressions are equal. False if sympy cannot compare them."""
     from math_verify import verify
     from math_verify.errors import TimeoutException

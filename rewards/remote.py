@@ -10,7 +10,6 @@ import difflib
 import json
 import threading
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -89,7 +88,7 @@ class Remote(WithoutDevice):
         self, samples: Samples, prompts: Sequence[str], metadata: Metadata, first: int
     ) -> Sequence[float | None]:
         """Return the values of a batch that begins at row `first`."""
-        request: dict[str, Any] = {"prompts": list(prompts), "metadata": [dict(row) for row in metadata]}
+        request: dict[str, object] = {"prompts": list(prompts), "metadata": [dict(row) for row in metadata]}
         files = []
         if isinstance(samples, Tensor):
             kind = f"image/{self.format}"
@@ -109,7 +108,7 @@ class Remote(WithoutDevice):
         return check_values(response, len(prompts), self.connection.url + path)
 
 
-def check_values(response: Any, count: int, address: str) -> Sequence[float | None]:
+def check_values(response: object, count: int, address: str) -> Sequence[float | None]:
     """Return the values of a response. Raise RewardError unless there is a finite number or None for each row."""
     values = response.get("values") if isinstance(response, dict) else None
     if not isinstance(values, list):

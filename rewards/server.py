@@ -22,7 +22,6 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -68,14 +67,14 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompts: list[str]
-    metadata: list[dict[str, Any]] | None = None
+    metadata: list[dict[str, object]] | None = None
     texts: list[str] | None = None
 
 
 class Refusal(Exception):
     """An error response to a request."""
 
-    def __init__(self, status: int, error: str, headers: Mapping[str, str] | None = None, **detail: Any) -> None:
+    def __init__(self, status: int, error: str, headers: Mapping[str, str] | None = None, **detail: object) -> None:
         super().__init__(error)
         self.status, self.headers, self.content = status, headers, {"error": error, **detail}
 
@@ -132,7 +131,7 @@ def create_app(
         return JSONResponse({"ready": ready, "rewards": states}, 200 if ready else 503)
 
     @app.get("/version")
-    async def about(request: Request) -> dict[str, Any]:
+    async def about(request: Request) -> dict[str, object]:
         check_token(request, token)
         needs = {name: {"needs": list(reward.needs)} for name, reward in rewards.items()}
         return {"version": version, "protocol": PROTOCOL, "rewards": needs, "limits": asdict(limits)}

@@ -115,7 +115,7 @@ class VlmJudge(WithoutDevice):
                 problem += "; score: expected needs an endpoint that returns logprobs"
             raise RewardError(self.name, problem, row, prompt) from error
 
-    def _messages(self, image: Tensor, prompt: str) -> list[dict[str, Any]]:
+    def _messages(self, image: Tensor, prompt: str) -> list[dict[str, object]]:
         (file,) = encode_images(image, self.format)
         url = f"data:image/{self.format};base64,{base64.b64encode(file).decode()}"
         content = [
