@@ -6,6 +6,7 @@ import ast
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from difrl.runtime.paths import PACKAGE
@@ -73,6 +74,10 @@ def test_a_room_imports_only_rooms_below_it() -> None:
         if room_of(module) != room_of(name) and FLOOR_OF[room_of(module)] >= FLOOR_OF[room_of(name)]
     ]
     assert not upward, "\n".join(sorted(upward))
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({name: imported_modules(name) for name in MODULES}).prepare()  # CycleError has the circle
 
 
 def allowed(module: str) -> bool:
