@@ -50,9 +50,9 @@ class ScoresInContext:
 
 
 Shape = Callable[[ScoresInContext], Scores]
-"""A function of scores [B] with values in [B]."""
+"""A transformation of scores [B] to scores [B]."""
 Combine = Callable[[Scores], Scores]
-"""A function of the members' scores [K, B] with values in [B]."""
+"""A function from the members' scores [K, B] to scores [B]."""
 
 
 @dataclass(frozen=True)

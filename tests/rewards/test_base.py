@@ -32,6 +32,13 @@ def run(values: Tensor, valid: Tensor) -> Scores:
     return score(Fake(lambda _: Scores(values, valid)), PROMPTS, PROMPTS, METADATA)
 
 
+def test_none_in_a_list_is_an_invalid_row() -> None:
+    scores = Scores.from_list([0.5, None, True]).to("cpu")
+    assert (scores.values.dtype, scores.values.tolist()) == (torch.float32, [0.5, 0.0, 1.0])
+    assert (scores.valid.dtype, scores.valid.tolist()) == (torch.bool, [True, False, True])
+    assert [part.shape for part in Scores.from_list([])] == [(0,), (0,)]
+
+
 def test_values_come_back_as_float32_and_invalid_rows_as_zero() -> None:
     values = torch.tensor([1.0, float("nan"), 3.0], dtype=torch.float64)
     result = run(values, torch.tensor([True, False, True]))
