@@ -127,7 +127,8 @@ def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSo
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{place(line)}: not valid YAML: {error.problem or error.context}") from error
+        problem = re.sub(r"\((.*),\)$", r"\1", error.problem or error.context)  # ruamel.yaml writes a token as a tuple
+        raise ConfigError(f"{place(line)}: not valid YAML: {problem}") from error
     except YAMLError as error:
         raise ConfigError(f"{place(1)}: not valid YAML: {' '.join(str(error).split())}") from error
     converter = _Converter(place, {_join(start): place(1)})

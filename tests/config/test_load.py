@@ -343,6 +343,7 @@ def test_other_models_are_read_alike(folder: Path) -> None:
         ("", "recipe.yaml:1: expected keys such as `model:`, found an empty file"),
         ("- a\n", "recipe.yaml:1: expected keys such as `model:`, found a list"),
         ("awm\n", "recipe.yaml:1: expected keys such as `model:`, found 'awm'"),
+        ("{seed: 1}}\n", "recipe.yaml:1: not valid YAML: expected '<document start>', but found '}'"),
     ],
 )
 def test_files_that_are_no_recipe(folder: Path, text: str, expected: str) -> None:
