@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from difrl.config.load import load_mapping, read_config, recipe_summary
+from difrl.config.load import read_config, recipe_summary
 from difrl.config.presets import PRESETS
 from difrl.config.yaml_source import ConfigError
 from difrl.runtime.paths import recipes
@@ -36,8 +36,8 @@ def recipes_table() -> Group:
         heading: _table(heading, "likelihood × objective × anchor × advantage") for heading in MODALITIES.values()
     }
     for name, path in recipes().items():
-        if "algorithm" not in load_mapping(path):
-            continue  # a file of difrl pretrain
+        if name.startswith("pretrain/"):
+            continue
         config = read_config(path)
         anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
         std = "no std" if config.advantage.std == "none" else f"{config.advantage.std} std"
