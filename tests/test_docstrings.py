@@ -35,13 +35,17 @@ PRONOUNS = """
 CONJUNCTIONS = "if unless because while though although and but or nor so then than not only also yet"
 AUXILIARIES = "is are was were has have had does did can could may might must shall should will would goes"
 VERBS = """
-    returns writes reads makes loads builds trains draws gives takes computes evaluates calculates creates generates
-    raises checks keeps finds gets holds adds removes converts applies asks says tells knows wants wraps turns moves puts
-    brings begins starts stops shows prints saves stores collects chooses selects picks decides declares mends
-    registers installs imports imitates parses formats renders plots estimates measures counts sums averages normalises
-    clips splits joins merges combines reduces updates replaces restores resumes waits calls serves listens sends receives
-    yields iterates lets leaves uses needs requires expects accepts allows means describes represents contains provides
+    returns writes reads makes loads builds trains gives takes computes evaluates calculates creates generates
+    raises checks keeps finds gets holds adds removes converts applies asks says tells knows wants wraps turns puts
+    brings begins saves stores collects chooses selects picks decides declares mends
+    registers installs imports imitates parses formats renders normalises
+    combines reduces replaces restores resumes waits serves listens sends receives
+    yields iterates lets leaves requires expects accepts allows describes represents contains provides
     implements handles manages controls performs executes runs
+"""
+VERBS_OR_NOUNS = """
+    sums averages draws calls starts stops plots estimates measures counts splits
+    moves updates shows prints clips joins merges means uses needs
 """
 DETERMINERS = "a an the this these those every each all any some its their his her your one two both another"
 
@@ -65,6 +69,9 @@ def find_problem(docstring: str, is_bool: bool = False) -> str | None:
         return None if is_bool else first
     if first.lower() in BANNED:
         return first
+    if first.lower() in VERBS_OR_NOUNS.split():
+        is_noun = not second or second.lower() in f"{PREPOSITIONS} {CONJUNCTIONS} that which".split()
+        return None if is_noun else f"{first} {second}"
     # "Scores of B samples" is a noun phrase, "Scores the samples" is a verb in the third person.
     if re.fullmatch(r"[A-Z]?[a-z]+s", first) and not first.endswith("ss") and second.lower() in DETERMINERS.split():
         return f"{first} {second}"
@@ -126,6 +133,7 @@ def test_docstrings_begin_with_a_verb_or_a_noun(name: str) -> None:
         "Returns the loss.",
         "Trains the decoder.",
         "Scores the samples.",
+        "Measures pi_w.",
         "It is the loss.",
         "Nothing to move.",
         "With an anchor.",
@@ -145,6 +153,7 @@ def test_other_beginnings_are_found(docstring: str) -> None:
         "Number of groups a step.",
         "The recipe's table.",
         "Scores of B samples.",
+        "Sums over decisions.",
         "[B, D] float32.",
         "`difrl pretrain FILE`: the command.",
         "π* ∝ ref exp(r/β).",
