@@ -17,7 +17,7 @@ import torch
 from difrl.config import RunConfig
 from difrl.data.prompts import load_prompts
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_family, load_policy
+from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
@@ -31,7 +31,7 @@ from difrl.tasks.exact.gaussian_solutions import (
     constant_mean,
     probe_chain,
 )
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from samplers import Condition, Grid, Window, ode, solve
 
@@ -136,7 +136,7 @@ def config_of(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budge
         },
     }
     config = RunConfig.model_validate(recipe)
-    cost = plan_of(config, load_family(config.model), 1).evaluations(0).step
+    cost = estimate(config).evaluations.step
     recipe["train"]["steps"] = max(1, budget // cost)
     return RunConfig.model_validate(recipe)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difrl.config import RunConfig
 from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
@@ -21,6 +22,16 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity, mean_distances
 from samplers import stable_seed
+
+
+def samples_due(config: RunConfig, step: int) -> int:
+    """Return the number of samples of the evaluation after `step` steps, 0 where none is due."""
+    settings = config.eval
+    if config.data.evaluation is None or settings.every == 0:
+        return 0
+    if step in (0, config.train.steps):
+        return settings.final_images or settings.images
+    return 0 if step % settings.every else settings.images
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
-from difrl.training.evaluation import Evaluator
+from difrl.training.evaluation import Evaluator, samples_due
 from difrl.training.guard import Guard
 from difrl.training.interrupts import stop_requested
 from difrl.training.run_folder import RunFolderError, checkpoint_to_resume, prepare_folder, stretched
@@ -177,7 +177,7 @@ class Run:
             if self.step == 0 and self.evaluator is not None:
                 if self.step in self.guard.kept:
                     self._save(metrics_file)  # before the evaluation, with which a run that is resumed here begins
-                found = self._evaluate(config.eval.final_images or config.eval.images)
+                found = self._evaluate(samples_due(config, 0))
                 self.before = self.after
                 self._write(metrics_file, {"step": 0, "nfe": 0, **found})
             if self.unevaluated is not None:
@@ -260,8 +260,7 @@ class Run:
             )
 
     def _evaluation_due(self) -> bool:
-        last = self.step == self.config.train.steps
-        return self.evaluator is not None and (last or self.step % self.config.eval.every == 0)
+        return samples_due(self.config, self.step) > 0
 
     def _evaluated(self, metrics: Mapping[str, float], metrics_file: MetricsFile | None) -> dict[str, float]:
         """The evaluation of the step that was just made. If it fails the step is saved, and evaluated when the run goes on."""
@@ -274,10 +273,8 @@ class Run:
             raise
 
     def _evaluate_if_due(self) -> dict[str, float]:
-        settings, last = self.config.eval, self.step == self.config.train.steps
-        if not self._evaluation_due():
-            return {}
-        return self._evaluate((settings.final_images if last else None) or settings.images)
+        samples = samples_due(self.config, self.step)
+        return self._evaluate(samples) if samples else {}
 
     def _evaluate(self, images: int) -> dict[str, float]:
         """Evaluates on all processes, tells the guard, and draws the fixed grid on the first; eval/… and guard/… metrics."""

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import difrl.training.cost.estimate
+from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.prompts import load_prompts
-from difrl.policies import flops as cost
-from difrl.policies.diffusion.families import Family, StableDiffusion3
+from difrl.data.prompts import Prompt, load_prompts
+from difrl.policies.diffusion.families import StableDiffusion3
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -28,8 +28,10 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.tasks import shapes
 from difrl.training import run as running
-from difrl.training.cost.estimate import Evaluations, estimate
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost import flops as cost
+from difrl.training.cost.dry_run import Evaluations, Inputs, Tally, count_evaluations
+from difrl.training.cost.estimate import estimate
+from difrl.training.cost.images import build_image_cost
 from difrl.training.cost.table import estimate_table, size_of, span
 from difrl.training.trainer import Trainer
 from tests.recipes import FLOW_GRPO, recipe
@@ -59,16 +61,21 @@ def sd35(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difrl.training.cost.estimate, "matmul_speed", lambda device, dtype: SPEED)
+    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype: SPEED)
 
 
-@pytest.fixture(scope="module")
-def skeleton(small: Path) -> Family:
-    return StableDiffusion3.build_skeleton(str(small), None)
+def dry_run(
+    config: RunConfig, processes: int = 1, evaluated: int = 100, trained: int = 100
+) -> tuple[Evaluations, Tally]:
+    """Counts of a run with so many evaluation prompts and training prompts."""
+    train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
+    inputs = Inputs(train, evaluation)
+    dry = build_image_cost(config, inputs).dry
+    return count_evaluations(config, dry, inputs, processes), dry.tally
 
 
-def evaluations(family: Family, /, **sections: Any) -> Evaluations:
-    return plan_of(recipe("tiny-sd3", **sections), family, 1).evaluations(prompts=100)
+def evaluations(**sections: Any) -> Evaluations:
+    return dry_run(recipe("tiny-sd3", **sections))[0]
 
 
 def parts_of(policy: DiffusionPolicy) -> list[nn.Module]:
@@ -78,35 +85,33 @@ def parts_of(policy: DiffusionPolicy) -> list[nn.Module]:
 # The recipe has 4 prompts x 3 samples = 12 samples, 4 steps, 3 decisions a sample, micro-batches of 7.
 
 
-def test_reference_samples_are_counted_for_the_run(skeleton: Family) -> None:
+def test_reference_samples_are_counted_for_the_run() -> None:
     """2 of each prompt, 4 calls each: 3 steps of 4 prompts meet 12 of 100, and 10 of 10, or on two processes 12 again."""
     shaped = {"rewards": [{"name": "jpeg_compressibility", "shape": {"kind": "par"}}], "references": {"count": 2}}
     config = recipe("tiny-sd3", **shaped)
-    found = [
-        plan_of(config, skeleton, n).evaluations(0, prompts).compared for n, prompts in ((1, 100), (1, 10), (2, 10))
-    ]
+    found = [dry_run(config, n, 0, prompts)[0].compared for n, prompts in ((1, 100), (1, 10), (2, 10))]
     assert found == [12 * 2 * 4, 10 * 2 * 4, 12 * 2 * 4]
-    counts = plan_of(config, skeleton, 1).evaluations(0, 10)
-    assert counts.step == evaluations(skeleton).step
-    assert plan_of(recipe("tiny-sd3"), skeleton, 1).evaluations(0, 10).compared == 0
+    counts, _ = dry_run(config, 1, 0, 10)
+    assert counts.step == evaluations().step
+    assert dry_run(recipe("tiny-sd3"), 1, 0, 10)[0].compared == 0
 
 
-def test_awm_by_hand(skeleton: Family) -> None:
-    counts = evaluations(skeleton)
+def test_awm_by_hand() -> None:
+    counts = evaluations()
     assert counts.rollout == 12 * 4
     assert counts.gradient == 12 * 3
     assert counts.references == 0
     assert (counts.step, counts.run) == (48 + 36, 3 * 84)
 
 
-def test_each_anchor_and_old_weights_evaluate_every_decision_again(skeleton: Family) -> None:
-    assert evaluations(skeleton, anchors=[TO_EMA], snapshots=EMA).references == 36
-    assert evaluations(skeleton, anchors=[TO_EMA, TO_BASE], snapshots=EMA).references == 2 * 36
+def test_each_anchor_and_old_weights_evaluate_every_decision_again() -> None:
+    assert evaluations(anchors=[TO_EMA], snapshots=EMA).references == 36
+    assert evaluations(anchors=[TO_EMA, TO_BASE], snapshots=EMA).references == 2 * 36
     guided = {**TO_BASE, "guidance": 2.0}
-    assert evaluations(skeleton, anchors=[TO_EMA, guided], snapshots=EMA).references == 36 + 2 * 36
+    assert evaluations(anchors=[TO_EMA, guided], snapshots=EMA).references == 36 + 2 * 36
 
 
-def test_statistics_of_split_groups_take_another_pass(skeleton: Family) -> None:
+def test_statistics_of_split_groups_take_another_pass() -> None:
     """Seven decisions are two samples of three: under θ and the reference once more. Nine are a whole group."""
     sections = {
         "likelihood": {"kind": "forward", "decisions": 3, "share": ["t", "noise"]},
@@ -114,13 +119,12 @@ def test_statistics_of_split_groups_take_another_pass(skeleton: Family) -> None:
         "anchors": [TO_EMA],
         "snapshots": EMA,
     }
-    assert evaluations(skeleton, **sections).references == 36 * 2 + 36 * 2
-    assert evaluations(skeleton, **sections, train={"micro_batch": 9}).references == 36 * 2
+    assert evaluations(**sections).references == 36 * 2 + 36 * 2
+    assert evaluations(**sections, train={"micro_batch": 9}).references == 36 * 2
 
 
-def test_several_updates_divide_the_samples_and_need_old_weights(skeleton: Family) -> None:
+def test_several_updates_divide_the_samples_and_need_old_weights() -> None:
     counts = evaluations(
-        skeleton,
         train={"updates_per_step": 2},
         snapshots={"old": {"decay": 0.0}},
         likelihood={"kind": "forward", "decisions": 3, "old": "recompute"},
@@ -128,34 +132,34 @@ def test_several_updates_divide_the_samples_and_need_old_weights(skeleton: Famil
     assert (counts.rollout, counts.gradient, counts.references) == (48, 36, 36)
 
 
-def test_flow_grpo_under_guidance_with_a_window_by_hand(skeleton: Family) -> None:
+def test_flow_grpo_under_guidance_with_a_window_by_hand() -> None:
     flow = {**FLOW_GRPO, "rollout": GUIDED}
-    counts = evaluations(skeleton, **flow, anchors=[{**TO_BASE, "divergence": "gaussian"}])
+    counts = evaluations(**flow, anchors=[{**TO_BASE, "divergence": "gaussian"}])
     assert counts.rollout == 12 * 4 * 2
     assert counts.gradient == 12 * 2 * 2
     assert counts.references == 12 * 2 * 2  # under the guidance of the likelihood, unless the anchor says otherwise
     plain = {**TO_BASE, "divergence": "gaussian", "guidance": 1.0}
-    assert evaluations(skeleton, **flow, anchors=[plain]).references == 12 * 2
+    assert evaluations(**flow, anchors=[plain]).references == 12 * 2
 
 
-def test_a_window_of_all_steps_leaves_out_the_last(skeleton: Family) -> None:
-    assert evaluations(skeleton, **FLOW_GRPO).gradient == 12 * 3
+def test_a_window_of_all_steps_leaves_out_the_last() -> None:
+    assert evaluations(**FLOW_GRPO).gradient == 12 * 3
 
 
-def test_heuns_solver_calls_twice_a_step_but_the_last(skeleton: Family) -> None:
-    counts = evaluations(skeleton, rollout={"solver": "FlowMatchHeunDiscreteScheduler"})
+def test_heuns_solver_calls_twice_a_step_but_the_last() -> None:
+    counts = evaluations(rollout={"solver": "FlowMatchHeunDiscreteScheduler"})
     assert counts.rollout == 12 * (2 * 4 - 1)
 
 
-def test_evaluation_by_hand(skeleton: Family) -> None:
+def test_evaluation_by_hand() -> None:
     # Steps 0, 2 and 3 with 8 images each and a grid of 2 x 2, in 4 steps.
-    assert evaluations(skeleton).evaluation == (3 * 8 + 3 * 4) * 4
+    assert evaluations().evaluation == (3 * 8 + 3 * 4) * 4
     # 16 images at the first and the last; the sweep costs 1 + 2 + 2 models of 8 images; 5 steps under guidance.
     sweeping = {"final_images": 16, "rlg": [0.0, 1.0, 2.0], "steps": 5}
-    counts = evaluations(skeleton, eval=sweeping, rollout={"guidance": 2.0})
+    counts = evaluations(eval=sweeping, rollout={"guidance": 2.0})
     assert counts.evaluation == (2 * 16 + 8 + 3 * 4 + 5 * 8) * 5 * 2
-    assert evaluations(skeleton, eval={"every": 0}).evaluation == 0
-    assert plan_of(recipe("tiny-sd3"), skeleton, 1).evaluations(prompts=0).evaluation == 0
+    assert evaluations(eval={"every": 0}).evaluation == 0
+    assert dry_run(recipe("tiny-sd3"), evaluated=0)[0].evaluation == 0
 
 
 @pytest.mark.parametrize(
@@ -189,8 +193,8 @@ def test_parameters_are_those_of_the_real_pipeline(
     config = recipe(request.getfixturevalue(like), model=model)
     found, policy = estimate(config), load_policy(config)
     every = sum(p.numel() for part in parts_of(policy) for p in part.parameters())
-    assert found.trained == sum(p.numel() for p in policy.parameters.values())
-    assert found.frozen == every - found.trained
+    assert found.model.trained == sum(p.numel() for p in policy.parameters.values())
+    assert found.model.frozen == every - found.model.trained
     texts, shapes_of = ["a red circle"], policy.family.condition_shapes(None)
     assert {k: tuple(v.shape[1:]) for k, v in policy.family.encode_prompts(texts, None).items()} == shapes_of
 
@@ -253,22 +257,22 @@ def test_flops_and_activations_are_those_of_the_real_model(small: Path, model: d
     # Torch has no formula for its CPU attention, so that has to be added: 2 products of 76 x 76 tokens forward and 5
     # backward, in 4 layers of width 128; the last layer's text tokens ask and are thrown away.
     product = 4 * 2 * 76 * 76 * 128
-    assert found.forward == forward + 2 * product
-    assert found.training == flops.get_total_flops() + (2 + 5) * product
+    assert found.model.forward == forward + 2 * product
+    assert found.model.training == flops.get_total_flops() + (2 + 5) * product
     # The real kernel also keeps a normaliser for each head and token, under 1 %.
     assert found.memory["activations, rough bound"] == pytest.approx(kept.bytes, rel=0.01)
 
 
 def test_gradient_checkpointing_trades_a_forward_pass_for_activations(small: Path) -> None:
     plain, saving = estimate(recipe(small)), estimate(recipe(small, model={"gradient_checkpointing": True}))
-    assert saving.training == plain.training + plain.forward
+    assert saving.model.training == plain.model.training + plain.model.forward
     name = "activations, rough bound"
     assert saving.memory[name] < 0.5 * plain.memory[name]
 
 
-def test_evaluations_whose_activations_are_alive_at_once(skeleton: Family) -> None:
+def test_evaluations_whose_activations_are_alive_at_once() -> None:
     def alive(**sections: Any) -> int:
-        return plan_of(recipe("tiny-sd3", **sections), skeleton, 1).differentiated
+        return dry_run(recipe("tiny-sd3", **sections))[1].together
 
     assert alive(train={"micro_batch": 1}) == 1
     assert alive(train={"micro_batch": 7}) == 2 * 3  # 2 samples with their 3 decisions
@@ -278,19 +282,21 @@ def test_evaluations_whose_activations_are_alive_at_once(skeleton: Family) -> No
 
 def test_time_by_hand(small: Path) -> None:
     found = estimate(recipe(small, anchors=[TO_BASE]))
-    flops = (48 + 36) * found.forward + 36 * found.training
-    low, high = found.efficiency
+    flops = (48 + 36) * found.model.forward + 36 * found.model.training
+    low, high = found.model.efficiency
     assert found.step_seconds == pytest.approx((flops / high / SPEED, flops / low / SPEED))
-    run = 3 * flops + found.evaluations.evaluation * found.forward
+    run = 3 * flops + found.evaluations.evaluation * found.model.forward
     assert found.run_seconds == pytest.approx((run / high / SPEED, run / low / SPEED))
     drawing = replace(found, evaluations=replace(found.evaluations, draws=3))
     assert drawing.step_seconds[0] == found.step_seconds[0]
-    assert drawing.step_seconds[1] == pytest.approx((flops + 2 * 48 * found.forward) / low / SPEED)
+    assert drawing.step_seconds[1] == pytest.approx((flops + 2 * 48 * found.model.forward) / low / SPEED)
     assert replace(found, processes=2).run_seconds[0] == pytest.approx(found.run_seconds[0] / 2)
 
 
 def test_speed_is_measured_with_the_threads_of_the_run(sd35: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difrl.training.cost.estimate, "matmul_speed", lambda d, t: float(torch.get_num_threads()))
+    monkeypatch.setattr(
+        difrl.training.cost.estimate, "measure_matmul_speed", lambda d, t: float(torch.get_num_threads())
+    )
     before = torch.get_num_threads()
     assert estimate(recipe(sd35, train={"threads": before + 1})).speed == before + 1
     assert torch.get_num_threads() == before
@@ -405,6 +411,21 @@ def test_copies_on_the_cpu_cost_the_device_one(small: Path) -> None:
     found = estimate(recipe(small, model={"copies": "cpu"}, **sections))
     names = {name for name in found.memory if name.startswith(("snapshot", "pretrained", "copy"))}
     assert names == {"copy of the weights in use"}
-    assert found.memory["copy of the weights in use"] == 4 * found.trained
+    assert found.memory["copy of the weights in use"] == 4 * found.model.trained
     alone = estimate(recipe(small, model={"copies": "cpu", **LORA}))
     assert "copy of the weights in use" not in alone.memory
+
+
+def test_counts_do_not_depend_on_the_number_of_processes() -> None:
+    """Each of two processes has half of a step's samples, so fewer activations are alive at once."""
+    config = recipe("tiny-sd3", anchors=[TO_EMA], snapshots=EMA, train={"micro_batch": 999})
+    (one, alone), (two, shared) = (dry_run(config, n) for n in (1, 2))
+    assert one == two
+    assert (alone.together, shared.together) == (36, 18)
+
+
+def test_moving_windows_count_with_their_mean() -> None:
+    """Windows of 1, 2 and 3 steps at the end of 3 noisy ones: with two decisions a sample on average."""
+    growing = {**FLOW_GRPO["rollout"], "window": {"kind": "progressive", "first": 1, "over": 3}}
+    counts, tally = dry_run(recipe("tiny-sd3", **{**FLOW_GRPO, "rollout": growing}))
+    assert (counts.rollout, counts.gradient, tally.together) == (12 * 4, 12 * 2, 7)

@@ -20,7 +20,6 @@ from difrl.policies.language.load import load_language_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
-from difrl.training.cost.plan_texts import TextPlan
 from difrl.training.cost.table import estimate_table
 from difrl.training.trainer import Trainer
 from tests.texts import Ones, prompt_file, shown_recipe
@@ -31,26 +30,27 @@ LORA = {"train": "lora", "lora": {"rank": 2}}
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difrl.training.cost.estimate, "matmul_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype: 1e9)
 
 
 def test_tokens_by_hand(lm: Path, tmp_path: Path) -> None:
     """6 samples of 4 + 5 tokens; evaluations of 6 twice, and sheets of 2 × 2 samples twice."""
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), anchors=[TO_BASE])
-    plan = TextPlan(config, [4] * 6, [4] * 6, 1)
-    found = plan.evaluations()
-    assert (plan.generated, found.rollout, found.gradient, found.references) == (30, 54, 54, 54)
-    assert found.evaluation == (2 * 6 + 2 * 4) * 9
-    assert (plan.together, plan.drawn_together) == (6, 6)
-    few = TextPlan(config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 12})}), [4], [], 1)
-    assert (few.together, few.evaluations().evaluation) == (2, 0)
+    found = estimate(config)
+    counts, tally = found.evaluations, found.model.dry.tally
+    assert (found.model.generated, counts.rollout, counts.gradient, counts.references) == (30, 54, 54, 54)
+    assert counts.evaluation == (2 * 6 + 2 * 4) * 9
+    assert (tally.together, tally.drawn) == (6, 6)
+    sections: dict[str, Any] = {"train": {"micro_batch": 12}, "data": {"evaluation": None}}
+    few = estimate(shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), **sections))
+    assert (few.model.dry.tally.together, few.evaluations.evaluation) == (2, 0)
 
 
 def test_reference_texts_are_counted_for_the_run(lm: Path, tmp_path: Path) -> None:
     """3 of each of 6 prompts at most, of 4 + 5 tokens; 2 steps of 2 prompts meet 4."""
     shaped = {"rewards": [{"import": "tests.texts:Ones", "shape": {"kind": "par"}}], "references": {"count": 3}}
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), **shaped)
-    assert TextPlan(config, [4] * 6, [], 1).evaluations().compared == 4 * 3 * 9
+    assert estimate(config).evaluations.compared == 4 * 3 * 9
 
 
 def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -
         load_prompts(config.data.train),
         DistributedContext(),
     )
-    assert 0 < trainer.step(0)["nfe"] <= TextPlan(config, [4] * 6, [], 1).generated
+    assert 0 < trainer.step(0)["nfe"] <= (estimate(config).model.generated or 0)
 
 
 def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: float | None) -> int:
@@ -85,7 +85,7 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
 def test_what_centres_anchors_and_what_scores_another_engines_texts_is_counted_once(
     lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """6 samples of 4 + 5 tokens, two anchors on decisions: what either adds to the plan it adds to a step."""
+    """6 samples of 4 + 5 tokens, two anchors on decisions: the dry run counts what either adds to a step."""
 
     def config_of(centred: bool, **generation: str) -> RunConfig:
         k1 = {"divergence": "k1", "place": "decision", "centred": centred, "coefficient": 0.1}
@@ -94,8 +94,7 @@ def test_what_centres_anchors_and_what_scores_another_engines_texts_is_counted_o
         return shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), anchors=anchors, **sections)
 
     plain, centred, drawn = (
-        TextPlan(config, [4] * 6, [], 1).evaluations()
-        for config in (config_of(False), config_of(True), config_of(False, engine="vllm"))
+        estimate(config).evaluations for config in (config_of(False), config_of(True), config_of(False, engine="vllm"))
     )
     assert (plain.rollout, plain.references) == (54, 2 * 54)
     assert (centred.rollout, centred.references) == (54, 3 * 54)
@@ -114,7 +113,7 @@ def test_parameters_and_memory_are_those_of_the_real_model(lm: Path, tmp_path: P
     own = sum(p.numel() for p in policy.network.model.parameters())
     teacher = sum(p.numel() for p in policy.teachers["big"].model.parameters())
     trained = sum(p.numel() for p in policy.parameters.values())
-    assert (found.trained, found.frozen) == (trained, own - trained + teacher)
+    assert (found.model.trained, found.model.frozen) == (trained, own - trained + teacher)
     assert found.memory["teacher big"] == 4 * teacher
     assert found.memory["snapshot old"] == found.memory["gradients"] == 4 * trained
     assert ("pretrained weights, kept" in found.memory) is (model["train"] == "full")
@@ -128,8 +127,8 @@ def test_flops_are_two_a_weight_forward_and_six_trained(lm: Path, tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(lm)
     matrices = {n: p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n}
     weights, head = sum(matrices.values()), matrices["lm_head.weight"]
-    assert 2 * weights <= found.forward <= 2.3 * weights
-    assert 6 * weights + 0.5 * head <= found.training <= 7 * weights
+    assert 2 * weights <= found.model.forward <= 2.3 * weights
+    assert 6 * weights + 0.5 * head <= found.model.training <= 7 * weights
 
 
 def test_bad_prompts_and_folders_are_told_without_weights(lm: Path, tmp_path: Path) -> None:

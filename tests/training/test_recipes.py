@@ -16,7 +16,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import assets, recipes
 from difrl.scoring import Scorer
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 
 NAMES = [
@@ -26,7 +26,7 @@ NAMES = [
 ]
 # A dense reward: with so few samples no group of a yes-or-no one may differ.
 REWARDS = ("rewards=[{name: jpeg_compressibility}]", "watch=[]")
-# One step, since the plan of a window that moves is a mean over the run. Groups of four make branches of two.
+# One step, since the estimate for a window that moves is a mean over the run. Groups of four make branches of two.
 SMALL = (*REWARDS, "train.steps=1")
 
 
@@ -40,7 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str, rows: dict[str, tuple[str, ...]]) -> None:
+def test_takes_a_step_and_spends_the_evaluations_of_its_estimate(name: str, rows: dict[str, tuple[str, ...]]) -> None:
     shipped = read_config(recipes()[name])
     small = (*SMALL, *rows[shipped.data.rows], f"data.prompts_per_step={shipped.train.updates_per_step}")
     config = read_config(recipes()[name], small)
@@ -53,7 +53,7 @@ def test_takes_a_step_and_spends_the_evaluations_of_its_plan(name: str, rows: di
     assert math.isfinite(row["loss"])
     assert row["grad_norm"] > 0
     assert any(not value.equal(before[key]) for key, value in policy.parameters.items())
-    assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step
+    assert row["nfe"] == estimate(config).evaluations.step
 
 
 def test_a_recipe_is_named_after_its_method_and_writes_where_its_name_says() -> None:

@@ -22,7 +22,7 @@ from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness, Ones, in_threads
 from tests.recipes import recipe, text_recipe
@@ -190,5 +190,5 @@ def test_images_are_rehearsed_too(sd3: Path, tmp_path: Path) -> None:
     )
     row = trainer.step(0)
     assert row["kl/base-rehearsal"] == pytest.approx(0, abs=1e-8)
-    assert row["nfe"] == plan_of(config, policy.family, 1).evaluations(0).step
+    assert row["nfe"] == estimate(config).evaluations.step
     assert trainer.step(1)["kl/base-rehearsal"] > 0

@@ -1,25 +1,29 @@
-"""What a run of an image generator would cost: its parts of an estimate."""
+"""Cost of an image generator, from the skeleton of its pipeline, and a dry run on latents of one number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import copy
+from collections import Counter
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from difrl.config import RunConfig
-from difrl.config.run import samples_base_at_end
+from difrl.config.yaml_source import ConfigError
+from difrl.data.prompts import Prompt
+from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.flops import count_cost
-from difrl.policies.diffusion.load import family_class, make_denoiser_trainable, needs_base
+from difrl.policies.diffusion.load import build_policy, family_class, make_denoiser_trainable
+from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.runtime.dtypes import DTYPES
-from difrl.training.cost.parts import Inputs, Parts, Words, kept
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
+from difrl.training.cost.flops import Cost, count_call_cost
+from difrl.training.cost.model_cost import ModelCost, Wording
 
-WORDS = Words(
+WORDING = Wording(
     heading="Model evaluations",
     rollout="rollout",
     unit="an evaluation",
@@ -29,33 +33,103 @@ WORDS = Words(
 EFFICIENCY = (0.25, 0.75)
 
 
-def image_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
-    """On the meta device."""
+def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
+    """Build the pipeline of a recipe on the meta device, and a dry policy over it."""
     path = resolve(config.model.path)
-    family = _skeleton(path, config)
-    trained = _make_trainable(family, config)
-    plan = plan_of(config, family, processes)
-    # Anchors ask for the base, and so do the sweep and the pictures at the end (difrl/training/run.py).
-    memory = kept(config, _modules(family), trained, samples_base_at_end(config) or needs_base(config))
+    family = _build_skeleton(path, config)
+    try:
+        shape = family.latent_shape(config.rollout.height, config.rollout.width)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    dry = _build_dry_policy(config, family, shape)
+    with torch.device("meta"):
+        trained = make_denoiser_trainable(family, config.model)
     model, dtype = config.model, DTYPES[config.model.dtype]
-    # From here on the skeleton is in one dtype.
-    cost = count_cost(family, plan.training.shape, model.max_sequence_length, dtype, model.gradient_checkpointing)
-    memory["activations, rough bound"] = cost.activations * plan.differentiated
-    return Parts(
-        model=f"{type(family.pipeline).__name__} at {path}",
-        frozen=sum(p.numel() for p in _parameters(family) if not p.requires_grad),
-        trained=sum(p.numel() for p in trained),
-        memory=memory,
-        evaluations=plan.evaluations(len(inputs.evaluation), len(inputs.train)),
+    cost = count_denoiser_cost(family, shape, model.max_sequence_length, dtype, model.gradient_checkpointing)
+    return ModelCost(
+        name=f"{type(family.pipeline).__name__} at {path}",
+        modules=_parts(family),
+        trained_parameters=list(trained.values()),
+        dry=dry,
         forward=cost.forward,
         training=cost.training,
-        words=WORDS,
+        working_memory=lambda tally: {"activations, rough bound": cost.activations * tally.together},
         efficiency=EFFICIENCY,
+        wording=WORDING,
     )
 
 
-def _skeleton(path: str, config: RunConfig) -> Family:
-    """The pipeline as load_family would leave it, on the meta device."""
+def count_denoiser_cost(
+    family: Family, shape: tuple[int, ...], max_sequence_length: int | None, dtype: torch.dtype, recompute: bool
+) -> Cost:
+    """Return the cost of one evaluation of a denoiser on the meta device, with all weights in `dtype`, as autocast casts them.
+
+    Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
+    tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.
+    """
+    family = type(family)(copy.deepcopy(family.pipeline))
+    denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
+    x_t = torch.empty(1, *shape, dtype=dtype, device="meta")
+    shapes = family.condition_shapes(max_sequence_length)
+    condition = {name: torch.empty(1, *s, dtype=dtype, device="meta") for name, s in shapes.items()}
+    return count_call_cost(
+        denoiser,
+        lambda: family.call(x_t, torch.zeros(1, device="meta"), condition),
+        denoiser.enable_gradient_checkpointing if recompute else None,
+    )
+
+
+class _Zero(nn.Module):
+    """A denoiser whose output is 0."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__()
+        self.tally, self.factor = tally, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t: Tensor) -> Tensor:
+        self.tally.add(len(x_t))
+        return self.factor * x_t
+
+
+def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...]) -> DryPolicy:
+    """Build the policy over latents of one number; process, scheduler and sequence length are those of the model."""
+    tally, length = Tally(), family.sequence_length(shape)
+    denoiser = _Zero(tally)
+    members: dict[str, Any] = {
+        "denoiser": denoiser,
+        "scheduler": family.scheduler,
+        "process": family.process,
+        "encode_prompts": lambda self, texts, max_sequence_length: {"prompt": torch.zeros(len(texts), 1)},
+        "call": lambda self, x_t, timestep, condition: denoiser(x_t),
+        "latent_shape": lambda self, height, width: (1, 1, 1),
+        "sequence_length": lambda self, latent_shape: length,
+        "decode": lambda self, latents: latents.expand(-1, 3, -1, -1),
+        "encode_images": lambda self, images: images[:, :1, :1, :1],
+    }
+    one_number: type[Family] = type("OneNumber", (type(family),), members)
+    policy = build_policy(dry_config(config), one_number(family.pipeline), keep_base=True)
+    _check_solver(policy, config.rollout.solver)
+    # The number of evaluations depends on the size of a step's window, and on its start if samples share the steps before.
+    windows = [policy.sampling.window(NoiseKey(config.seed, step)) for step in range(config.train.steps)]
+    kinds = [(w.size, w.start if policy.sampling.branching.size > 1 else 0) for w in windows]
+    return DryPolicy(policy, tally, {kinds.index(kind): count for kind, count in Counter(kinds).items()})
+
+
+def _check_solver(policy: DiffusionPolicy, solver: str | None) -> None:
+    if solver is None:
+        return
+    prompts, one, key = [Prompt("", {})], torch.zeros(1, dtype=torch.int64), NoiseKey(0, 0)
+    try:
+        policy.rollout(prompts, one, one, key)
+        policy.evaluation(prompts, one, key)
+    except Exception as error:  # each scheduler of diffusers refuses in its own way
+        raise ConfigError(
+            f"rollout.solver: {solver} cannot drive this model: {error}; choose another one, or set rollout.solver: null"
+        ) from error
+
+
+def _build_skeleton(path: str, config: RunConfig) -> Family:
+    """Build the pipeline as load_family leaves it, on the meta device."""
     cls = family_class(path, config.model.revision)
     try:
         family = cls.build_skeleton(path, config.model.revision)
@@ -66,28 +140,14 @@ def _skeleton(path: str, config: RunConfig) -> Family:
             f"model.path: the parts of {path} cannot be built from their config.json ({type(error).__name__}: "
             f"{error}); download the model again, or use the version of diffusers and transformers it was made with"
         ) from error
-    for part in _modules(family):
+    for part in _parts(family):
         # Not the method of diffusers and transformers, which warns: with weights, from_pretrained casts.
         nn.Module.to(part, DTYPES[config.model.dtype])
         part.requires_grad_(False).eval()
-    nn.Module.to(family.pipeline.vae, torch.float32)
+    if config.model.dtype != "float32":
+        nn.Module.to(family.pipeline.vae, torch.float32)
     return family
 
 
-def _modules(family: Family) -> list[nn.Module]:
+def _parts(family: Family) -> list[nn.Module]:
     return [part for part in family.pipeline.components.values() if isinstance(part, nn.Module)]
-
-
-def _parameters(family: Family) -> Iterator[nn.Parameter]:
-    return (p for part in _modules(family) for p in part.parameters())
-
-
-def _make_trainable(family: Family, config: RunConfig) -> list[nn.Parameter]:
-    """What make_denoiser_trainable trains; an adapter to continue from is taken to have the rank that the recipe says."""
-    lora = config.model.lora
-    start = lora.warm_start
-    if start is not None and not Path(start).exists() and (start.startswith((".", "/", "~")) or start.count("/") != 1):
-        raise ModelError(f"model.lora.warm_start: no folder {start!r}; expected a folder or a hub id of a LoRA")
-    model = config.model.model_copy(update={"lora": lora.model_copy(update={"warm_start": None})})
-    with torch.device("meta"):
-        return list(make_denoiser_trainable(family, model).values())

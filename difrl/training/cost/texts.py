@@ -1,26 +1,38 @@
-"""What a run of a language model would cost: its parts of an estimate."""
+"""Cost of a language model, from its skeleton, and a dry run with a model of two tokens."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from difrl.config import RunConfig
-from difrl.config.run import samples_base_at_end
-from difrl.policies.language.flops import build_language_skeleton, count_text_cost
-from difrl.policies.language.load import get_teacher_key, load_tokenizer, make_language_model_trainable
-from difrl.policies.language.tokenization import TextTokenizer, build_texts
+from difrl.config import ModelConfig, RunConfig
+from difrl.policies.base import NoiseKey
+from difrl.policies.errors import ModelError
+from difrl.policies.language.engines import Engines
+from difrl.policies.language.load import (
+    build_language_policy,
+    get_teacher_key,
+    load_tokenizer,
+    make_language_model_trainable,
+)
+from difrl.policies.language.policy import LanguagePolicy
+from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import snapshots_used
-from difrl.policies.snapshots import BASE
 from difrl.runtime.dtypes import DTYPES
-from difrl.training.cost.parts import Inputs, Parts, Words, kept
-from difrl.training.cost.plan_texts import TextPlan
-from samplers import context_of
+from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
+from difrl.training.cost.flops import count_call_cost
+from difrl.training.cost.model_cost import ModelCost, Wording
+from samplers import Completions, Processing, context_of
 
-WORDS = Words(
+WORDING = Wording(
     heading="Tokens read and written, at most",
     rollout="drawing, prompts included",
     unit="a token",
@@ -31,52 +43,154 @@ WORDS = Words(
 EFFICIENCY = (0.03, 0.5)
 
 
-def text_parts(config: RunConfig, inputs: Inputs, processes: int) -> Parts:
-    """On the meta device; the tokenizer alone is loaded."""
+def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
+    """Build the model of a recipe and its teachers on the meta device, and a dry policy. Only the tokenizer is loaded.
+
+    Completions are taken to have all their tokens, prompts the mean number of theirs.
+    """
     assert config.likelihood.kind == "tokens"
-    model, dtype = config.model, DTYPES[config.model.dtype]
+    model, written, chunk = config.model, config.generation.max_new_tokens, config.likelihood.chunk
     texts = build_texts(load_tokenizer(model), config.generation)
-    network = build_language_skeleton(model.path, model.revision, model)
-    recorded, drawn = inputs.recorded, inputs.train if config.data.rows == "prompts" else []
-    texts.validate_prompts([*drawn, *inputs.evaluation, *(e.prompt for e in recorded)], context_of(network))
-    if recorded:
-        texts.validate_completions([str(i) for e in recorded for i in e.items], [p for e in recorded for p in e.places])
-    trained = _trained(network, config)
-    teachers = {
-        name: build_language_skeleton(t.path, t.revision, model, get_teacher_key(name))
-        for name, t in config.teachers.items()
-    }
-    plan = TextPlan(config, _lengths(texts, inputs.train), _lengths(texts, inputs.evaluation), processes)
-    base = BASE in (*config.drawn_by, *snapshots_used(config)) or samples_base_at_end(config)
-    memory = kept(config, [network], trained, base)
-    memory |= {f"teacher {name}": sum(p.nbytes for p in one.parameters()) for name, one in teachers.items()}
-    frozen = sum(p.numel() for m in (network, *teachers.values()) for p in m.parameters() if not p.requires_grad)
-    cost = count_text_cost(network, plan.length, dtype, model.gradient_checkpointing)
-    memory["keys and values of a rollout batch"] = cost.cache * plan.drawn_together * plan.longest // plan.length
-    memory["logits of a chunk, with gradient"] = (
-        3 * cost.logits * min(config.likelihood.chunk, plan.together * plan.written)
-    )
-    memory["activations, rough bound"] = cost.body.activations * plan.together
-    return Parts(
-        model=f"{type(network).__name__} at {resolve(model.path, LANGUAGE_MODEL)}",
-        frozen=frozen,
-        trained=sum(p.numel() for p in trained),
-        memory=memory,
-        evaluations=plan.evaluations(),
-        forward=cost.body.forward // plan.length + cost.head,
-        # The head's logits are spelled out again in the backward pass.
-        training=cost.body.training // plan.length + 4 * cost.head,
-        words=replace(WORDS, counted={"generated": plan.generated}),
-        efficiency=EFFICIENCY,
-    )
-
-
-def _trained(network: Any, config: RunConfig) -> list[torch.nn.Parameter]:
-    lora = config.model.lora.model_copy(update={"warm_start": None})
+    network = _build_skeleton(model.path, model.revision, model)
+    drawn = config.data.rows == "prompts"
+    prompts = [*(inputs.train if drawn else []), *inputs.evaluation, *(e.prompt for e in inputs.recorded)]
+    texts.validate_prompts(prompts, context_of(network))
+    if inputs.recorded:
+        items = [(str(item), place) for e in inputs.recorded for item, place in zip(e.items, e.places, strict=True)]
+        texts.validate_completions([item for item, _ in items], [place for _, place in items])
+    lengths, evaluated = ([len(texts.tokenize(p)) for p in group] for group in (inputs.train, inputs.evaluation))
+    length = round(sum(lengths) / len(lengths)) + written
+    evaluation_length = sum(evaluated) / max(1, len(evaluated)) + written
+    tally = Tally()
+    policy = _build_dry_policy(config, tally)
     with torch.device("meta"):
-        trained = make_language_model_trainable(network, config.model.model_copy(update={"lora": lora}), config.seed)
-    return list(trained.values())
+        trained = make_language_model_trainable(network, model, config.seed)
+
+    skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[model.dtype])  # autocast casts trained weights too
+    body, head = skeleton.base_model, skeleton.get_output_embeddings()
+    head_flops = 2 * sum(p.numel() for p in head.parameters() if p.dim() == 2)  # of one token: 2 × width × vocabulary
+    tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
+    # A mask of four dimensions is taken as it is; of any other transformers would look at values, which meta has none of.
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    with torch.no_grad():
+        cache = body(input_ids=tokens, attention_mask=mask, use_cache=True).past_key_values
+    # The layers of transformers recompute themselves in training mode only.
+    body.train(model.gradient_checkpointing)
+    cost = count_call_cost(
+        body,
+        lambda: body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state,
+        partial(skeleton._set_gradient_checkpointing, True) if model.gradient_checkpointing else None,
+    )
+
+    def working_memory(tally: Tally) -> dict[str, int]:
+        kept = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+        drawn_together = min(config.rollout.batch, tally.drawn)
+        logits = 4 * head.weight.shape[0]  # of one token, float32
+        return {
+            "keys and values of a rollout batch": kept * drawn_together * (max(lengths) + written) // length,
+            "logits of a chunk, with gradient": 3 * logits * min(chunk, tally.together * written),
+            "activations, rough bound": cost.activations * tally.together,
+        }
+
+    return ModelCost(
+        name=f"{type(network).__name__} at {resolve(model.path, LANGUAGE_MODEL)}",
+        modules=[network],
+        trained_parameters=list(trained.values()),
+        dry=DryPolicy(policy, tally, {0: config.train.steps}, length, evaluation_length),
+        forward=cost.forward // length + head_flops,
+        training=cost.training // length + 4 * head_flops,  # the backward pass makes the logits again
+        working_memory=working_memory,
+        efficiency=EFFICIENCY,
+        wording=WORDING,
+        teachers={
+            name: _build_skeleton(t.path, t.revision, model, get_teacher_key(name))
+            for name, t in config.teachers.items()
+        },
+        generated=drawn * config.data.prompts_per_step * config.data.group_size * written,
+    )
 
 
-def _lengths(texts: TextTokenizer, prompts: Any) -> list[int]:
-    return [len(texts.tokenize(prompt)) for prompt in prompts]
+def _build_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
+    """Build a model as load_frozen leaves it, on the meta device. ModelError: its config.json cannot be used."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = resolve(path, LANGUAGE_MODEL, key)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype], attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{key}: {path} cannot be built from its config.json ({type(error).__name__}: {error}); expected a causal "
+            "language model of transformers"
+        ) from error
+    return network.requires_grad_(False).eval()
+
+
+class _TwoTokenModel(nn.Module):
+    """A language model that gives both of its tokens the logit 0, whatever the text."""
+
+    device = torch.device("cpu")
+    out_features = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(2))
+        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 2))
+
+
+@dataclass(frozen=True)
+class _TwoTokens:
+    """A tokenizer that gives every prompt one token, and every completion as many as there may be."""
+
+    written: int
+    eos_token = "end"
+    pad_token = "pad"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"pad": 0, "end": 1}
+
+    def __call__(self, text: str | Sequence[str], **settings: Any) -> dict[str, list[Any]]:
+        return {"input_ids": [0] if isinstance(text, str) else [[0] * (self.written - 1)] * len(text)}
+
+    def batch_decode(self, rows: Sequence[object], **settings: Any) -> list[str]:
+        return [""] * len(rows)
+
+
+def _build_dry_policy(config: RunConfig, tally: Tally) -> LanguagePolicy:
+    """Build a policy that counts texts as its evaluations: each that passes through its model or a teacher."""
+    written = config.generation.max_new_tokens
+    model, *others = (_TwoTokenModel() for _ in range(1 + len(config.teachers)))
+    teachers = dict(zip(config.teachers, others, strict=True))
+    policy = build_language_policy(dry_config(config), model, _TwoTokens(written), teachers, keep_base=True)
+
+    def count(module: nn.Module, arguments: object, inputs: dict[str, Tensor]) -> None:
+        texts = len(inputs["input_ids"])
+        tally.add(texts)
+        policy.evaluations += texts
+
+    def draw(
+        prompts: Sequence[Sequence[int]],
+        samples: Tensor,
+        key: NoiseKey,
+        temperature: float,
+        processors: Sequence[Processing] = (),
+    ) -> Completions:
+        texts, shape = len(prompts), (len(prompts), written)
+        tally.drawn = max(tally.drawn, texts)
+        # The policy adds the tokens of the completions. Every processor is another model that reads them.
+        policy.evaluations += texts * (1 + len(processors) - written)
+        mask, logp = torch.ones(shape, dtype=torch.bool), torch.full(shape, -math.log(2))
+        return Completions(torch.zeros(shape, dtype=torch.int64), mask, logp)
+
+    for one in (model, *others):
+        one.register_forward_pre_hook(count, with_kwargs=True)
+    own = config.generation.engine == "transformers"
+    policy.engines = Engines(draw, draw, None if own else config.generation.correction)
+    return policy

@@ -19,7 +19,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Brightness
@@ -118,10 +118,9 @@ def test_shared_steps_are_evaluated_once_a_branch(sd3: Path) -> None:
 
 
 @pytest.mark.parametrize("branch", [None, {"count": 1}, {"count": 2}])
-def test_the_plan_knows_what_is_shared(sd3: Path, branch: dict[str, int] | None) -> None:
+def test_the_estimate_counts_shared_steps_once(sd3: Path, branch: dict[str, int] | None) -> None:
     trainer = trainer_of(sd3, **settings(branch))
-    family = trainer.policy.family  # type: ignore[attr-defined]
-    assert plan_of(trainer.config, family, 1).evaluations(0).step == trainer.step(0)["nfe"]
+    assert estimate(trainer.config).evaluations.step == trainer.step(0)["nfe"]
 
 
 def test_a_branch_is_a_group(sd3: Path) -> None:

@@ -15,7 +15,7 @@ from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.training.cost.plan_images import plan_of
+from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from samplers import Grid, corrupt, invert
 from tests.fakes import Brightness
@@ -92,7 +92,7 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
     )
     spent = trainer.step(0)["nfe"]
     assert spent == 12 * 6 + 12 * 5 + 12 * 3 * 2  # rollout, inversion, decisions under θ and old
-    assert plan_of(config, policy.family, 1).evaluations(0).step == spent
+    assert estimate(config).evaluations.step == spent
 
 
 @pytest.mark.parametrize(

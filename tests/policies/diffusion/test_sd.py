@@ -16,13 +16,13 @@ from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.families import StableDiffusion
-from difrl.policies.diffusion.flops import count_cost
 from difrl.policies.diffusion.load import load_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import asset
 from difrl.scoring import Scorer
+from difrl.training.cost.images import count_denoiser_cost
 from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Brightness
@@ -288,7 +288,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 def test_cost_is_counted_without_weights(sd: Path) -> None:
     """Every product of one evaluation, and twice as many in the backward pass but for the first layer's."""
     family = StableDiffusion.build_skeleton(str(sd), None)
-    cost = count_cost(family, (4, 4, 4), None, torch.float32, recompute=False)
+    cost = count_denoiser_cost(family, (4, 4, 4), None, torch.float32, recompute=False)
     first_layer = 2 * 9 * 4 * 8 * 16  # multiplications of a 3x3 convolution of 4 to 8 channels at 16 pixels
     assert cost.forward > 10 * first_layer
     assert 2.5 * cost.forward < cost.training <= 3 * cost.forward

@@ -1,0 +1,193 @@
+"""Number of model evaluations of a run, counted in a dry run.
+
+The trainer takes its steps with the policy of the recipe, but the model under the policy is one number and the rewards are
+row numbers. So the counts are those of the code that trains, and no weights are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difrl.config import RunConfig
+from difrl.data.prompts import Prompt
+from difrl.data.recorded_samples import RecordedGroup
+from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
+from difrl.runtime.distributed import DistributedContext
+from difrl.scoring import Scorer
+from difrl.training.evaluation import samples_due
+from difrl.training.trainer import Trainer
+from rewards.base import Metadata, Scores, WithoutDevice, all_valid
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a run."""
+
+    train: Sequence[Prompt]
+    evaluation: Sequence[Prompt]
+    recorded: Sequence[RecordedGroup] = ()
+    """Samples of files, to learn from or to rehearse."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Evaluations of the denoiser on single samples, over all processes; for text, tokens that pass through the model.
+
+    Guidance takes two for one output. As in the run's own `nfe`, the few are left out on which a step checks that the ratio
+    starts at 1.
+    """
+
+    rollout: int
+    """For one draw of a step's samples."""
+    gradient: int
+    """In a step, for the likelihoods of θ, which are differentiated."""
+    references: int
+    """In a step, for the same decisions under old weights and anchors, and for statistics over micro-batches."""
+    evaluation: int
+    """In the run, for evaluation prompts, sample grids and the RLG sweep, without its closing pictures."""
+    draws: int
+    """Most draws of a step (collect.max_draws)."""
+    steps: int
+    compared: int = 0
+    """In the run at most, for reference samples with which rewards are compared. The run's `nfe` leaves them out."""
+
+    @property
+    def step(self) -> int:
+        """In a step whose first draw is enough: the `nfe` of metrics.jsonl."""
+        return self.rollout + self.gradient + self.references
+
+    @property
+    def run(self) -> int:
+        """In all steps: the last `nfe`, without evaluations."""
+        return self.steps * self.step
+
+
+@dataclass
+class Tally:
+    """Samples that passed through the model of a dry run."""
+
+    gradient: int = 0
+    """With gradient, in all."""
+    together: int = 0
+    """With gradient, at most in one pass."""
+    drawn: int = 0
+    """At most in one draw of texts."""
+
+    def add(self, samples: int) -> None:
+        """Count a pass, if it has a gradient."""
+        if torch.is_grad_enabled():
+            self.gradient += samples
+            self.together = max(self.together, samples)
+
+
+@dataclass(frozen=True)
+class DryPolicy:
+    """The policy of a recipe over a model of one number."""
+
+    policy: Policy
+    tally: Tally
+    steps: Mapping[int, int]
+    """Training steps to try -> number of the run's steps that take as many evaluations."""
+    length: int = 1
+    """Evaluations, or tokens, of a pass of one training sample."""
+    evaluation_length: float = 1
+    """Of one evaluation sample."""
+
+
+def dry_config(config: RunConfig) -> RunConfig:
+    """Return the recipe of a dry run: no part is left that needs weights or other programs, and every draw is enough."""
+
+    def replaced(section: str, **values: Any) -> dict[str, Any]:
+        return {section: getattr(config, section).model_copy(update=values)}
+
+    return config.model_copy(
+        update={
+            **replaced("model", train="full", dtype="float32", gradient_checkpointing=False),
+            **replaced("generation", engine="transformers", chat=None, system=None, eos=None, pad=None),
+            **replaced("collect", max_draws=1, by=None),
+            **replaced("eval", diversity=[]),
+            "rewards": [reward.model_copy(update={"shape": None, "ensemble": None}) for reward in config.rewards],
+            "watch": [],
+            "references": None,
+        }
+    )
+
+
+def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, processes: int) -> Evaluations:
+    """Take the steps of a dry run, and return the number of evaluations of the whole run."""
+    policy, tally, total, one = dry.policy, dry.tally, config.train.steps, torch.zeros(1, dtype=torch.int64)
+    scorer = Scorer.from_rewards({reward.label: (_Alternating(), 1.0) for reward in config.rewards}, {})
+    trainer = Trainer(dry_config(config), policy, scorer, inputs.train, _AlikeProcesses(processes))
+
+    def spent(work: Callable[..., object], *arguments: object) -> int:
+        before = policy.evaluations
+        work(*arguments)
+        return policy.evaluations - before
+
+    rollout = gradient = step = 0.0
+    for number, like in dry.steps.items():
+        groups, share = range(0, config.groups, processes), processes * like / total
+        rollout += share * spent(trainer.source.draw, number, 0, groups, lambda part: None, {})
+        tally.gradient = 0
+        step += share * spent(trainer.step, number)
+        gradient += share * tally.gradient
+    evaluation = compared = 0
+    sizes = [size for done in range(total + 1) if inputs.evaluation and (size := samples_due(config, done))]
+    if sizes:
+        settings = config.eval
+        sheets = len(sizes) * min(settings.show, len(inputs.evaluation)) * settings.columns
+        draws = [
+            (TRAINED, sum(sizes) + sheets),
+            *((GuidanceSettings(w, measure=True), settings.images) for w in settings.rlg),
+        ]
+        batch = min(config.rollout.batch, math.ceil(max(sizes) / processes))
+        prompts, numbers = [inputs.evaluation[0]] * batch, torch.arange(batch)
+        for steering, samples in draws:
+            cost = spent(policy.evaluation, prompts, numbers, NoiseKey(0, 0, "eval"), steering)
+            evaluation += samples * cost // batch
+    if config.references is not None:
+        met = min(total * config.collect.max_draws * config.data.prompts_per_step, processes * len(inputs.train))
+        cost = spent(policy.reference, inputs.train[:1], one, NoiseKey(0, 0), config.references.snapshot)
+        compared = config.references.count * met * cost
+    return Evaluations(
+        rollout=round(rollout) * dry.length,
+        gradient=round(gradient) * dry.length,
+        references=round(step - rollout - gradient) * dry.length,
+        evaluation=round(evaluation * dry.evaluation_length),
+        draws=config.collect.max_draws,
+        steps=total,
+        compared=compared * dry.length,
+    )
+
+
+class _Alternating(WithoutDevice):
+    """A reward of 0 and 1 in turn, so that no group is without a difference."""
+
+    name = "alternating"
+    needs = ()
+
+    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Metadata) -> Scores:
+        return all_valid(torch.arange(len(prompts)) % 2.0)
+
+
+class _AlikeProcesses(DistributedContext):
+    """The first of several processes that all do the same."""
+
+    device = torch.device("cpu")
+    count = 1
+    rank = 0
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor.repeat(self.count, *[1] * (tensor.dim() - 1))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor * self.count
