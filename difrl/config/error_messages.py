@@ -47,7 +47,7 @@ _EXPECTED = {
 def describe_errors(error: ValidationError, model: Model, source: YamlSource) -> list[str]:
     """Return a line for each error in the values of `source`, in the order of the file."""
     found = [
-        (source.place_of(path), f"{dotted(path)}: {sentence}")
+        (source.find_place(path), f"{dotted(path)}: {sentence}")
         for detail in error.errors(include_url=False)
         for path, sentence in _sentences(detail, model, source.data)
     ]

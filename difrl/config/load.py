@@ -55,7 +55,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
 
 
 def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe with the preset of its `algorithm` under it."""
+    """Return a recipe on top of the preset of its `algorithm`."""
     return dict(_on_preset(YamlSource(mapping, {}, "recipe")).data)
 
 
@@ -83,7 +83,7 @@ def _read_file(path: Path | str, overrides: Sequence[str]) -> YamlSource:
     data = source.data
     if not isinstance(data, dict):
         found = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)
-        raise ConfigError(f"{source.place_of(())}: expected keys such as `model:`, found {found}")
+        raise ConfigError(f"{source.find_place(())}: expected keys such as `model:`, found {found}")
     return parse_overrides(overrides).over(source)
 
 
@@ -109,7 +109,7 @@ def _on_preset(source: YamlSource) -> YamlSource:
         near = difflib.get_close_matches(str(algorithm), PRESETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         problem = f"algorithm: no preset is called {algorithm!r}; {hint}Presets: {', '.join(PRESETS)}"
-        raise ConfigError(f"{source.place_of(('algorithm',))}: {problem}")
+        raise ConfigError(f"{source.find_place(('algorithm',))}: {problem}")
     return source.over(YamlSource(deepcopy(preset.settings), {}, f"preset {algorithm}"))
 
 

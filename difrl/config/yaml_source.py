@@ -42,7 +42,7 @@ class YamlSource:
     elsewhere: str = ""
     """The place of all values that `places` leaves out."""
 
-    def place_of(self, path: KeyPath) -> str:
+    def find_place(self, path: KeyPath) -> str:
         """Return the place of the value at a path, or of the nearest value around it if there is none.
 
         A mapping that only overrides reach into has the place of the first of them.
@@ -73,7 +73,7 @@ class YamlSource:
             for key in above:
                 if int(key) not in below:
                     entries = f"entries 0 to {len(below) - 1}" if below else "no entries"
-                    place = self.place_of((*path, key))
+                    place = self.find_place((*path, key))
                     raise ConfigError(f"{place}: there is no entry {key}, the list has {entries}")
             patched = {int(key): self._merge(below[int(key)], item, (*path, key)) for key, item in above.items()}
             return list({**below, **patched}.values())
@@ -137,7 +137,7 @@ def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSo
 
 @dataclass(frozen=True)
 class _Converter:
-    """Converts the nodes of a document to plain data, and records the places of its values."""
+    """A conversion of the nodes of a document to plain data, which records the places of the values."""
 
     place: Callable[[int], str]
     places: dict[str, str]

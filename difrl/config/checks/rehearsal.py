@@ -10,7 +10,7 @@ from difrl.config.schema.run import RunSections
 
 
 def check_rehearsal(config: RunSections) -> Iterator[ConfigConflict]:
-    """Yield the settings that exclude rehearsed samples, or their absence."""
+    """Yield the conflicts of this part of a config."""
     rehearsed = [(i, anchor) for i, anchor in enumerate(config.anchors) if anchor.samples == "rehearsal"]
     for index, anchor in rehearsed:
         if config.rehearsal is None:

@@ -12,7 +12,7 @@ COMPARING = ("par", "log_sigmoid")
 
 
 def check_rewards(config: RunSections) -> Iterator[ConfigConflict]:
-    """Yield the settings that exclude each other around rewards."""
+    """Yield the conflicts of this part of a config."""
     yield from _references_are_used(config)
     yield from _references_never_change(config)
     yield from _compared_rewards_share_a_scale(config)

@@ -20,7 +20,7 @@ _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_
 
 
 def check_texts(config: RunSections) -> Iterator[ConfigConflict]:
-    """Yield the settings that exclude the modality of the likelihood."""
+    """Yield the settings that do not apply to the modality of the likelihood."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)
         yield from _anchors_are_unguided(config)

@@ -20,7 +20,7 @@ class AllWindow(Section):
 
 
 class FixedWindow(Section):
-    """A fixed range of steps is stochastic, and so the decisions; the other steps follow the ODE."""
+    """A fixed range of stochastic steps, which are the decisions; the other steps follow the ODE."""
 
     kind: Literal["fixed"]
     start: int = Field(0, ge=0, description="first step of the window; 0: the first with noise")
@@ -50,7 +50,7 @@ class SlidingWindow(Section):
 
 
 class ProgressiveWindow(Section):
-    """The last steps first, then also more and more of the earlier ones (B²-DiffuRL, arXiv:2503.11240)."""
+    """A range that begins with the last steps and grows towards the first (B²-DiffuRL, arXiv:2503.11240)."""
 
     kind: Literal["progressive"]
     first: int = Field(

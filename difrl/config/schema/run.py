@@ -54,17 +54,17 @@ class RunSections(Section):
 
     @property
     def branches(self) -> int:
-        """Number of groups a prompt: its branches, or one."""
+        """Number of groups for each prompt: its branches, or one."""
         return 1 if self.rollout.branch is None else self.rollout.branch.count
 
     @property
     def groups(self) -> int:
-        """Number of groups a step, over all processes. The samples of a group are compared with each other."""
+        """Number of groups in a step, over all processes. The samples of a group are compared with each other."""
         return self.data.prompts_per_step * self.branches
 
     @property
     def compared(self) -> int:
-        """Number of samples a group: all of a prompt, or of one of its branches."""
+        """Number of samples in a group: all of a prompt, or of one of its branches."""
         return self.data.group_size // self.branches
 
     @property
