@@ -124,19 +124,19 @@ class PolicyRollouts:
         config = self.config
         if not config.rollout.overlap:
             return [groups]
-        size = config.branches * max(1, config.rollout.batch // (config.branches * config.compared))
+        size = config.branches * max(1, config.rollout.batch // (config.branches * config.samples_per_group))
         return [groups[i : i + size] for i in range(0, len(groups), size)]
 
     def _asked(self, step: int, attempt: int, groups: Sequence[int]) -> list[int]:
         """The number of each sample's prompt."""
         config = self.config
         chosen = self.order.step(step * config.collect.max_draws + attempt)
-        return [chosen[g // config.branches] for g in groups for _ in range(config.compared)]
+        return [chosen[g // config.branches] for g in groups for _ in range(config.samples_per_group)]
 
     def _rollout(self, step: int, attempt: int, groups: Sequence[int], asked: Sequence[int]) -> Rollout:
         config = self.config
         prompts = [self.prompts[number] for number in asked]
-        ids, samples = numbered(groups, config.compared, attempt * config.groups)
+        ids, samples = numbered(groups, config.samples_per_group, attempt * config.groups)
         with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
             return self.policy.rollout(prompts, ids, samples, NoiseKey(config.seed, step)).to(self.device)
 

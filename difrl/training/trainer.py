@@ -282,7 +282,9 @@ class Trainer:
 
     def _extent(self, decisions: Decisions) -> Extent:
         columns = decisions.mask.shape[1]
-        return extent(self.objective, columns, self.config.train.micro_batch, self.config.compared, decisions.whole)
+        return extent(
+            self.objective, columns, self.config.train.micro_batch, self.config.samples_per_group, decisions.whole
+        )
 
     @torch.no_grad()
     def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:

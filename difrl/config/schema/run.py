@@ -63,11 +63,11 @@ class RunSections(Section):
         return self.data.prompts_per_step * self.branches
 
     @property
-    def compared(self) -> int:
+    def samples_per_group(self) -> int:
         """Number of samples in a group: all of a prompt, or of one of its branches."""
         return self.data.group_size // self.branches
 
     @property
-    def drawn_by(self) -> tuple[str, ...]:
+    def sampling_snapshots(self) -> tuple[str, ...]:
         """Snapshots whose samples are drawn in training."""
         return (self.rollout.snapshot, *([] if self.references is None else [self.references.snapshot]))

@@ -51,4 +51,8 @@ def build_branching(config: RunConfig, kernel: Kernel) -> Branching:
     branch = config.rollout.branch
     if branch is None:
         return NO_BRANCHING
-    return Branching(config.compared, kernel, noisy=True) if branch.prefix == "kernel" else Branching(config.compared)
+    return (
+        Branching(config.samples_per_group, kernel, noisy=True)
+        if branch.prefix == "kernel"
+        else Branching(config.samples_per_group)
+    )

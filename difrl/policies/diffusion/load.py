@@ -191,7 +191,7 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
 
 def needs_base(config: RunConfig) -> bool:
     """Whether training evaluates the pretrained weights, or draws from them."""
-    return BASE in (*config.drawn_by, *get_inversion_snapshots(config), *snapshots_used(config))
+    return BASE in (*config.sampling_snapshots, *get_inversion_snapshots(config), *snapshots_used(config))
 
 
 def get_inversion_snapshots(config: RunConfig) -> list[str]:

@@ -57,7 +57,7 @@ def build_language_policy(
     for name, teacher in teacher_networks.items():
         _check_vocabulary(name, network, teacher)
     decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
-    keep = keep_base or BASE in (*config.drawn_by, *snapshots_used(config))
+    keep = keep_base or BASE in (*config.sampling_snapshots, *snapshots_used(config))
     temperature = generation.temperature
     settings = GenerationSettings(
         temperature,
