@@ -107,14 +107,14 @@ def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
 def text(curves: Curves, runs: Mapping[str, RunConfig], seeds: Sequence[int]) -> str:
     """docs/recipes.md."""
     lines = (
-        "# Recipes, and what each gains",
-        f"`python benchmarks/recipes.py --seeds {' '.join(map(str, seeds))}`, made anew by that command: about "
-        f"{BUDGET / 1e3:.0f} thousand denoiser evaluations a run (rollouts, updates and references; evaluation images not "
-        "counted), one CPU thread. Reward: share of 512 drawings a seed for prompts never trained on that show exactly what "
-        "was asked, before and after, mean over seeds (lowest to highest); the gain with its standard error counts as one "
-        f"beyond {CLEAR} of them. Judge: a network that is never optimised. One seed says whether a recipe learns and does not "
-        "rank recipes: for that see [algorithms.md](benchmarks/algorithms.md). `difrl recipes` lists them with their whole place "
-        "in the grid, the files in configs/ say what the authors used where.",
+        "# Gains of the recipes",
+        f"`python benchmarks/recipes.py --seeds {' '.join(map(str, seeds))}` writes this page: about "
+        f"{BUDGET / 1e3:.0f} thousand denoiser evaluations per run (rollouts, updates and references; evaluation images not "
+        "counted), one CPU thread. Reward: share of 512 drawings per seed that match prompts never trained on "
+        "exactly, before and after, mean over seeds (lowest to highest); a gain counts beyond "
+        f"{CLEAR} of its standard errors. Judge: a network that is never optimised. One seed shows whether a recipe "
+        "learns but does not rank recipes: for that see [algorithms.md](benchmarks/algorithms.md). `difrl recipes` lists "
+        "them with their place in the grid. The files in configs/ give the settings of their authors.",
         table(curves, runs),
         "![Reward and judge of each recipe](recipes.png)",
     )

@@ -197,14 +197,14 @@ def text(curves: Curves, runs: Mapping[str, RunConfig], budget: int, seeds: Sequ
     """docs/text_recipes.md."""
     samples = min(run.eval.final_images or run.eval.images for run in runs.values())
     lines = (
-        "# Recipes of language models, and what each gains",
-        f"`python benchmarks/text_recipes.py --seeds {' '.join(map(str, seeds))}`, made anew by that command: about "
-        f"{budget / 1e3:.0f} thousand tokens drawn for training a run, one CPU thread. Mean over seeds, in brackets the lowest "
-        "and highest. `difrl recipes` lists all with their whole place in the grid, the files in configs/text say what the "
-        "authors used where.",
+        "# Gains of the recipes of language models",
+        f"`python benchmarks/text_recipes.py --seeds {' '.join(map(str, seeds))}` writes this page: about "
+        f"{budget / 1e3:.0f} thousand tokens drawn for training per run, one CPU thread. Mean over seeds, in brackets the lowest "
+        "and highest. `difrl recipes` lists all with their place in the grid. The files in configs/text give the settings "
+        "of their authors.",
         table(curves, runs),
-        f"- **right**: share of {samples} completions a seed, sampled as in training, of problems never trained on whose answer "
-        f"is right. The gain counts as one beyond {CLEAR} of its standard errors, which are those of the {samples} samples.\n"
+        f"- **right**: share of {samples} completions per seed with the right answer, sampled as in training, of problems "
+        f"never trained on. A gain counts beyond {CLEAR} of its standard errors, which are those of the {samples} samples.\n"
         "- **tokens**: drawn for training, with those that DAPO draws and drops, without those of evaluations and what "
         "references and updates read. Recipes that read pairs draw none and train for their own number of steps.\n"
         "- **tried**: how many settings were measured, with seed 0 and on the same problems, until a recipe had those it is "

@@ -44,8 +44,8 @@ WORLDS = (
 
 HEADER = """# Verification
 
-Where each method ends, and where it should: trained by the trainer of every run, on worlds whose answers are known in
-closed form. Written by `python -m benchmarks.verification`; do not edit by hand.
+The distribution at which each method ends, measured and in closed form: trained by the ordinary trainer, on tasks with known
+solutions. Written by `python -m benchmarks.verification`; do not edit by hand.
 """
 
 

@@ -31,7 +31,7 @@ FORWARD: Sequence[Cell] = (
         "weighted",
         forward("elbo", anchor("weighted")),
         matched(constant_slope(elbo_weight), elbo_weight),
-        "Likelihood and anchor weigh every time alike: π*.",
+        "Likelihood and anchor weight all times equally: π*.",
     ),
     Cell(
         "awm_uniform",
@@ -40,7 +40,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("uniform", anchor("velocity")),
         matched(constant_slope(np.ones_like), np.ones_like),
-        "So do the unweighted loss and the unweighted anchor, though neither is a bound: only their quotient counts here.",
+        "The same holds for the unweighted loss and anchor, though neither is a bound: only their quotient matters here.",
     ),
     Cell(
         "awm_euler",
@@ -49,7 +49,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("uniform", anchor("velocity"), rollout={"solver": None}),
         tilt(1.0),
-        "The tilt of what 12 Euler steps sample, whose variance is too small; a finer ODE of the same network is closer.",
+        "The tilt of the distribution of 12 Euler steps, whose variance is too small; a finer ODE of the same network is closer.",
     ),
     Cell(
         "awm_elbo_velocity",
@@ -76,7 +76,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("ghuber", anchor("velocity")),
         matched(ghuber_slope, np.ones_like),
-        "As t, and a sample counts the less the larger its error: β depends on time and on the error.",
+        "As t, and samples with larger errors count less: β depends on time and on the error.",
     ),
     Cell(
         "awm_adaptive",
@@ -85,7 +85,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("adaptive", anchor("velocity")),
         matched(adaptive_slope, np.ones_like),
-        "Errors in units of their own size: β depends on the error alone, and little.",
+        "Errors in units of their own size: β depends only on the error, and weakly.",
     ),
     Cell(
         "guard_forward",
@@ -94,7 +94,7 @@ FORWARD: Sequence[Cell] = (
         "velocity",
         forward("uniform", anchor("velocity"), objective={"kind": "ratio_normalised", "bias": "batch"}),
         matched(constant_slope(np.ones_like), np.ones_like),
-        "The bias is a constant of the batch, and centred advantages do not see it.",
+        "The bias is a constant of the batch, which cancels with centred advantages.",
     ),
     Cell(
         "crd_elbo",
@@ -111,7 +111,7 @@ FORWARD: Sequence[Cell] = (
         ),
         tilt(1.0),
         "The mean over times is a log-likelihood, so ½ from the regression and ½ from the anchor make β = 1. Without the anchor "
-        "only an integral over time is fixed, and every network with that integral would do.",
+        "only an integral over time is determined, and many networks have that integral.",
     ),
     Cell(
         "crd_each",
@@ -126,7 +126,8 @@ FORWARD: Sequence[Cell] = (
             advantage=MEAN,
         ),
         regressed(1.0),
-        "Squared time by time, a log-ratio pays for its own noise: β at a time is the variance of what the denoiser cannot know.",
+        "Squared at each time separately, a log-ratio includes its own noise: β at a time is the variance that the denoiser "
+        "cannot predict.",
     ),
     Cell(
         "crd_moving",
@@ -141,7 +142,7 @@ FORWARD: Sequence[Cell] = (
             objective={"kind": "centred"},
         ),
         matched(constant_slope(np.ones_like), np.ones_like),
-        "With old at θ the gradient is AWM's, the regression's β has no part in it, and the anchor alone decides.",
+        "With old = θ the gradient is AWM's. It does not depend on the regression's β, so the anchor alone decides.",
     ),
     Cell(
         "crd",
@@ -160,7 +161,7 @@ FORWARD: Sequence[Cell] = (
             objective={"kind": "centred"},
         ),
         matched(adaptive_slope, np.ones_like),
-        "Lagging snapshots arrive where θ is. The adaptive coefficient is its mean, since the distance to the base is the "
+        "Lagging snapshots reach θ. The adaptive coefficient equals its mean, because the distance to the base is the "
         "same for every sample.",
     ),
     Cell(
@@ -177,7 +178,7 @@ FORWARD: Sequence[Cell] = (
             objective={"kind": "negative_aware"},
         ),
         matched(adaptive_clean_slope, np.ones_like),
-        "An error on x0 is t times that of the output, and so is its size: β = 1/t, by and large.",
+        "An error on x0 is t times that of the output, and so is its size: β = 1/t, approximately.",
     ),
     Cell(
         "dpo",
@@ -191,7 +192,7 @@ FORWARD: Sequence[Cell] = (
             advantage=MEAN,
         ),
         None,
-        "Best and worst of a group are told apart without error, and a logistic loss on separable pairs has no minimum.",
+        "Best and worst of a group are separable, and a logistic loss on separable pairs has no minimum.",
     ),
     Cell(
         "forward_free",
@@ -200,6 +201,6 @@ FORWARD: Sequence[Cell] = (
         "none",
         forward("uniform"),
         None,
-        "Nothing holds the mean.",
+        "There is no anchor.",
     ),
 )

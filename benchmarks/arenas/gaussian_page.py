@@ -54,30 +54,30 @@ def _introduction(seeds: int) -> str:
         ]
     )
     counted = f"{seeds} seeds" if seeds > 1 else "one seed"
-    return f"""## The Gaussian world
+    return f"""## The Gaussian task
 
 For each of {len(WORLD.means)} prompts the base model generates N(m, Σ) in three dimensions by flow matching, the reward is a·x0,
 and the optimum of E[r] − β KL at β = {BETA:g} is π\\* = N(m + Σa, Σ). The network is the exact denoiser of N(μ(t), Σ);
 training moves the table μ(t) ({STEPS} times, linear between them), in which both π\\* and the optimum over paths of
 every sampler lie. Untrained it is {start:.2f} nats from π\\*. Every cell spends the same {BUDGET:,} denoiser
 evaluations (likelihoods, references and anchors included) in groups of {GROUP}, with {STEPS} denoising steps, advantages without
-a division (but where the row says so), and a learning rate that falls to 0.
+a division (unless the row has one), and a learning rate that falls to 0.
 
 Columns are KL divergences in nats, means over the prompts and {counted} (lowest to highest seed). The trained network is
 affine, so where its sampler ends is computed from its weights and not estimated from samples.
 
-* **from its fixed point**: KL(what the training sampler generates ‖ the closed form of where this method ends). Small
-  means that the trainer does what the formula says; what is left is the noise of the optimiser.
-* **bias**: KL(that closed form ‖ π\\*), the method's own distance from π\\* in this world with an infinite budget.
+* **from its fixed point**: KL(what the training sampler generates ‖ the closed form of this method's fixed point). Small
+  means that the trainer agrees with the formula; the rest is the noise of the optimiser.
+* **bias**: KL(that closed form ‖ π\\*), the method's own distance from π\\* on this task with an infinite budget.
   "none": it has no fixed point.
 * **from π\\***: KL(what the training sampler generates ‖ π\\*) at this budget.
 * **its ODE**: the same for the ODE of the trained network in {FINE} steps, as a user would sample it.
-* **β̂, residue**: the β whose tilt N(m + Σa/β, Σ) has the mean nearest to the fixed point's, and the distance of the means
-  that is then left. A wrong β is cured by another coefficient; the residue is not.
+* **β̂, residue**: the β whose tilt N(m + Σa/β, Σ) has the mean nearest to the fixed point's, and the remaining distance
+  of the means. Another coefficient corrects a wrong β, but not the residue.
 
 The closed forms are derived in `difrl/tasks/exact/gaussian_solutions.py` (chains) and `difrl/tasks/exact/gaussian_forward.py`
 (forward likelihoods); recipes are in `benchmarks/arenas/gaussian_reverse.py` and `gaussian_forward.py`; `tests/tasks/exact`
-holds the same cells to the same answers.
+compares the same cells with the same closed forms.
 """
 
 

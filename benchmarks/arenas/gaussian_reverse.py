@@ -147,7 +147,8 @@ REVERSE: Sequence[Cell] = (
             advantage=MEAN,
         ),
         paths(),
-        "The noises of steps are independent, so squaring one by one changes nothing; what the start decides is left over.",
+        "The noises of the steps are independent, so squaring them one by one changes nothing; the part due "
+        "to the initial noise remains.",
     ),
     Cell(
         "adpo_paths",
@@ -161,7 +162,7 @@ REVERSE: Sequence[Cell] = (
             advantage=MEAN,
         ),
         paths(),
-        "Two softmaxes over the group agree where log-ratios are r/β but for a constant.",
+        "The two softmaxes over the group agree if log-ratios are r/β up to a constant.",
     ),
     Cell(
         "reverse_free",
@@ -170,6 +171,6 @@ REVERSE: Sequence[Cell] = (
         "none",
         reverse("flow_sde", 0.7),
         None,
-        "Nothing holds the mean: it moves on for as long as training lasts.",
+        "Without an anchor the mean moves as long as training lasts.",
     ),
 )
