@@ -7,7 +7,7 @@ unchanged, also where the last step is nearly empty (SD3's default sigmas end 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def prepare_scheduler(
         )
     if prediction == FLOW and not config.get("use_flow_sigmas", True):
         raise ValueError(f"{name} drives a flow model only with use_flow_sigmas=True; build it so")
-    options: dict[str, Any] = {}
+    options: dict[str, float | list[float]] = {}
     if config.get("use_dynamic_shifting", False):
         options["mu"] = _shift(config, name, sequence_length)
     if sigmas is not None:
@@ -102,7 +102,7 @@ def prepare_scheduler(
     return scheduler
 
 
-def _shift(config: Any, name: str, sequence_length: int | None) -> float:
+def _shift(config: Mapping[str, float], name: str, sequence_length: int | None) -> float:
     """Return mu of dynamic shifting as in the pipelines: linear in the length through two points."""
     if sequence_length is None:
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Process(Protocol):
         """The kind of raw output, in diffusers' terms. A scheduler must be configured for the same kind."""
 
     @property
-    def scheduler_settings(self) -> Mapping[str, Any]:
+    def scheduler_settings(self) -> Mapping[str, bool | str]:
         """Settings with which a diffusers scheduler that supports several processes follows this one."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class FlowMatching:
         return FLOW
 
     @property
-    def scheduler_settings(self) -> Mapping[str, Any]:
+    def scheduler_settings(self) -> Mapping[str, bool | str]:
         return {"use_flow_sigmas": True, "prediction_type": FLOW}
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class VariancePreserving:
         object.__setattr__(self, "angles", torch.cat([angles.new_zeros(1), angles]))
 
     @property
-    def scheduler_settings(self) -> Mapping[str, Any]:
+    def scheduler_settings(self) -> Mapping[str, bool | str]:
         return {}
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from difrl.core.objectives.base import (
     LossAndMetrics,
     Objective,
     Scope,
+    Tensors,
     get_statistics,
 )
 from difrl.core.objectives.centred import CentredRewardDistillation
@@ -91,6 +92,7 @@ __all__ = [
     "Soup",
     "Std",
     "TargetKL",
+    "Tensors",
     "TotalRewardAdvantage",
     "advantages",
     "aggregation_weights",
