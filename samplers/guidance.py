@@ -175,7 +175,7 @@ def grow(values: Tensor, rows: Tensor, fill: float) -> Tensor:
 
 
 class PerSample:
-    """A sum for each sample of a run. It grows with the samples that are added to."""
+    """A sum for each sample of a run. Samples are created when something is added to them."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(0, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -274,6 +274,30 @@ def test_a_coefficient_may_differ_by_sample_or_react(fake_policy: Any) -> None:
     assert torch.equal(anchor_penalty(lik, {}), torch.zeros_like(lik.logp))
     with pytest.raises(ValueError, match="divergence/ema"):
         anchor_penalty(lik, {"ema": 1.0})
+
+
+@dataclass(frozen=True)
+class ImportanceSampling(Objective):
+    """The example of objectives/base.py."""
+
+    def loss_and_metrics(
+        self, lik: Likelihoods, advantages: Tensor, statistics: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensors]:
+        ratio = lik.log_ratio("old").exp()
+        return -advantages * ratio, {"ratio": ratio.detach()}
+
+
+def test_an_objective_is_its_formula(fake_policy: Any) -> None:
+    """The base class validates, broadcasts advantages and applies the weights of decisions."""
+    lik, a, groups = fake_policy.make(4, 3).likelihoods(), torch.linspace(-1, 1, 4), torch.arange(4)
+    loss, metrics = ImportanceSampling()(lik, a, groups)
+    expected, of_clipped = Clipped(None, None)(lik, a, groups)
+    assert torch.equal(loss, expected)
+    assert torch.equal(metrics["ratio"], of_clipped["ratio"])
+    with pytest.raises(ValueError, match="references/old"):
+        ImportanceSampling()(without(lik, "references/old"), a, groups)
+    with pytest.raises(TypeError, match="abstract class Objective"):
+        Objective()
 
 
 def test_refusals(fake_policy: Any) -> None:
