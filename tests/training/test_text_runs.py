@@ -93,7 +93,7 @@ def test_the_best_of_several_are_saved_as_json(run: Path, tmp_path: Path) -> Non
             ["--svdd", 2, "--reward", "Ones"],
             "--svdd chooses among candidates of a denoising step, and this model has none",
         ),
-        (["--adaptive-guidance", 0.9], "adaptive guidance is a setting of image models"),
+        (["--adaptive-guidance", 0.9], "adaptive guidance is for image models"),
         (["--max-new-tokens", 80], "80 the model's context of 64 leaves room for -16"),
     ],
 )

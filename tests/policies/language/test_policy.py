@@ -400,7 +400,7 @@ def _of(policy: LanguagePolicy, scalar: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(
     ("anchor", "problem"),
     [
-        ({"place": "reward"}, "a token answers for those after it"),
+        ({"place": "reward"}, "a token also affects the expectations of later tokens"),
         ({"place": "loss", "divergence": "k3"}, "set place: decision, or centred: false"),
     ],
 )

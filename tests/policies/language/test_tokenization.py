@@ -70,7 +70,7 @@ def test_lines_of_json_and_numbers_of_built_in_sets(lm: Path, tmp_path: Path) ->
 
 
 def test_a_prompt_without_tokens_and_a_long_list_of_problems(lm: Path) -> None:
-    with pytest.raises(ModelError, match=r"^the prompt '': no tokens, and the first token"):
+    with pytest.raises(ModelError, match=r"^the prompt '': no tokens, but the first token"):
         texts(lm).validate_prompts([Prompt("", {})], float("inf"))
     with pytest.raises(ModelError, match=r"and 2 prompts more$"):
         texts(lm).validate_prompts([Prompt("1+1", {})] * 12, 6)
@@ -78,11 +78,11 @@ def test_a_prompt_without_tokens_and_a_long_list_of_problems(lm: Path) -> None:
 
 def test_a_completion_that_ends_at_once_is_an_empty_text(lm: Path) -> None:
     tokens, mask = torch.tensor([[1, 0, 0], [3, 1, 0]]), torch.tensor([[True, False, False], [True, True, False]])
-    assert texts(lm).read(tokens, mask) == ("", "1")
+    assert texts(lm).decode(tokens, mask) == ("", "1")
 
 
 def test_recorded_completions_may_not_be_empty_or_too_long(lm: Path) -> None:
-    assert texts(lm).completions(["1", "1234"]) == [[3, 1], [3, 4, 5, 6, 1]]  # "0" is token 2, the end 1
+    assert texts(lm).tokenize_completions(["1", "1234"]) == [[3, 1], [3, 4, 5, 6, 1]]  # "0" is token 2, the end 1
     texts(lm).validate_completions(["1", "1234"], ["a:1", "a:2"])
     with pytest.raises(ModelError) as caught:
         texts(lm).validate_completions(["", "1", "12345"], ["a:1", "a:2", "a:4"])
