@@ -1,4 +1,4 @@
-"""What the trainer asks of a policy, whatever it generates."""
+"""The interface of a policy, whatever it generates, and the records that it exchanges with the trainer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
-from samplers import keyed
+from samplers import keyed, keyed_uniform
 
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """What all randomness of a step is keyed by, beside the sample's own number and the use."""
+    """Key of all random numbers of a step, together with the number of a sample and a purpose."""
 
     seed: int
     step: int
@@ -34,19 +34,24 @@ class NoiseKey:
         use = f"{self.purpose}/{purpose}"
         return keyed(shape, seed=self.seed, step=self.step, samples=samples, use=use, index=index, device=device)
 
+    def uniform(self, shape: Sequence[int], samples: Tensor, purpose: str, index: int = 0) -> Tensor:
+        """Return uniform numbers in [0, 1), [B, *shape], of samples [B], float32 on the CPU."""
+        use = f"{self.purpose}/{purpose}"
+        return keyed_uniform(shape, seed=self.seed, step=self.step, samples=samples, use=use, index=index)
+
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """How samples of a trained model are steered when it is used."""
+    """Guidance of a trained model when it is used."""
 
     rlg: float = 1.0
-    """w of RLG: 0 the base model, 1 the trained one."""
+    """Weight w of RLG: 0 is the base model, 1 the trained one."""
     first_steps: int = 0
     """Steps at w = 1 before RLG begins."""
     adaptive: float | None = None
-    """Adaptive guidance: the second evaluation of CFG and of RLG ends for a sample once two outputs agree to this cosine."""
+    """Cosine for adaptive guidance: a sample whose two outputs agree so far needs no second evaluation of CFG or RLG."""
     measure: bool = False
-    """Also measure each sample's distance to the base model, for one more evaluation a step at w = 1."""
+    """True to measure each sample's distance to the base model. At w = 1 this costs one more evaluation a step."""
 
 
 TRAINED = GuidanceSettings()
@@ -54,16 +59,16 @@ TRAINED = GuidanceSettings()
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """The decisions at which samples are evaluated: name -> [B, J, ...], and which of them count."""
+    """The decisions at which B samples are evaluated, J of each: name -> [B, J, ...]."""
 
     tensors: Mapping[str, Tensor]
     mask: Tensor
-    """[B, J] bool."""
+    """True where a decision counts, [B, J] bool."""
     whole: bool = False
-    """Whether a sample's decisions are evaluated in one pass, and so must stay together."""
+    """True if all decisions of a sample are evaluated in one pass and must stay together."""
 
     def select(self, rows: Tensor | slice, columns: slice) -> Decisions:
-        """Rows by an integer index or a slice, decisions by a slice; two slices copy nothing."""
+        """Select rows by an integer index or a slice, and decisions by a slice. Two slices copy nothing."""
         return Decisions({k: v[rows, columns] for k, v in self.tensors.items()}, self.mask[rows, columns], self.whole)
 
     def flat(self) -> dict[str, Tensor]:
@@ -77,80 +82,80 @@ class Decisions:
 
 @dataclass(frozen=True, eq=False)
 class Penalty:
-    """What an anchor outside of the loss makes of each decision, [B, J], without gradient."""
+    """Effect of an anchor outside of the loss on each decision, [B, J], without gradient."""
 
     amount: Tensor
-    """What is taken off the reward, or off the decision's advantage: k1, or k1 less its expectation."""
+    """The amount that is subtracted from the reward or from the decision's advantage: k1, or k1 less its expectation."""
     divergence: Tensor
-    """An estimate of KL(weights that drew ‖ anchor): k1, or that expectation."""
+    """An estimate of KL(sampler ‖ anchor): k1, or its expectation."""
 
 
 class Policy(Protocol):
-    """A generator under training. All randomness comes from keys, so a policy has no random state to save."""
+    """A generator under training. All random numbers come from keys, so a policy has no random state to save."""
 
     snapshots: Snapshots
     evaluations: int
-    """Model evaluations of single samples since the start (for text: tokens generated)."""
+    """Number of model evaluations of single samples since the start; for text, of generated tokens."""
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """ModelError names the prompts that it cannot take, each with its place; asked before anything is drawn."""
+        """Raise ModelError for prompts that it cannot take, with the place of each. Call it before the first rollout."""
 
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
-        """ModelError names the samples of a file that `tape` would not take, as far as that shows without encoding them."""
+        """Raise ModelError for samples of a file that `replay_data` cannot take, as far as it shows without encoding them."""
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
-        """One sample for each prompt, with the tape that `decisions` and `likelihoods` need."""
+        """Draw one sample for each prompt, with the replay data that `decisions` and `likelihoods` need."""
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
-        """One sample for each prompt as `rollout` draws it, by the weights of a snapshot; nothing is shared, and no tape kept."""
+        """Draw one sample for each prompt as `rollout` does, by the weights of a snapshot, without branches or replay data."""
 
     def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
-        """What `decisions` needs of samples that were made elsewhere: images [B, 3, H, W] or texts."""
+        """Return the replay data of samples from other sources: images [B, 3, H, W] or texts."""
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
     ) -> Rollout:
-        """One sample for each prompt as a user would draw it; its measures are what it cost, and what was asked for."""
+        """Draw one sample for each prompt as a user would. Its measures are its cost and, if enabled, its distance to base."""
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
-        """The decisions of these samples: recorded ones, or fresh ones drawn by the key."""
+        """Return the decisions of these samples: recorded ones, or fresh ones drawn by the key."""
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
-        """Evaluates the decisions. References and anchors are evaluated first, under their own weights.
+        """Evaluate the decisions. References and anchors are evaluated first, under their own weights.
 
-        needs: which tensors, by the names of `Likelihoods.terms`, beside logp and mask; None: all that the run uses.
+        needs: names of the terms (`Likelihoods.terms`) beside logp and mask; default: all that the run uses.
         """
 
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        """ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
+        """Return ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
 
     def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        """ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
+        """Return ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
 
     def references_equal_to_policy(self) -> Sequence[str]:
-        """References of `likelihoods` that are evaluated under θ's own weights and guidance at this moment."""
+        """Return the names of references that at this moment have θ's own weights and guidance."""
 
     def diagnose(self, rollout: Rollout, decisions: Decisions, recorded: Tensor, close: Close) -> str:
-        """Why these decisions are not evaluated as `recorded` says, and what to do; "" if nothing explains it.
+        """Return why these decisions do not evaluate to the recorded ℓ, and what to do; "" if the cause is not found.
 
-        Costs evaluations; asked only when the first-update check has failed.
+        This costs evaluations. Call it only when the first-update check has failed.
         """
 
     def penalties(self, rollout: Rollout, decisions: Decisions) -> Mapping[str, Penalty]:
-        """Anchor outside of the loss → what it makes of decisions of the weights that drew the samples."""
+        """Return the penalty of every anchor outside of the loss, by its name, on decisions of the weights that drew them."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the model."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What is trained, by name."""
+        """The trained parameters by name."""
 
     def save(self, folder: Path) -> None:
-        """Writes the trained model for others to load."""
+        """Write the trained model in the format of its library."""
 
 
 def batches(total: int, size: int) -> Iterable[slice]:
-    """Slices of at most `size` that cover range(total)."""
+    """Return slices of at most `size` that cover range(total)."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))

@@ -1,9 +1,10 @@
-"""Why a policy says something else of its samples than when it drew them: one suspicion after the other is removed
-and the decisions are evaluated again. Asked by difrl/policies/logprob_check.py when the first-update check has failed.
+"""Search for the cause of a failed first-update check (difrl/policies/logprob_check.py).
 
-    drawn   replayed in batches of the rollout's shape         differs from what was recorded: a setting changed
-    whole   replayed in one batch, as training does            differs from drawn: the result depends on the batch
-    neither                                                    the differentiable pass itself differs
+The decisions are evaluated again while one possible cause after the other is removed:
+
+    in batches of the rollout's shape    differs from the recorded ℓ: a setting or the weights changed
+    in one batch, as training does       differs from the line above: the result depends on the batch
+    neither differs                      the differentiable pass itself differs
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Diagnosable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """The search for the cause of a failed first-update check."""
+    """A search for the cause. `close` decides whether two evaluations of ℓ agree."""
 
     policy: Diagnosable
     rollout: Rollout
@@ -82,11 +83,11 @@ class Diagnosis:
     close: Close
 
     def __call__(self) -> str:
-        """The first cause found, with what to do; "" if nothing explains it."""
+        """Return the first cause found, with what to do; "" if there is none."""
         try:
             return next(self._causes(), "")
-        except (RuntimeError, MemoryError) as error:  # a shortage of memory must not hide what was found amiss
-            return f"The cause could not be looked for: {error}"
+        except (RuntimeError, MemoryError) as error:  # a shortage of memory must not hide the failed check
+            return f"The search for the cause failed: {error}"
 
     def _causes(self) -> Iterator[str]:
         yield from self._changed_weights()
@@ -101,8 +102,8 @@ class Diagnosis:
             yield from self._batch_shape()
         elif self.close(drawn, self.recorded):
             yield (
-                "Found: without gradient the samples are evaluated as they were drawn, so it is the differentiable pass alone "
-                "that differs. Switch model.gradient_checkpointing off, and remove hooks and contexts (autocast, compile) that "
+                "Found: without gradient the samples evaluate as they were drawn, so only the differentiable pass differs. "
+                "Switch model.gradient_checkpointing off, and remove hooks and contexts (autocast, compile) that "
                 "only the update runs under"
             )
 
@@ -162,10 +163,10 @@ class Diagnosis:
         )
 
     def _explains(self, agrees: Callable[[], bool]) -> Iterator[str]:
-        """Train-mode layers, or the precision: the deviation vanishes without them."""
-        network, own = self.policy.module, self.policy.dtype
-        active = [name or type(network).__name__ for name, module in network.named_modules() if module.training]
-        with evaluation_mode(network):
+        """Yield layers in training mode, or the precision, if the evaluations agree without them."""
+        module, own = self.policy.module, self.policy.dtype
+        active = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+        with evaluation_mode(module):
             if active and agrees():
                 yield (
                     f"Found: layers in training mode ({_listed(active)}): in evaluation mode the deviation vanishes. Call "
@@ -188,7 +189,7 @@ def _listed(names: list[str]) -> str:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Inside the block every submodule is in evaluation mode."""
+    """Put every submodule into evaluation mode inside the block."""
     active = [m for m in module.modules() if m.training]
     module.eval()
     try:
@@ -200,7 +201,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def widened(module: nn.Module) -> Iterator[None]:
-    """Inside the block every floating-point tensor of the module is float32; afterwards each is what it was."""
+    """Convert every floating-point tensor of the module to float32 inside the block. Afterwards each is restored."""
     tensors = [*module.parameters(), *module.buffers()]
     narrow = [(x, x.data) for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
     for x, data in narrow:

@@ -1,4 +1,4 @@
-"""The error of a recipe that a model cannot serve."""
+"""Error of policies that the user can mend."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from difrl.runtime.errors import UserError
 
 
 class ModelError(UserError):
-    """A model that cannot be loaded or used as asked."""
+    """A model cannot be loaded, or cannot be used as the recipe requires."""

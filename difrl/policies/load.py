@@ -1,4 +1,4 @@
-"""Which policy a recipe's likelihood is of."""
+"""Loading of a policy of either modality, by the likelihood of the recipe."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ LOADERS: Mapping[str, Callable[..., Policy]] = {
     "reverse": load_diffusion_policy,
     "tokens": load_language_policy,
 }
-"""By likelihood.kind."""
+"""likelihood.kind -> loader."""
 
 
 def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> Policy:
-    """The policy of a run before its first step. `keep_base` keeps pretrained weights also where no anchor needs them."""
+    """Load the policy of a run before its first step.
+
+    keep_base: keep the pretrained weights also where no anchor needs them.
+    """
     return LOADERS[config.likelihood.kind](config, device, keep_base=keep_base)
 
 
 def is_language_model(path: str) -> bool:
-    """Whether a folder, a shipped name or a hub id holds a language model of transformers, and no pipeline of diffusers."""
+    """Return whether a folder, a shipped name or a hub id holds a language model of transformers, not a diffusers pipeline."""
     place = find_local(path)
     if place is None:
-        return _on_the_hub(path)
-    found = [wanted for wanted in (PIPELINE, LANGUAGE_MODEL) if (place / wanted.marker).is_file()]
+        return _is_language_model_on_hub(path)
+    found = [format for format in (PIPELINE, LANGUAGE_MODEL) if (place / format.marker).is_file()]
     if not found:
         raise ModelError(
-            f"{path!r} holds neither {PIPELINE.marker}, as a diffusers pipeline does, nor {LANGUAGE_MODEL.marker}, as a "
-            "language model of transformers does; give the folder of a model, or of a run (with its config.yaml)"
+            f"{path!r} holds neither {PIPELINE.marker} (a diffusers pipeline) nor {LANGUAGE_MODEL.marker} (a language model of "
+            "transformers); give the folder of a model, or of a run (with its config.yaml)"
         )
     return found[0] is LANGUAGE_MODEL
 
 
-def _on_the_hub(path: str) -> bool:
+def _is_language_model_on_hub(path: str) -> bool:
     if is_local_path(path):
         shipped = sorted({p.parent.name for w in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{w.marker}")})
         raise ModelError(

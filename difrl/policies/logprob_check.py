@@ -1,13 +1,13 @@
-"""The check of every run that the first update of a step starts from ratio 1.
+"""The check that the first update of a step starts from ratio 1. Every run makes it.
 
-If the likelihoods under training differ from those of the sampler although the weights are the same, every ratio, clip and
-KL is wrong and nothing else would show it. So a few samples are compared instead of assuming it:
+If the likelihoods of training differ from those of the sampler although the weights are the same, every ratio, clip and KL
+is wrong, and nothing else shows it. So the check compares, for a few samples:
 
-* what was recorded while sampling, with the same evaluated again under the weights that drew (θ, or another snapshot);
-* ℓ_θ, with every reference whose weights are θ's at this moment: old, where it is a copy taken at the end of a step. A
-  reference that lags by design (a decay above 0, another guidance scale) need not agree and is left alone.
+* the recorded ℓ with the same ℓ evaluated again under the weights that drew the samples (θ, or another snapshot);
+* ℓ_θ with that of every reference that has θ's weights at this moment, such as an old policy that is copied at the end of a
+  step. A reference that lags by design (a decay above 0, another guidance scale) is not compared.
 
-Only when a comparison fails is more evaluated, to say why.
+Only a failed comparison costs more evaluations, to find the cause.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ SAMPLES = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 Close = Callable[[Tensor, Tensor], bool]
-"""Whether two evaluations of ℓ [B, J] differ by float error only."""
+"""(ℓ [B, J], ℓ [B, J]) -> True if they differ by float error only."""
 
 
 class FirstUpdateError(UserError):
-    """The policy under training does not agree with the one that drew the samples."""
+    """The policy under training does not agree with the policy that drew the samples."""
 
 
 @dataclass(frozen=True)
 class EvaluationNames:
-    """Two evaluations of the same decisions that must agree, in the words of the message."""
+    """Names of two evaluations that must agree, for the message."""
 
     one: str = "ℓ_θ"
     other: str = "the sampler's"
 
 
 def deviation(logp: Tensor, recorded: Tensor, mask: Tensor) -> float:
-    """max |ℓ − ℓ_recorded| / (1 + |ℓ_recorded|) over what counts; NaN where something is not a number, 0 where nothing counts."""
+    """Return max |ℓ − ℓ_recorded| / (1 + |ℓ_recorded|) over decisions that count; NaN if one is NaN, 0 if none counts."""
     found = ((logp.detach() - recorded.detach()).abs() / (1 + recorded.detach().abs()))[mask]
     return float(found.max()) if found.numel() else 0.0
 
@@ -56,9 +56,9 @@ def check_first_update(
     diagnose: Callable[[Tensor, Close], str] = lambda recorded, close: "",
     names: EvaluationNames = EvaluationNames(),
 ) -> float:
-    """The deviation of ℓ_θ [B, J] from what was recorded; raises FirstUpdateError if it is no float error.
+    """Return the deviation of ℓ_θ [B, J] from the recorded ℓ. Raise FirstUpdateError if it exceeds float error.
 
-    `diagnose(recorded, close)` is asked only then: the cause it found, with what to do, or "".
+    diagnose: (recorded, close) -> the cause and what to do, or "". It is called only before the error is raised.
     """
     worst, tolerance = deviation(logp, recorded, mask), TOLERANCE[dtype]
     if worst <= tolerance:

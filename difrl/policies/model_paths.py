@@ -1,4 +1,4 @@
-"""Where a recipe's `model.path` leads: a local folder, a shipped model, or a hub id."""
+"""Resolution of `model.path`: a local folder, a shipped model, or a hub id."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ASSETS = PACKAGE / "assets"
 
 @dataclass(frozen=True)
 class ModelFormat:
-    """What a model's path is expected to lead to."""
+    """A format of models, as messages describe it."""
 
     folder: str
-    """In words."""
+    """The folder in words."""
     marker: str
-    """The file by which one is known."""
+    """The file that identifies such a folder."""
     example: str
-    """A hub id."""
+    """An example of a hub id."""
 
 
 PIPELINE = ModelFormat("a diffusers folder", "model_index.json", "stabilityai/stable-diffusion-3.5-medium")

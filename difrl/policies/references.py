@@ -1,4 +1,4 @@
-"""What θ is compared with when decisions are evaluated: snapshots, guided or not, and the distance to each."""
+"""References of an update: the weights that θ is compared with, and the divergence from each."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ _NEEDS_OLD = frozenset({"references/old", "bias", "mixed/plus", "mixed/minus"})
 
 @dataclass(frozen=True)
 class Reference:
-    """Weights under which decisions are evaluated for comparison."""
+    """A snapshot or teacher under which decisions are evaluated for comparison."""
 
     snapshot: str
     guidance: float | None
-    """None: as θ itself is evaluated."""
+    """Guidance scale; None for that of θ."""
     divergence: str | None
-    """None: only ℓ is wanted."""
+    """Name of the divergence; None if only ℓ is needed."""
     alpha: float = 0.5
-    """Of the alpha-divergence."""
+    """Parameter of the alpha-divergence."""
     vocabulary: str = "full"
-    """Of a divergence of distributions: in full, or from the element that was drawn (sampled)."""
+    """Estimate of a divergence of distributions: over the whole vocabulary (full), or from the drawn tokens (sampled)."""
     samples: str = "own"
-    """Whose samples it is measured on: θ's, or those of a rehearsal."""
+    """Samples that it is measured on: the policy's own, or those of the rehearsal."""
     centred: bool = False
-    """Of an anchor that charges decisions: whether k1 is taken less its expectation."""
+    """True for an anchor in the advantages of decisions whose k1 is taken less its expectation."""
 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """What θ is compared with when decisions are evaluated."""
+    """Everything that θ is compared with in a run."""
 
     references: Mapping[str, Reference]
     old: str
-    """Where ℓ_old comes from: recorded, recompute (then it is one of the references) or detach."""
+    """Source of ℓ_old: recorded, recompute (then it is one of the references) or detach."""
     needs: frozenset[str]
-    """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
+    """Names of the terms (`Likelihoods.terms`) that a run reads."""
 
     reward_anchors: Mapping[str, Reference] = field(default_factory=dict)
-    """What recorded likelihoods are compared with, for the reward."""
+    """Anchors in the reward or in the advantages: recorded likelihoods are compared with them."""
 
     def needed_for(self, needs: frozenset[str]) -> dict[str, Reference]:
-        """The references that must be evaluated for these."""
+        """Return the references that must be evaluated for these terms."""
 
         def serves(name: str) -> set[str]:
             return {f"references/{name}", f"divergence/{name}", *(_NEEDS_OLD if name == "old" else ())}
@@ -54,8 +54,13 @@ class ReferenceSet:
         return {name: reference for name, reference in self.references.items() if needs & serves(name)}
 
 
+def build_reference_set(config: RunConfig) -> ReferenceSet:
+    """Build the reference set of a run."""
+    return ReferenceSet(get_references(config), config.likelihood.old, get_needs(config), reward_anchors(config))
+
+
 def get_references(config: RunConfig) -> dict[str, Reference]:
-    """Everything θ is compared with: anchors, the objective's references, and old weights where evaluated again."""
+    """Return the references of a run: anchors in the loss, those of the objective, and old weights if evaluated again."""
     references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
     for name in sorted(get_references_read(config.objective.build(config.likelihood))):
         if name != "old" or config.likelihood.old == "recompute":
@@ -64,7 +69,7 @@ def get_references(config: RunConfig) -> dict[str, Reference]:
 
 
 def get_references_read(objective: Objective) -> set[str]:
-    """The names of the references that the objective reads, "old" among them where it does."""
+    """Return the names of the references that the objective reads."""
     return {name.removeprefix(_REFERENCES) for name in objective.needs if name.startswith(_REFERENCES)}
 
 
@@ -81,24 +86,24 @@ def _reference(anchor: AnchorConfig) -> Reference:
 
 
 def get_needs(config: RunConfig) -> frozenset[str]:
-    """What a run reads of its likelihoods, by the names of `Likelihoods.terms`."""
-    return config.objective.build(config.likelihood).needs | _measured(config, "own")
+    """Return the names of the terms (`Likelihoods.terms`) that a run reads."""
+    return config.objective.build(config.likelihood).needs | _get_divergence_terms(config, "own")
 
 
 def get_rehearsal_needs(config: RunConfig) -> frozenset[str]:
-    """What is read of the likelihoods of rehearsed samples."""
-    return frozenset(_measured(config, "rehearsal"))
+    """Return the names of the terms that are read for rehearsed samples."""
+    return frozenset(_get_divergence_terms(config, "rehearsal"))
 
 
-def _measured(config: RunConfig, samples: str) -> set[str]:
+def _get_divergence_terms(config: RunConfig, samples: str) -> set[str]:
     return {f"divergence/{a.label}" for a in config.anchors if a.place == "loss" and a.samples == samples}
 
 
 def reward_anchors(config: RunConfig) -> dict[str, Reference]:
-    """Anchors whose divergence is taken off the reward, or off the advantages of single decisions."""
+    """Return the anchors whose divergence is subtracted from the reward, or from the advantages of single decisions."""
     return {a.label: _reference(a) for a in config.anchors if a.place != "loss"}
 
 
 def snapshots_used(config: RunConfig) -> set[str]:
-    """The snapshots and teachers that training evaluates for comparison."""
+    """Return the snapshots and teachers that training evaluates for comparison."""
     return {r.snapshot for r in [*get_references(config).values(), *reward_anchors(config).values()]}

@@ -1,9 +1,10 @@
-"""Snapshots: named copies of the trained weights that follow them at their own pace.
+"""Snapshots: named copies of the trained weights that move towards them once a step.
 
-snapshot ← decay · snapshot + (1 − decay) · θ once a step, so a decay of 0 is a copy, 0.99 a slow average and 1 a frozen
-one; difrl/core/snapshot_schedules.py has decays that make a soup or a periodic reset of it. Using a snapshot puts its storage in
-the place of the parameters' for the time of a `with` block. That is cheap, but autograd knows nothing of it: a
-differentiable pass and its backward pass must lie on the same side of every exchange.
+    snapshot ← decay · snapshot + (1 − decay) · θ
+
+A decay of 0 is a copy, 0.99 a slow average and 1 a frozen copy; difrl/core/snapshot_schedules.py has decays for soups and
+periodic resets. For the time of a `with` block the storage of a snapshot takes the place of the parameters'. That is cheap,
+but autograd does not notice it: a differentiable pass and its backward pass must lie on the same side of every exchange.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from difrl.core import Coefficient
 CURRENT = "current"
 BASE = "base"
 SUMMED = 2**20
-"""Weights summed at once: on a CPU torch would make float64 copies of what it sums in float64, which tear holes into the heap."""
+"""Weights summed at once. On a CPU, a float64 sum makes float64 copies of its operand, and large ones fragment the heap."""
 
 
 class Copy:
-    """A copy of parameters on a device of its own (default: theirs); in CPU memory it is pinned where there is a GPU."""
+    """A copy of parameters on its own device (default: theirs). In CPU memory it is pinned if the parameters are on a GPU."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], device: torch.device | str | None = None) -> None:
         self.parameters = parameters
-        self.tensors = {name: _stored(p.detach(), device) for name, p in parameters.items()}
+        self.tensors = {name: _copy_to(p.detach(), device) for name, p in parameters.items()}
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside the block the parameters are the copy's; it is brought to their device for that time."""
+        """Put the copy in the place of the parameters inside the block. It is moved to their device for that time."""
         own = {name: p.data for name, p in self.parameters.items()}
         try:
             for name, p in self.parameters.items():
                 p.data = self.tensors[name].to(own[name].device, non_blocking=True)
-            torch.clear_autocast_cache()  # it knows parameters, not what they hold
+            torch.clear_autocast_cache()  # it is keyed by parameters, not by their values
             yield
         finally:
             for name, p in self.parameters.items():
@@ -45,7 +46,7 @@ class Copy:
 
     @torch.no_grad()
     def move_towards(self, share: float) -> None:
-        """Goes this share of the way to the parameters. Computed on their device, so that the bits do not tell where it is."""
+        """Move the copy towards the parameters by `share`. The arithmetic runs on their device, so all copies have equal bits."""
         if share == 0:
             return
         sources = [p.detach() for p in self.parameters.values()]
@@ -56,7 +57,7 @@ class Copy:
                 tensor.copy_(result)
 
 
-def _stored(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+def _copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
     if device is None or torch.device(device).type == tensor.device.type:
         return tensor.clone()
     away = tensor.to(device)
@@ -64,7 +65,7 @@ def _stored(tensor: Tensor, device: torch.device | str | None) -> Tensor:
 
 
 class Snapshots:
-    """Copies of `parameters` by name. `base` is a context manager in which the model is the pretrained one."""
+    """Named copies of `parameters`. `base` gives a context in which the model is the pretrained one."""
 
     def __init__(
         self,
@@ -73,26 +74,26 @@ class Snapshots:
         base: Callable[[], AbstractContextManager[None]],
         device: torch.device | str | None = None,
     ) -> None:
-        """device: where copies stay while they are not in use; default: where the parameters are."""
+        """device: device of copies that are not in use; default: that of the parameters."""
         self.parameters, self.decays, self._base = dict(parameters), dict(decays), base
         self.copies = {name: Copy(self.parameters, device) for name in decays}
         self._used: str | None = None
 
     @property
     def names(self) -> list[str]:
-        """Every name that `use` takes."""
+        """The names that `use` accepts."""
         return [CURRENT, BASE, *self.copies]
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
-        """Inside the block the model has the weights of the snapshot. A block may use the same again, no other one."""
+        """Give the model the weights of the snapshot inside the block. A block may use the same again, but no other one."""
         if name not in self.names:
             raise ValueError(f"no snapshot {name!r}; expected one of {self.names} (declare it under snapshots)")
         if name == (self._used or CURRENT):
             yield
             return
         if self._used is not None:
-            raise RuntimeError(f"snapshot {name!r} asked for while {self._used!r} is in use; leave that one first")
+            raise RuntimeError(f"snapshot {name!r} cannot be used while {self._used!r} is in use; leave that one first")
         self._used = name
         try:
             with self._base() if name == BASE else self.copies[name].swapped_in():
@@ -101,12 +102,12 @@ class Snapshots:
             self._used = None
 
     def update(self, step: int) -> None:
-        """Moves every snapshot towards the trained weights by the decay it has after this step."""
+        """Move every snapshot towards the trained weights, by its decay after this step."""
         for name, copy in self.copies.items():
             copy.move_towards(1 - self.decays[name].value(step))
 
     def is_current(self, name: str) -> bool:
-        """Whether a snapshot holds the very weights of θ now. What `base` holds is not looked at: False."""
+        """Return whether a snapshot holds exactly the weights of θ now. `base` is not compared: False."""
         if name not in self.copies:
             return name == CURRENT
         copy = self.copies[name].tensors
@@ -114,25 +115,25 @@ class Snapshots:
 
     @torch.no_grad()
     def fingerprint(self, name: str) -> Tensor:
-        """The sum of the weights under a snapshot, float64 [1], adapters of LoRA included also where `base` leaves them out."""
+        """Return the sum of the weights under a snapshot, float64 [1]. Adapters of LoRA count for `base` too."""
         with self.use(name), torch.no_grad():
             pieces = [piece for p in self.parameters.values() for piece in p.flatten().split(SUMMED)]
             scratch = torch.empty(SUMMED, dtype=torch.float64, device=pieces[0].device)
             return torch.stack([scratch[: len(piece)].copy_(piece).sum() for piece in pieces]).sum()[None]
 
     def state(self) -> dict[str, Tensor]:
-        """Every copy, flat, as `snapshot/parameter`."""
+        """Return the tensors of every copy as `snapshot/parameter`."""
         return {f"{name}/{key}": value for name, copy in self.copies.items() for key, value in copy.tensors.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore the copies from `state`. Raise ValueError if the names differ."""
         expected, found = set(self.state()), set(state)
         if expected != found:
             missing, surplus = sorted(expected - found)[:3], sorted(found - expected)[:3]
             raise ValueError(
-                f"the checkpoint's snapshots are not this run's: missing {missing}, unexpected {surplus}; "
-                "resume with the snapshots section the run was started with"
+                f"the checkpoint's snapshots are not those of this run: missing {missing}, unexpected {surplus}; "
+                "resume with the snapshots section that the run was started with"
             )
         for name, value in self.state().items():
             value.copy_(state[name])

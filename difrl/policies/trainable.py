@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from torch import nn
 
-from difrl.config import LoraConfig, ModelConfig
+from difrl.config import LoraConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
-from difrl.policies.snapshots import Copy
+from difrl.policies.snapshots import Copy, Snapshots
 from samplers import stable_seed
 
 ADAPTER = "default"
@@ -78,33 +78,24 @@ def _load_lora(module: Any, path: str, load_adapter: Callable[[str], object]) ->
         p.requires_grad_(True)
 
 
-def build_base_context(
-    module: nn.Module, model: ModelConfig, trained: Mapping[str, nn.Parameter], keep: bool
-) -> Callable[[], AbstractContextManager[None]]:
-    """A context in which the model is the pretrained one: LoRA switched off, or a kept copy exchanged in."""
-    if model.train == "lora":
-
-        @contextmanager
-        def without_adapter() -> Iterator[None]:
-            module.disable_adapters()  # type: ignore[operator]
-            try:
-                yield
-            finally:
-                module.enable_adapters()  # type: ignore[operator]
-
-        return without_adapter
-    frozen = Copy(trained, get_copy_device(model)) if keep else None
+def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: RunConfig, keep_base: bool) -> Snapshots:
+    """Build the snapshots of a run. `keep_base` keeps a copy of the pretrained weights if all weights are trained."""
+    device = "cpu" if config.model.copies == "cpu" else None
 
     @contextmanager
-    def copied() -> Iterator[None]:
-        if frozen is None:
-            raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
-        with frozen.swapped_in():
+    def without_adapter() -> Iterator[None]:
+        module.disable_adapters()
+        try:
             yield
+        finally:
+            module.enable_adapters()
 
-    return copied
+    def not_kept() -> AbstractContextManager[None]:
+        raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
 
-
-def get_copy_device(model: ModelConfig) -> str | None:
-    """Where copies of the weights stay; None: beside them."""
-    return "cpu" if model.copies == "cpu" else None
+    if config.model.train == "lora":
+        base: Callable[[], AbstractContextManager[None]] = without_adapter
+    else:
+        base = Copy(trained, device).swapped_in if keep_base else not_kept
+    decays = {name: section.build(config.train) for name, section in config.snapshots.items()}
+    return Snapshots(trained, decays, base, device)

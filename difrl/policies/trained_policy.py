@@ -1,7 +1,7 @@
-"""A model under training: what diffusion and language policies share.
+"""Base class of diffusion and language policies.
 
-A policy evaluates decisions under the weights of a snapshot. On top of that one function this class has the likelihoods of
-an update, penalties in the reward, recomputed log-probabilities and the diagnosis of the first-update check.
+A policy evaluates decisions under the weights of a snapshot. With that one function the base class implements the
+likelihoods of an update, penalties in the reward, recomputed log-probabilities and the diagnosis of the first-update check.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from difrl.policies.snapshots import CURRENT, Snapshots
 
 
 class TrainedPolicy(ABC, Generic[E]):
-    """Base class of policies; `E` is the modality's evaluation of decisions."""
+    """A model under training. `E` is the evaluation of decisions of its modality."""
 
     module_name: ClassVar[str]
     """Name of the trained module in messages."""
@@ -160,7 +160,7 @@ class TrainedPolicy(ABC, Generic[E]):
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[None]:
-        """Inside the block passes run in another precision. For float32, narrower weights are widened."""
+        """Run passes in another precision inside the block. For float32, narrower weights are widened."""
         before = self.dtype
         with widened(self.module) if dtype == torch.float32 else nullcontext():
             self.dtype = dtype

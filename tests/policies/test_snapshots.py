@@ -117,7 +117,7 @@ def test_a_snapshot_in_use_may_be_asked_for_again_and_no_other() -> None:
         assert float(weight.detach()[0]) == 1.0
     for other in ("current", "base"):
         with (
-            pytest.raises(RuntimeError, match=f"{other!r} asked for while 'old' is in use"),
+            pytest.raises(RuntimeError, match=f"{other!r} cannot be used while 'old' is in use"),
             found.use("old"),
             found.use(other),
         ):
@@ -148,11 +148,11 @@ def test_a_copy_that_has_to_be_fetched_holds_the_same_bits() -> None:
     for share in (0.3, 0.0, 0.9, 1.0, 0.4):
         weight.data = torch.randn(100, generator=generator)
         for copy in (near, far):
-            copy.follow(share)
+            copy.move_towards(share)
         assert torch.equal(near.tensors["w"], far.tensors["w"])
     seen = []
     for copy in (near, far):
-        with copy.placed():
+        with copy.swapped_in():
             seen.append(weight.detach().clone())
             weight.data.add_(0.0 if copy is near else 1.0)  # in place: of what was fetched, not of what is kept
     assert torch.equal(*seen)
@@ -165,7 +165,7 @@ def test_an_exchange_that_fails_halfway_changes_nothing() -> None:
     copy.tensors["second"] = torch.tensor([9.0]).as_subclass(Breaking)
     copy.tensors["first"] = torch.tensor([8.0])
     places = [first.data_ptr(), second.data_ptr()]
-    with pytest.raises(RuntimeError, match="out of memory"), copy.placed():
+    with pytest.raises(RuntimeError, match="out of memory"), copy.swapped_in():
         pass
     assert (first.item(), second.item()) == (1.0, 2.0)
     assert [first.data_ptr(), second.data_ptr()] == places

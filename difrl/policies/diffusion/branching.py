@@ -1,8 +1,8 @@
-"""What samples share before they part: nothing, or their initial noise and the denoising steps before the window.
+"""Branch sampling: samples share their initial noise and the denoising steps before the window.
 
 Samples with neighbouring numbers make a branch: sample i belongs to branch i // size. The shared steps are evaluated
-once a branch. Branch sampling is B²-DiffuRL's (arXiv:2503.11240); with the window at step 0 only the initial noise is
-shared, as in DanceGRPO (2505.07818).
+once a branch (B²-DiffuRL, arXiv:2503.11240). With the window at step 0 only the initial noise is shared, as in DanceGRPO
+(2505.07818).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from samplers import Kernel, ode
 
 @dataclass(frozen=True)
 class Branching:
-    """How many samples share a prefix, and how it is drawn."""
+    """Size of a branch, and the kernel of its shared prefix."""
 
     size: int = 1
-    """Samples of a branch; 1: nothing is shared."""
+    """Number of samples of a branch. 1 shares nothing."""
     kernel: Kernel = ode
-    """Of the shared steps."""
+    """Kernel of the shared steps."""
     noisy: bool = False
-    """Whether they are drawn from the kernel; else its mean is taken."""
+    """True if shared steps are drawn from the kernel; otherwise they take its mean."""
 
     def chunks(self, samples: Tensor, most: int) -> Iterator[Tensor]:
-        """Rows of samples [B] by their numbers: whole branches, as many as `most` samples hold and at least one."""
+        """Yield rows of samples, given by their numbers [B]: whole branches, with at most `most` samples if one has no more."""
         owners = samples // self.size
         for some in owners.unique().split(max(1, most // self.size)):
             yield torch.isin(owners, some).nonzero().flatten()
 
     def owners(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The branches' numbers [K], a row of each [K], and which of them each sample belongs to [B]."""
+        """Return the numbers of the branches [K], the first row of each [K], and the branch of each sample [B]."""
         numbers, owner = (samples // self.size).unique(return_inverse=True)
         rows = torch.arange(len(samples), device=samples.device)
         first = rows.new_zeros(len(numbers)).scatter_reduce(0, owner, rows, "amin", include_self=False)
@@ -43,11 +43,11 @@ class Branching:
 
 
 NO_BRANCHING = Branching()
-"""Every sample from noise of its own."""
+"""Sampling in which every sample starts from its own noise."""
 
 
 def build_branching(config: RunConfig, kernel: Kernel) -> Branching:
-    """The branching a recipe names."""
+    """Build the branching of a recipe."""
     branch = config.rollout.branch
     if branch is None:
         return NO_BRANCHING

@@ -1,4 +1,4 @@
-"""From a model's denoisers to the one that draws samples: guidance, then RLG, either of them adaptive, and measured."""
+"""The guided denoiser that draws samples: classifier-free guidance, then RLG; both may be adaptive, and measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from samplers import (
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """A denoiser for one call of samples, numbered by their conditions, and what was noted while it was used."""
+    """A denoiser for one call of samples, numbered by their conditions, with the counts and distances of its use."""
 
     denoiser: Denoiser
     counted: Sequence[Counting]
@@ -35,10 +35,10 @@ class GuidedDenoiser:
     distance: Distance | None
 
     def measures(self, count: int) -> dict[str, Tensor]:
-        """Of samples 0 .. count-1, float32 [count] each.
+        """Return the measures of samples 0 .. count-1, float32 [count] each.
 
-        divergence/base: mean over the run's states of ||out - out_base||^2, averaged over dimensions. cost/evaluations:
-        of the model, for the sample itself; cost/saved: those that adaptive guidance left out.
+        divergence/base: mean over the states of the run of ||out - out_base||^2, averaged over dimensions.
+        cost/evaluations: evaluations of the model for the sample. cost/saved: those that adaptive guidance left out.
         """
         made = sum((c.per_sample.sums(count).cpu() for c in self.counted), torch.zeros(count))
         saved = sum((a.saved.sums(count).cpu() for a in self.agreements), torch.zeros(count))
@@ -47,27 +47,27 @@ class GuidedDenoiser:
 
 
 def build_guidance(
-    denoiser: Callable[[str], Denoiser], scale: float, steering: GuidanceSettings, grid: Grid
+    denoiser: Callable[[str], Denoiser], scale: float, settings: GuidanceSettings, grid: Grid
 ) -> GuidedDenoiser:
-    """RLG of base and current weights, each under classifier-free guidance at `scale`.
+    """Build RLG of base and current weights, each under classifier-free guidance at `scale`.
 
-    denoiser: snapshot -> conditional denoiser. The base is evaluated where the weight or a measurement asks for it.
+    denoiser: snapshot -> conditional denoiser. The base is evaluated only where the weight or a measurement needs it.
     """
     counted = [counting(denoiser(snapshot)) for snapshot in (BASE, CURRENT)]
     agreements: list[Agreement] = []
-    if steering.adaptive is None:
-        base, tuned = (classifier_free(one, scale) for one in counted)
+    if settings.adaptive is None:
+        base, trained = (classifier_free(one, scale) for one in counted)
         remembered = Remembering(base)
-        guided = reinforcement_learning(remembered, tuned, steering.rlg, first_steps=steering.first_steps, grid=grid)
+        guided = reinforcement_learning(remembered, trained, settings.rlg, first_steps=settings.first_steps, grid=grid)
     else:
         costs = (1, 1, 1 if scale == 1 else 2)
-        agreements = [Agreement(steering.adaptive, cost) for cost in costs]
-        base, tuned = (adaptive_classifier_free(c, scale, a) for c, a in zip(counted, agreements, strict=False))
+        agreements = [Agreement(settings.adaptive, cost) for cost in costs]
+        base, trained = (adaptive_classifier_free(c, scale, a) for c, a in zip(counted, agreements, strict=False))
         remembered = Remembering(base)
         guided = adaptive_reinforcement_learning(
-            remembered, tuned, steering.rlg, agreements[-1], first_steps=steering.first_steps, grid=grid
+            remembered, trained, settings.rlg, agreements[-1], first_steps=settings.first_steps, grid=grid
         )
-    if not steering.measure:
+    if not settings.measure:
         return GuidedDenoiser(guided, counted, agreements, None)
     distance = Distance(guided, classifier_free(denoiser(BASE), scale), remembered)
     return GuidedDenoiser(distance, counted, agreements, distance)

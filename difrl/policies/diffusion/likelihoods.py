@@ -1,7 +1,7 @@
-"""Likelihood kinds of a diffusion policy: what its decisions are, and ℓ of a decision given the denoiser's output.
+"""Likelihood kinds of a diffusion policy: the decisions, and their ℓ given the denoiser's output.
 
-A kind knows nothing of snapshots, batches or losses; the policy evaluates the denoiser under each set of weights and asks
-the kind what each output says. So every kind has every reference and every anchor.
+The policy evaluates the denoiser under each set of weights, and the kind evaluates each output. A kind is independent of
+snapshots, batches and losses, so every reference and every anchor works with every kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from difrl.policies.diffusion.step_weights import STEP_DIVISORS
 from difrl.policies.diffusion.timestep_sampling import build_density, build_quantile, stratified
 from difrl.policies.evaluation import Evaluation
 from difrl.policies.references import Reference
-from samplers import Gaussian, Grid, Kernel, Process, keyed_uniform
+from samplers import Gaussian, Grid, Kernel, Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class DenoiserEvaluation(Evaluation):
 
 
 _RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")
-"""What a reverse decision may hold of the tape; means are there only where something needs them."""
+"""Recorded tensors of a reverse decision. `mean` is recorded only if something needs it."""
 
 
 class LikelihoodKind(Protocol):
@@ -110,23 +110,23 @@ class ReverseEvaluation(DenoiserEvaluation):
     @property
     def weight(self) -> Tensor | None:
         kind = self.kind
-        pull = STEP_DIVISORS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
-        return None if pull is None else (1 / pull).to(self.logp.dtype)
+        divisor = STEP_DIVISORS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
+        return None if divisor is None else (1 / divisor).to(self.logp.dtype)
 
 
-def _output(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _get_outputs(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return output, process.target(flat["x0"], flat["noise"], flat["t"])
 
 
-def _clean(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _get_clean(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return process.split(output, flat["x_t"], flat["t"])[0], flat["x0"]
 
 
 ERRORS: Mapping[str, Callable[[Process, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]] = {
-    "output": _output,
-    "clean": _clean,
+    "output": _get_outputs,
+    "clean": _get_clean,
 }
-"""What a forward likelihood compares with what, [N, ...] each: raw outputs, or clean samples."""
+"""likelihood.error -> (prediction, target), [N, ...] each: raw outputs, or clean samples."""
 
 
 @dataclass(frozen=True)
@@ -140,30 +140,25 @@ class Forward:
 
     def decisions(self, rollout: Rollout, key: NoiseKey, model: ModelAccess) -> Decisions:
         x0 = rollout.replay_data["latents"]
-        t = build_quantile(self.config.times)(stratified(self._uniforms(rollout, key)), self.grid).to(x0.device)
+        owners = rollout.groups if "t" in self.config.share else rollout.samples
+        uniforms = stratified(key.uniform((self.config.decisions,), owners, "t").double())
+        t = build_quantile(self.config.times)(uniforms, self.grid).to(x0.device)
         x_t, noise = build_noising(self.config, self.process, self.grid)(rollout, t, key, model)
         tensors = {"x_t": x_t, "t": t, "x0": x0[:, None].expand_as(x_t), "noise": noise}
         return Decisions(tensors, torch.ones(t.shape, dtype=torch.bool, device=x0.device))
-
-    def _uniforms(self, rollout: Rollout, key: NoiseKey) -> Tensor:
-        owners = rollout.groups if "t" in self.config.share else rollout.samples
-        shape = (self.config.decisions,)
-        return keyed_uniform(
-            shape, seed=key.seed, step=key.step, samples=owners, use=f"{key.purpose}/t", dtype=torch.float64
-        )
 
     def evaluate(self, output: Tensor, flat: Mapping[str, Tensor]) -> ForwardEvaluation:
         return ForwardEvaluation(self.logp(output, flat), flat, output, self)
 
     def logp(self, output: Tensor, flat: Mapping[str, Tensor]) -> Tensor:
-        """ℓ [N]; elbo sums over dimensions, the other weightings average."""
+        """Return ℓ [N]. `elbo` sums over dimensions, the other weightings average."""
         t = flat["t"]
         if self.config.weighting == "elbo":
             eps_hat = self.process.split(output, flat["x_t"], t)[1]
             rate, density = self.process.log_snr_rate(t), build_density(self.config.times)(t)
             return elbo(flat["noise"], eps_hat, t, rate, density, self.config.cutoff)
-        found, target = ERRORS[self.config.error](self.process, output, flat)
-        return forward_logp(found, target, t, self.config.weighting)
+        prediction, target = ERRORS[self.config.error](self.process, output, flat)
+        return forward_logp(prediction, target, t, self.config.weighting)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""From the model section of a recipe to a policy: find the family, load, make trainable, take snapshots."""
+"""Loading of a diffusion policy: the family, the pipeline, its adapter, its snapshots."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
-from difrl.policies.snapshots import BASE, CURRENT, Snapshots
-from difrl.policies.trainable import ADAPTER, build_base_context, get_copy_device, make_trainable
+from difrl.policies.references import build_reference_set, get_needs, snapshots_used
+from difrl.policies.snapshots import BASE, CURRENT
+from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Grid, Kernel, Process, Scheduler, Window, ode
@@ -50,7 +50,7 @@ STOCHASTIC_SOLVERS = frozenset(
 
 
 def family_class(path: str, revision: str | None = None) -> type[Family]:
-    """The family of the pipeline at a folder or hub id, from its model_index.json."""
+    """Return the family of the pipeline at a folder or hub id, by its model_index.json."""
     try:
         class_name = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
     except (OSError, KeyError) as error:
@@ -67,7 +67,7 @@ def family_class(path: str, revision: str | None = None) -> type[Family]:
 
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
-    """The pipeline, frozen, on the device, its autoencoder in float32."""
+    """Load the frozen pipeline. Its autoencoder is in float32."""
     path = resolve(model.path)
     cls = family_class(path, model.revision)
     try:
@@ -93,7 +93,7 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
 
 
 def set_attention(denoiser: ModelMixin, backend: str) -> None:
-    """Chooses diffusers' attention implementation, or says why it cannot run here."""
+    """Set the attention implementation of diffusers. Raise ModelError if it cannot run here."""
     if backend == "sdpa":
         return
     problem = f"model.attention: {backend} cannot run here"
@@ -126,7 +126,7 @@ def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -
 def build_kind(
     config: ReverseLikelihood | ForwardLikelihood, process: Process, grid: Grid, kernel: Kernel
 ) -> LikelihoodKind:
-    """The likelihood a recipe names."""
+    """Build the likelihood of a recipe."""
     if config.kind == "reverse":
         return Reverse(config, process, kernel)
     return Forward(config, process, grid)
@@ -149,7 +149,7 @@ def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
 
 
 def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
-    """How rollouts and how evaluations are drawn: the latter by the ODE (or the solver) from the current weights."""
+    """Build the sampling of rollouts and that of evaluations: by the ODE (or the solver), from the current weights."""
     rollout, process = config.rollout, family.process
     shape = family.latent_shape(rollout.height, rollout.width)
     length = family.sequence_length(shape)
@@ -190,12 +190,12 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
 
 
 def needs_base(config: RunConfig) -> bool:
-    """Whether training evaluates the pretrained weights, or draws from them."""
+    """Return whether training evaluates the pretrained weights, or draws from them."""
     return BASE in (*config.sampling_snapshots, *get_inversion_snapshots(config), *snapshots_used(config))
 
 
 def get_inversion_snapshots(config: RunConfig) -> list[str]:
-    """The snapshots whose sampler is run backwards for the noise of a forward likelihood: one, or none."""
+    """Return the snapshots whose sampler is inverted for the noise of a forward likelihood: one, or none."""
     likelihood = config.likelihood
     return [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
 
@@ -213,8 +213,6 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
     trained = make_denoiser_trainable(family, config.model, config.seed)
-    keep = keep_base or needs_base(config)
-    decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     try:
         training, evaluation = build_samplings(config, family)
     except ValueError as error:  # of samplers and families, which know nothing of recipes
@@ -224,13 +222,8 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
         build_kind(likelihood, family.process, training.grid, training.kernel),
         training,
         evaluation,
-        Snapshots(
-            trained,
-            decays,
-            build_base_context(family.denoiser, config.model, trained, keep),
-            get_copy_device(config.model),
-        ),
-        ReferenceSet(get_references(config), config.likelihood.old, get_needs(config), reward_anchors(config)),
+        build_snapshots(family.denoiser, trained, config, keep_base or needs_base(config)),
+        build_reference_set(config),
         PromptEncoder(
             family,
             config.data.negative,
@@ -243,7 +236,7 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
 
 
 def _saver(family: Family, model: ModelConfig) -> Callable[[Path], None]:
-    """LoRA: the adapter, as load_lora_weights reads it. Full: the whole pipeline, as from_pretrained reads it."""
+    """Return a function that writes the adapter for load_lora_weights (LoRA) or the pipeline for from_pretrained (full)."""
 
     def save(folder: Path) -> None:
         with silenced_libraries():

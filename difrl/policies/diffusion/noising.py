@@ -1,4 +1,4 @@
-"""How a clean sample becomes the noisy states at which a forward likelihood is evaluated."""
+"""Noising of clean samples: the states at which a forward likelihood is evaluated."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from samplers import Condition, Denoiser, Grid, Process, corrupt, expand, invert
 
 @dataclass(frozen=True)
 class ModelAccess:
-    """What a policy lends of its model: the denoiser of a snapshot, without guidance, and the prompts' condition."""
+    """Parts of a policy's model: the denoiser of a snapshot without guidance, and the condition of a rollout's prompts."""
 
     denoiser: Callable[[str], Denoiser]
     condition: Callable[[Rollout], Condition]
     batch: int
-    """Samples evaluated at once."""
+    """Number of samples evaluated at once."""
 
 
 class Noising(Protocol):
-    """Chooses the noise of each decision."""
+    """A function that chooses the noise of each decision."""
 
     def __call__(self, rollout: Rollout, t: Tensor, key: NoiseKey, model: ModelAccess) -> tuple[Tensor, Tensor]:
-        """(x_t, ε) [B, J, ...] at times t [B, J], with x_t = α_t x0 + σ_t ε of the clean samples."""
+        """Return (x_t, ε) [B, J, ...] at times t [B, J], with x_t = α_t x0 + σ_t ε for the clean samples x0."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """ε ~ N(0, I), keyed by the sample, or by its group where samples are to share it."""
+    """ε ~ N(0, I), keyed by the sample, or by its group if the samples of a group share it."""
 
     process: Process
     shared: bool
@@ -50,10 +50,10 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Inverted:
-    """x_t on the deterministic path that leads to x0: the noise with which a model would make it (2503.18454).
+    """x_t on the deterministic path that leads to x0, so that ε is the noise from which the model draws x0 (2503.18454).
 
-    The path is inverted along the sampler's grid, on which t must lie: one evaluation a step but the first, however
-    many decisions are taken from it. ε = (x_t − α_t x0) / σ_t.
+    The path is inverted along the sampler's grid, on which t must lie. This costs one evaluation a step, the first step
+    excepted, for any number of decisions. ε = (x_t − α_t x0) / σ_t.
     """
 
     process: Process
@@ -67,7 +67,7 @@ class Inverted:
             model.denoiser(self.snapshot),
             model.condition(rollout),
         )
-        grid = Grid(self.grid.times[1:])  # no decision is at the first time, where states are all but noise
+        grid = Grid(self.grid.times[1:])  # no decision is at the first time, where states are almost pure noise
         step = (t[:, :, None].cpu() == grid.times[:-1]).int().argmax(-1).to(x0.device)
         parts = []
         for rows in batches(len(x0), model.batch):
@@ -81,7 +81,7 @@ class Inverted:
 
 
 def build_noising(config: ForwardLikelihood, process: Process, grid: Grid) -> Noising:
-    """The noising a recipe names."""
+    """Build the noising of a recipe."""
     if isinstance(config.noise, FreshNoise):
         return Fresh(process, "noise" in config.share)
     return Inverted(process, grid, config.noise.snapshot)

@@ -105,10 +105,10 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         sampling = self.sampling
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
         with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
-            tape = draw(denoiser, self.prompts, prompts, samples, key, sampling)
-            tape["weights"] = self.sampler_fingerprint().expand(len(prompts))
-        images = decode(self.family, tape["latents"], sampling.batch)
-        return Rollout(tuple(prompts), groups, samples, tape, images)
+            replay_data = draw(denoiser, self.prompts, prompts, samples, key, sampling)
+            replay_data["weights"] = self.sampler_fingerprint().expand(len(prompts))
+        images = decode(self.family, replay_data["latents"], sampling.batch)
+        return Rollout(tuple(prompts), groups, samples, replay_data, images)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         sampling = replace(self.sampling, snapshot=snapshot, branching=replace(self.sampling.branching, size=1))
@@ -118,13 +118,13 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         return Rollout(tuple(prompts), samples, samples, {}, images)
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
     ) -> Rollout:
         sampling = self.evaluation_sampling
-        steered = build_guidance(self.denoiser, sampling.guidance, steering, sampling.grid)
-        drawn = draw(steered.denoiser, self.prompts, prompts, samples, key, sampling)
+        guided = build_guidance(self.denoiser, sampling.guidance, guidance, sampling.grid)
+        drawn = draw(guided.denoiser, self.prompts, prompts, samples, key, sampling)
         images = decode(self.family, drawn["latents"], sampling.batch)
-        return Rollout(tuple(prompts), samples, samples, {}, images, measures=steered.measures(len(prompts)))
+        return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))
 
     def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """Return the latents of images. Raise ModelError for another size than the model is sampled at."""

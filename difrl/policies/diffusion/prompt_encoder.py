@@ -1,4 +1,4 @@
-"""From prompts to what a denoiser is conditioned on: each text is encoded once, as long as there is room for it."""
+"""Conditions of a denoiser for prompts. Embeddings are cached, so each text is encoded once as long as memory allows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from samplers import Condition
 
 @dataclass(eq=False)
 class PromptEncoder:
-    """The family's text encoders, with the embeddings of the texts that were used last on the CPU."""
+    """The text encoders of a family, with a cache of the latest embeddings on the CPU."""
 
     family: Family
     negative: str
-    """Negative prompt of guidance, where a prompt has none of its own."""
+    """Negative prompt for prompts that have none of their own."""
     max_sequence_length: int | None
     dtype: torch.dtype
-    """Of the embeddings given to the denoiser."""
+    """Precision of the embeddings given to the denoiser."""
     room: int = 2**30
-    """Bytes of embeddings that are kept. With T5 at 256 tokens a text takes 2 to 4 MB."""
+    """Size of the cache in bytes. With T5 at 256 tokens a text takes 2 to 4 MB."""
     _embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """Longest unused first."""
+    """Text -> name -> embedding, the least recently used first."""
     _size: int = 0
 
     def __call__(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
-        """Embeddings of prompts, and of their negative prompts where guidance wants them."""
+        """Return the condition of prompts, with that of their negative prompts if guided."""
         positive = [p.text for p in prompts]
         negative = [self.negative if p.negative is None else p.negative for p in prompts]
         found = self._embedded([*positive, *negative] if guided else positive)
@@ -38,9 +38,9 @@ class PromptEncoder:
 
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """The embeddings of these texts, encoded where they are not at hand; then makes room.
+        """Return the embeddings of these texts from the cache, or encode and cache them.
 
-        Each is encoded alone, so that its bits do not depend on which others were at hand: a resumed run has none at first.
+        Each is encoded alone, so that its bits do not depend on the state of the cache: a resumed run starts with an empty one.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         found = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts) if text in self._embeddings}

@@ -1,7 +1,4 @@
-"""What a denoising step is by its times alone: its noise, and how strongly it answers to the model's output.
-
-Times are [N]; results are [N] float64.
-"""
+"""Divisors of the loss of a denoising step, which depend on its times alone. Times are [N]; results are [N] float64."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from samplers import Kernel, Process
 
 
 def slope(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """|d mean / d output| of each step: every kernel's mean is linear in the output, with one factor a step.
+    """Return |d mean / d output| of each step. The mean of every kernel is linear in the output, with one factor a step.
 
-    For Flow-SDE it is |dt| (1 + eta^2 / 2), but at t = 1.
+    For Flow-SDE it is |dt| (1 + eta^2 / 2), except at t = 1.
     """
     zero = torch.zeros(len(t), 1, dtype=torch.float64, device=t.device)
     means = [kernel(process, output, zero, t, s).mean for output in (zero + 1, zero)]
@@ -24,10 +21,10 @@ def slope(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
 
 
 def time_step(kernel: Kernel, process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """|dt| of each step."""
+    """Return |dt| of each step."""
     return t.double() - s.double()
 
 
-Pull = Callable[[Kernel, Process, Tensor, Tensor], Tensor | None]
-STEP_DIVISORS: Mapping[str, Pull] = {"none": lambda *step: None, "time_step": time_step, "slope": slope}
-"""How strongly a step pulls at the weights, by which its loss may be divided (GRPO-Guard, arXiv:2510.22319)."""
+Divisor = Callable[[Kernel, Process, Tensor, Tensor], Tensor | None]
+STEP_DIVISORS: Mapping[str, Divisor] = {"none": lambda *step: None, "time_step": time_step, "slope": slope}
+"""likelihood.step_weight -> divisor of a step's loss: its effect on the weights (GRPO-Guard, arXiv:2510.22319)."""

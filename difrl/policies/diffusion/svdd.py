@@ -1,4 +1,4 @@
-"""SVDD on a diffusion policy: at every step the reward chooses among states that the model itself draws."""
+"""SVDD on a diffusion policy: at every step the reward chooses among states that the model draws."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from samplers import Window, keyed_uniform, make_kernel, svdd, transition_std
+from samplers import Window, make_kernel, svdd, transition_std
 
 Score = Callable[[Rollout], Tensor]
-"""Samples -> values [B]; NaN where there is none."""
+"""Samples -> values [B]; NaN for samples that have none."""
 
 
 @dataclass(frozen=True)
 class SVDDSettings:
-    """M candidates at every step, of which one is kept with probability proportional to exp(value / temperature)."""
+    """M candidates at every step. One is kept, with probability proportional to exp(value / temperature)."""
 
     candidates: int
     temperature: float
@@ -34,14 +34,14 @@ def draw_with_svdd(
     prompts: Sequence[Prompt],
     samples: Tensor,
     key: NoiseKey,
-    steering: GuidanceSettings,
-    decoding: SVDDSettings,
+    guidance: GuidanceSettings,
+    settings: SVDDSettings,
     score: Score,
 ) -> Rollout:
-    """One sample for each prompt, by samplers.svdd over the steps of the policy's evaluations.
+    """Draw one sample for each prompt, by samplers.svdd over the steps of the policy's evaluations.
 
-    The kernel is DDIM's at η = 1, as in the paper: at η = 0 there is nothing to choose from. Steps on which it is
-    nearly silent are the ODE's. Values are those of decoded clean predictions, so a step costs M decodings too.
+    The kernel is that of DDIM at η = 1, as in the paper; at η = 0 all candidates are equal. Steps with almost no noise are
+    steps of the ODE. A value is the score of the decoded clean prediction, so a step costs M decodings too.
     """
     sampling = policy.evaluation_sampling
     if sampling.scheduler is not None:
@@ -50,64 +50,33 @@ def draw_with_svdd(
         )
     kernel = make_kernel("ddim", 1.0, sampling.grid)
     window = Window.noisy(transition_std(kernel, policy.process, sampling.grid))
-    steered = build_guidance(policy.denoiser, sampling.guidance, steering, sampling.grid)
-    latents = []
-    for rows in batches(len(prompts), max(1, sampling.batch // decoding.candidates)):
-        asked, numbers = prompts[rows], samples[rows]
-        condition = policy.prompts(asked, sampling.guidance != 1).numbered(rows.start)
-        draw = _Draws(sampling.shape, key, numbers, policy.device)
-        value = _Value(policy, asked, score)
-        latents.append(
-            svdd(
-                steered.denoiser,
-                policy.process,
-                sampling.grid,
-                kernel,
-                draw.init(),
-                condition,
-                window=window,
-                candidates=decoding.candidates,
-                temperature=decoding.temperature,
-                value=value,
-                noise=draw.noise,
-                uniform=draw.uniform,
-            )
+    guided = build_guidance(policy.denoiser, sampling.guidance, guidance, sampling.grid)
+
+    def draw(rows: slice) -> Tensor:
+        chosen, numbers = prompts[rows], samples[rows]
+
+        def noise(purpose: str, step: int = 0) -> Tensor:
+            return key.normal(sampling.shape, numbers, purpose, step, policy.device)
+
+        def value(x0_hat: Tensor, index: Tensor) -> Tensor:
+            owners = tuple(chosen[row] for row in index.tolist())
+            return score(Rollout(owners, index, index, {}, policy.family.decode(x0_hat)))
+
+        return svdd(
+            guided.denoiser,
+            policy.process,
+            sampling.grid,
+            kernel,
+            noise("init"),  # as an evaluation with the same key starts
+            policy.prompts(chosen, sampling.guidance != 1).numbered(rows.start),
+            window=window,
+            candidates=settings.candidates,
+            temperature=settings.temperature,
+            value=value,
+            noise=lambda step, candidate: noise(f"svdd/{candidate}", step),
+            uniform=lambda step: key.uniform((), numbers, "svdd/choice", step),
         )
+
+    latents = [draw(rows) for rows in batches(len(prompts), max(1, sampling.batch // settings.candidates))]
     images = torch.cat([policy.family.decode(part) for part in latents])
-    return Rollout(tuple(prompts), samples, samples, {}, images, measures=steered.measures(len(prompts)))
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """The keyed randomness of a batch; the start is that of an evaluation with the same key."""
-
-    shape: Sequence[int]
-    key: NoiseKey
-    samples: Tensor
-    device: torch.device
-
-    def init(self) -> Tensor:
-        return self._normal("init", 0)
-
-    def noise(self, step: int, candidate: int) -> Tensor:
-        return self._normal(f"svdd/{candidate}", step)
-
-    def uniform(self, step: int) -> Tensor:
-        key, use = self.key, f"{self.key.purpose}/svdd/choice"
-        return keyed_uniform((), seed=key.seed, step=key.step, samples=self.samples, use=use, index=step)
-
-    def _normal(self, use: str, index: int) -> Tensor:
-        return self.key.normal(self.shape, self.samples, use, index, self.device)
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What a clean prediction is worth: decoded, and scored with its own sample's prompt."""
-
-    policy: DiffusionPolicy
-    prompts: Sequence[Prompt]
-    score: Score
-
-    def __call__(self, x0_hat: Tensor, rows: Tensor) -> Tensor:
-        asked = tuple(self.prompts[row] for row in rows.tolist())
-        return self.score(Rollout(asked, rows, rows, {}, self.policy.family.decode(x0_hat)))
+    return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))

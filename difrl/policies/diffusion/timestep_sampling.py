@@ -1,7 +1,7 @@
 """The times at which a forward likelihood is evaluated: J stratified draws for each sample.
 
-u_j uniform in [j/J, (j+1)/J) goes through the quantile function of the chosen density, so J draws cover it evenly
-and their mean is an unbiased estimate of the mean over the density.
+The quantile function of the density maps u_j, uniform in [j/J, (j+1)/J). So J draws cover the density evenly, and their
+mean is an unbiased estimate of the mean over it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Density = Callable[[Tensor], Tensor]
 
 
 def stratified(uniforms: Tensor) -> Tensor:
-    """u [B, J] uniform in [0, 1) moved into the J strata."""
+    """Move u [B, J], uniform in [0, 1), into the J strata."""
     j = torch.arange(uniforms.shape[1], dtype=uniforms.dtype, device=uniforms.device)
     return (j + uniforms) / uniforms.shape[1]
 
 
 def grid_quantile(config: GridTimes, u: Tensor, grid: Grid) -> Tensor:
-    """Times at which the sampler evaluates the model, but for the first, among that fraction of its N steps, each as likely.
+    """Return times at which the sampler evaluates the model, each equally likely, the first excepted.
 
-    Steps 1 .. floor(fraction N) - 1, as AWM counts them (arXiv:2509.25050): at 0.9 of 14 steps these are 11 times. At
-    least step 1.
+    They are those of steps 1 .. floor(fraction N) - 1 of N, as AWM counts them (arXiv:2509.25050): at 0.9 of 14 steps, 11
+    times. Step 1 is always among them.
     """
     end = math.floor(config.fraction * grid.steps + 1e-9)  # 0.29 * 100 is a little below 29
     candidates = grid.times[1 : max(2, end)].to(u.device)
@@ -37,12 +37,12 @@ def grid_quantile(config: GridTimes, u: Tensor, grid: Grid) -> Tensor:
 
 
 def uniform_quantile(config: UniformTimes, u: Tensor, grid: Grid) -> Tensor:
-    """low + (high − low) u."""
+    """Return low + (high − low) u."""
     return config.low + (config.high - config.low) * u.double()
 
 
 def logit_normal_quantile(config: LogitNormalTimes, u: Tensor, grid: Grid) -> Tensor:
-    """shift τ / (1 + (shift − 1) τ) with τ = sigmoid(mean + std Φ⁻¹(u))."""
+    """Return shift τ / (1 + (shift − 1) τ) with τ = sigmoid(mean + std Φ⁻¹(u))."""
     # Φ⁻¹ is infinite at 0 and 1; the clamp moves a draw that has probability 1e-6.
     normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
     tau = torch.sigmoid(config.mean + config.std * normal)
@@ -50,12 +50,12 @@ def logit_normal_quantile(config: LogitNormalTimes, u: Tensor, grid: Grid) -> Te
 
 
 def uniform_density(config: UniformTimes, t: Tensor) -> Tensor:
-    """1 / (high − low)."""
+    """Return 1 / (high − low)."""
     return torch.full_like(t, 1 / (config.high - config.low))
 
 
 def logit_normal_density(config: LogitNormalTimes, t: Tensor) -> Tensor:
-    """The density of the shifted logit-normal: N(logit τ; mean, std²) / (τ (1 − τ)) · dτ/dt."""
+    """Return the density of the shifted logit-normal: N(logit τ; mean, std²) / (τ (1 − τ)) · dτ/dt."""
     tau = t / (config.shift - (config.shift - 1) * t)
     normal = torch.distributions.Normal(config.mean, config.std)
     slope = config.shift / (config.shift - (config.shift - 1) * t) ** 2
@@ -63,7 +63,7 @@ def logit_normal_density(config: LogitNormalTimes, t: Tensor) -> Tensor:
 
 
 def build_quantile(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quantile:
-    """The quantile function of a times section."""
+    """Build the quantile function of a times section."""
     match config:
         case GridTimes():
             return lambda u, grid: grid_quantile(config, u, grid)
@@ -74,7 +74,7 @@ def build_quantile(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quant
 
 
 def build_density(config: GridTimes | UniformTimes | LogitNormalTimes) -> Density:
-    """The density of a times section; a grid has none."""
+    """Build the density of a times section. Raise ValueError for a grid, which has none."""
     match config:
         case UniformTimes():
             return lambda t: uniform_density(config, t)

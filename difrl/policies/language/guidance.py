@@ -28,19 +28,19 @@ class TextGuidanceRun:
     """(number of samples B) → name → [B]; to be called after they are drawn."""
 
 
-def build_text_guidance(network: CausalLM, snapshots: Snapshots, steering: GuidanceSettings) -> TextGuidanceRun:
+def build_text_guidance(network: CausalLM, snapshots: Snapshots, settings: GuidanceSettings) -> TextGuidanceRun:
     """Build RLG, which blends the logits of every token (samplers/text_guidance.py). At w = 0 and w = 1 one model draws alone."""
-    if steering.adaptive is not None:
+    if settings.adaptive is not None:
         raise ModelError(
             "adaptive guidance is for image models only; leave it out, or remove `adaptive` from inference.json"
         )
-    if steering.rlg == 0 and steering.first_steps == 0:
-        return TextGuidanceRun(BASE, (), _nowhere if steering.measure else _nothing)
-    if steering.rlg == 1 and not steering.measure:
+    if settings.rlg == 0 and settings.first_steps == 0:
+        return TextGuidanceRun(BASE, (), _nowhere if settings.measure else _nothing)
+    if settings.rlg == 1 and not settings.measure:
         return TextGuidanceRun(CURRENT, (), _nothing)
-    divergence = BaseDivergence() if steering.measure else None
+    divergence = BaseDivergence() if settings.measure else None
     under = partial(snapshots.use, BASE)
-    guidance = TextGuidance(network.model, steering.rlg, under, steering.first_steps, divergence)
+    guidance = TextGuidance(network.model, settings.rlg, under, settings.first_steps, divergence)
     return TextGuidanceRun(CURRENT, (guidance,), _nothing if divergence is None else partial(_measured, divergence))
 
 

@@ -18,9 +18,9 @@ from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import ReferenceSet, get_needs, get_references, reward_anchors, snapshots_used
-from difrl.policies.snapshots import BASE, Snapshots
-from difrl.policies.trainable import ADAPTER, build_base_context, get_copy_device, make_trainable
+from difrl.policies.references import build_reference_set, snapshots_used
+from difrl.policies.snapshots import BASE
+from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
@@ -56,7 +56,6 @@ def build_language_policy(
     teacher_networks = {name: CausalLM.build(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
         _check_vocabulary(name, network, teacher)
-    decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
     keep = keep_base or BASE in (*config.sampling_snapshots, *snapshots_used(config))
     temperature = generation.temperature
     settings = GenerationSettings(
@@ -72,10 +71,8 @@ def build_language_policy(
         texts,
         settings,
         build_engines(config, network, decoding),
-        Snapshots(
-            trained, decays, build_base_context(model, config.model, trained, keep), get_copy_device(config.model)
-        ),
-        ReferenceSet(get_references(config), likelihood.old, get_needs(config), reward_anchors(config)),
+        build_snapshots(model, trained, config, keep),
+        build_reference_set(config),
         teacher_networks,
         _saver(model, tokenizer),
     )

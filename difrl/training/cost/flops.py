@@ -1,7 +1,7 @@
-"""What one evaluation of a model costs, counted on the meta device: nothing is computed and no memory is used.
+"""The cost of one evaluation of a model, counted on the meta device: nothing is computed and no memory is used.
 
-Matrix products and convolutions are counted as they are called, so the count is right also where a model does
-not send every token through every weight (an MMDiT has one set for image tokens and one for text tokens).
+Matrix products and convolutions are counted as they are called. So the count is right also for models that do not send
+every token through every weight (an MMDiT has one set for image tokens and one for text tokens).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one evaluation of one sample."""
+    """The cost of one evaluation of one sample."""
 
     forward: int
     """FLOPs without gradient."""
     training: int
-    """FLOPs with gradient: forward, backward, and the forward again where activations are recomputed."""
+    """FLOPs with gradient: forward, backward, and the second forward if activations are recomputed."""
     activations: int
-    """Bytes that are kept between forward and backward."""
+    """Bytes that are stored between forward and backward."""
 
 
 def count_call_cost(module: nn.Module, call: Callable[[], Tensor], recompute: Callable[[Any], Any] | None) -> Cost:
-    """The cost of a call of a module on the meta device; `recompute` has its blocks run by what stands in for checkpoint."""
+    """Count the cost of a call on the meta device. `recompute` enables gradient checkpointing with the given function."""
     with torch.no_grad(), _FusedAttention(), _Flops() as forward:
         call()
     kept = _Kept.beside(module)
@@ -48,7 +48,7 @@ def count_call_cost(module: nn.Module, call: Callable[[], Tensor], recompute: Ca
 
 
 class _Flops(TorchDispatchMode):
-    """Counts by torch's own formulas. Its FlopCounterMode also tells modules apart, and takes seconds for it."""
+    """Counter of FLOPs by torch's own formulas. torch's FlopCounterMode separates modules, which takes seconds."""
 
     total = 0
 
@@ -62,13 +62,13 @@ class _Flops(TorchDispatchMode):
 
 @dataclass
 class _Kept:
-    """The storages that autograd keeps, each counted once and weights not at all."""
+    """The storages that autograd keeps. Each counts once, and weights do not count."""
 
     seen: dict[int, torch.UntypedStorage] = field(default_factory=dict)
-    """By address. The storages are held, so that none of the addresses is used again."""
+    """Storages by address. They are kept alive, so that no address is used again."""
     bytes: int = 0
     largest_block: int = 0
-    """Of the blocks that are recomputed, one is alive at a time."""
+    """Bytes of the largest recomputed block; one block is alive at a time."""
 
     @classmethod
     def beside(cls, module: nn.Module) -> _Kept:
@@ -86,7 +86,7 @@ class _Kept:
         return tensor
 
     def block(self, module: Callable[..., Any], *args: Any) -> Any:
-        """Stands in for torch's checkpoint: of a block only the inputs are kept."""
+        """Run a block in the place of torch's checkpoint, which keeps only its inputs."""
         for arg in args:
             if isinstance(arg, Tensor):
                 self._keep(arg)
@@ -98,7 +98,7 @@ class _Kept:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as fused kernels do it. Torch's own on the meta device would keep the attention matrix."""
+    """Attention as in fused kernels. torch's own attention on the meta device would store the attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,7 +115,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Te
 
 
 class _Attention(torch.autograd.Function):
-    """Only shapes matter here. The backward pass makes the scores again, five products in all."""
+    """Attention with the shapes and products of fused kernels. The backward pass has five products: it recomputes the scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -131,9 +131,9 @@ class _Attention(torch.autograd.Function):
 
 
 def measure_matmul_speed(device: torch.device, dtype: torch.dtype, enough: float = 0.02, largest: int = 8192) -> float:
-    """FLOP/s of square matrix products, the best of growing sizes up to one that takes `enough` seconds.
+    """Measure FLOP/s of square matrix products: the best of growing sizes, up to one that takes `enough` seconds.
 
-    Takes some tenths of a second in all. Each size is measured three times, since the first is never fair.
+    It takes some tenths of a second. Each size is measured three times, since the first run includes a warm-up.
     """
     size, best = 128, 0.0
     while True:

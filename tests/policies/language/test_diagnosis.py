@@ -115,7 +115,7 @@ FAULTS: list[tuple[dict[str, Any], Fault, str]] = [
     (COLD, temperature, "Found: the temperature differs .* drawn at 0.5 and are evaluated at 0.7"),
     ({}, half_update, r"Found: precision: evaluated in torch\.float32 the deviation vanishes"),
     ({"train": {"micro_batch": 15}}, batch_shape, "Found: the model's result depends on the batch shape"),
-    ({}, update_alone, "Found: .* it is the differentiable pass alone"),
+    ({}, update_alone, "Found: .* only the differentiable pass differs"),
     (SAMPLER, other_sampler, "Found: the samples were drawn by the weights of 'sampler'"),
 ]
 
