@@ -1,4 +1,4 @@
-"""What every test runs under: no hub, no accelerator unless the test asks for one."""
+"""Settings of all tests: no hub, and no accelerator except for tests marked gpu."""
 
 from __future__ import annotations
 

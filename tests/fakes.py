@@ -104,7 +104,7 @@ def columns(divergence: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def kl(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
-    """Of Gaussians of one std, averaged over their dimensions: |mean - other|^2 / (2 std^2)."""
+    """Return the KL of Gaussians of one std, averaged over dimensions: |mean - other|^2 / (2 std^2)."""
     return ((mean - other) / std).square().mean(dim=-1) / 2
 
 
@@ -217,7 +217,7 @@ class LinearPolicy:
 
 @dataclass
 class Brightness:
-    """The mean of an image, times a factor. Rows for which `fails` says so are not valid, and hold `left`."""
+    """The mean of an image, times a factor. Rows for which `fails` is true are not valid, and hold `left`."""
 
     factor: float = 1.0
     fails: Callable[[Tensor], Tensor] | None = None
@@ -247,7 +247,7 @@ class Moderation(Brightness):
 
 
 class Moody(Brightness):
-    """Says something else each time that it is asked, by the global random state."""
+    """Random scores from the global random state, different at every call."""
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
         scores = super().__call__(samples, prompts, metadata)
@@ -255,7 +255,7 @@ class Moody(Brightness):
 
 
 class Ones:
-    """How often a text says 1."""
+    """Number of ones in a text."""
 
     name, needs = "ones", ("texts",)
 
@@ -280,7 +280,7 @@ class Told:
 
 @dataclass
 class Listed:
-    """Scores by sample number: what a test wants the rewards of a step to be; None is a row that is not valid."""
+    """Scores by sample number, as given by a test. None is a row that is not valid."""
 
     values: Mapping[int, float | None]
     asked: list[list[int]] = field(default_factory=list)
@@ -316,7 +316,7 @@ def linear_trainer(
 
 
 class Meeting:
-    """Where threads that play processes leave what the others want to see."""
+    """Exchange of values between threads that act as processes."""
 
     def __init__(self, count: int) -> None:
         self.barrier = threading.Barrier(count, timeout=60)
@@ -331,7 +331,7 @@ class Meeting:
 
 
 class ThreadProcesses(DistributedContext):
-    """One of several processes, played by threads: what they do together goes through a meeting."""
+    """One of several processes, acted by threads. Collective operations go through a meeting."""
 
     def __init__(self, accelerator: Accelerator, rank: int, meeting: Meeting) -> None:
         super().__init__(accelerator)
@@ -362,7 +362,7 @@ class ThreadProcesses(DistributedContext):
 
 
 def in_threads(count: int, work: Callable[[DistributedContext], Any]) -> list[Any]:
-    """What each of several processes returns."""
+    """Run a function in several processes acted by threads, and return their results."""
     accelerator, meeting = Accelerator(), Meeting(count)
     results: list[Any] = [None] * count
     errors: list[BaseException] = []

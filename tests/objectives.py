@@ -1,4 +1,4 @@
-"""Every objective that difrl ships, in each of its shapes: what tests of the contract run over."""
+"""Every objective that difrl ships, in each of its forms, for the tests of the contract."""
 
 from __future__ import annotations
 

@@ -23,18 +23,18 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
     "vopd": TEACHER,
     "dph_rl": {"rehearsal": {"train": "samples.jsonl"}},
 }
-"""What a recipe of a preset must name beside its task."""
+"""Keys that the recipe of a preset needs beside its task."""
 
 
 def recipe(path: Path | str, folder: Path | str = "runs/test", /, **sections: Mapping[str, Any] | Any) -> RunConfig:
-    """A run of a few steps on the shapes prompts; a mapping given as a section is merged into the default one."""
+    """Return a run of a few steps on the shapes prompts. A mapping for a section is merged into the default section."""
     return _run(path, folder, {"rollout": {"steps": 4, "batch": 5}, **AWM}, sections)
 
 
 def text_recipe(
     path: Path | str, folder: Path | str = "runs/test", /, **sections: Mapping[str, Any] | Any
 ) -> RunConfig:
-    """The same of a language model: completions of at most five tokens."""
+    """Return a run of a language model with completions of at most five tokens."""
     own = {
         "data": {"train": "prompts.txt", "prompts_per_step": 4, "group_size": 3},
         "rollout": {"batch": 5},

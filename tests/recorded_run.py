@@ -23,7 +23,7 @@ from difrl.training.run import train
 
 
 def main(path: Path) -> None:
-    """Trains what the config says."""
+    """Train as the config describes."""
     config, processes = read_config(path), DistributedContext()
     folder = path.parent
     together = torch.distributed.is_available() and torch.distributed.is_initialized()

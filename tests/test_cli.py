@@ -1,4 +1,4 @@
-"""The commands, as a person types them: what they print and write, and one clear message where something is wrong."""
+"""The commands as typed: their output and files, and one clear message for every mistake."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES = [name for name in recipes() if not name.startswith("pretrain/")]
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: Any
     out: str
@@ -57,7 +57,7 @@ Command = Callable[..., Ended]
 
 @pytest.fixture
 def difrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process, on a terminal of 80 columns."""
+    """Run a command in this process, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     monkeypatch.setenv("TERM", "dumb")
 
@@ -75,7 +75,7 @@ def difrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.fixture(scope="module")
 def runs(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two finished runs, with other seeds."""
+    """Two finished runs with different seeds."""
     folders = [tmp_path_factory.mktemp("runs") / name for name in ("one", "two")]
     for seed, folder in enumerate(folders):
         sections = {"data": {"prompts_per_step": 2, "group_size": 2}, "eval": {"show": 1, "every": 1}}
@@ -91,7 +91,7 @@ def run(runs: list[Path], tmp_path: Path) -> Path:
 
 
 def written(path: Path, model: Path, /, **sections: Any) -> Path:
-    """A recipe as a file."""
+    """Write a recipe to a file."""
     path.write_text(to_yaml(recipe(model, path.with_suffix(""), **sections)))
     return path
 
@@ -101,7 +101,7 @@ def assert_fits(text: str) -> None:
 
 
 def assert_one_message(ended: Ended, *parts: str) -> None:
-    """Exit status 1, nothing but the message, no traceback."""
+    """Check for exit status 1 and a single message without a traceback."""
     assert ended.status == 1, ended
     assert ended.err.startswith("difrl: ")
     assert "Traceback" not in ended.err
@@ -188,7 +188,7 @@ def test_evaluate_writes_the_sweep_and_prints_a_table(difrl: Command, run: Path)
 
 
 def test_evaluate_makes_a_weight_the_default_of_the_run(difrl: Command, run: Path, tmp_path: Path) -> None:
-    """The watched reward's peak, with the settings it was found under; `sample` and the report use it."""
+    """The weight with the highest watched reward and its settings; `sample` and the report use them."""
     command = ("evaluate", run, "--rlg", "0:2:1", "--rewards", "jpeg_incompressibility", "--images", "4")
     ended = difrl(*command, "--adaptive-guidance", "1.1", "--rlg-first-steps", "1", "--write-default", "best")
     assert ended.status == 0, ended.err
@@ -215,7 +215,7 @@ def test_evaluate_refuses_a_default_that_makes_no_sense(difrl: Command, run: Pat
 
 
 def test_sample_searches_with_a_reward(difrl: Command, run: Path, tmp_path: Path) -> None:
-    """The chosen are better than the draws; the picture shows as many samples as without a search."""
+    """The chosen samples are better than the draws, and the picture has as many samples as without a search."""
     command = ("sample", run, "--prompt", "a red circle", "two blue squares", "-n", "2", "--out", tmp_path / "x.png")
     chosen = difrl(*command, "--best-of", "4", "--reward", "jpeg_compressibility", "--rlg", "1", "2")
     assert chosen.status == 0, chosen.err
@@ -276,7 +276,7 @@ def test_many_metrics_are_tables_below_each_other(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(("height", "end"), [(0.9, ""), (0.54, ", not clearly above w = 1"), (0.4, "")])
-def test_a_peak_within_the_errors_is_called_so(height: float, end: str) -> None:
+def test_a_peak_within_the_errors_is_called_within_the_errors(height: float, end: str) -> None:
     """Errors of 0.02 at either weight: two of their √2 · 0.02 are 0.057."""
     values, errors = [0.5, height], [0.02, 0.02]
     found = sweep_notes({"weights": [1.0, 2.0], "watch/judge": values, "watch/judge/stderr": errors})
@@ -354,7 +354,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
 def test_a_wrong_recipe_is_one_clear_message(
     difrl: Command, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], parts: list[str]
 ) -> None:
-    """And leaves no run folder behind that would be in the way of the next attempt."""
+    """No run folder is left behind, which would be in the way of the next attempt."""
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path / "recipe.yaml", sd3)
     assert_one_message(difrl("train", path, *overrides), *parts)
@@ -377,7 +377,7 @@ def test_a_model_folder_without_its_weights_is_one_clear_message(difrl: Command,
     assert_one_message(difrl("train", written(tmp_path / "recipe.yaml", model)), "model.path", str(model))
 
 
-def test_commands_about_runs_want_a_run(difrl: Command, sd3: Path, tmp_path: Path) -> None:
+def test_commands_about_runs_need_a_run(difrl: Command, sd3: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     assert_one_message(difrl("train", nothing), "no config file")
     assert_one_message(difrl("report", nothing), "no run folder at")
@@ -390,7 +390,7 @@ def test_commands_about_runs_want_a_run(difrl: Command, sd3: Path, tmp_path: Pat
 def test_a_reward_beside_the_recipe_is_found(
     difrl: Command, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`import: module.function` looks in the folder the command is given in, also for the installed script."""
+    """`import: module.function` looks in the working directory, also for the installed script."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     (tmp_path / "found_here.py").write_text("def mine(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n")
@@ -452,15 +452,15 @@ def test_files_are_scored(difrl: Command, tmp_path: Path) -> None:
         "mean",
         "0.500",
     ]
-    told = difrl(*asked)
-    assert told.out.count("not scored") == 4
-    assert "it may need --metadata" in told.out
+    unscored = difrl(*asked)
+    assert unscored.out.count("not scored") == 4
+    assert "it may need --metadata" in unscored.out
     rows = [json.loads(line) for line in difrl(*asked, "--json", "--metadata", "{answer: 17}").out.splitlines()]
     assert [row["math"] for row in rows] == [0.0, 1.0]
     assert difrl(*asked, "--metadata", "85").status == 2
 
 
-def test_a_reward_that_breaks_is_told_where_its_samples_are_left_out(difrl: Command, tmp_path: Path) -> None:
+def test_a_reward_that_fails_is_reported_if_its_samples_are_left_out(difrl: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("8", encoding="utf-8")
     breaking = "{import: tests.scoring.test_score_files:Picky, on_error: drop}"
     shown = difrl("score", "--reward", breaking, tmp_path / "a.txt")
@@ -513,8 +513,8 @@ def test_an_error_that_the_user_can_mend_is_one_message(
     assert ended.err == f"difrl: {error}\n"
 
 
-def test_an_error_is_told_without_loading_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which would take seconds."""
+def test_an_error_message_does_not_load_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it takes seconds."""
     monkeypatch.delitem(sys.modules, "difrl.training.trainer")
     monkeypatch.delitem(sys.modules, "difrl.training.run")
     assert_one_message(difrl("rewards", "genevall"), "did you mean 'geneval'")
@@ -548,7 +548,7 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", 
     ],
 )
 def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments: str, status: int) -> None:
-    """Such imports take seconds."""
+    """Heavy imports take seconds."""
     source = f"""
 import sys
 from difrl import cli
@@ -569,7 +569,7 @@ def test_the_version_is_printed(difrl: Command) -> None:
 
 @pytest.mark.slow
 def test_the_module_is_the_command(tmp_path: Path) -> None:
-    """`python -m difrl`, as accelerate starts it; and one error through a real process."""
+    """`python -m difrl`, as accelerate starts it, and one error in a real process."""
     environment = {**os.environ, "COLUMNS": str(WIDTH)}
 
     def ended(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Runs of a language model for tests, that can be shown: a reward, prompts in a file, a recipe with evaluations."""
+"""Short runs of a language model for tests: a reward, prompts in a file, a recipe with evaluations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPTS = [f"{a}+{b}=" for a in range(3) for b in range(2)]
 
 @dataclass
 class Ones:
-    """How many ones a text holds; None for prompts that begin with one of `unscorable`."""
+    """Number of ones in a text. None for prompts that begin with one of `unscorable`."""
 
     unscorable: str = ""
     name: str = "ones"
@@ -33,14 +33,14 @@ class Ones:
 
 
 def prompt_file(folder: Path, prompts: Sequence[str] = PROMPTS) -> Path:
-    """prompts.txt, a prompt a line."""
+    """Write prompts.txt with one prompt per line."""
     path = folder / "prompts.txt"
     path.write_text("\n".join(prompts), encoding="utf-8")
     return path
 
 
 def shown_recipe(path: Path | str, folder: Path | str, prompts: Path | str, /, **sections: Any) -> RunConfig:
-    """A run of a few steps of a language model; a mapping given as a section is merged into the default one."""
+    """Return a run of a few steps of a language model. A mapping for a section is merged into the default section."""
     base: dict[str, Any] = {
         "output_dir": Path(folder),
         "model": {"path": str(path), "train": "full"},

@@ -16,7 +16,7 @@ ARCHITECTURE = "tiny-clip-of-tests"
 
 
 def tiny_clip(folder: Path, *, width: int = 16, seed: int = 0) -> Path:
-    """Saves a random CLIPModel with its processor, whose tokenizer spells: one token a character, 77 at most."""
+    """Save a random CLIPModel with its processor, whose tokenizer spells: one token a character, 77 at most."""
     torch.manual_seed(seed)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -38,7 +38,7 @@ def tiny_clip(folder: Path, *, width: int = 16, seed: int = 0) -> Path:
 
 
 def tiny_open_clip(folder: Path, *, seed: int = 0) -> Path:
-    """Saves the random weights of `ARCHITECTURE`, which becomes known to open_clip, as HPSv2's are published."""
+    """Save the random weights of `ARCHITECTURE`, which becomes known to open_clip, as HPSv2's are published."""
     import open_clip
 
     config = folder / f"{ARCHITECTURE}.json"

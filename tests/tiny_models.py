@@ -40,7 +40,7 @@ WIDTH = 16
 
 
 def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: int = 0) -> Path:
-    """Saves a random SD3 pipeline for 8x8 images; `like_35` adds what SD3.5 has: T5, QK norm, dual attention."""
+    """Save a random SD3 pipeline for 8x8 images; `like_35` adds the parts of SD3.5: T5, QK norm, dual attention."""
     torch.manual_seed(seed)
     texts = [p.text for p in shapes.prompts()]
     tokenizer = build_tokenizer(texts)
@@ -80,7 +80,7 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
 
 
 def tiny_sd(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
-    """Saves a random SD 1.x pipeline for 8x8 images, with a DDIM scheduler of its table unless another is given."""
+    """Save a random SD 1.x pipeline for 8x8 images, with a DDIM scheduler of its table unless another is given."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer([p.text for p in shapes.prompts()])
     unet = UNet2DConditionModel(
@@ -110,7 +110,7 @@ def tiny_sd(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0
 
 
 def tiny_auraflow(folder: Path, seed: int = 0) -> Path:
-    """Saves a random AuraFlow pipeline for 8x8 images."""
+    """Save a random AuraFlow pipeline for 8x8 images."""
     torch.manual_seed(seed)
     transformer = AuraFlowTransformer2DModel(
         sample_size=4,
@@ -145,7 +145,7 @@ SD_TABLE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-"""What Stable Diffusion 1.x has in scheduler_config.json."""
+"""The scheduler_config.json of Stable Diffusion 1.x."""
 
 
 def _clip(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -192,7 +192,7 @@ CHARACTERS = ("<pad>", "<eos>", *"0123456789+= ")
 
 
 def characters_tokenizer(characters: Sequence[str] = CHARACTERS) -> PreTrainedTokenizerFast:
-    """A token a character; the first two are padding and the end."""
+    """Return a tokenizer with one token per character. The first two are padding and the end."""
     words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     words.decoder = decoders.Fuse()
@@ -200,7 +200,7 @@ def characters_tokenizer(characters: Sequence[str] = CHARACTERS) -> PreTrainedTo
 
 
 def tiny_lm(folder: Path, *, layers: int = 2, tied: bool = False, chat: bool = False, seed: int = 0) -> Path:
-    """Saves a random Qwen2 over the characters of sums, with its tokenizer; wide weights, so distributions are not uniform."""
+    """Save a random Qwen2 over the characters of sums, with its tokenizer; wide weights, so distributions are not uniform."""
     torch.manual_seed(seed)
     fast = characters_tokenizer()
     if chat:

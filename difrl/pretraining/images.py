@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 class Architecture:
     """Functions of a tiny model that its family does not have."""
 
-    build: Callable[[Sequence[str], int], Any]
+    build: Callable[[Sequence[str], int], DiffusionPipeline]
     """(texts, seed) -> the untrained pipeline."""
-    trained: Callable[[Any], list[nn.Module]]
+    trained: Callable[[DiffusionPipeline], list[nn.Module]]
     """Pipeline -> the modules that the denoiser stage trains."""
-    encode: Callable[[Any, Tensor], dict[str, Tensor]]
+    encode: Callable[[DiffusionPipeline, Tensor], dict[str, Tensor]]
     """(pipeline, token ids [B, L]) -> the denoiser's condition, with gradients."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from difrl.core.groups import mean_and_stderr
 from rewards import make, score
@@ -43,7 +43,7 @@ class Decoding:
 
 @torch.no_grad()
 def generate_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[str], count: int, decoding: Decoding
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, decoding: Decoding
 ) -> list[list[str]]:
     """Return `count` completions of every prompt, without special tokens."""
     sampling: dict[str, Any] = {"do_sample": False}

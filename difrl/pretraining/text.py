@@ -11,12 +11,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from difrl.pretraining import tiny_lm
 from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, summarise_accuracy
@@ -58,7 +59,7 @@ class Corpus:
     labels: Tensor
 
     @classmethod
-    def build(cls, problems: Sequence[arithmetic.Problem], tokenizer: Any) -> Corpus:
+    def build(cls, problems: Sequence[arithmetic.Problem], tokenizer: PreTrainedTokenizerBase) -> Corpus:
         """Tokenize the three solutions of every problem. Prompts and padding get no loss."""
         prompts = tokenizer([p.text for p in problems for _ in range(3)]).input_ids
         solutions = [text for p in problems for text in (str(p.answer), str(p.careless), p.worked)]
@@ -87,7 +88,7 @@ def solution_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
 
-def evaluate_decoder(model: Any, tokenizer: Any, config: DecoderConfig) -> str:
+def evaluate_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: DecoderConfig) -> str:
     """Return accuracies on a fixed random choice of held-out problems, as text."""
     held_out = arithmetic.problems("eval")
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Pretraining: losses by hand, the tokenizer, the borrowed autoencoder, and that a killed run ends as an uninterrupted one."""
+"""Pretraining of images: losses by hand, the tokenizer, the shared autoencoder, and killed runs that end like whole ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draws(count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_tokenizer_is_the_same_each_time_and_makes_a_token_of_every_word() -> None:
-    """Two calls in one process already number words differently where the trainer's hash map decides."""
+    """Without a fixed order the trainer's hash map numbers words differently in two calls of one process."""
     tokenizers = [build_tokenizer(TEXTS) for _ in range(3)]
     vocabularies = [t.get_vocab() for t in tokenizers]
     assert vocabularies[0] == vocabularies[1] == vocabularies[2]
@@ -58,7 +58,7 @@ def shipped_vae() -> AutoencoderKL:
 
 @pytest.mark.parametrize("build", [tiny_sd.build_vae, shipped_vae])
 def test_autoencoder_without_shift_is_tiny_sd3s(build: Callable[[], AutoencoderKL]) -> None:
-    """In float16 the shift of 0.014 is off by 7e-6 at most."""
+    """The shift of 0.014 is off by at most 7e-6 in float16."""
     shifted = AutoencoderKL.from_pretrained(asset("tiny-sd3"), subfolder="vae", dtype=torch.float32)
     scale, shift = shifted.config.scaling_factor, shifted.config.shift_factor
     vae = build()

@@ -1,4 +1,4 @@
-"""pass@k by hand and by counting, and what generation is asked for."""
+"""pass@k by hand and by counting, and the settings of generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from difrl.pretraining.tiny_lm import build_model, build_tokenizer
 
 
 def test_pass_at_k_by_hand() -> None:
-    """Of 4 samples 0, 1, 2, 4 right; two of them: 0, 1 − 3/6, 1 − 1/6, 1."""
+    """With 0, 1, 2 and 4 of 4 samples right, pass@2 is 0, 1 − 3/6, 1 − 1/6 and 1."""
     correct = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
     torch.testing.assert_close(pass_at_k(correct, 2), torch.tensor([0, 1 / 2, 5 / 6, 1], dtype=torch.float64))
     torch.testing.assert_close(pass_at_k(correct, 1), correct.double().mean(1))
@@ -41,7 +41,7 @@ def test_summary_is_over_problems() -> None:
     assert found["pass@2"][1] == 0
 
 
-def test_judged_names_a_problem_without_an_answer() -> None:
+def test_a_problem_without_an_answer_is_named() -> None:
     assert check_answers([["1", "2"], ["2", "2"]], [{"answer": "2"}, {"answer": "2"}]).tolist() == [
         [False, True],
         [True, True],

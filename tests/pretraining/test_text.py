@@ -1,4 +1,4 @@
-"""The tokenizer, the corpus, its loss, and that a killed run ends as an uninterrupted one."""
+"""Pretraining of texts: the tokenizer, the corpus, its loss, and killed runs that end like whole ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_token_a_character_and_back(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     for found in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert found("47+38=").input_ids == [1, *(4 + arithmetic.CHARACTERS.index(c) for c in "47+38=")]
-        assert found("x 1", add_special_tokens=False).input_ids == [3, 3, 5]  # what it does not know is <unk>
+        assert found("x 1", add_special_tokens=False).input_ids == [3, 3, 5]  # other characters are <unk>
         ids = found("15;8;=85", add_special_tokens=False).input_ids
         assert found.decode([*ids, found.eos_token_id], skip_special_tokens=True) == "15;8;=85"
         batch = found(["1+2=", "47+38="], return_tensors="pt", padding=True)
@@ -71,7 +71,7 @@ def test_corpus_holds_every_solution_and_labels_it_alone(tokenizer: Any) -> None
 
 @pytest.mark.parametrize(("worked", "careless"), [(0.0, 0.0), (0.3, 0.8), (1.0, 0.5)])
 def test_shares_of_solutions(tokenizer: Any, worked: float, careless: float) -> None:
-    """Within four standard errors."""
+    """Shares agree within four standard errors."""
     corpus = Corpus.build([Problem(47, "+", 38)], tokenizer)
     config = decoder(batch=2000, worked=worked, careless=careless)
     tokens, _ = corpus.batch(config, torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ def build_process(kind: ProcessKind) -> Process:
     return VariancePreserving(ALPHAS_CUMPROD, "v_prediction")
 
 
-def build_scheduler(kind: ProcessKind) -> Any:
+def build_scheduler(kind: ProcessKind) -> SchedulerMixin:
     """Return the diffusers scheduler of the process, which gives a run its times."""
     if kind == "flow":
         return FlowMatchEulerDiscreteScheduler(TIMESTEPS)
@@ -111,7 +111,7 @@ def interpolation_weights(t: Tensor, times: Tensor) -> Tensor:
 class GaussianPipeline(DiffusionPipeline):
     """The denoiser and its scheduler: there is no text encoder and no autoencoder."""
 
-    def __init__(self, denoiser: GaussianDenoiser, scheduler: Any) -> None:
+    def __init__(self, denoiser: GaussianDenoiser, scheduler: SchedulerMixin) -> None:
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler)
 

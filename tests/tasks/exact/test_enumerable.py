@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nodes_by_hand() -> None:
-    """Letters v after node n lead to 4 n + 1 + v; padding says nothing; after the third letter there is no decision."""
+    """Letters v after node n lead to 4 n + 1 + v; padding has no row; after the third letter there is no decision."""
     pad, end, ask, (a, b, c, d) = 0, 1, 2, range(FIRST, FIRST + 4)
     found = table_rows(torch.tensor([[pad, ask, b, c, d], [ask, ask, d, a, end]]))
     assert found.tolist() == [[-1, 0, 2, 11, -1], [0, NODES, NODES + 4, NODES + 17, NODES + 17]]
@@ -54,7 +54,7 @@ def every(tokenizer: object, prompt: str) -> torch.Tensor:
 
 
 def test_the_probability_of_every_completion_is_the_product_over_its_prefixes(folder: Path) -> None:
-    """Against the table walked letter by letter; what is not a letter has none."""
+    """The table is walked letter by letter; other tokens have probability 0."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
@@ -76,7 +76,7 @@ def test_the_probability_of_every_completion_is_the_product_over_its_prefixes(fo
 
 @pytest.mark.parametrize("cache", ["dynamic", "static", None])
 def test_generation_follows_the_table_with_any_cache_and_padding(folder: Path, cache: str | None) -> None:
-    """Greedy, so that nothing is drawn; the prompts differ in length, so that the shorter one is padded."""
+    """Greedy decoding needs no draws. The prompts differ in length, so the shorter one is padded."""
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
@@ -116,7 +116,7 @@ def test_rewards_are_read_from_the_rows_of_the_prompts(folder: Path) -> None:
     assert found.valid.tolist() == [True, True, False]
 
 
-def test_another_seed_is_another_world() -> None:
+def test_another_seed_gives_another_task() -> None:
     other = EnumerableTask(seed=4)
     assert np.abs(other.logits - WORLD.logits).min() > 0
     assert np.abs(other.rewards - WORLD.rewards).min() > 0

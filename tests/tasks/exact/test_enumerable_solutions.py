@@ -1,4 +1,4 @@
-"""The fixed points of the enumerable task: by hand, as maxima, and as zeros of the updates made of the core's own functions."""
+"""The fixed points of the enumerable task: by hand, as maxima, and as zeros of updates built from the core's functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INSIDE = ["reverse_kl", "forward_kl", "jensen_shannon", "alpha", "hellinger"]
 
 
 def table(probabilities: Array) -> Array:
-    """Logits [NODES, 4] that generate a distribution."""
+    """Return the logits [NODES, 4] of a distribution."""
     return np.concatenate([np.log(level).reshape(-1, 4) for level in answers.conditionals(probabilities)])
 
 
@@ -55,7 +55,7 @@ def test_completion_probabilities_are_the_product_over_prefixes() -> None:
 
 
 def test_the_optimum_maximises_reward_less_kl() -> None:
-    """Against 200 distributions around it and far from it; at it the derivative along every logit is 0."""
+    """It exceeds 200 distributions around it and far from it, and its derivative along every logit is 0."""
 
     def value(logits: Array) -> float:
         found = completion_probabilities(logits.reshape(NODES, 4))
@@ -71,7 +71,7 @@ def test_the_optimum_maximises_reward_less_kl() -> None:
 
 @pytest.mark.parametrize("name", [*INSIDE, "chi_squared"])
 def test_the_regularised_argmax_maximises_value_less_divergence(name: str) -> None:
-    """Against the core's own divergence: no step on the simplex gains, beyond rounding."""
+    """With the core's own divergence no step on the simplex gains, beyond rounding."""
     reference, value, beta = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.3, -0.5, 1.2, 0.0]), 0.7
     found = answers.regularised_argmax(reference, value, beta, name)
 
@@ -133,7 +133,7 @@ def test_k1_as_a_loss_adds_nothing_and_a_reward_alone_never_rests() -> None:
 
 
 def test_dividing_advantages_leaves_the_optimum_of_k1_in_the_reward_alone() -> None:
-    """There every reward less its penalty is one number: 0 over any standard deviation."""
+    """At the optimum all rewards minus penalties are equal, so advantages are 0 for any standard deviation."""
     cost = np.log(OPTIMUM / REFERENCE)
     assert answers.std(OPTIMUM, REWARD - BETA * cost) < 1e-12
     answer = answers.solve_with_std(lambda beta: solve_token_wise(REFERENCE, REWARD, beta), REWARD, BETA)
@@ -144,7 +144,7 @@ def test_dividing_advantages_leaves_the_optimum_of_k1_in_the_reward_alone() -> N
 
 
 def test_the_answers_differ_by_more_than_training_may_be_off() -> None:
-    """0.01 nats is what tests/tasks/exact allows a trained model."""
+    """Trained models may be off by 0.01 nats in tests/tasks/exact."""
     k2, k3 = (solve_token_wise(REFERENCE, REWARD, BETA, n) for n in ("reverse_kl", "forward_kl"))
     assert min(kl(k2, OPTIMUM), kl(k3, OPTIMUM), kl(k2, k3)) > 0.02
 

@@ -1,4 +1,4 @@
-"""Settings of the enumerable language model, each trained by the real trainer to the fixed point that is known for it."""
+"""Settings of the enumerable language model, each trained by the real trainer to its known fixed point."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(folder: Path) -> Callable[[str], arena.Measured]:
 def test_the_settings_whose_fixed_point_is_the_optimum_reach_it(
     trained: Callable[..., arena.Measured], name: str
 ) -> None:
-    """From 0.46 nats; at the optimum their gradient has no noise."""
+    """Training starts at 0.46 nats. At the optimum the gradient has no noise."""
     assert trained(name).answer_to_optimum == 0
     assert trained(name).to_optimum < 0.01
 

@@ -1,4 +1,4 @@
-"""The Gaussian family itself: the model is what its docstring says, before anything is trained."""
+"""The Gaussian family without training: the model agrees with its docstring."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_saved_and_loaded_it_is_the_exact_denoiser(world: Path) -> None:
 
 @pytest.mark.parametrize(("kernel", "noise_level"), [("ode", 0.0), ("ddim", 1.0), ("precise", 0.7)])
 def test_every_sampler_of_the_policy_ends_at_the_data(world: Path, kernel: str, noise_level: float) -> None:
-    """Fourfold steps leave about a quarter of the error, of samplers of first order."""
+    """Samplers of first order: four times the steps leave about a quarter of the error."""
 
     def error(steps: int) -> float:
         kind = {"likelihood": {"kind": "reverse"}} if noise_level else {}
@@ -75,7 +75,7 @@ def test_rollouts_have_the_moments_of_their_chain(world: Path) -> None:
     assert (np.abs(np.cov(found.T) - end.cov) < 4 * np.outer(deviation, deviation) * math.sqrt(2 / count)).all()
 
 
-def test_the_affine_world_holds_any_covariance(tmp_path: Path) -> None:
+def test_the_affine_task_reaches_any_covariance(tmp_path: Path) -> None:
     """gain = (Σ' − Σ) S'⁻¹ S^½ turns the denoiser of N(mean, Σ) into that of N(mean, Σ')."""
     policy = policy_of(arena.WORLD.save(tmp_path, arena.STEPS, affine=True))
     old, new = np.array(arena.WORLD.covariance), np.array([[0.5, 0.1, 0.0], [0.1, 2.0, 0.3], [0.0, 0.3, 1.0]])
@@ -89,7 +89,7 @@ def test_the_affine_world_holds_any_covariance(tmp_path: Path) -> None:
 
 
 def believe(policy: DiffusionPolicy, old: np.ndarray, new: np.ndarray) -> None:
-    """Sets the tables of an affine world to another covariance."""
+    """Set the tables of an affine task to another covariance."""
     values, vectors = np.linalg.eigh(old)
     for row, t in enumerate(policy.family.denoiser.config.times):
         at = torch.tensor([t], dtype=torch.float64)

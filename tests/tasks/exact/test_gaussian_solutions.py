@@ -35,7 +35,7 @@ def test_kl_and_tilt_by_hand() -> None:
 
 
 def test_the_chain_optimum_maximises_reward_minus_path_kl() -> None:
-    """Over constant shifts and feedback gains of every step: the best feedback is none."""
+    """Among constant shifts and feedback gains of every step the best has no feedback."""
     base, beta = chain("dance_sde", 0.7), 0.8
     noisy = base.stds > 0
 
@@ -65,7 +65,7 @@ def test_the_chain_optimum_maximises_reward_minus_path_kl() -> None:
 
 @pytest.mark.parametrize(("kernel", "noise_level"), [("flow_sde", 2**0.5), ("ddim", 1.0), ("precise", 2**0.5)])
 def test_a_memoryless_chain_ends_at_the_optimum(kernel: str, noise_level: float) -> None:
-    """Up to its own discretisation: the optimum over paths is the tilt of what the chain samples, and that tends to the data."""
+    """The optimum over chains is the tilt of the chain's own end, which tends to the data with more steps."""
     target = DATA.tilted(DIRECTION, 1.0)
     distances = []
     for steps in (12, 48):
@@ -107,8 +107,8 @@ def test_equal_weights_of_likelihood_and_anchor_give_the_tilt(weight) -> None:
     np.testing.assert_allclose(means, np.broadcast_to(expected, means.shape), atol=3e-3)
 
 
-def test_a_gradient_of_zero_is_what_monte_carlo_finds() -> None:
-    """The fixed point of `ghuber`, against torch's gradient of the very loss on fresh samples."""
+def test_monte_carlo_finds_a_gradient_of_zero() -> None:
+    """The fixed point of `ghuber` agrees with torch's gradient of the loss on new samples."""
     setup, t = build_setup(), answers.TIMES
     matching = MatchingLoss(answers.ghuber_slope, np.ones_like(t), t, np.full(len(t), 1 / len(t)))
     table = torch.tensor(fixed_point(matching, setup), requires_grad=True)

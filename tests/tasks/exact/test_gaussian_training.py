@@ -35,7 +35,7 @@ def trained(world: Path) -> Callable[[str], Trainer]:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_training_ends_at_the_closed_form(trained: Callable[[str], Trainer], name: str) -> None:
-    """Training begins at a KL of about 0.4. What is left is the noise of Adam's last steps, measured below 0.004."""
+    """Training begins at a KL of about 0.4. The rest is the noise of Adam's last steps, measured below 0.004."""
     assert arena.measure(trained(name), BY_NAME[name].answer).to_answer < 0.01
 
 
@@ -70,14 +70,14 @@ def test_rlg_moves_the_trained_mean_in_proportion(
 
 
 def test_the_ode_of_a_network_trained_with_memory_falls_short_of_the_optimum(trained: Callable[[str], Trainer]) -> None:
-    """Dance-SDE at η = 0.7 keeps two fifths of where it starts, and its optimum over paths is not π*."""
+    """Dance-SDE at η = 0.7 keeps two fifths of the variance of its initial noise, and its optimum over paths is not π*."""
     found = arena.measure(trained("dance"), BY_NAME["dance"].answer)
     assert min(found.answer_to_optimum, found.to_optimum, found.ode_to_optimum) > 0.08
 
 
 @pytest.mark.slow
-def test_trained_slopes_stay_where_the_theory_wants_them(tmp_path: Path) -> None:
-    """With every affine denoiser within reach, a linear reward still moves means alone: the covariance is the base's."""
+def test_training_keeps_the_covariance(tmp_path: Path) -> None:
+    """A linear reward moves only means, even if every affine denoiser can be reached: the covariance is the base's."""
     world = arena.WORLD.save(tmp_path, arena.STEPS, affine=True)
     for name in ("flow_sde", "awm_uniform"):
         cell = BY_NAME[name]
@@ -85,7 +85,7 @@ def test_trained_slopes_stay_where_the_theory_wants_them(tmp_path: Path) -> None
         assert arena.measure(trainer, cell.answer).to_answer < 0.02
 
 
-def test_a_run_of_the_world_from_recipe_to_report(world: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_task_from_recipe_to_report(world: Path, tmp_path: Path) -> None:
     sections = {**BY_NAME["flow_sde"].sections, "eval": {"every": 0, "rlg": []}}
     config = arena.config_of(world, sections, budget=20_000).model_copy(update={"output_dir": tmp_path / "run"})
     train(config)
