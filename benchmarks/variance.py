@@ -24,7 +24,7 @@ from difrl.config.load import read_config
 from difrl.core import Likelihoods
 from difrl.data.prompts import load_prompts
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import recipes
 from difrl.scoring import Scorer
@@ -45,7 +45,7 @@ def trainer_of(recipe: str, *overrides: str) -> Trainer:
     """The trainer of a recipe before its first step."""
     config = read_config(recipes()[recipe], overrides)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
-    return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
+    return Trainer(config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
 UNFINISHED = (
     "difrl/inference/",
-    "difrl/policies/",
     "difrl/runtime/",
     "difrl/training/",
 )

@@ -17,7 +17,7 @@ import torch
 from difrl.config import RunConfig
 from difrl.data.prompts import load_prompts
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
@@ -144,7 +144,9 @@ def config_of(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budge
 def train(config: RunConfig) -> Trainer:
     """Every step of a recipe, through the real trainer; the policy is trainer.policy."""
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
-    trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
+    trainer = Trainer(
+        config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext()
+    )
     for step in range(config.train.steps):
         trainer.step(step)
     return trainer

@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
     name: str
     key: str
-    """Its key in a recipe."""
+    """The key in a recipe."""
     value: float
     """Value under which likelihoods are evaluated."""
     others: Sequence[float]

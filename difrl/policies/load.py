@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from difrl.config import RunConfig
 from difrl.policies.base import Policy
-from difrl.policies.diffusion.load import load_policy as load_diffusion_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, find_local, is_local_path

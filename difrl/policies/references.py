@@ -34,7 +34,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Everything that θ is compared with in a run."""
+    """The references of a run and the terms that it reads."""
 
     references: Mapping[str, Reference]
     old: str

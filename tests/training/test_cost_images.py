@@ -20,7 +20,7 @@ from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.diffusion.families import StableDiffusion3
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.pretraining.tiny_sd3 import build_pipeline
@@ -179,7 +179,7 @@ def test_evaluation_by_hand() -> None:
 def test_a_step_of_the_trainer_spends_what_was_estimated(sd35: Path, sections: dict[str, Any]) -> None:
     config = recipe(sd35, **sections)
     processes = DistributedContext()
-    policy = load_policy(config, processes.device)
+    policy = load_diffusion_policy(config, processes.device)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     spent = Trainer(config, policy, scorer, load_prompts(config.data.train), processes).step(0)["nfe"]
     assert spent == estimate(config).evaluations.step
@@ -191,7 +191,7 @@ def test_parameters_are_those_of_the_real_pipeline(
     like: str, model: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     config = recipe(request.getfixturevalue(like), model=model)
-    found, policy = estimate(config), load_policy(config)
+    found, policy = estimate(config), load_diffusion_policy(config)
     every = sum(p.numel() for part in parts_of(policy) for p in part.parameters())
     assert found.model.trained == sum(p.numel() for p in policy.parameters.values())
     assert found.model.frozen == every - found.model.trained
@@ -245,7 +245,7 @@ def test_pretrained_weights_are_kept_where_something_needs_them(
 @pytest.mark.parametrize("model", [LORA, {"train": "full"}])
 def test_flops_and_activations_are_those_of_the_real_model(small: Path, model: dict[str, Any]) -> None:
     config = recipe(small, model=model, train={"micro_batch": 1})
-    found, family = estimate(config), load_policy(config).family
+    found, family = estimate(config), load_diffusion_policy(config).family
     x_t, t = torch.randn(1, *family.latent_shape(None, None)), torch.ones(1)
     condition = {name: torch.randn(1, *shape) for name, shape in family.condition_shapes(None).items()}
     kept = cost._Kept.beside(family.denoiser)

@@ -17,7 +17,7 @@ from difrl import open_run
 from difrl.config import GuardConfig, RunConfig
 from difrl.config.load import read_config
 from difrl.config.yaml_source import ConfigError
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import SilentDisplay
 from difrl.runtime.distributed import DistributedContext
@@ -273,7 +273,7 @@ def test_two_processes_are_taken_back_together(
     sd3: Path, tmp_path: Path, rolled_back: tuple[Path, running.Summary]
 ) -> None:
     config = hacked(sd3, tmp_path / "run")
-    policies = [load_policy(config, keep_base=True) for _ in range(2)]  # loading knows no threads
+    policies = [load_diffusion_policy(config, keep_base=True) for _ in range(2)]  # loading knows no threads
 
     def work(processes: DistributedContext) -> running.Summary:
         scorer = Scorer.build(config.rewards, config.watch, processes.device)

@@ -11,7 +11,7 @@ from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.images import IMAGES
 from difrl.data.recorded_samples import training_prompts
 from difrl.inference.preference_pairs import make_pairs
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import assets, recipes
@@ -44,7 +44,7 @@ def test_takes_a_step_and_spends_the_evaluations_of_its_estimate(name: str, rows
     shipped = read_config(recipes()[name])
     small = (*SMALL, *rows[shipped.data.rows], f"data.prompts_per_step={shipped.train.updates_per_step}")
     config = read_config(recipes()[name], small)
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
     trainer = Trainer(config, policy, scorer, training_prompts(config), DistributedContext())

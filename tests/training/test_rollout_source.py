@@ -16,7 +16,7 @@ from difrl.config.load import ConfigError
 from difrl.data.jsonl import DataFileError
 from difrl.data.modality import IMAGES, read_images
 from difrl.data.recorded_samples import load_recorded_samples, training_prompts
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
@@ -71,7 +71,7 @@ def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
 
 def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
     config = config_of(model, path, **sections)
-    return trained(config, load_policy(config), DistributedContext())
+    return trained(config, load_diffusion_policy(config), DistributedContext())
 
 
 def trained(config: RunConfig, policy: DiffusionPolicy, processes: DistributedContext) -> Trainer:
@@ -151,7 +151,7 @@ def test_micro_batches_caches_and_processes_do_not_matter(sd3: Path, tmp_path: P
     torch.testing.assert_close(gradient(small), expected, **close)
 
     config = config_of(sd3, path, train=unclipped)
-    policies = [load_policy(config) for _ in range(2)]
+    policies = [load_diffusion_policy(config) for _ in range(2)]
 
     def work(processes: DistributedContext) -> Tensor:
         return gradient(trained(config, policies[processes.rank], processes))

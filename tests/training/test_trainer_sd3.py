@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difrl.core import CentredRewardDistillation, Objective
 from difrl.data.prompts import load_prompts
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
@@ -29,7 +29,7 @@ FRESH_OLD = {"likelihood": {"kind": "forward", "decisions": 3, "old": "recompute
 def sd3_trainer(path: Path, /, **sections: Any) -> Trainer:
     config = recipe(path, **sections)
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
+    return Trainer(config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 
 def learnt(

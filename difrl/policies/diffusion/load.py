@@ -49,7 +49,7 @@ STOCHASTIC_SOLVERS = frozenset(
 )
 
 
-def family_class(path: str, revision: str | None = None) -> type[Family]:
+def get_family_class(path: str, revision: str | None = None) -> type[Family]:
     """Return the family of the pipeline at a folder or hub id, by its model_index.json."""
     try:
         class_name = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
@@ -69,7 +69,7 @@ def family_class(path: str, revision: str | None = None) -> type[Family]:
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
     """Load the frozen pipeline. Its autoencoder is in float32."""
     path = resolve(model.path)
-    cls = family_class(path, model.revision)
+    cls = get_family_class(path, model.revision)
     try:
         with silenced_libraries():
             family = cls.load(path, DTYPES[model.dtype], model.revision)
@@ -132,7 +132,7 @@ def build_kind(
     return Forward(config, process, grid)
 
 
-def _scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
+def _build_scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
     if config.solver is None:
         return None
     cls = getattr(diffusers, config.solver, None)
@@ -154,12 +154,12 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
     shape = family.latent_shape(rollout.height, rollout.width)
     length = family.sequence_length(shape)
 
-    def grid_of(steps: int) -> Grid:
+    def build_grid(steps: int) -> Grid:
         return Grid.from_scheduler(copy.deepcopy(family.scheduler), process, steps, sequence_length=length)
 
-    grid = grid_of(rollout.steps)
+    grid = build_grid(rollout.steps)
     kernel = rollout.build_kernel(grid)
-    scheduler = _scheduler(rollout, family)
+    scheduler = _build_scheduler(rollout, family)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
     window = build_windows(config, grid, kernel, process)
     means = "bias" in get_needs(config) and config.likelihood.old == "recorded"
@@ -177,7 +177,7 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
         build_branching(config, kernel),
     )
     evaluation = Sampling(
-        grid_of(config.eval.steps or rollout.steps),
+        build_grid(config.eval.steps or rollout.steps),
         ode,
         lambda key: Window(0, 0),
         rollout.guidance,
@@ -200,15 +200,17 @@ def get_inversion_snapshots(config: RunConfig) -> list[str]:
     return [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
 
 
-def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> DiffusionPolicy:
+def load_diffusion_policy(
+    config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False
+) -> DiffusionPolicy:
     """Load the policy of a run before its first step.
 
     keep_base: keep the pretrained weights also where no anchor needs them.
     """
-    return build_policy(config, load_family(config.model, device), keep_base=keep_base)
+    return build_diffusion_policy(config, load_family(config.model, device), keep_base=keep_base)
 
 
-def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) -> DiffusionPolicy:
+def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool = False) -> DiffusionPolicy:
     """Build the policy of a run over a frozen pipeline."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
@@ -231,11 +233,11 @@ def build_policy(config: RunConfig, family: Family, *, keep_base: bool = False) 
             DTYPES[config.model.dtype],
             config.model.embeddings_mb * 2**20,
         ),
-        _saver(family, config.model),
+        _build_save(family, config.model),
     )
 
 
-def _saver(family: Family, model: ModelConfig) -> Callable[[Path], None]:
+def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
     """Return a function that writes the adapter for load_lora_weights (LoRA) or the pipeline for from_pretrained (full)."""
 
     def save(folder: Path) -> None:

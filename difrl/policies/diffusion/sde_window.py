@@ -1,4 +1,4 @@
-"""Windows: the denoising steps of a training step that are stochastic, and so decisions."""
+"""The window of a training step: the denoising steps that are stochastic, and so decisions."""
 
 from __future__ import annotations
 

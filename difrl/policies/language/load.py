@@ -74,7 +74,7 @@ def build_language_policy(
         build_snapshots(model, trained, config, keep),
         build_reference_set(config),
         teacher_networks,
-        _saver(model, tokenizer),
+        _build_save(model, tokenizer),
     )
 
 
@@ -155,7 +155,7 @@ def _check_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
         )
 
 
-def _saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
+def _build_save(model: Any, tokenizer: Any) -> Callable[[Path], None]:
     """Return a function that writes the adapter (LoRA) or the model (full) in the format of transformers, with the tokenizer."""
 
     def save(folder: Path) -> None:

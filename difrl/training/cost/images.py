@@ -14,7 +14,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.load import build_policy, family_class, make_denoiser_trainable
+from difrl.policies.diffusion.load import build_diffusion_policy, get_family_class, make_denoiser_trainable
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
@@ -107,7 +107,7 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
         "encode_images": lambda self, images: images[:, :1, :1, :1],
     }
     one_number: type[Family] = type("OneNumber", (type(family),), members)
-    policy = build_policy(dry_config(config), one_number(family.pipeline), keep_base=True)
+    policy = build_diffusion_policy(dry_config(config), one_number(family.pipeline), keep_base=True)
     _check_solver(policy, config.rollout.solver)
     # The number of evaluations depends on the size of a step's window, and on its start if samples share the steps before.
     windows = [policy.sampling.window(NoiseKey(config.seed, step)) for step in range(config.train.steps)]
@@ -130,7 +130,7 @@ def _check_solver(policy: DiffusionPolicy, solver: str | None) -> None:
 
 def _build_skeleton(path: str, config: RunConfig) -> Family:
     """Build the pipeline as load_family leaves it, on the meta device."""
-    cls = family_class(path, config.model.revision)
+    cls = get_family_class(path, config.model.revision)
     try:
         family = cls.build_skeleton(path, config.model.revision)
     except OSError as error:

@@ -10,7 +10,7 @@ import torch
 
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
@@ -44,7 +44,7 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
         "rollout": GUIDED,
         "anchors": [{"to": "base", **k1}, {"to": "base", "guidance": 1.0, **k1}],
     }
-    policy, pretrained = (load_policy(recipe(sd3, **sections)) for _ in range(2))
+    policy, pretrained = (load_diffusion_policy(recipe(sd3, **sections)) for _ in range(2))
     perturb(policy)
     rollout = drawn(policy)
     decisions = policy.decisions(rollout, KEY)
@@ -72,8 +72,10 @@ def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: 
     """Those of a second policy that was never trained, under the rollout's guidance; no branch is shared."""
     sampling = {**GUIDED, "steps": 5, "window": {"kind": "fixed", "start": 1, "size": 2}}
     sections = {**FLOW_GRPO, "data": {"prompts_per_step": 2, "group_size": 4}}
-    policy = load_policy(recipe(sd3, **{**sections, "rollout": {**sampling, "branch": branch}}), keep_base=True)
-    pretrained = load_policy(recipe(sd3, **{**sections, "rollout": sampling}))
+    policy = load_diffusion_policy(
+        recipe(sd3, **{**sections, "rollout": {**sampling, "branch": branch}}), keep_base=True
+    )
+    pretrained = load_diffusion_policy(recipe(sd3, **{**sections, "rollout": sampling}))
     perturb(policy)
     found = policy.reference(PROMPTS[:3], torch.arange(3), KEY, "base")
     expected, own = drawn(pretrained).images, drawn(policy).images
@@ -94,7 +96,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
         data={"prompts_per_step": 2, "group_size": 2},
         train={"lr": 0.02, "micro_batch": 8},
     )
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     trainer = Trainer(
         config, policy, Scorer.from_rewards({"b": (Brightness(), 1.0)}, {}), PROMPTS, DistributedContext()
     )
@@ -116,7 +118,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
     torch.testing.assert_close(policy.recomputed_logprobs(rollout, decisions), values[2], atol=1e-5, rtol=1e-4)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (values[one] - values[other]).abs().max() > 1e-4
-    alone = load_policy(recipe(sd3, model=model))
+    alone = load_diffusion_policy(recipe(sd3, model=model))
     with policy.snapshots.use("sampler"):
         for name, p in alone.parameters.items():
             p.data.copy_(policy.parameters[name])
@@ -125,7 +127,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
 
 def test_base_that_cannot_be_reached_leaves_the_model(sd3: Path) -> None:
     """An exception inside a pass under the base, in full training: θ is back in place."""
-    policy = load_policy(recipe(sd3, model={"train": "full", "copies": "cpu"}), keep_base=True)
+    policy = load_diffusion_policy(recipe(sd3, model={"train": "full", "copies": "cpu"}), keep_base=True)
     perturb(policy)
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in policy.parameters.items()}
     with policy.snapshots.use("base"):

@@ -14,7 +14,7 @@ from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.branching import Branching
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
@@ -36,7 +36,7 @@ def settings(branch: Mapping[str, Any] | None, window: Mapping[str, Any] = WINDO
 
 
 def policy_of(path: Path, **sections: Any) -> DiffusionPolicy:
-    return load_policy(recipe(path, **sections))
+    return load_diffusion_policy(recipe(path, **sections))
 
 
 def draw(policy: DiffusionPolicy, samples: list[int] | None = None) -> Rollout:
@@ -105,7 +105,7 @@ def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
 def trainer_of(path: Path, **sections: Any) -> Trainer:
     config = recipe(path, **sections)
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    return Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
+    return Trainer(config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
 
 
 def test_shared_steps_are_evaluated_once_a_branch(sd3: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from difrl.data.prompts import load_prompts
 from difrl.policies.diagnosis import evaluation_mode
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.logprob_check import FirstUpdateError
 from difrl.runtime.distributed import DistributedContext
@@ -56,7 +56,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 def trainer_of(path: Path, sections: dict[str, Any]) -> tuple[Trainer, DiffusionPolicy]:
     config = recipe(path, **{**sections, "train": {"lr": 0.05, **sections.get("train", {})}})
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     return Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()), policy
 
 

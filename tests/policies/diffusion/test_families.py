@@ -12,7 +12,7 @@ from diffusers import AuraFlowPipeline
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import FAMILIES, StableDiffusion, register_family
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
@@ -40,7 +40,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 def test_evaluation_is_the_pipelines_own_image(auraflow: Path, guidance: float) -> None:
     """The same noise gives the same image to 1e-4: 4 steps in float32 leave a few 1e-6."""
-    policy = load_policy(recipe(auraflow, rollout={"guidance": guidance}))
+    policy = load_diffusion_policy(recipe(auraflow, rollout={"guidance": guidance}))
     images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval")).images
     pipeline = AuraFlowPipeline.from_pretrained(auraflow)
     pipeline.set_progress_bar_config(disable=True)
@@ -60,7 +60,7 @@ def test_evaluation_is_the_pipelines_own_image(auraflow: Path, guidance: float) 
 @pytest.mark.parametrize("sections", [{}, FLOW_GRPO], ids=["awm", "flow_grpo"])
 def test_it_trains_an_adapter_that_diffusers_loads(auraflow: Path, tmp_path: Path, sections: dict[str, object]) -> None:
     config = recipe(auraflow, model={"train": "lora", "lora": {"rank": 2}}, **sections)
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     metrics = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()).step(0)
     assert all(isfinite(value) for value in metrics.values())

@@ -11,7 +11,7 @@ import torch
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import GuidanceSettings, NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from tests.recipes import recipe
 
@@ -22,7 +22,7 @@ STEPS = 4
 
 def policy_of(path: Path, guidance: float = 1.0, moved: float = 0.05, **rollout: Any) -> DiffusionPolicy:
     """A policy whose weights have moved away from the base."""
-    policy = load_policy(recipe(path, rollout={"guidance": guidance, **rollout}), keep_base=True)
+    policy = load_diffusion_policy(recipe(path, rollout={"guidance": guidance, **rollout}), keep_base=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in policy.parameters.values():
@@ -118,7 +118,7 @@ def test_the_distance_to_the_base(sd3: Path, guidance: float) -> None:
 
 def test_the_first_state_moves_by_w_squared(sd3: Path) -> None:
     """One step whose state all weights share: ‖out_w − out_base‖² is w² ‖out_tuned − out_base‖² exactly."""
-    policy = load_policy(recipe(sd3, eval={"steps": 2}), keep_base=True)
+    policy = load_diffusion_policy(recipe(sd3, eval={"steps": 2}), keep_base=True)
     with torch.no_grad():
         for p in policy.parameters.values():
             p.mul_(1.05)

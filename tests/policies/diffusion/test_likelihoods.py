@@ -14,7 +14,7 @@ from difrl.core import Likelihoods, RatioNormalised
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.likelihoods import Forward, Reverse
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.step_weights import slope, time_step
 from samplers import FlowMatching, Grid, VariancePreserving, make_kernel
@@ -34,7 +34,7 @@ FLOW = FlowMatching()
 
 def drawn_then_moved(path: Path, /, **sections: Any) -> tuple[DiffusionPolicy, Any, Any]:
     """A policy whose weights have moved since it drew a rollout, with the rollout and its decisions."""
-    policy = load_policy(recipe(path, **sections))
+    policy = load_diffusion_policy(recipe(path, **sections))
     rollout = policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), KEY)
     generator = torch.Generator().manual_seed(0)
     for p in policy.parameters.values():
@@ -78,7 +78,7 @@ def test_detached_old_has_no_kl(sd3: Path) -> None:
 
 def test_means_are_recorded_only_where_something_reads_them(sd3: Path) -> None:
     def tape(**sections: Any) -> set[str]:
-        policy = load_policy(recipe(sd3, **sections))
+        policy = load_diffusion_policy(recipe(sd3, **sections))
         return set(policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), KEY).replay_data)
 
     assert "mean" in tape(**GUARD)

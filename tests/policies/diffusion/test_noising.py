@@ -11,7 +11,7 @@ import torch
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
@@ -25,7 +25,9 @@ INVERSION = {"kind": "forward", "decisions": 3, "noise": {"kind": "inversion"}, 
 
 
 def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
-    return load_policy(recipe(path, **{"rollout": {"steps": 6, "batch": 2}, "likelihood": INVERSION, **sections}))
+    return load_diffusion_policy(
+        recipe(path, **{"rollout": {"steps": 6, "batch": 2}, "likelihood": INVERSION, **sections})
+    )
 
 
 def draw(policy: DiffusionPolicy) -> Rollout:
@@ -82,7 +84,7 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
         snapshots={"old": {}},
         train={"updates_per_step": updates},
     )
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     trainer = Trainer(
         config,
         policy,

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt
 from difrl.policies.base import GuidanceSettings, NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from samplers import keyed
@@ -32,7 +32,7 @@ ANCHORED = {
 
 
 def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
-    return load_policy(recipe(path, **sections), keep_base=True)
+    return load_diffusion_policy(recipe(path, **sections), keep_base=True)
 
 
 def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
@@ -266,7 +266,7 @@ def test_solver_in_place_of_a_kernel(sd3: Path) -> None:
 
 def test_missing_folder_names_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no folder './nowhere'.*hub id"):
-        load_policy(recipe("./nowhere"))
+        load_diffusion_policy(recipe("./nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no readable model_index\.json"):
         policy_of(tmp_path / "empty")

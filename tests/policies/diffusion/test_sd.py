@@ -16,7 +16,7 @@ from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.families import StableDiffusion
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
@@ -68,7 +68,7 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
-    return load_policy(recipe(path, **sections), keep_base=True)
+    return load_diffusion_policy(recipe(path, **sections), keep_base=True)
 
 
 def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
@@ -277,7 +277,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
     """The check of every step raises where l of the update is not what the sampler recorded."""
     config = recipe(sd, model=train, **sections)
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    policy = load_policy(config)
+    policy = load_diffusion_policy(config)
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
     trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext())
     rows = [trainer.step(0), trainer.step(1)]

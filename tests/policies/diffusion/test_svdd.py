@@ -11,7 +11,7 @@ from torch import Tensor
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.svdd import SVDDSettings, draw_with_svdd
 from difrl.policies.errors import ModelError
@@ -28,7 +28,7 @@ def brightness(rollout: Rollout) -> Tensor:
 
 @pytest.fixture(scope="module")
 def policy(sd3: Path) -> DiffusionPolicy:
-    return load_policy(recipe(sd3, rollout={"batch": 4}))
+    return load_diffusion_policy(recipe(sd3, rollout={"batch": 4}))
 
 
 def search(policy: DiffusionPolicy, candidates: int, temperature: float, rows: slice = slice(None)) -> Rollout:
@@ -66,6 +66,6 @@ def test_its_cost_is_counted(policy: DiffusionPolicy) -> None:
 
 
 def test_a_solver_has_no_kernel_to_draw_from(sd3: Path) -> None:
-    solved = load_policy(recipe(sd3, rollout={"solver": "DPMSolverMultistepScheduler"}))
+    solved = load_diffusion_policy(recipe(sd3, rollout={"solver": "DPMSolverMultistepScheduler"}))
     with pytest.raises(ModelError, match=r"this run samples with a solver; train with rollout\.solver: null"):
         search(solved, 2, 0.0)

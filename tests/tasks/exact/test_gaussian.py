@@ -13,7 +13,7 @@ import torch
 from benchmarks.arenas import gaussian as arena
 from difrl.data.prompts import load_prompts
 from difrl.policies.base import NoiseKey
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.tasks.exact.gaussian import GaussianTask, interpolation_weights
 from difrl.tasks.exact.gaussian_solutions import Normal
@@ -26,7 +26,7 @@ def policy_of(folder: Path, **sections: Any) -> DiffusionPolicy:
         "objective": {"kind": "clipped"},
         **sections,
     }
-    return load_policy(arena.config_of(folder, recipe, budget=1), keep_base=True)
+    return load_diffusion_policy(arena.config_of(folder, recipe, budget=1), keep_base=True)
 
 
 @pytest.fixture(scope="module", params=["flow", "variance_preserving"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.arenas import gaussian as arena
 from difrl.data.prompts import load_prompts
-from difrl.policies.diffusion.load import load_policy
+from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
@@ -29,7 +29,9 @@ def first_gradient(folder: Path, sections: Mapping[str, Any]) -> Tensor:
     """Return the gradient of the first update at θ = old = base, with the same samples and decisions for every objective."""
     config = arena.config_of(folder, {"advantage": MEAN, **sections}, budget=1)
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
-    trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
+    trainer = Trainer(
+        config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext()
+    )
     trainer.step(0)
     grad = trainer.parameters[0].grad
     assert grad is not None
