@@ -105,7 +105,7 @@ def open_run(
     policy = load_policy(config, place, keep_base=is_run)
     if not is_run:
         return LoadedRun(policy, config, 0, is_run=False)
-    saved = checkpoint.result(folder) if step is None else checkpoint.folder_of(folder, step)
+    saved = checkpoint.find_result(folder) if step is None else checkpoint.checkpoint_folder(folder, step)
     if saved is None:
         raise checkpoint.CheckpointError(
             f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"

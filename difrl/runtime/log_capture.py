@@ -17,7 +17,7 @@ class _Shown(logging.Handler):
 
 
 @contextmanager
-def notices(show: Callable[[str], object]) -> Iterator[None]:
+def route_warnings(show: Callable[[str], object]) -> Iterator[None]:
     """Warnings of rewards are shown by this, and not on standard error as well."""
     logger, shown = logging.getLogger("rewards"), _Shown(show)
     propagated = logger.propagate

@@ -16,7 +16,7 @@ from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
-from difrl.runtime.log_capture import notices
+from difrl.runtime.log_capture import route_warnings
 from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
@@ -102,7 +102,7 @@ def _score_column(
         warnings.append(text)
         warn(text)
 
-    with notices(collect):
+    with route_warnings(collect):
         values = _score_samples(reward, samples, metadata)
     return Column(values, bool(warnings))
 

@@ -40,32 +40,32 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 
 
-def folder_of(run: Path, step: int) -> Path:
+def checkpoint_folder(run: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps is."""
     return run / "checkpoints" / f"{PREFIX}{step:06d}"
 
 
-def latest(run: Path) -> Path | None:
+def find_latest(run: Path) -> Path | None:
     """The newest checkpoint of a run folder."""
-    found = existing(run)
+    found = find_all(run)
     return found[-1] if found else None
 
 
-def existing(run: Path) -> list[Path]:
+def find_all(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first. A copy that somebody made, such as step-000050-best, is none."""
     found = [p for p in (run / "checkpoints").glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
     return sorted(found, key=lambda place: int(place.name.removeprefix(PREFIX)))
 
 
-def step_of(place: Path | None) -> int:
+def parse_step(place: Path | None) -> int:
     """The number of steps behind a checkpoint, from its name; 0 where there is none."""
     return 0 if place is None else int(place.name.removeprefix(PREFIX))
 
 
-def result(run: Path) -> Path | None:
+def find_result(run: Path) -> Path | None:
     """The checkpoint whose weights are the run's result: the newest, or the one that a guard took the run back to."""
     mark = run / RESULT
-    return folder_of(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else latest(run)
+    return checkpoint_folder(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else find_latest(run)
 
 
 def mark_result(run: Path, step: int | None) -> None:
@@ -84,7 +84,7 @@ def save(
     All processes call it.
     """
     generators = {
-        name: processes.gather(value[None].to(processes.device)).cpu() for name, value in random_state().items()
+        name: processes.gather(value[None].to(processes.device)).cpu() for name, value in get_random_state().items()
     }
     known = {
         f"{rank}/{name}": part
@@ -93,7 +93,7 @@ def save(
     }
     if not processes.is_main:
         return
-    place = folder_of(run, step)
+    place = checkpoint_folder(run, step)
     aside = place.with_name(f".{place.name}.partial")
     for left in place.parent.glob(f".{PREFIX}*.partial"):  # by a process that was killed while writing
         shutil.rmtree(left, ignore_errors=True)
@@ -119,8 +119,8 @@ def save(
         if place.exists():
             shutil.rmtree(place)
         os.replace(aside, place)
-        for old in existing(run)[:-keep]:
-            if step_of(old) not in spared:
+        for old in find_all(run)[:-keep]:
+            if parse_step(old) not in spared:
                 shutil.rmtree(old)
     except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
         shutil.rmtree(aside, ignore_errors=True)
@@ -150,7 +150,7 @@ def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
 def read_state(place: Path) -> dict[str, Any]:
     """state.json, after checking that every file is there in its full length."""
     if not place.is_dir():
-        known = ", ".join(p.name for p in existing(place.parent.parent)) or "none"
+        known = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {place}; the run has {known}")
     problem = None
     try:
@@ -258,7 +258,7 @@ def _coefficients(
     return {name: c.with_state(saved.get(name, {})) for name, c in coefficients.items()}
 
 
-def random_state() -> dict[str, Tensor]:
+def get_random_state() -> dict[str, Tensor]:
     """The global random states of this process: torch's on CPU and GPU, numpy's and Python's."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, internal, gauss_next = random.getstate()

@@ -100,7 +100,7 @@ class Guard:
         """Steps whose checkpoints are not to be removed."""
         return () if self.config is None else (self.verdict.best,)
 
-    def said(self, step: int) -> str:
+    def message(self, step: int) -> str:
         """What was found and what follows, in plain words; "" where there is nothing to say."""
         if not self.alarmed:
             return ""

@@ -41,7 +41,7 @@ class RunFolderError(UserError):
     """A run folder that does not fit what is asked of it."""
 
 
-def checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
+def find_checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
     """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
     folder = config.output_dir
     known = folder / "config.yaml"
@@ -52,8 +52,8 @@ def checkpoint_to_resume(config: RunConfig, resume: bool, processes: Distributed
                 "output_dir=runs/NAME"
             )
         _check_same(read_config(known), config, known)
-    place = checkpoint.latest(folder) if resume else None
-    seen = processes.gather(torch.tensor([checkpoint.step_of(place)], device=processes.device)).tolist()
+    place = checkpoint.find_latest(folder) if resume else None
+    seen = processes.gather(torch.tensor([checkpoint.parse_step(place)], device=processes.device)).tolist()
     if len(set(seen)) > 1:
         raise RunFolderError(
             f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
@@ -62,7 +62,7 @@ def checkpoint_to_resume(config: RunConfig, resume: bool, processes: Distributed
     return place
 
 
-def stretched(before: RunConfig, now: RunConfig) -> list[str]:
+def find_stretched_schedules(before: RunConfig, now: RunConfig) -> list[str]:
     """The keys of schedules that span the run, where a resumed one has another number of steps."""
     if before.train.steps == now.train.steps:
         return []

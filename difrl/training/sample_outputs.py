@@ -18,7 +18,7 @@ from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
 
 
-def rewards_of(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[float | None]]:
+def sheet_rewards(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[float | None]]:
     """The optimised reward of every sample of a sheet, row by row; None where it could not be scored."""
     scored = scorer(rollout)
     values = [float(r) if v else None for r, v in zip(scored.rewards, scored.valid, strict=True)]
@@ -69,5 +69,5 @@ def _sheet(evaluator: Evaluator, sets: Mapping[str, GuidanceSettings], count: in
     captions: list[str] = []
     for label, steering in sets.items():
         rollouts[label], captions = evaluator.show(count, columns, steering)
-        scores[label] = rewards_of(evaluator.scorer, rollouts[label], columns)
+        scores[label] = sheet_rewards(evaluator.scorer, rollouts[label], columns)
     return build_sheet(captions, rollouts, scores)

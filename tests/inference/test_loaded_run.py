@@ -45,7 +45,7 @@ def run(request: pytest.FixtureRequest, sd3: Path, tmp_path_factory: pytest.Temp
 
 
 def weights(run: Path, step: int) -> dict[str, Tensor]:
-    return load_file(checkpoint.folder_of(run, step) / "trained.safetensors")
+    return load_file(checkpoint.checkpoint_folder(run, step) / "trained.safetensors")
 
 
 def images(opened: LoadedRun, **options: Any) -> Tensor:
@@ -155,7 +155,7 @@ def test_a_run_that_has_saved_nothing_yet_says_so(run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["trained.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_noticed(run: Path, tmp_path: Path, name: str) -> None:
     damaged = copied(run, tmp_path)
-    place = checkpoint.latest(damaged)
+    place = checkpoint.find_latest(damaged)
     assert place is not None
     (place / name).write_bytes((place / name).read_bytes()[:20])
     with pytest.raises(CheckpointError, match=rf"step-000003 is damaged: {name}.*Delete that folder"):

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from difrl.reporting.terminal import SilentDisplay
-from difrl.runtime.log_capture import notices
+from difrl.runtime.log_capture import route_warnings
 
 
 class Heard(SilentDisplay):
@@ -18,7 +18,7 @@ class Heard(SilentDisplay):
 
 def test_warnings_of_rewards_go_to_the_display_while_a_run_lasts(capfd: pytest.CaptureFixture[str]) -> None:
     display, log = Heard(), logging.getLogger("rewards.failures")
-    with notices(display.message):
+    with route_warnings(display.message):
         log.warning("reward '%s' scored %d of %d samples", "ocr", 3, 4)
         log.info("not shown")
     assert display.messages == ["reward 'ocr' scored 3 of 4 samples"]

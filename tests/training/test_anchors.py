@@ -311,7 +311,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         for number in range(pause):
             first.step(number)
         checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
-        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), DistributedContext()) == pause
+        assert checkpoint.load(second, checkpoint.checkpoint_folder(tmp_path, pause), DistributedContext()) == pause
         assert [strip(second.step(number)) for number in range(pause, 6)] == expected[pause:]
         states = [{**t.policy.parameters, **t.policy.snapshots.state()} for t in (whole, second)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -325,7 +325,7 @@ def test_a_checkpoint_without_the_controller_is_refused(tmp_path: Path) -> None:
     fixed = chain_trainer(anchors=[{"to": "base", "coefficient": 0.3}])[0]
     checkpoint.save(fixed, tmp_path, 1, 1, DistributedContext())
     adaptive = chain_trainer(anchors=[TO_TARGET])[0]
-    place = checkpoint.folder_of(tmp_path, 1)
+    place = checkpoint.checkpoint_folder(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"coefficients none and this run adapts \['base'\].*earlier version"):
         checkpoint.load(adaptive, place, DistributedContext())
     state = place / "state.json"

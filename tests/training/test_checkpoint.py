@@ -95,7 +95,7 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, pr
     advance(uninterrupted, 0, 6)
     advance(stopped, 0, 4)
     checkpoint.save(stopped, tmp_path, 4, 2, processes)
-    place = checkpoint.latest(tmp_path)
+    place = checkpoint.find_latest(tmp_path)
     assert place == tmp_path / "checkpoints" / "step-000004"
     assert checkpoint.load(resumed, place, processes) == 4
     assert resumed.evaluations == 28
@@ -109,7 +109,7 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path, pr
 def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, processes: DistributedContext) -> None:
     fresh, loaded = trainer(), trainer()
     checkpoint.save(fresh, tmp_path, 0, 1, processes)
-    checkpoint.load(loaded, checkpoint.folder_of(tmp_path, 0), processes)
+    checkpoint.load(loaded, checkpoint.checkpoint_folder(tmp_path, 0), processes)
     assert not loaded.optimizer.state
 
 
@@ -123,7 +123,7 @@ def saved_by(run: Path, *rows: int) -> Path:
         checkpoint.save(trained, run, 1, 1, processes)
 
     in_threads(len(rows), work)
-    return checkpoint.folder_of(run, 1)
+    return checkpoint.checkpoint_folder(run, 1)
 
 
 def known_to(place: Path, count: int) -> list[list[float]]:
@@ -185,7 +185,7 @@ def test_global_random_states_come_back(tmp_path: Path, processes: DistributedCo
     expected = drawn()
     torch.manual_seed(6)
     drawn()
-    checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
+    checkpoint.load(trainer(), checkpoint.checkpoint_folder(tmp_path, 1), processes)
     assert drawn() == expected
 
 
@@ -197,7 +197,7 @@ def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
     for rank in range(2):
         torch.manual_seed(6)
         processes = ThreadProcesses(Accelerator(), rank, Meeting(2))
-        checkpoint.load(trainer(), checkpoint.folder_of(tmp_path, 1), processes)
+        checkpoint.load(trainer(), checkpoint.checkpoint_folder(tmp_path, 1), processes)
         assert torch.rand(3).tolist() == expected
 
 
@@ -208,14 +208,14 @@ def test_only_the_newest_are_kept(tmp_path: Path, processes: DistributedContext)
     mine.mkdir(parents=True)
     for step in (1, 2, 999_999, 1_000_000):
         checkpoint.save(trained, tmp_path, step, 2, processes)
-    names = [p.name for p in checkpoint.existing(tmp_path)]
+    names = [p.name for p in checkpoint.find_all(tmp_path)]
     assert names == ["step-999999", "step-1000000"]
-    assert checkpoint.latest(tmp_path) == checkpoint.folder_of(tmp_path, 1_000_000)
+    assert checkpoint.find_latest(tmp_path) == checkpoint.checkpoint_folder(tmp_path, 1_000_000)
     assert mine.is_dir()
 
 
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.find_latest(tmp_path) is None
 
 
 def saved_twice(run: Path, processes: DistributedContext) -> Any:
@@ -253,7 +253,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert contents(tmp_path) == before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
     checkpoint.save(trained, tmp_path, 3, 1, processes)
-    assert [p.name for p in checkpoint.existing(tmp_path)] == ["step-000003"]
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == ["step-000003"]
 
 
 @contextmanager
@@ -283,7 +283,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path,
     left = tmp_path / "checkpoints" / ".step-000007.partial"
     left.mkdir(parents=True)
     (left / "trained.safetensors").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.find_latest(tmp_path) is None
     checkpoint.save(trainer(), tmp_path, 9, 2, processes)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000009"]
 
@@ -302,7 +302,7 @@ def scramble(path: Path) -> None:
 def test_damage_is_noticed(tmp_path: Path, processes: DistributedContext, name: str, damage: Any) -> None:
     """The message names the file, and the folder to delete."""
     saved_twice(tmp_path, processes)
-    place = checkpoint.folder_of(tmp_path, 2)
+    place = checkpoint.checkpoint_folder(tmp_path, 2)
     damage(place / name)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(trainer(), place, processes)
@@ -322,19 +322,19 @@ def test_a_state_that_says_something_else_is_damage(tmp_path: Path, content: str
 def test_a_step_without_checkpoint_says_which_there_are(tmp_path: Path, processes: DistributedContext) -> None:
     saved_twice(tmp_path, processes)
     with pytest.raises(CheckpointError, match=r"no checkpoint .*step-000005; the run has step-000001, step-000002"):
-        checkpoint.read_state(checkpoint.folder_of(tmp_path, 5))
+        checkpoint.read_state(checkpoint.checkpoint_folder(tmp_path, 5))
 
 
 def test_another_model_is_refused(tmp_path: Path, processes: DistributedContext) -> None:
     checkpoint.save(trainer(), tmp_path, 1, 1, processes)
     with pytest.raises(CheckpointError, match=r"another model: .*a\.bias.*only one of the two"):
-        checkpoint.load(trainer(prefix="b"), checkpoint.folder_of(tmp_path, 1), processes)
+        checkpoint.load(trainer(prefix="b"), checkpoint.checkpoint_folder(tmp_path, 1), processes)
 
 
 def test_another_rank_is_refused(tmp_path: Path, processes: DistributedContext) -> None:
     checkpoint.save(trainer(rank=3), tmp_path, 1, 1, processes)
     with pytest.raises(CheckpointError, match=r"a\.down has shape \[3, 4\] there and \[5, 4\] here .*LoRA rank"):
-        checkpoint.load(trainer(rank=5), checkpoint.folder_of(tmp_path, 1), processes)
+        checkpoint.load(trainer(rank=5), checkpoint.checkpoint_folder(tmp_path, 1), processes)
 
 
 def test_the_files_are_what_they_say(tmp_path: Path, processes: DistributedContext) -> None:
@@ -342,7 +342,7 @@ def test_the_files_are_what_they_say(tmp_path: Path, processes: DistributedConte
     trained = trainer()
     advance(trained, 0, 2)
     checkpoint.save(trained, tmp_path, 2, 1, processes)
-    place = checkpoint.folder_of(tmp_path, 2)
+    place = checkpoint.checkpoint_folder(tmp_path, 2)
     weights = load_file(place / "trained.safetensors")
     assert torch.equal(weights["a.up"], trained.policy.parameters["a.up"])
     state = json.loads((place / "state.json").read_text())

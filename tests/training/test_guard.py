@@ -117,16 +117,16 @@ def test_actions(action: Any, ends: bool, result: int, said: str) -> None:
     guard = Guard(GuardConfig(action=action))
     for row in rows((0.5, 0.7), (0.6, 0.6), (0.7, 0.5)):
         assert not guard.ends
-        assert guard.said(20) == ""
+        assert guard.message(20) == ""
         guard.observe(row)
     assert (guard.alarmed, guard.ends, guard.result(20), guard.kept) == (True, ends, result, (0,))
-    assert said in guard.said(20)
+    assert said in guard.message(20)
 
 
 def test_without_a_guard_nothing_is_said_or_kept() -> None:
     guard = Guard(None)
     assert [guard.observe(row) for row in rows((0.5, 0.7), (0.6, 0.1), (0.7, 0.1))] == [{}, {}, {}]
-    assert (guard.ends, guard.kept, guard.said(20), guard.result(20)) == (False, (), "", 20)
+    assert (guard.ends, guard.kept, guard.message(20), guard.result(20)) == (False, (), "", 20)
 
 
 def test_an_evaluation_made_again_takes_the_place_of_the_first() -> None:
@@ -204,16 +204,16 @@ def test_a_hacked_run_is_taken_back_to_its_best(rolled_back: tuple[Path, running
     assert summary.after == {k: v for k, v in found[best].items() if k.startswith("eval/")}
     assert found[last]["eval/reward/mean"] > summary.after["eval/reward/mean"] > summary.before["eval/reward/mean"]
     assert f"stopped after step {last}; the result is the model after step {best}" in summary.guard
-    assert [checkpoint.step_of(p) for p in checkpoint.existing(run)] == [best, last]  # though only one is kept
+    assert [checkpoint.parse_step(p) for p in checkpoint.find_all(run)] == [best, last]  # though only one is kept
 
 
 def test_everything_a_run_reports_is_of_the_best(rolled_back: tuple[Path, running.Summary]) -> None:
     run, summary = rolled_back
-    place = checkpoint.result(run)
+    place = checkpoint.find_result(run)
     assert place is not None
-    assert place != checkpoint.latest(run)
+    assert place != checkpoint.find_latest(run)
     opened = open_run(run)
-    assert opened.step == checkpoint.step_of(place)
+    assert opened.step == checkpoint.parse_step(place)
     assert same(opened.policy.parameters, weights(place))
     denoiser = load_file(next((run / "model" / "transformer").glob("*.safetensors")))
     assert all(torch.equal(denoiser[name], p) for name, p in opened.policy.parameters.items())
@@ -234,7 +234,7 @@ def test_a_killed_run_comes_to_the_same_verdict(
     run = rolled_back[0]
     assert logged(config.output_dir) == logged(run)
     assert summary.guard == rolled_back[1].guard
-    one, other = checkpoint.existing(config.output_dir), checkpoint.existing(run)
+    one, other = checkpoint.find_all(config.output_dir), checkpoint.find_all(run)
     assert [p.name for p in one] == [p.name for p in other]
     assert all(same(weights(a), weights(b)) for a, b in zip(one, other, strict=True))
 
@@ -246,7 +246,7 @@ def test_a_run_that_was_taken_back_stays_so_until_the_guard_is_changed(sd3: Path
     assert (again.guard, again.after, again.steps) == (first.guard, first.after, first.steps)
     onward = train(hacked(sd3, tmp_path / "run", action="warn"), resume=True)
     assert onward.steps == 9
-    assert checkpoint.result(tmp_path / "run") == checkpoint.latest(tmp_path / "run")
+    assert checkpoint.find_result(tmp_path / "run") == checkpoint.find_latest(tmp_path / "run")
     assert onward.guard.startswith("guard: Moderation fell from")
 
 
@@ -256,7 +256,7 @@ def test_stop_leaves_the_weights_of_the_last_step(sd3: Path, tmp_path: Path) -> 
     last = logged(tmp_path / "run")[-1]
     assert summary.steps == last["step"] < 9
     assert summary.after["eval/reward/mean"] == last["eval/reward/mean"]
-    assert checkpoint.result(tmp_path / "run") == checkpoint.folder_of(tmp_path / "run", summary.steps)
+    assert checkpoint.find_result(tmp_path / "run") == checkpoint.checkpoint_folder(tmp_path / "run", summary.steps)
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_two_processes_are_taken_back_together(
 
     one, two = in_threads(2, work)
     assert one.guard == two.guard == rolled_back[1].guard
-    place = checkpoint.result(tmp_path / "run")
+    place = checkpoint.find_result(tmp_path / "run")
     assert place is not None
     for policy in policies:
         assert same(policy.parameters, weights(place))

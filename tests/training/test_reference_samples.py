@@ -62,7 +62,7 @@ def resumed(run: Path, step: int) -> tuple[Trainer, Asked]:
     """From a checkpoint, on another day."""
     trainer, policy = moody()
     torch.manual_seed(99)
-    assert checkpoint.load(trainer, checkpoint.folder_of(run, step), DistributedContext()) == step
+    assert checkpoint.load(trainer, checkpoint.checkpoint_folder(run, step), DistributedContext()) == step
     return trainer, policy
 
 
@@ -91,7 +91,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     torch.manual_seed(3)
     first, policy = moody()
     run(first, 1)
-    known, generators, asked = first.source.state(), checkpoint.random_state(), len(policy.asked)
+    known, generators, asked = first.source.state(), checkpoint.get_random_state(), len(policy.asked)
     term, _ = first.scorer.optimised["moody"]
     failsafe: Any = term.members["moody"].reward
     failsafe.reward.down = True
@@ -194,7 +194,7 @@ def train_on(count: int, place: Path, start: int, stop: int) -> list[list[int]]:
     def work(processes: DistributedContext) -> list[int]:
         trainer, policy = moody(processes)
         if start:
-            checkpoint.load(trainer, checkpoint.folder_of(place, start), processes)
+            checkpoint.load(trainer, checkpoint.checkpoint_folder(place, start), processes)
         for number in range(start, stop):
             trainer.step(number)
         checkpoint.save(trainer, place, stop, 9, processes)
@@ -218,4 +218,4 @@ def test_a_process_does_not_ask_again_for_what_it_knew(tmp_path: Path) -> None:
 def test_another_number_of_references_is_refused(tmp_path: Path) -> None:
     checkpoint.save(moody()[0], tmp_path, 0, 1, DistributedContext())
     with pytest.raises(CheckpointError, match=r"holds .*scores/moody \[2\] and this run needs .*scores/moody \[3\]"):
-        checkpoint.load(moody(count=3)[0], checkpoint.folder_of(tmp_path, 0), DistributedContext())
+        checkpoint.load(moody(count=3)[0], checkpoint.checkpoint_folder(tmp_path, 0), DistributedContext())

@@ -27,7 +27,7 @@ from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator
 from difrl.training.run import Interrupted
-from difrl.training.run_folder import RunFolderError, stretched
+from difrl.training.run_folder import RunFolderError, find_stretched_schedules
 from difrl.training.trainer import Trainer
 from rewards import RewardError
 from tests.fakes import Moody
@@ -83,7 +83,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def results(run: Path) -> dict[str, Any]:
     """All that a run is to reproduce to the bit."""
-    newest = checkpoint.latest(run)
+    newest = checkpoint.find_latest(run)
     assert newest is not None
     files = {name: (newest / name).read_bytes() for name in KEPT}
     pictures = {p.name: p.read_bytes() for p in (run / "samples").iterdir()}
@@ -240,7 +240,7 @@ def test_ctrl_c_saves_says_so_and_exits_130(sd3: Path, tmp_path: Path, uninterru
     assert process.returncode == 130, process.stderr
     assert "stopped after step 2, which is saved; continue with the same command and --resume" in process.stderr
     assert "Traceback" not in process.stderr
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000001", "step-000002"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000001", "step-000002"]
     train(config, resume=True)
     assert_same(results(config.output_dir), uninterrupted("forward"))
 
@@ -287,7 +287,7 @@ def test_a_polite_signal_ends_the_step_and_saves_it(
         interrupting(patched, 2, number=number)
         with pytest.raises(Interrupted, match=r"after step 2, which is saved.*--resume"):
             train(config)
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000002"]
     assert signal.getsignal(number) is handler
     train(config, resume=True)
     assert [row["step"] for row in rows(config.output_dir)] == [1, 2, 3, 4]
@@ -298,7 +298,7 @@ def test_a_second_ctrl_c_does_not_wait(sd3: Path, tmp_path: Path, monkeypatch: p
     config = small(sd3, tmp_path / "run", **UNSEEN)
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000001"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000001"]
 
 
 def test_ctrl_c_in_the_last_step_lets_the_run_finish(
@@ -404,7 +404,7 @@ def test_a_damaged_checkpoint_is_deleted_and_the_one_before_it_used(
 ) -> None:
     config = small(sd3, tmp_path / "run", **CASES["forward"])
     train(config)
-    newest = checkpoint.latest(config.output_dir)
+    newest = checkpoint.find_latest(config.output_dir)
     assert newest is not None
     (newest / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=f"{newest.name} is damaged.*Delete that folder"):
@@ -491,7 +491,7 @@ def test_a_broken_reward_costs_no_finished_step(sd3: Path, tmp_path: Path, broke
     config = small(sd3, tmp_path / "run", **rare)
     with pytest.raises(RewardError):
         train(config)
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000002"]
     (tmp_path / "fault").write_text("none")
     assert_same(results(train(config, resume=True)), expected)
 
@@ -504,8 +504,8 @@ def test_schedules_that_span_the_run_are_named_when_it_is_extended(tmp_path: Pat
     }
     config = recipe("nowhere", tmp_path, **spanning)
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": config.train.steps + 1})})
-    assert stretched(config, longer) == ["train.lr", "snapshots.ema"]
-    assert stretched(longer, longer) == []
+    assert find_stretched_schedules(config, longer) == ["train.lr", "snapshots.ema"]
+    assert find_stretched_schedules(longer, longer) == []
 
 
 def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
@@ -526,7 +526,7 @@ def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
         patched.setattr(Evaluator, "__call__", failing)
         with pytest.raises(RewardError):
             train(config)
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000002"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000002"]
     assert not any(name.startswith("eval/") for name in rows(config.output_dir)[-1])
     assert_same(results(train(config, resume=True)), expected)
 
@@ -579,7 +579,7 @@ def test_a_moody_reward_that_fails_ends_as_if_it_had_not(
     config = small(sd3, tmp_path / "run", **rare)
     with pytest.raises(RewardError, match="the server is gone"):
         trained(config, 3, at)
-    assert [checkpoint.step_of(place) for place in checkpoint.existing(config.output_dir)] == [saved]
+    assert [checkpoint.parse_step(place) for place in checkpoint.find_all(config.output_dir)] == [saved]
     assert_same(trained(config, 4, 99, resume=True), expected)
 
 
@@ -591,7 +591,7 @@ def test_a_failure_in_the_middle_of_a_step_saves_nothing(
     config = small(sd3, tmp_path / "run", **CASES["reverse"], **UNSEEN, checkpoint={"every": 0})
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(config)
-    assert checkpoint.existing(config.output_dir) == []
+    assert checkpoint.find_all(config.output_dir) == []
 
 
 def failing_second(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -661,7 +661,7 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(
             (RunFolderError, CheckpointError), match=r"cannot write .*No space left.*untouched.*--resume"
         ):
             train(config)
-    assert [p.name for p in checkpoint.existing(config.output_dir)] == ["step-000001"]
+    assert [p.name for p in checkpoint.find_all(config.output_dir)] == ["step-000001"]
     assert_same(results(train(config, resume=True)), uninterrupted("forward"))
 
 

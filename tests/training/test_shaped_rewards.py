@@ -303,7 +303,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         first, second = everything(), everything()
         run(first, pause)
         checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
-        assert checkpoint.load(second, checkpoint.folder_of(tmp_path, pause), DistributedContext()) == pause
+        assert checkpoint.load(second, checkpoint.checkpoint_folder(tmp_path, pause), DistributedContext()) == pause
         assert [strip(second.step(number)) for number in range(pause, 5)] == expected[pause:]
         assert torch.equal(second.parameters[0], whole.parameters[0])
 
@@ -311,7 +311,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
 def test_a_checkpoint_without_the_multiplier_is_refused(tmp_path: Path) -> None:
     plain = trainer_of([bright()])
     checkpoint.save(plain, tmp_path, 1, 1, DistributedContext())
-    place = checkpoint.folder_of(tmp_path, 1)
+    place = checkpoint.checkpoint_folder(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"coefficients none and this run adapts \['jury'\].*under other rewards"):
         checkpoint.load(everything(), place, DistributedContext())
     state = place / "state.json"
