@@ -16,8 +16,7 @@ ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
 UNFINISHED = (
     "difrl/inference/",
-    "difrl/runtime/",
-    "difrl/training/",
+    "difrl/training/cost/",
 )
 """Folders that do not keep the rule yet."""
 

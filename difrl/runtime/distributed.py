@@ -1,7 +1,7 @@
-"""What several processes have to agree on, through accelerate. With one process every function is the identity.
+"""Communication between the processes of a run, through accelerate. With one process every function is the identity.
 
-Gradients are summed here, once an update, instead of by a DistributedDataParallel wrapper: the passes under other
-weights then need no special treatment, and a loss divided by the global count gives the gradient of one process.
+Gradients are summed here, once an update, not by a DistributedDataParallel wrapper. So passes under other weights need no
+special treatment, and a loss that is divided by the global count gives the same gradient as one process.
 """
 
 from __future__ import annotations
@@ -19,38 +19,42 @@ from rewards import RewardError
 
 
 class ProcessError(UserError):
-    """What this process was waiting for failed on another one."""
+    """Another process failed in a part of the step that all processes share."""
 
 
 class DistributedContext:
-    """The processes of a run, as this one sees them."""
+    """The processes of a run, seen from this one."""
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.accelerator = accelerator or Accelerator()
 
     @property
     def device(self) -> torch.device:
+        """Device of this process."""
         return self.accelerator.device
 
     @property
     def count(self) -> int:
+        """Number of processes."""
         return self.accelerator.num_processes
 
     @property
     def rank(self) -> int:
+        """Number of this process, from 0."""
         return self.accelerator.process_index
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the process that writes files and the display."""
         return self.accelerator.is_main_process
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes, in the order of their ranks; every process gives the same shape."""
+        """Concatenate the rows of all processes in the order of their ranks. The shape must be the same on every process."""
         gathered: Tensor = self.accelerator.gather(tensor.contiguous())
         return gathered
 
     def gather_ragged(self, tensor: Tensor) -> list[Tensor]:
-        """The rows of every process, in the order of their ranks; how many there are may differ, and be none."""
+        """Return the rows of every process in the order of their ranks. Their number may differ, and be 0."""
         counts = self.gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
         padding = tensor.new_zeros(max(1, *counts) - len(tensor), *tensor.shape[1:])
         gathered = self.gather(torch.cat([tensor, padding])).chunk(self.count)
@@ -68,23 +72,23 @@ class DistributedContext:
             raise failure or ProcessError("a reward failed on another process; its message is among the output above")
 
     def local_rows(self, gathered: Tensor) -> Tensor:
-        """The rows that this process gave to `gather`."""
+        """Return the rows of a gathered tensor that come from this process."""
         return gathered.chunk(self.count)[self.rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over processes."""
+        """Sum a tensor over processes."""
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
     def all_reduce_sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums of scalars over processes; all processes give the same names."""
+        """Sum scalars over processes. The names must be the same on every process."""
         if not values:
             return {}
         total = self.sum(torch.stack([v.detach().double().to(self.device) for v in values.values()]))
         return dict(zip(values, total.tolist(), strict=True))
 
     def masked_means(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
-        """The mean of every column over processes, of its values that are not NaN; NaN where there is none."""
+        """Return the mean of each column over processes, without its NaN values; NaN for a column without other values."""
         known = {name: ~column.isnan() for name, column in columns.items()}
         totals = self.all_reduce_sums(
             {name: torch.where(known[name], column, 0.0).double().sum() for name, column in columns.items()}
@@ -93,16 +97,16 @@ class DistributedContext:
         return {name: totals[name] / counts[name] if counts[name] else math.nan for name in columns}
 
     def all(self, flag: bool) -> bool:
-        """Whether the flag is set on every process."""
+        """Return whether the flag is set on every process."""
         return int(self.sum(torch.tensor(int(flag), device=self.device))) == self.count
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some process."""
+        """Return whether the flag is set on some process."""
         return not self.all(not flag)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces every gradient by its sum over processes, in messages of about BUCKET bytes."""
+        """Replace every gradient by its sum over processes, in messages of about BUCKET bytes."""
         parameters = list(parameters)
         for p in parameters:
             if p.grad is None:
@@ -115,16 +119,16 @@ class DistributedContext:
                 p.grad = grad.view_as(p)
 
     def wait(self) -> None:
-        """Returns when every process is here."""
+        """Wait until every process has come to this call."""
         self.accelerator.wait_for_everyone()
 
 
 BUCKET = 64 * 2**20
-"""Bytes of gradients in one message: large enough to be fast, small beside a model."""
+"""Size of a message of gradients, in bytes: large enough to be fast, small beside a model."""
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """The parameters in order, as many together as fit into a message; one that is larger has its own."""
+    """Yield the parameters in order, as many together as fit into a message. A larger parameter has its own."""
     bucket: list[nn.Parameter] = []
     size = 0
     for p in parameters:

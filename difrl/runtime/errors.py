@@ -6,7 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """An error whose message says what was found, what was expected and what to do.
 
-    The command line prints the message without a traceback. Any other exception is a fault of difrl and keeps its own.
+    The command line prints the message without a traceback. Other exceptions are faults of difrl and are printed with theirs.
     """
 
     exit_code = 1
+    """Exit status of the command line."""

@@ -1,4 +1,4 @@
-"""What libraries of this repository log, shown where what they do is shown."""
+"""Warnings of the rewards package on the progress display."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class _Shown(logging.Handler):
+class _ShowHandler(logging.Handler):
     def __init__(self, show: Callable[[str], object]) -> None:
         super().__init__(logging.WARNING)
         self.show = show
@@ -18,13 +18,13 @@ class _Shown(logging.Handler):
 
 @contextmanager
 def route_warnings(show: Callable[[str], object]) -> Iterator[None]:
-    """Warnings of rewards are shown by this, and not on standard error as well."""
-    logger, shown = logging.getLogger("rewards"), _Shown(show)
+    """Route warnings of rewards to `show`, in place of standard error, during the block."""
+    logger, handler = logging.getLogger("rewards"), _ShowHandler(show)
     propagated = logger.propagate
-    logger.addHandler(shown)
+    logger.addHandler(handler)
     logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(shown)
+        logger.removeHandler(handler)
         logger.propagate = propagated

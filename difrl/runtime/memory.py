@@ -1,4 +1,4 @@
-"""A shortage of memory, as a message that names the settings which need less of it."""
+"""Out-of-memory errors as messages with the settings that reduce memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from difrl.runtime.errors import UserError
 
-# torch has no class of its own for a shortage on the CPU, nor cuBLAS for one in its workspace.
-_WORDS = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# On the CPU torch raises a plain RuntimeError, and so does cuBLAS for its workspace.
+_MESSAGES = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class MemoryShortage(UserError):
-    """A part of a step that does not fit into memory."""
+    """A part of a run does not fit into memory."""
 
 
 @contextmanager
 def enough_for(stage: str, advice: str) -> Iterator[None]:
-    """Turns an out-of-memory error of the block, on a CPU or an accelerator, into a MemoryShortage with the advice."""
+    """Convert an out-of-memory error of the block, on a CPU or an accelerator, into a MemoryShortage with advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -29,10 +29,10 @@ def enough_for(stage: str, advice: str) -> Iterator[None]:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return whether an error is an out-of-memory error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(words in str(error) for words in _WORDS)
+    return any(message in str(error) for message in _MESSAGES)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Where the files that come with difrl are: the recipes (configs/) and the assets (tiny pretrained models).
+"""Paths of the files that come with difrl: the recipes (configs/) and the assets (tiny pretrained models).
 
-In a checkout, installed in editable mode or not, recipes are in configs/ at the top; a wheel has them inside
-the package, in difrl/configs. Assets are in difrl/assets in both.
+In a checkout, installed in editable mode or not, recipes are in configs/ at the top. In a wheel they are inside the package, in
+difrl/configs. Assets are in difrl/assets in both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def recipes_folder(package: Path = PACKAGE) -> Path:
-    """The folder of the recipes that belong to the difrl in `package`."""
+    """Return the folder with the recipes of the difrl in `package`."""
     checkout = package.parent
     # site-packages may hold somebody else's configs/, but never a pyproject.toml.
     if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir():
@@ -26,14 +26,14 @@ def recipes_folder(package: Path = PACKAGE) -> Path:
 
 
 def recipes(package: Path = PACKAGE) -> dict[str, Path]:
-    """Recipe names, in order, with their files; configs/text/grpo.yaml is called `text/grpo`."""
+    """Return recipe name -> file, in order. The name of configs/text/grpo.yaml is `text/grpo`."""
     folder = recipes_folder(package)
     files = sorted(folder.rglob("*.yaml"))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def find_config(name: str | Path) -> Path:
-    """A config file from what a user typed: a path that exists, else a recipe's name or path."""
+    """Return the config file that a user names: an existing path, or the name or path of a recipe."""
     path = Path(name)
     if path.is_file():
         return path
@@ -48,7 +48,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def asset(name: str) -> Path:
-    """The folder or file difrl/assets/`name`, such as the pretrained model `tiny-sd3`."""
+    """Return the folder or file difrl/assets/`name`, such as the pretrained model `tiny-sd3`."""
     folder = PACKAGE / "assets"
     if name in (known := assets()):
         return folder / name
@@ -58,7 +58,7 @@ def asset(name: str) -> Path:
 
 
 def assets() -> list[str]:
-    """Names of the assets, in order."""
+    """Return the names of the assets, in order."""
     folder = PACKAGE / "assets"
     if not folder.is_dir():
         return []

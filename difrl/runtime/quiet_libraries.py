@@ -1,18 +1,18 @@
-"""diffusers and transformers, quiet while they load and save: their progress bars would tear difrl's display."""
+"""Silence diffusers and transformers while they load and save: their progress bars would disturb difrl's display."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import diffusers.utils.logging as of_diffusers
-import transformers.utils.logging as of_transformers
+import diffusers.utils.logging as diffusers_logging
+import transformers.utils.logging as transformers_logging
 
 
 @contextmanager
 def silenced_libraries() -> Iterator[None]:
-    """Inside the block both libraries report errors only, without progress bars; afterwards all is as it was."""
-    libraries = (of_diffusers, of_transformers)
+    """Report only errors of both libraries in the block, without progress bars. Restore their settings afterwards."""
+    libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:

@@ -1,4 +1,4 @@
-"""Import paths of release 0.1 that recipes may hold (`import: difrl.worlds.enumerable:TableReward`). They go with release 0.3."""
+"""Import paths of release 0.1, for recipes such as `import: difrl.worlds.enumerable:TableReward`. Removed in release 0.3."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RENAMED = {
 
 
 class RenamedModules(MetaPathFinder, Loader):
-    """Finds the modules of `RENAMED` under their old names, with a warning that gives the new one."""
+    """Import hook for the modules of `RENAMED` under their old names, with a warning that gives the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -31,13 +31,13 @@ class RenamedModules(MetaPathFinder, Loader):
         vars(module).update({k: v for k, v in vars(import_module(new)).items() if not k.startswith("__")})
         if module.__name__ != "difrl.worlds":
             warnings.warn(
-                f"{module.__name__} is now {new}; the old import path goes with difrl 0.3: change it in your recipe",
+                f"{module.__name__} is now {new}; the old import path will be removed in difrl 0.3: change it in your recipe",
                 FutureWarning,
                 stacklevel=2,
             )
 
 
 def install_renamed_modules() -> None:
-    """Make `import` find the old names."""
+    """Install the import hook."""
     if not any(isinstance(finder, RenamedModules) for finder in sys.meta_path):
         sys.meta_path.append(RenamedModules())

@@ -1,12 +1,12 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON.
+"""Save and load checkpoints: the state from which a run continues as if it had never stopped, in safetensors and JSON.
 
     step-000050/  trained.safetensors  optimizer.safetensors  snapshots.safetensors  source.safetensors  random.safetensors
                   state.json
 
-A checkpoint is written beside its place and renamed into it, so a folder of that name is whole. state.json
-lists the size of every file, so one that was damaged later is noticed. Rollouts draw from keyed noise and prompts are
-ordered by step, so the position in the data is the step; the global random states are kept for rewards that use them, and
-what rewards said of reference samples because they might not say it again (source.safetensors, by process).
+A checkpoint is written aside and renamed, so a folder of that name is complete. state.json lists the size of every file, by
+which later damage is found. Rollouts draw keyed noise and the order of prompts depends on the step alone, so the step is the
+position in the data. The global random states are saved for rewards that use them (random.safetensors, by process). So are the
+scores of reference samples, which a reward might not give again (source.safetensors, by process).
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ class CheckpointError(UserError):
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is."""
+    """Return the folder of the checkpoint after `step` steps."""
     return run / "checkpoints" / f"{PREFIX}{step:06d}"
 
 
 def find_latest(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder."""
+    """Return the newest checkpoint of a run folder, if there is one."""
     found = find_all(run)
     return found[-1] if found else None
 
 
 def find_all(run: Path) -> list[Path]:
-    """The checkpoints of a run folder, oldest first. A copy that somebody made, such as step-000050-best, is none."""
+    """Return the checkpoints of a run folder, oldest first. Copies such as step-000050-best are left out."""
     found = [p for p in (run / "checkpoints").glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
     return sorted(found, key=lambda place: int(place.name.removeprefix(PREFIX)))
 
 
 def parse_step(place: Path | None) -> int:
-    """The number of steps behind a checkpoint, from its name; 0 where there is none."""
+    """Return the number of steps of a checkpoint, from its name; 0 for None."""
     return 0 if place is None else int(place.name.removeprefix(PREFIX))
 
 
 def find_result(run: Path) -> Path | None:
-    """The checkpoint whose weights are the run's result: the newest, or the one that a guard took the run back to."""
+    """Return the checkpoint with the result of the run: the newest, or the one that the guard chose."""
     mark = run / RESULT
     return checkpoint_folder(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else find_latest(run)
 
 
 def mark_result(run: Path, step: int | None) -> None:
-    """Says that the result is the checkpoint of a step; None: the newest, as it is unless something else is said."""
+    """Mark the checkpoint of a step as the result; None: the newest, which is the default."""
     if step is None:
         (run / RESULT).unlink(missing_ok=True)
     else:
@@ -79,9 +79,9 @@ def mark_result(run: Path, step: int | None) -> None:
 def save(
     trainer: Trainer, run: Path, step: int, keep: int, processes: DistributedContext, spared: Collection[int] = ()
 ) -> None:
-    """Writes the state after `step` steps, then removes all but the newest `keep` checkpoints and those of the spared steps.
+    """Write the state after `step` steps. Then remove all but the newest `keep` checkpoints and those of the `spared` steps.
 
-    All processes call it.
+    All processes must call it. Raise CheckpointError if the disk is full or not writable.
     """
     generators = {
         name: processes.gather(value[None].to(processes.device)).cpu() for name, value in get_random_state().items()
@@ -95,7 +95,7 @@ def save(
         return
     place = checkpoint_folder(run, step)
     aside = place.with_name(f".{place.name}.partial")
-    for left in place.parent.glob(f".{PREFIX}*.partial"):  # by a process that was killed while writing
+    for left in place.parent.glob(f".{PREFIX}*.partial"):  # from a process that was killed while writing
         shutil.rmtree(left, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -122,7 +122,7 @@ def save(
         for old in find_all(run)[:-keep]:
             if parse_step(old) not in spared:
                 shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             f"cannot write {place}: {error}. Earlier checkpoints are untouched; free some space or fix the permissions "
@@ -131,7 +131,7 @@ def save(
 
 
 def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
-    """Puts a checkpoint's state into the trainer; returns the number of steps it has done."""
+    """Load a checkpoint into the trainer. Return the number of its steps."""
     state = read_state(place)
     load_trained(trainer.policy.parameters, place)
     trainer.policy.snapshots.load(_read(place, "snapshots"))
@@ -142,13 +142,13 @@ def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
     trainer.evaluations = state["evaluations"]
     generators = _read(place, "random")
     if state["processes"] == processes.count:
-        # Copies: torch misreads a state that is a view into a larger tensor, or dies of it.
+        # Copies, because torch misreads (or crashes on) a state that is a view into a larger tensor.
         set_random_state({name: value[processes.rank].clone() for name, value in generators.items()})
     return int(state["step"])
 
 
 def read_state(place: Path) -> dict[str, Any]:
-    """state.json, after checking that every file is there in its full length."""
+    """Read state.json. Raise CheckpointError unless every file is there in its full length."""
     if not place.is_dir():
         known = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
         raise CheckpointError(f"there is no checkpoint {place}; the run has {known}")
@@ -183,7 +183,7 @@ def _read(place: Path, name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained(parameters: Mapping[str, torch.nn.Parameter], place: Path) -> None:
-    """Copies the trained weights of a checkpoint into parameters of the same names and shapes."""
+    """Copy the trained weights of a checkpoint into parameters, whose names and shapes must be the same."""
     saved = _read(place, "trained")
     if saved.keys() != parameters.keys():
         unknown = sorted(saved.keys() ^ parameters.keys())[:3]
@@ -219,9 +219,9 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor], steps: int)
 
 
 def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], processes: DistributedContext) -> None:
-    """Tells each process what it knew; where there were more or fewer of them, every process what any of them knew.
+    """Load the state of the rollout source: each process its own, or all of it if the number of processes has changed.
 
-    A checkpoint of an earlier version has no such file. What it would say is then found anew.
+    A checkpoint of an earlier version has no such file; its measurements are then repeated.
     """
     if "source.safetensors" not in state["files"]:
         return
@@ -231,7 +231,7 @@ def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], proces
         known = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
         if _layout(known) != expected:
             raise CheckpointError(
-                f"the checkpoint {place} holds of each prompt {', '.join(_layout(known)) or 'nothing'} and this run needs "
+                f"the checkpoint {place} holds {', '.join(_layout(known)) or 'nothing'} for each prompt and this run needs "
                 f"{', '.join(expected) or 'nothing'}: it was written under other references or rewards. Resume with those the "
                 "run was started with, or start a new run"
             )
@@ -239,14 +239,14 @@ def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], proces
 
 
 def _layout(known: Mapping[str, Tensor]) -> list[str]:
-    """The name of each tensor with the shape of a row."""
+    """Return the name of each tensor with the shape of a row."""
     return sorted(f"{name} {list(rows.shape[1:])}" for name, rows in known.items())
 
 
 def _coefficients(
     coefficients: Mapping[str, Coefficient], saved: Mapping[str, Mapping[str, float]], place: Path, section: str
 ) -> dict[str, Coefficient]:
-    """Those that adapt, as they were. section: of the recipe, that they are in."""
+    """Return the coefficients with the saved state of the adaptive ones. `section`: their section of the recipe."""
     adaptive = {name: c.state().keys() for name, c in coefficients.items() if c.state()}
     found = {name: state.keys() for name, state in saved.items()}
     if adaptive != found:
@@ -259,7 +259,7 @@ def _coefficients(
 
 
 def get_random_state() -> dict[str, Tensor]:
-    """The global random states of this process: torch's on CPU and GPU, numpy's and Python's."""
+    """Return the global random states of this process: of torch on CPU and GPU, numpy and Python."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, internal, gauss_next = random.getstate()
     return {
@@ -274,6 +274,7 @@ def get_random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Restore the result of `get_random_state`."""
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

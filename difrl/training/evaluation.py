@@ -1,7 +1,7 @@
-"""What is measured on evaluation prompts: rewards, watched rewards and diversity, each with its standard error.
+"""Evaluation on fixed prompts: rewards, watched rewards and diversity, each with its standard error.
 
-Sample number i has the same prompt and the same noise in every evaluation of as many images, so differences between these
-are paired. Evaluations of another size are other samples of the same distribution.
+Sample i has the same prompt and the same noise in every evaluation with the same number of images, so their differences are
+paired. An evaluation of another size draws other samples of the same distribution.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def samples_due(config: RunConfig, step: int) -> int:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a policy on fixed prompts."""
+    """Evaluation of a policy on fixed prompts."""
 
     policy: Policy
     scorer: Scorer
@@ -45,48 +45,48 @@ class Evaluator:
     seed: int
     diversity: Diversity = field(default_factory=Diversity)
 
-    def __call__(self, images: int, steering: GuidanceSettings = TRAINED) -> dict[str, float]:
-        """Means and standard errors over `images` samples, prompt after prompt in turn, as eval/… metrics."""
+    def __call__(self, images: int, guidance: GuidanceSettings = TRAINED) -> dict[str, float]:
+        """Return means and standard errors over `images` samples, whose prompts take turns, as eval/… metrics."""
         count = self.processes.count
-        # Every process draws equally many; numbers past the end repeat the last sample and are dropped below.
+        # Every process draws equally many. Numbers past the end repeat the last sample and are dropped below.
         numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
-        asked = self._asked(images)
-        prompts = [asked[int(i) % len(asked)] for i in numbers]
-        rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), steering)
+        in_use = self._prompts_in_use(images)
+        prompts = [in_use[int(i) % len(in_use)] for i in numbers]
+        rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), guidance)
         rollout = rollout.to(self.processes.device)
         with self.processes.fail_together():
             scored = self.scorer(rollout)
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
-        if steering.measure:
+        if guidance.measure:
             columns |= rollout.measures
         order = self._order(numbers.to(self.processes.device), images)
         metrics: dict[str, float] = {}
         for name, column in columns.items():
             mean, stderr = mean_and_stderr(self.processes.gather(column)[order])
             metrics[f"eval/{name}"], metrics[f"eval/{name}/stderr"] = mean, stderr
-        return {**metrics, **self._diversity(rollout, numbers, order)}
+        return {**metrics, **self._diversity(rollout, order)}
 
-    def _asked(self, images: int) -> Sequence[Prompt]:
-        """Every prompt; where none could come twice, half as many as there are images, so that diversity can be measured.
+    def _prompts_in_use(self, images: int) -> Sequence[Prompt]:
+        """Return all prompts, or, if none would have two samples, half as many prompts as images: diversity needs two.
 
-        They are drawn once for all evaluations: files are often sorted by kind.
+        The choice is random, since files are often sorted by kind, and the same in all evaluations.
         """
         if images > len(self.prompts):
             return self.prompts
         generator = torch.Generator().manual_seed(stable_seed("evaluation prompts"))
-        chosen = torch.randperm(len(self.prompts), generator=generator)[: max(1, images // 2)]
-        return [self.prompts[int(i)] for i in chosen]
+        order = torch.randperm(len(self.prompts), generator=generator)[: max(1, images // 2)]
+        return [self.prompts[int(i)] for i in order]
 
     def _order(self, numbers: Tensor, images: int) -> Tensor:
-        """Where in the gathered rows samples 0, 1, … are."""
+        """Return the positions of samples 0, 1, … in the gathered rows."""
         gathered = self.processes.gather(numbers)
         order = torch.argsort(gathered, stable=True)
         first = torch.ones(len(order), dtype=torch.bool, device=order.device)
         first[1:] = gathered[order][1:] != gathered[order][:-1]
         return order[first][:images]
 
-    def _diversity(self, rollout: Rollout, numbers: Tensor, order: Tensor) -> dict[str, float]:
-        groups = torch.arange(len(order), device=order.device) % len(self._asked(len(order)))
+    def _diversity(self, rollout: Rollout, order: Tensor) -> dict[str, float]:
+        groups = torch.arange(len(order), device=order.device) % len(self._prompts_in_use(len(order)))
         metrics: dict[str, float] = {}
         for name, features in self.diversity.describe(rollout).items():
             mean, stderr = mean_and_stderr(mean_distances(self.processes.gather(features)[order], groups))
@@ -94,10 +94,13 @@ class Evaluator:
                 metrics |= {f"eval/{name}": mean, f"eval/{name}/stderr": stderr}
         return metrics
 
-    def show(self, count: int, columns: int, steering: GuidanceSettings = TRAINED) -> tuple[Rollout, list[str]]:
-        """The samples of the fixed grid: `columns` for each of `count` prompts spread over the evaluation set."""
+    def draw_grid(self, count: int, columns: int, guidance: GuidanceSettings = TRAINED) -> tuple[Rollout, list[str]]:
+        """Draw the fixed grid: `columns` samples for each of `count` prompts spread over the evaluation set.
+
+        Return the samples and the texts of the prompts.
+        """
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
         prompts = [p for p in chosen for _ in range(columns)]
-        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show"), steering)
+        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show"), guidance)
         return rollout, [p.text for p in chosen]

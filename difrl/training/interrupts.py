@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that a run honours between two steps."""
+"""Ctrl-C as a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from difrl.reporting.terminal import Display
 
 @dataclass
 class Stop:
-    """Whether Ctrl-C was pressed."""
+    """A request to stop."""
 
     requested: bool = False
+    """True once Ctrl-C was pressed."""
 
 
 @contextmanager
 def stop_requested(display: Display) -> Iterator[Stop]:
-    """Turns the first Ctrl-C (or SIGTERM) into a request that the loop honours after its step; a second one is immediate."""
+    """Yield a request that the first Ctrl-C (or SIGTERM) sets. A second one interrupts at once."""
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -31,7 +32,7 @@ def stop_requested(display: Display) -> Iterator[Stop]:
 
     try:
         previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs this there handles its own signals
+    except ValueError:  # outside the main thread, the caller handles signals
         previous = {}
     try:
         yield stop

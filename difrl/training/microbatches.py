@@ -1,6 +1,7 @@
-"""How a step's decisions are cut into micro-batches, and when a micro-batch knows all its objective needs.
+"""Micro-batches: blocks of samples and decisions that are evaluated in one pass.
 
-Decisions are [B, J]: samples by decisions. Only objectives of single decisions let a sample's be cut apart.
+Decisions are [B, J]: samples by decisions. The decisions of a sample are split only if the objective is a function of single
+decisions.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ from difrl.core import Objective
 
 
 class Extent(NamedTuple):
-    """Of a micro-batch."""
+    """Size of a micro-batch."""
 
     rows: int
+    """Number of samples."""
     columns: int
+    """Number of decisions of each."""
 
 
 def extent(objective: Objective, columns: int, size: int, group_size: int, whole: bool = False) -> Extent:
-    """Of micro-batches of at most `size` decisions (one sample at the least), each sample having `columns`.
+    """Return the size of micro-batches.
 
-    whole: whether a sample's decisions are evaluated in one pass, so that cutting them apart would save nothing.
-    Where groups are compared and one fits, whole groups: then their statistics need no pass of their own.
+    If the objective compares the samples of a group and a group fits, micro-batches hold whole groups: then statistics need
+    no pass of their own.
+
+    Args:
+      objective: what the micro-batches are for.
+      columns: number of decisions of a sample.
+      size: maximum number of decisions of a micro-batch, which holds at least one sample or, if it can be split, one decision.
+      group_size: number of samples of a group.
+      whole: whether the decisions of a sample are evaluated in one pass, so that splitting them would save nothing.
     """
     width = min(columns, size) if objective.decisions == "each" and not whole else columns
     rows = max(1, size // width)
@@ -34,7 +44,7 @@ def extent(objective: Objective, columns: int, size: int, group_size: int, whole
 
 
 def chunks(mask: Tensor, part: Extent) -> Iterator[tuple[slice, slice]]:
-    """Every micro-batch of a mask [B, J]: its rows and its decisions. Slices, so that nothing is copied for it."""
+    """Yield the rows and columns of each micro-batch of a mask [B, J], as slices, so that selecting them copies nothing."""
     rows, columns = mask.shape
     for first in range(0, rows, part.rows):
         for start in range(0, columns, part.columns):
@@ -42,9 +52,9 @@ def chunks(mask: Tensor, part: Extent) -> Iterator[tuple[slice, slice]]:
 
 
 def self_contained(objective: Objective, groups: Tensor, part: Extent) -> bool:
-    """Whether every micro-batch of rows with these groups [B] holds all rows its statistics run over.
+    """Return whether every micro-batch holds all rows that its statistics depend on, for samples of these groups [B].
 
-    Never for statistics of the whole batch, so that what a step costs does not depend on the number of processes.
+    Never for statistics of the whole batch, so that the cost of a step does not depend on the number of processes.
     """
     if objective.scope != "group":
         return objective.scope == "row"

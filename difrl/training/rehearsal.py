@@ -47,5 +47,5 @@ def build_rehearsal(config: RunConfig, policy: Policy, processes: DistributedCon
     anchors = tuple(anchor.label for anchor in config.anchors if anchor.samples == "rehearsal")
     count = config.rehearsal.prompts_per_step
     source = build_dataset_rollouts(config.rehearsal, config, policy, processes.device)
-    policy.validate_prompts([example.prompt for example in source.examples])
+    policy.validate_prompts([group.prompt for group in source.recorded])
     return Rehearsal(source, range(processes.rank, count, processes.count), count, anchors, get_rehearsal_needs(config))

@@ -1,6 +1,6 @@
-"""Where a step's scored samples come from: drawn from the policy and scored, or read from a file with their rewards.
+"""Sources of a step's scored samples: the policy, whose samples are scored, or a file of samples with their rewards.
 
-The trainer asks a source for groups by number and learns from what it gets; it knows of no other difference.
+The trainer draws groups from a source by their numbers, and does not depend on the kind of source.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rewards import Scores
 from samplers import keyed_uniform
 
 SectionTimer = Callable[[str], None]
-"""Charges the time since the last time_section to a part of the step."""
+"""Called with the name of a section of the step when the section ends."""
 
 
 class RolloutSource(Protocol):
@@ -43,26 +43,31 @@ class RolloutSource(Protocol):
         time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
-        """These groups of a step, whole. Another attempt draws others of the same numbers.
+        """Return whole groups of a step.
 
-        weights: of the rewards in this step, by name, where they are not those that evaluations take.
+        Args:
+          step: number of the step.
+          attempt: 0, or how often the groups were drawn before. Each attempt draws other samples.
+          groups: numbers of the groups.
+          time_section: called at the end of each section.
+          weights: reward -> its weight in this step, where it differs from the weight in evaluations.
         """
 
     def commit_step(self) -> None:
-        """The step is over: what its draws found out is known from now on."""
+        """Keep what the draws of a step measured. Draws of a step that fails are forgotten."""
 
     def state(self) -> dict[str, Tensor]:
-        """What is known after the last step that is over and might be found otherwise: name -> a row for each thing known.
+        """Return measurements of the committed steps that might differ if they were repeated: name -> [measurements, ...].
 
-        {} where nothing ever is; names and what follows the rows in a shape do not depend on what is known.
+        The names, and all of a shape but its first number, do not depend on the measurements. {} for a source without any.
         """
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Adds what a process of this run, or of the run before it was resumed, knew."""
+        """Add the state of a process of this run, or of the run before it was resumed."""
 
 
 class PolicyRollouts:
-    """Samples of the policy. A prompt has as many groups as branches; a branch is a group, and its samples neighbours."""
+    """Samples of the policy. A prompt has one group for each branch; the samples of a group are neighbours."""
 
     def __init__(
         self, config: RunConfig, policy: Policy, scorer: Scorer, prompts: Sequence[Prompt], device: torch.device
@@ -83,13 +88,13 @@ class PolicyRollouts:
         time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
-        parts = self._parts(groups)
-        asked = [self._asked(step, attempt, part) for part in parts]
+        parts = self._split(groups)
+        prompts = [self._prompt_numbers(step, attempt, part) for part in parts]
         references: list[Mapping[str, Scores] | None] = [None] * len(parts)
         if self.references is not None:
-            references = [self.references(numbers) for numbers in asked]
+            references = [self.references(numbers) for numbers in prompts]
             time_section("references")
-        rollouts = (self._rollout(step, attempt, *one) for one in zip(parts, asked, strict=True))
+        rollouts = (self._rollout(step, attempt, *part) for part in zip(parts, prompts, strict=True))
         score = partial(self.scorer.score_for_training, weights=weights or {})
         if not self.config.rollout.overlap:
             (rollout,) = rollouts
@@ -97,11 +102,11 @@ class PolicyRollouts:
             scored = score(rollout, references=references[0])
             time_section("score")
             return scored
-        # One thread: no reward is called twice at a time, and its calls keep their order.
+        # In one thread, no reward is called twice at a time, and calls keep their order.
         with ThreadPoolExecutor(1, "scoring") as thread:
             pending = [
-                thread.submit(score, rollout, references=known)
-                for rollout, known in zip(rollouts, references, strict=True)
+                thread.submit(score, rollout, references=part)
+                for rollout, part in zip(rollouts, references, strict=True)
             ]
             time_section("rollout")
             scored = ScoredRollout.cat([part.result() for part in pending])
@@ -119,48 +124,50 @@ class PolicyRollouts:
         if self.references is not None:
             self.references.load(state)
 
-    def _parts(self, groups: Sequence[int]) -> list[Sequence[int]]:
-        """What is drawn at once: all, or whole prompts, as many as a batch of the rollout holds, one at least."""
+    def _split(self, groups: Sequence[int]) -> list[Sequence[int]]:
+        """Return parts that are drawn at once: all groups, or with overlap a batch of whole prompts (at least one)."""
         config = self.config
         if not config.rollout.overlap:
             return [groups]
         size = config.branches * max(1, config.rollout.batch // (config.branches * config.samples_per_group))
         return [groups[i : i + size] for i in range(0, len(groups), size)]
 
-    def _asked(self, step: int, attempt: int, groups: Sequence[int]) -> list[int]:
-        """The number of each sample's prompt."""
+    def _prompt_numbers(self, step: int, attempt: int, groups: Sequence[int]) -> list[int]:
+        """Return the number of each sample's prompt."""
         config = self.config
-        chosen = self.order.step(step * config.collect.max_draws + attempt)
-        return [chosen[g // config.branches] for g in groups for _ in range(config.samples_per_group)]
+        numbers = self.order.step(step * config.collect.max_draws + attempt)
+        return [numbers[g // config.branches] for g in groups for _ in range(config.samples_per_group)]
 
-    def _rollout(self, step: int, attempt: int, groups: Sequence[int], asked: Sequence[int]) -> Rollout:
+    def _rollout(self, step: int, attempt: int, groups: Sequence[int], numbers: Sequence[int]) -> Rollout:
         config = self.config
-        prompts = [self.prompts[number] for number in asked]
-        ids, samples = numbered(groups, config.samples_per_group, attempt * config.groups)
+        prompts = [self.prompts[number] for number in numbers]
+        ids, samples = number_samples(groups, config.samples_per_group, attempt * config.groups)
         with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
             return self.policy.rollout(prompts, ids, samples, NoiseKey(config.seed, step)).to(self.device)
 
 
 class DatasetRollouts:
-    """Samples of a file, with the rewards it gives them. The policy makes of them what it needs to evaluate them."""
+    """Samples of a file with their rewards. The policy computes the data that it needs to evaluate them."""
 
     def __init__(
         self,
         data: DataConfig | RehearsalConfig,
         seed: int,
         policy: Policy,
-        examples: Sequence[RecordedGroup],
-        medium: Modality,
+        recorded: Sequence[RecordedGroup],
+        modality: Modality,
         device: torch.device,
     ) -> None:
-        self.data, self.seed, self.policy, self.examples = data, seed, policy, examples
-        self.medium, self.device = medium, device
-        self.order = PromptOrder([e.prompt for e in examples], data.prompts_per_step, seed)
-        self._known: OrderedDict[Item, Mapping[str, Tensor]] = OrderedDict()
-        # What does not fit is told now: all that shows without encoding, and the first sample encoded.
-        policy.validate_items([i for e in examples for i in e.items], [p for e in examples for p in e.places])
-        first = examples[0]
-        self._tape([first.prompt], first.items[:1], medium.read(first.items[:1]))
+        self.data, self.seed, self.policy, self.recorded = data, seed, policy, recorded
+        self.modality, self.device = modality, device
+        self.order = PromptOrder([group.prompt for group in recorded], data.prompts_per_step, seed)
+        self._cache: OrderedDict[Item, Mapping[str, Tensor]] = OrderedDict()
+        # Samples that do not fit are refused before training, as far as it shows without encoding more than the first.
+        policy.validate_items(
+            [i for group in recorded for i in group.items], [p for group in recorded for p in group.places]
+        )
+        first = recorded[0]
+        self._replay_data([first.prompt], first.items[:1], modality.read(first.items[:1]))
 
     def draw(
         self,
@@ -170,55 +177,54 @@ class DatasetRollouts:
         time_section: SectionTimer,
         weights: Mapping[str, float] | None = None,
     ) -> ScoredRollout:
-        chosen = self.order.step(step)
-        size = self.data.group_size
-        examples = [self.examples[chosen[g]] for g in groups]
-        picked = [self._picked(example, step, g) for example, g in zip(examples, groups, strict=True)]
-        items = [e.items[i] for e, rows in zip(examples, picked, strict=True) for i in rows]
-        rewards = torch.tensor([e.rewards[i] for e, rows in zip(examples, picked, strict=True) for i in rows])
-        prompts = [example.prompt for example in examples for _ in range(size)]
-        ids, samples = numbered(groups, size, 0)
-        content = self.medium.read(items)
-        rollout = Rollout(tuple(prompts), ids, samples, self._tape(prompts, items, content))
+        size, numbers = self.data.group_size, self.order.step(step)
+        drawn = [(self.recorded[numbers[group]], group) for group in groups]
+        picked = [(recorded, i) for recorded, group in drawn for i in self._pick(recorded, step, group)]
+        items = [recorded.items[i] for recorded, i in picked]
+        rewards = torch.tensor([recorded.rewards[i] for recorded, i in picked])
+        prompts = [recorded.prompt for recorded, _ in picked]
+        ids, samples = number_samples(groups, size, 0)
+        content = self.modality.read(items)
+        rollout = Rollout(tuple(prompts), ids, samples, self._replay_data(prompts, items, content))
         rollout = rollout.with_content(content).to(self.device)
         time_section("rollout")
-        return ScoredRollout(
-            rollout, rewards.to(self.device), torch.ones_like(rewards, dtype=torch.bool).to(self.device)
-        )
+        rewards = rewards.to(self.device)
+        return ScoredRollout(rollout, rewards, torch.ones_like(rewards, dtype=torch.bool))
 
     def commit_step(self) -> None:
-        """Nothing: what is known of a file's samples is found again by reading it."""
+        """Do nothing: a file has no measurements to keep."""
 
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing, as it has no state."""
+        """Do nothing: there is no state."""
 
-    def _picked(self, example: RecordedGroup, step: int, group: int) -> list[int]:
-        """Which of an example's samples a step takes: all, or group_size of them without replacement."""
-        shape = (len(example.items),)
-        drawn = keyed_uniform(shape, seed=self.seed, step=step, samples=[group], use="examples")[0]
-        return sorted(drawn.argsort(stable=True)[: self.data.group_size].tolist())
+    def _pick(self, recorded: RecordedGroup, step: int, group: int) -> list[int]:
+        """Return the numbers of the samples that a step takes: all, or `group_size` of them without replacement."""
+        keys = keyed_uniform((len(recorded.items),), seed=self.seed, step=step, samples=[group], use="examples")[0]
+        return sorted(keys.argsort(stable=True)[: self.data.group_size].tolist())
 
-    def _tape(self, prompts: Sequence[Prompt], items: Sequence[Item], content: Content) -> dict[str, Tensor]:
-        """The policy's tape; as many samples as `cache` keep theirs, the ones that were not used for longest go first."""
-        rows = [self._row(prompt, items[i], content[i : i + 1]) for i, prompt in enumerate(prompts)]
-        while len(self._known) > self.data.cache:
-            self._known.popitem(last=False)
+    def _replay_data(self, prompts: Sequence[Prompt], items: Sequence[Item], content: Content) -> dict[str, Tensor]:
+        """Return the data that the policy needs to evaluate samples. The `cache` most recently used samples keep theirs."""
+        rows = [self._replay_row(prompt, items[i], content[i : i + 1]) for i, prompt in enumerate(prompts)]
+        while len(self._cache) > self.data.cache:
+            self._cache.popitem(last=False)
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, prompt: Prompt, item: Item, content: Content) -> Mapping[str, Tensor]:
-        """The tape of one sample. Encoded alone, so that its bits depend on no neighbour, nor on what was known before."""
-        if item not in self._known:
-            tape = self.policy.replay_data([prompt], content)
-            self._known[item] = {name: value.cpu() for name, value in tape.items()}
-        self._known.move_to_end(item)
-        return self._known[item]
+    def _replay_row(self, prompt: Prompt, item: Item, content: Content) -> Mapping[str, Tensor]:
+        """Return the data of one sample. Encoded alone, its bits depend neither on other samples nor on the cache."""
+        if item not in self._cache:
+            self._cache[item] = {name: x.cpu() for name, x in self.policy.replay_data([prompt], content).items()}
+        self._cache.move_to_end(item)
+        return self._cache[item]
 
 
-def numbered(groups: Sequence[int], size: int, first: int) -> tuple[Tensor, Tensor]:
-    """Group ids and sample numbers [len(groups) · size]; a sample's number divided by `size` is its group's, from `first`."""
+def number_samples(groups: Sequence[int], size: int, first: int) -> tuple[Tensor, Tensor]:
+    """Return group ids and sample numbers, [len(groups) · size] each.
+
+    The sample numbers of group g are `size` successive ones from (first + g) · size.
+    """
     ids = torch.tensor(list(groups)).repeat_interleave(size)
     return ids, (first + ids) * size + torch.arange(size).repeat(len(groups))
 

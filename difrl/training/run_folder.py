@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be begun, continued or extended, and its config.yaml."""
+"""The folder of a run: its config.yaml, and the checks before a run starts in it or resumes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ FREE: Mapping[str, Any] = {
     "rollout": {"batch"},
     "model": {"copies", "embeddings_mb"},
 }
-"""What a resumed run may change."""
+"""Keys that a resumed run may change."""
 
 
 class RunFolderError(UserError):
-    """A run folder that does not fit what is asked of it."""
+    """A run folder in which the run cannot start or resume."""
 
 
 def find_checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
-    """The checkpoint to continue from, None for a run from its beginning; refuses a folder that holds another run."""
+    """Return the checkpoint to resume from, None for a new run. Raise RunFolderError if the folder holds another run."""
     folder = config.output_dir
     known = folder / "config.yaml"
     if known.exists():
@@ -63,7 +63,7 @@ def find_checkpoint_to_resume(config: RunConfig, resume: bool, processes: Distri
 
 
 def find_stretched_schedules(before: RunConfig, now: RunConfig) -> list[str]:
-    """The keys of schedules that span the run, where a resumed one has another number of steps."""
+    """Return the keys of schedules that span the whole run, if a resumed run has another number of steps."""
     if before.train.steps == now.train.steps:
         return []
     schedules: dict[str, object] = {
@@ -87,9 +87,9 @@ def _spans_the_run(schedule: object) -> bool:
 
 
 def prepare_folder(config: RunConfig, processes: DistributedContext) -> None:
-    """Makes the run folder and its config.yaml. After the model is loaded: a misspelt one must not occupy the name."""
+    """Make the run folder and its config.yaml. Called after the model is loaded, so that a misspelt model leaves no folder."""
     known = config.output_dir / "config.yaml"
-    processes.wait()  # until every process has looked at the folder as it was
+    processes.wait()  # until every process has looked for a checkpoint
     if processes.is_main:
         (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
         atomic_write_text(known, to_yaml(config))

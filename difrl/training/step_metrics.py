@@ -42,7 +42,7 @@ def failed_rewards(metrics: Mapping[str, float], rewards: Collection[str]) -> li
 
 
 class LossSums:
-    """Sums over the decisions of a step's updates. Their means are the metrics of the objective and of the anchors."""
+    """Accumulators over the decisions of a step's updates. Their means are the metrics of the objective and of the anchors."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))

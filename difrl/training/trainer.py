@@ -40,7 +40,7 @@ from difrl.training.batch import Batch, update_rows
 from difrl.training.first_update import FirstUpdateCheck
 from difrl.training.microbatches import Extent, chunks, extent, self_contained
 from difrl.training.rehearsal import build_rehearsal
-from difrl.training.reward_kl import RewardKL, penalties, subtract_kl
+from difrl.training.reward_kl import RewardKL, evaluate_penalties, subtract_kl
 from difrl.training.rollout_source import build_dynamic_sampling, build_rollout_source
 from difrl.training.step_metrics import Clock, LossSums, Metrics, failed_rewards, rollout_columns
 
@@ -79,7 +79,7 @@ class Trainer:
         """Anchor -> its coefficient."""
         self.loss_anchors = [a.label for a in config.anchors if a.place == "loss" and a.samples == "own"]
         """Anchors in the loss of the step's own samples."""
-        self.reward_kl = RewardKL.of(config.anchors)
+        self.reward_kl = RewardKL.build(config.anchors)
         self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
         self.parameters = list(policy.parameters.values())
         self.optimizer = torch.optim.AdamW(
@@ -152,7 +152,7 @@ class Trainer:
         if not self.reward_kl.all:
             return scored, None, {}
         decisions = self.policy.decisions(scored.rollout, NoiseKey(self.config.seed, step, "reward"))
-        found = penalties(self.policy, scored.rollout, decisions, self._microbatches(decisions))
+        found = evaluate_penalties(self.policy, scored.rollout, decisions, self._microbatches(decisions))
         coefficients = {name: self.coefficients[name].value(step) for name in self.reward_kl.all}
         sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
         columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}

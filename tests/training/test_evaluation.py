@@ -106,12 +106,12 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
 def test_grid_shows_the_same_samples_of_prompts_from_the_whole_set() -> None:
     policy = LinearPolicy()
     one = Evaluator(policy, BRIGHTNESS, [Prompt(str(i), {}) for i in range(10)], DistributedContext(), 5)
-    rollout, captions = one.show(3, 2)
+    rollout, captions = one.draw_grid(3, 2)
     assert captions == ["0", "3", "6"]
     assert [p.text for p in rollout.prompts] == ["0", "0", "3", "3", "6", "6"]
-    again, _ = one.show(3, 2)
+    again, _ = one.draw_grid(3, 2)
     assert rollout.images is not None
     assert again.images is not None
     assert torch.equal(rollout.images, again.images)
     assert len({tuple(image.flatten().tolist()) for image in rollout.images}) == 6
-    assert one.show(99, 1)[1] == [str(i) for i in range(10)]
+    assert one.draw_grid(99, 1)[1] == [str(i) for i in range(10)]

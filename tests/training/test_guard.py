@@ -25,7 +25,7 @@ from difrl.scoring import Scorer
 from difrl.training import checkpoint
 from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
-from difrl.training.guard import Guard, Row, judge
+from difrl.training.guard import Guard, Row, compute_verdict
 from tests.fakes import in_threads
 from tests.recipes import recipe
 from tests.training.test_run import Killed, dies
@@ -61,14 +61,14 @@ DEFAULTS = GuardConfig()
     ],
 )
 def test_what_counts_as_a_fall(now: tuple[float, ...], fallen: list[str]) -> None:
-    verdict = judge(rows((0.50, 0.70), now), DEFAULTS)
+    verdict = compute_verdict(rows((0.50, 0.70), now), DEFAULTS)
     assert [fall.key for fall in verdict.falls] == fallen
     assert verdict.strikes == bool(fallen)
 
 
 def test_a_fall_is_from_the_best_evaluation_so_far() -> None:
     """0.70 → 0.75 → 0.735 → 0.72: only the last is clearly below the best; the trained reward rose since then."""
-    verdict = judge(rows((0.5, 0.70), (0.6, 0.75), (0.65, 0.735), (0.7, 0.72)), DEFAULTS)
+    verdict = compute_verdict(rows((0.5, 0.70), (0.6, 0.75), (0.65, 0.735), (0.7, 0.72)), DEFAULTS)
     assert (verdict.strikes, verdict.best) == (1, 20)
     assert str(verdict) == (
         "judge fell from 0.750 ± 0.010 to 0.720 ± 0.010 while the trained reward rose from 0.600 ± 0.010 to "
@@ -78,35 +78,35 @@ def test_a_fall_is_from_the_best_evaluation_so_far() -> None:
 
 def test_only_strikes_in_a_row_count_and_the_best_has_none() -> None:
     values = [(0.5, 0.7), (0.6, 0.6), (0.7, 0.69), (0.8, 0.6), (0.9, 0.5)]
-    verdicts = [judge(rows(*values[: n + 1]), DEFAULTS) for n in range(5)]
+    verdicts = [compute_verdict(rows(*values[: n + 1]), DEFAULTS) for n in range(5)]
     assert [v.strikes for v in verdicts] == [0, 1, 0, 1, 2]
     assert [v.best for v in verdicts] == [0, 0, 20, 20, 20]
     assert verdicts[-1].metrics() == {"guard/fallen": 1, "guard/strikes": 2, "guard/best_step": 20}
 
 
 def test_of_equal_evaluations_the_first_is_best_and_one_without_a_score_never() -> None:
-    assert judge(rows((0.5, 0.7), (0.6, 0.7), (0.6, 0.7), (math.nan, 0.7)), DEFAULTS).best == 10
-    assert judge(rows((math.nan, 0.7)), DEFAULTS).best == 0
-    assert judge([], DEFAULTS).strikes == 0
+    assert compute_verdict(rows((0.5, 0.7), (0.6, 0.7), (0.6, 0.7), (math.nan, 0.7)), DEFAULTS).best == 10
+    assert compute_verdict(rows((math.nan, 0.7)), DEFAULTS).best == 0
+    assert compute_verdict([], DEFAULTS).strikes == 0
 
 
 def test_what_is_guarded_can_be_chosen() -> None:
     hacked = rows((0.5, 0.7), (0.9, 0.1, 0.1))
-    assert [f.key for f in judge(hacked, GuardConfig(rewards=[])).falls] == ["eval/diversity/pixels"]
-    assert [f.key for f in judge(hacked, GuardConfig(diversity=None)).falls] == ["eval/watch/judge"]
-    assert judge(hacked, GuardConfig(margin=100.0)).falls == ()
+    assert [f.key for f in compute_verdict(hacked, GuardConfig(rewards=[])).falls] == ["eval/diversity/pixels"]
+    assert [f.key for f in compute_verdict(hacked, GuardConfig(diversity=None)).falls] == ["eval/watch/judge"]
+    assert compute_verdict(hacked, GuardConfig(margin=100.0)).falls == ()
 
 
 def test_an_ensemble_is_watched_as_a_whole() -> None:
     """One member falls and the other rises, so that nothing falls where the ensemble stays."""
     members = [{"eval/watch/judge/a": a, "eval/watch/judge/b": 1 - a} for a in (0.9, 0.1)]
     found = [{**row, **more} for row, more in zip(rows((0.5, 0.5), (0.7, 0.5)), members, strict=True)]
-    assert not judge(found, DEFAULTS).falls
+    assert not compute_verdict(found, DEFAULTS).falls
 
 
 def test_a_single_sample_has_no_error_and_counts_as_exact() -> None:
     bare = [{k: v for k, v in row.items() if not k.endswith("stderr")} for row in rows((0.5, 0.7), (0.51, 0.69))]
-    assert len(judge(bare, DEFAULTS).falls) == 1
+    assert len(compute_verdict(bare, DEFAULTS).falls) == 1
 
 
 @pytest.mark.parametrize(

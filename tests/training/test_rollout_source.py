@@ -21,7 +21,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
-from difrl.training.rollout_source import DatasetRollouts, numbered
+from difrl.training.rollout_source import DatasetRollouts, number_samples
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness, in_threads
 from tests.recipes import recipe
@@ -89,7 +89,7 @@ def silent(name: str) -> None:
 
 
 def test_group_and_sample_numbers_by_hand() -> None:
-    ids, samples = numbered([1, 3], 2, 4)
+    ids, samples = number_samples([1, 3], 2, 4)
     assert (ids.tolist(), samples.tolist()) == ([1, 1, 3, 3], [10, 11, 14, 15])
 
 
@@ -177,7 +177,7 @@ def test_samples_of_one_prompt_are_a_group(sd3: Path, tmp_path: Path) -> None:
     path = sample_file(tmp_path, {"a": [0.5, 1.0, 0.0], "b": [2.0, 3.0], "c": [0.1, 0.2]})
     trainer = trainer_of(sd3, path, data={"rows": "samples", "group_size": 2, "prompts_per_step": 2})
     assert isinstance(trainer.source, DatasetRollouts)
-    assert {e.prompt.text: e.rewards for e in trainer.source.examples} == {
+    assert {e.prompt.text: e.rewards for e in trainer.source.recorded} == {
         "a": (0.5, 0.0, 1.0),  # in the order of the file
         "b": (3.0, 2.0),
         "c": (0.2, 0.1),

@@ -26,6 +26,7 @@ from difrl.training import checkpoint
 from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator
+from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.run import Interrupted
 from difrl.training.run_folder import RunFolderError, find_stretched_schedules
 from difrl.training.trainer import Trainer
@@ -140,14 +141,14 @@ def torn(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "in the first rollout": (Trainer, "_draw", partial(dies, at=1)),
-    "in a rollout": (Trainer, "_draw", partial(dies, at=3)),
-    "after an update": (Trainer, "_update", partial(dies, at=3, done=True)),
+    "in the first rollout": (PolicyRollouts, "draw", partial(dies, at=1)),
+    "in a rollout": (PolicyRollouts, "draw", partial(dies, at=3)),
+    "after an update": (Trainer, "_optimizer_step", partial(dies, at=3, done=True)),
     "before the metrics": (MetricsFile, "write", partial(dies, at=4)),
     "in the metrics": (MetricsFile, "write", torn),
     "before the checkpoint": (checkpoint, "save", partial(dies, at=3)),
     "in the checkpoint": (checkpoint, "_write", partial(dies, at=12, done=True)),
-    "at the end of the checkpoint": (checkpoint, "_flush", partial(dies, at=3, done=True)),
+    "at the end of the checkpoint": (checkpoint, "atomic_write_text", partial(dies, at=3, done=True)),
     "after the last checkpoint": (checkpoint, "save", partial(dies, at=4, done=True)),
 }
 
@@ -647,7 +648,11 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     config = small(sd3, tmp_path / "run", **CASES["forward"])
-    places = {"metrics": (MetricsFile, "write"), "checkpoint": (checkpoint, "_flush"), "picture": (Path, "write_text")}
+    places = {
+        "metrics": (MetricsFile, "write"),
+        "checkpoint": (checkpoint, "atomic_write_text"),
+        "picture": (Path, "write_text"),
+    }
     step = Trainer.step
 
     def fills_up(self: Trainer, number: int) -> Any:
