@@ -13,7 +13,6 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.jsonl import DataFileError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_recorded_samples, training_prompts
@@ -103,36 +102,6 @@ def test_losses_at_the_reference_are_known_and_fall(
     assert rows[3]["loss"] < rows[0]["loss"] - 0.01
     assert rows[3]["preference/accuracy"] > 0.5
     assert rows[3]["nfe"] == 0  # nothing is generated
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"prompt": "1", "chosen": "2"}, '"rejected" is missing, found "prompt"'),
-        ({"prompt": "1", "chosen": "2", "rejected": ""}, '"rejected" is empty, expected a completion'),
-        ({"prompt": "1", "chosen": 2, "rejected": "3"}, '"chosen" must be the text of a completion, found 2'),
-        ({"chosen": "2", "rejected": "3"}, '"prompt" is missing'),
-    ],
-)
-def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
-    path = written(tmp_path, [ROWS[0], row])
-    with pytest.raises(DataFileError) as error:
-        load_recorded_samples(config_of("nowhere", path).data, TEXTS)
-    assert f"{path}:2: " in str(error.value)
-    assert problem in str(error.value)
-
-
-def test_samples_hold_a_text_and_a_reward(tmp_path: Path) -> None:
-    rows = [{"prompt": "1+1=", "text": text, "reward": reward} for text, reward in (("2", 1.0), ("3", 0.0))]
-    data = {"rows": "samples"}
-    (example,) = load_recorded_samples(config_of("nowhere", written(tmp_path, rows), data=data).data, TEXTS)
-    assert (example.items, example.rewards) == (("2", "3"), (1.0, 0.0))
-    path = written(tmp_path, [{"prompt": "1+1=", "text": "2"}])
-    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
-        load_recorded_samples(config_of("nowhere", path, data=data).data, TEXTS)
-    path = written(tmp_path, rows[:1])
-    with pytest.raises(DataFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
-        load_recorded_samples(config_of("nowhere", path, data=data).data, TEXTS)
 
 
 def test_texts_longer_than_completions_may_be_are_all_told_before_the_first_step(lm: Path, tmp_path: Path) -> None:

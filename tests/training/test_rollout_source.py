@@ -13,9 +13,8 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
-from difrl.data.jsonl import DataFileError
-from difrl.data.modality import IMAGES, read_images
-from difrl.data.recorded_samples import load_recorded_samples, training_prompts
+from difrl.data.modality import read_images
+from difrl.data.recorded_samples import training_prompts
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -192,52 +191,6 @@ def test_samples_of_one_prompt_are_a_group(sd3: Path, tmp_path: Path) -> None:
     # Two of the three images of "a", each of the three ways; all images of the others.
     assert len([row for row in seen if row[0] == "a"]) == 3
     assert len([row for row in seen if row[0] == "b"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"prompt": "x", "chosen": "a.png"}, '"rejected" must be the path of an image, found null'),
-        ({"prompt": "x", "chosen": "a.png", "rejected": "none.png"}, '"rejected": there is no image'),
-        ({"prompt": "x", "chosen": "a.png", "rejected": "text.png"}, "is no image that can be read"),
-        ({"prompt": "x", "chosen": "a.png", "rejected": "wide.png"}, "wide.png has 16 × 8 pixels, and a.png 8 × 8"),
-        ({"chosen": "a.png", "rejected": "a.png"}, '"prompt" is missing'),
-    ],
-)
-def test_broken_pairs_are_named_by_their_line(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
-    picture(tmp_path, "a.png", 1)
-    picture(tmp_path, "wide.png", 1, (16, 8))
-    (tmp_path / "text.png").write_text("no image")
-    path = written(tmp_path, [{"prompt": "fine", "chosen": "a.png", "rejected": "a.png"}, row])
-    with pytest.raises(DataFileError) as error:
-        load_recorded_samples(config_of("nowhere", path).data, IMAGES)
-    assert f"{path}:2: " in str(error.value)
-    assert problem in str(error.value)
-
-
-@pytest.mark.parametrize("reward", ["1", None, True])
-def test_a_sample_needs_a_number_as_reward(tmp_path: Path, reward: Any) -> None:
-    path = written(tmp_path, [{"prompt": "x", "image": picture(tmp_path, "a.png", 1), "reward": reward}])
-    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
-        load_recorded_samples(config_of("nowhere", path, data={"rows": "samples"}).data, IMAGES)
-
-
-def test_prompts_know_their_lines(tmp_path: Path) -> None:
-    """Of samples, the first line of their prompt."""
-    path = pair_file(tmp_path / "pairs", 2)
-    assert [e.prompt.place for e in load_recorded_samples(config_of("x", path).data, IMAGES)] == [
-        f"{path}:1",
-        f"{path}:2",
-    ]
-    path = sample_file(tmp_path / "samples", {"a": [0.5, 1.0], "b": [1.0, 0.0]})  # lines a, b, a, b
-    examples = load_recorded_samples(config_of("x", path, data={"rows": "samples"}).data, IMAGES)
-    assert {e.prompt.text: e.prompt.place for e in examples} == {"a": f"{path}:1", "b": f"{path}:2"}
-
-
-def test_too_few_samples_of_a_prompt(tmp_path: Path) -> None:
-    path = sample_file(tmp_path, {"a": [0.5, 1.0], "b": [1.0]})
-    with pytest.raises(DataFileError, match=r"'b' has 1 images, and group_size is 2"):
-        load_recorded_samples(config_of("nowhere", path, data={"rows": "samples"}).data, IMAGES)
 
 
 def test_images_of_another_size_than_the_models(sd3: Path, tmp_path: Path) -> None:

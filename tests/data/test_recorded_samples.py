@@ -1,0 +1,108 @@
+"""Tests of files of recorded samples: pairs and samples with rewards, of images and of texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from difrl.config import DataConfig
+from difrl.data.jsonl import DataFileError
+from difrl.data.modality import IMAGES, TEXTS, Modality
+from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
+
+
+def save_image(folder: Path, name: str, size: tuple[int, int] = (8, 8)) -> str:
+    Image.new("RGB", size).save(folder / name)
+    return name
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(path: Path, rows: str, modality: Modality) -> list[RecordedGroup]:
+    data = DataConfig.model_validate({"train": str(path), "rows": rows, "group_size": 2})
+    return load_recorded_samples(data, modality)
+
+
+IMAGE_PROBLEMS = [
+    ({"prompt": "x", "chosen": "a.png"}, '"rejected" must be the path of an image, found null'),
+    ({"prompt": "x", "chosen": "a.png", "rejected": "none.png"}, '"rejected": there is no image'),
+    ({"prompt": "x", "chosen": "a.png", "rejected": "text.png"}, "is no image that can be read"),
+    ({"prompt": "x", "chosen": "a.png", "rejected": "wide.png"}, "wide.png has 16 × 8 pixels, and a.png 8 × 8"),
+    ({"chosen": "a.png", "rejected": "a.png"}, '"prompt" is missing'),
+]
+TEXT_PROBLEMS = [
+    ({"prompt": "1", "chosen": "2"}, '"rejected" is missing, found "prompt"'),
+    ({"prompt": "1", "chosen": "2", "rejected": ""}, '"rejected" is empty, expected a completion'),
+    ({"prompt": "1", "chosen": 2, "rejected": "3"}, '"chosen" must be the text of a completion, found 2'),
+    ({"chosen": "2", "rejected": "3"}, '"prompt" is missing'),
+]
+
+
+@pytest.mark.parametrize(
+    ("modality", "row", "problem"),
+    [*((IMAGES, *each) for each in IMAGE_PROBLEMS), *((TEXTS, *each) for each in TEXT_PROBLEMS)],
+)
+def test_errors_of_pairs_have_their_line(tmp_path: Path, modality: Modality, row: dict[str, Any], problem: str) -> None:
+    save_image(tmp_path, "a.png")
+    save_image(tmp_path, "wide.png", (16, 8))
+    (tmp_path / "text.png").write_text("no image")
+    path = write_rows(tmp_path, [{"prompt": "fine", "chosen": "a.png", "rejected": "a.png"}, row])
+    with pytest.raises(DataFileError) as error:
+        load(path, "pairs", modality)
+    assert f"{path}:2: " in str(error.value)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("reward", ["1", None, True])
+def test_a_sample_needs_a_number_as_reward(tmp_path: Path, reward: Any) -> None:
+    path = write_rows(tmp_path, [{"prompt": "x", "image": save_image(tmp_path, "a.png"), "reward": reward}])
+    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
+        load(path, "samples", IMAGES)
+
+
+def test_a_text_needs_a_reward(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r'rows.jsonl:1: "reward" must be a number'):
+        load(write_rows(tmp_path, [{"prompt": "1+1=", "text": "2"}]), "samples", TEXTS)
+
+
+def test_a_pair_has_the_place_of_its_line(tmp_path: Path) -> None:
+    row = {"chosen": save_image(tmp_path, "a.png"), "rejected": save_image(tmp_path, "b.png")}
+    path = write_rows(tmp_path, [{"prompt": "x", **row}, {"prompt": "y", **row}])
+    groups = load(path, "pairs", IMAGES)
+    assert [group.prompt.place for group in groups] == [f"{path}:1", f"{path}:2"]
+    assert [group.items for group in groups] == [(tmp_path / "a.png", tmp_path / "b.png")] * 2
+    assert [group.rewards for group in groups] == [(1.0, 0.0)] * 2
+
+
+def test_samples_of_a_prompt_are_one_group_with_the_place_of_its_first_line(tmp_path: Path) -> None:
+    image = save_image(tmp_path, "a.png")
+    lines = [("a", 0.5), ("b", 1.0), ("a", 1.0), ("b", 0.0)]
+    path = write_rows(tmp_path, [{"prompt": prompt, "image": image, "reward": reward} for prompt, reward in lines])
+    first, second = load(path, "samples", IMAGES)
+    assert (first.prompt.text, first.prompt.place, first.rewards) == ("a", f"{path}:1", (0.5, 1.0))
+    assert (second.prompt.text, second.prompt.place, second.rewards) == ("b", f"{path}:2", (1.0, 0.0))
+    assert first.places == (f"{path}:1", f"{path}:3")
+
+
+def test_samples_have_a_text_and_a_reward(tmp_path: Path) -> None:
+    rows = [{"prompt": "1+1=", "text": text, "reward": reward} for text, reward in (("2", 1.0), ("3", 0.0))]
+    (group,) = load(write_rows(tmp_path, rows), "samples", TEXTS)
+    assert (group.items, group.rewards) == (("2", "3"), (1.0, 0.0))
+
+
+def test_too_few_samples_of_a_prompt(tmp_path: Path) -> None:
+    image = save_image(tmp_path, "a.png")
+    images = [{"prompt": prompt, "image": image, "reward": 1.0} for prompt in ("a", "b", "a")]
+    with pytest.raises(DataFileError, match=r"'b' has 1 images, and group_size is 2"):
+        load(write_rows(tmp_path, images), "samples", IMAGES)
+    texts = [{"prompt": "1+1=", "text": "2", "reward": 1.0}]
+    with pytest.raises(DataFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
+        load(write_rows(tmp_path, texts), "samples", TEXTS)
