@@ -1,10 +1,10 @@
-# Every target makes the virtual environment and installs what it needs; the stamp file makes a second call instant.
+# Every target makes the virtual environment and installs its dependencies. The stamp file makes a second call instant.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Test processes. Each keeps to one thread, so that they do not fight over the cores.
+# Number of test processes. Each uses one thread, so that they do not compete for cores.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -20,7 +20,7 @@ help:
 
 install: $(STAMP)
 
-# Not compiling the installed sources saves seconds: only the modules that are imported get compiled, when they are.
+# Without compilation of the installed sources the installation is faster: modules are compiled when they are imported.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "difrl needs Python 3.11 or newer, '$(PYTHON)' is not: choose one with make PYTHON=python3.11" >&2; exit 1; }

@@ -49,7 +49,7 @@ def room_of(name: str) -> str:
 
 
 def imports(source: str, package: str) -> Iterator[str]:
-    """Absolute names of the modules that `source` imports, wherever the statement stands."""
+    """Yield absolute names of the modules that `source` imports, anywhere in it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ def imports(source: str, package: str) -> Iterator[str]:
 
 
 def test_every_room_is_on_a_floor() -> None:
-    """And there are at most twelve beside the command line: a folder or a file at the top of difrl."""
+    """A room is a folder or a file at the top of difrl. There are at most twelve beside the command line."""
     rooms = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("_") and path.name != "py.typed"}
     assert rooms - {"assets", "configs"} == set(FLOOR_OF) - {"__main__"}
     assert len(rooms - {"cli"}) <= 12
@@ -107,14 +107,14 @@ def test_the_check_sees_every_way_to_import() -> None:
 
 
 def at_import(source: str) -> Iterator[str]:
-    """Absolute names of the modules that are imported as soon as `source` is: at its top level, not in a block there."""
+    """Yield absolute names of the modules that are imported together with `source`: at its top level, outside of blocks."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from imports(ast.unparse(node), "samplers")
 
 
 def test_importing_samplers_costs_no_more_than_torch() -> None:
-    """transformers takes seconds; it is imported by the calls that need it."""
+    """transformers takes seconds to import, so the functions that need it import it."""
     files = sorted((PACKAGE.parent / "samplers").glob("*.py"))
     assert files, "no Python files in samplers"
     for path in files:

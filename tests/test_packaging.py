@@ -1,4 +1,4 @@
-"""A wheel has the recipes, the assets and the three packages, and finds them where there is no checkout."""
+"""A wheel has the recipes, the assets and the three packages, and finds them without a checkout."""
 
 from __future__ import annotations
 
