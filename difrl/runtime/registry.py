@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
+
+from difrl.runtime.errors import UserError
 
 T = TypeVar("T")
 
@@ -29,7 +31,10 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*self._registered, *sorted(entry_points(group=self.group).names)]))
 
     def __getitem__(self, name: str) -> T:
-        """Return the object of that name. Raise LookupError, with the nearest name, if there is none."""
+        """Return the object of that name.
+
+        Raise LookupError, with the nearest name, if there is none, and UserError if its package cannot be loaded.
+        """
         if name not in self._registered:
             found = entry_points(group=self.group, name=name)
             if not found:
@@ -40,5 +45,16 @@ class Registry(Generic[T]):
                     f"through the entry-point group {self.group} (docs/extending.md)"
                 )
             for point in found:
-                self.register(name, point.load())
+                self.register(name, self._load(point))
         return self._registered[name]
+
+    def _load(self, point: EntryPoint) -> T:
+        try:
+            item: T = point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else "an unknown package"
+            raise UserError(
+                f"the {self.noun} '{point.name}' of {package} cannot be loaded from {point.value}: {error!r}; repair or "
+                "uninstall that package"
+            ) from error
+        return item

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from difrl.runtime.errors import UserError
 from difrl.runtime.registry import Registry
 
 
@@ -54,3 +55,12 @@ def test_an_unknown_name_brings_the_nearest(shapes: Registry[object]) -> None:
         LookupError, match=r"no shape 'sqare'; did you mean 'square'\? known: square\. .* difrl\.test_shapes"
     ):
         shapes["sqare"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_package_that_cannot_be_loaded_is_named(shapes: Registry[object], tmp_path: Path) -> None:
+    (tmp_path / "their_shapes.py").write_text("import a_module_that_is_missing\n")
+    with pytest.raises(
+        UserError, match=r"the shape 'round' of their-shapes cannot be loaded from their_shapes:round: .*missing"
+    ):
+        shapes["round"]
