@@ -69,7 +69,7 @@ class GenEval:
             raise ValueError("partial=flow_grpo counts the objects that a prompt names and no others: leave exact out")
 
     def to(self, device: torch.device | str) -> GenEval:
-        """Move the detector and the colour model."""
+        """Move the detector and the colour model, and return the reward."""
         self.detector = self.detector.to(device)
         self.colors = None if self.colors is None else self.colors.to(device)
         return self

@@ -60,7 +60,7 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
     return groups
 
 
-def training_prompts(config: RunConfig) -> list[Prompt]:
+def load_training_prompts(config: RunConfig) -> list[Prompt]:
     """Load the prompts that a run is trained on, from a file of prompts or of recorded samples."""
     if config.data.rows == "prompts":
         return load_prompts(config.data.train)

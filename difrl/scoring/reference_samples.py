@@ -70,7 +70,7 @@ class ReferenceScores:
         """
         evaluations = self.policy.evaluations
         for number in dict.fromkeys(numbers):
-            self._cache[number] = self._meet(number)
+            self._cache[number] = self._add_draw(number)
         self.policy.evaluations = evaluations
         return self._stack([self._cache[number] for number in numbers])
 
@@ -108,8 +108,8 @@ class ReferenceScores:
                 merged = {name: _merge(old.scores[name], _from_nan(column[row])) for name, column in scores.items()}
                 committed[number] = PromptReferences(max(old.met, met), merged)
 
-    def _meet(self, number: int) -> PromptReferences:
-        """Return a prompt's entry after one more draw, with missing scores filled in if they are due."""
+    def _add_draw(self, number: int) -> PromptReferences:
+        """Count one more draw of a prompt, and return its entry. Missing scores are filled in if they are due."""
         entry = self._cache.get(number, self._blank)
         met, missing = entry.met + 1, [name for name, scores in entry.scores.items() if not scores.valid.all()]
         if not missing or met.bit_count() > 1:  # tried at draws 1, 2, 4, 8 …

@@ -19,7 +19,7 @@ from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import training_prompts
+from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
@@ -72,7 +72,7 @@ def train(
     set_seed(stable_seed(config.seed, "global", processes.rank) % 2**32)
     place = find_checkpoint_to_resume(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
-    prompts = training_prompts(config)
+    prompts = load_training_prompts(config)
     evaluation_prompts = None if config.data.evaluation is None else load_prompts(config.data.evaluation)
     trackers = find_trackers(config)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)

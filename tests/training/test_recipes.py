@@ -9,7 +9,7 @@ import pytest
 
 from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.images import IMAGES
-from difrl.data.recorded_samples import training_prompts
+from difrl.data.recorded_samples import load_training_prompts
 from difrl.inference.preference_pairs import make_pairs
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
@@ -47,7 +47,7 @@ def test_takes_a_step_and_spends_the_evaluations_of_its_estimate(name: str, rows
     policy = load_diffusion_policy(config)
     assert isinstance(policy, DiffusionPolicy)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
-    trainer = Trainer(config, policy, scorer, training_prompts(config), DistributedContext())
+    trainer = Trainer(config, policy, scorer, load_training_prompts(config), DistributedContext())
     before = {key: value.detach().clone() for key, value in policy.parameters.items()}
     row = trainer.step(0)
     assert math.isfinite(row["loss"])

@@ -15,7 +15,7 @@ from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import load_recorded_samples, training_prompts
+from difrl.data.recorded_samples import load_recorded_samples, load_training_prompts
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Made, Solved, make_pairs
 from difrl.policies.errors import ModelError
@@ -59,7 +59,7 @@ def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
         config,
         load_policy(config),
         Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}),
-        training_prompts(config),
+        load_training_prompts(config),
         DistributedContext(),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.modality import read_images
-from difrl.data.recorded_samples import training_prompts
+from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -75,7 +75,7 @@ def trainer_of(model: Path, path: Path, /, **sections: Any) -> Trainer:
 
 def trained(config: RunConfig, policy: DiffusionPolicy, processes: DistributedContext) -> Trainer:
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    return Trainer(config, policy, scorer, training_prompts(config), processes)
+    return Trainer(config, policy, scorer, load_training_prompts(config), processes)
 
 
 def policy_of(trainer: Trainer) -> DiffusionPolicy:

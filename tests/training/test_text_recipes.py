@@ -13,7 +13,7 @@ from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.distillation import DISTILLATION
 from difrl.config.presets.preferences import PREFERENCES
 from difrl.config.presets.texts import TEXTS
-from difrl.data.recorded_samples import training_prompts
+from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import recipes
@@ -69,7 +69,7 @@ def trainer_of(name: str, task: Task, *more: str) -> Trainer:
     judged = ["collect.by=Graded"] if shipped.collect.by else []
     config = read_config(recipes()[name], [*given, reward, *judged, *size, "generation.max_new_tokens=5", *more])
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
-    return Trainer(config, load_policy(config), scorer, training_prompts(config), DistributedContext())
+    return Trainer(config, load_policy(config), scorer, load_training_prompts(config), DistributedContext())
 
 
 @pytest.mark.parametrize("name", NAMES)
