@@ -122,7 +122,7 @@ def text(runs: Runs, seeds: Sequence[int]) -> str:
     """docs/benchmarks/algorithms.md."""
     lines = (
         "# Algorithms at equal denoiser evaluations",
-        f"`python benchmarks/algorithms.py --seeds {' '.join(map(str, seeds))}`, made anew by that command. tiny-sd3, GenEval's "
+        f"`python benchmarks/algorithms.py --seeds {' '.join(map(str, seeds))}` writes this page. tiny-sd3, GenEval's "
         "rules (nothing in the picture but what was asked for), 12 prompts × 12 samples a step unless the recipe says "
         f"otherwise; about {BUDGET / 1e3:.0f} thousand evaluations of the denoiser a run. One evaluation is one sample through "
         "the denoiser once: in rollouts, under references and anchors, and in updates, where the forward pass with its backward "

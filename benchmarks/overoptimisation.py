@@ -145,8 +145,8 @@ def text(runs: Courses, quality: Sequence[Sequence[Mapping[str, float]]], before
     anchored = next(variant.anchor for variant in VARIANTS if variant.anchor)
     lines = (
         "# Over-optimisation of a learned proxy",
-        f"`python -m benchmarks.overoptimisation --seeds {' '.join(map(str, seeds))}`, made anew by that command. "
-        "The set-up is that of arXiv:2210.10760 and 2310.02743 on the shapes world: a gold reward, here GenEval's "
+        f"`python -m benchmarks.overoptimisation --seeds {' '.join(map(str, seeds))}` writes this page. "
+        "The set-up is that of arXiv:2210.10760 and 2310.02743 on the shapes task: a gold reward, here GenEval's "
         "rules (nothing in the picture but what was asked for), labels samples of the pretrained model; small "
         "reward models are fitted to these labels and are all that training ever hears of; gold is watched.",
         "## The proxies",

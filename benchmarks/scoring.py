@@ -55,7 +55,7 @@ class Case:
 
 
 def drawings(count: int, pixels: int) -> Tensor:
-    """Images [count, 3, pixels, pixels] of a few flat shapes on a light ground, as the shapes world's are."""
+    """Images [count, 3, pixels, pixels] of a few flat shapes on a light ground, as the shapes task's are."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     images = torch.full((count, 3, pixels, pixels), 245 / 255)
@@ -126,7 +126,7 @@ def open_clip_score(folder: Path) -> Reward:
 
 CASES = (
     Case("jpeg_compressibility, 512 pixels", plain("jpeg_compressibility"), 64, 512),
-    Case("geneval, the shapes world's detector, 32 pixels", plain("geneval"), 256, 32),
+    Case("geneval, the detector of the shapes task, 32 pixels", plain("geneval"), 256, 32),
     Case("judge, 32 pixels", plain("judge", **SHIPPED_OPTIONS["judge"]), 256, 32),
     Case("ocr, 256 pixels", plain("ocr", threads=1), 16, 256, QUOTED),
     Case("clip_score and aesthetic: ViT-L/14, 0.43 billion weights", open_clip_score, 8, 512),
@@ -277,7 +277,7 @@ def page(speed: list[list[str]], served: list[list[str]], overlap: list[list[str
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"""# What scoring costs
 
-`python benchmarks/scoring.py`, made anew by that command. {platform.machine()}, {os.cpu_count()} cores, {versions}. {note}
+`python benchmarks/scoring.py` writes this page. {platform.machine()}, {os.cpu_count()} cores, {versions}. {note}
 
 ## A reward alone
 

@@ -95,7 +95,7 @@ def page(tables: Mapping[str, list[list[str]]], note: str) -> str:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     text = f"""# What difrl costs beside bare calls of a language model
 
-`python benchmarks/text.py`, made anew by that command. {platform.machine()}, {os.cpu_count()} cores of which one thread was used,
+`python benchmarks/text.py` writes this page. {platform.machine()}, {os.cpu_count()} cores of which one thread was used,
 float32, {versions}. {note}
 
 Tokens of completions a second of processor time (one thread's, so that other work on the machine counts little): the median of

@@ -237,7 +237,7 @@ def text(noises: Mapping[str, Mapping[str, Noise]], found: Ratios) -> str:
     """docs/benchmarks/variance.md."""
     lines: Sequence[str] = (
         "# How noisy is a policy gradient?",
-        "`python benchmarks/variance.py`, made anew by that command. tiny-sd3, GenEval's rules as reward, one CPU thread.",
+        "`python benchmarks/variance.py` writes this page. tiny-sd3, GenEval's rules as reward, one CPU thread.",
         "## Reverse against forward",
         "Gradients of independent batches of 16 samples (2 prompts) at the same weights, each from the trainer: 10 evaluations "
         "to draw a sample and 9 decisions to learn from it, for every likelihood. Noise is the trace of the covariance of a "

@@ -1,4 +1,4 @@
-"""Learned reward models of the shapes world, small and fitted to noisy labels: proxies of a gold reward that is held out.
+"""Learned reward models of the shapes task, small and fitted to noisy labels: proxies of a gold reward that is held out.
 
 The gold reward says of drawings by a pretrained model whether they are right; a share of its answers is turned over, and each
 member of an ensemble is fitted to all of them, from a start and in an order of its own. What the members do not know they make

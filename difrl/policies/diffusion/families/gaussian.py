@@ -1,4 +1,4 @@
-"""The Gaussian world (difrl/tasks/exact/gaussian.py): a model with known answers, trained like any other."""
+"""The Gaussian task (difrl/tasks/exact/gaussian.py): a model with known answers, trained like any other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Gaussian(Family):
         known = list(self.denoiser.config.means)
         unknown = sorted({*texts} - {*known})
         if unknown:
-            raise ValueError(f"the Gaussian world has no prompt {unknown[0]!r}; expected one of {known}")
+            raise ValueError(f"the Gaussian task has no prompt {unknown[0]!r}; expected one of {known}")
         rows = torch.tensor([known.index(text) for text in texts])
         return {"prompt": nn.functional.one_hot(rows, len(known)).float()}
 
