@@ -131,14 +131,14 @@ def sample(
 ) -> None:
     """Draw samples at one or more RLG weights, side by side: images in a file, texts in the terminal."""
     from difrl.inference.loaded_run import open_run
-    from difrl.inference.search import draw_sheet, search_of
+    from difrl.inference.search import build_search, draw_sheet
 
     _check_search(best_of, svdd, reward)
     opened = open_run(
         source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
     ).with_guidance(rlg_first_steps, adaptive_guidance)
-    weights = [opened.steering.rlg] if rlg is None else parse_numbers(rlg)
-    search = search_of(opened, best_of, svdd, alpha, reward)
+    weights = [opened.guidance.rlg] if rlg is None else parse_numbers(rlg)
+    search = build_search(opened, best_of, svdd, alpha, reward)
     sheet, notes = draw_sheet(opened, search, prompt, count, weights, seed)
     sheet.show(out)
     file = path or sheet.default
@@ -219,13 +219,13 @@ def pairs(
     import torch
 
     from difrl.config.load import read_config
-    from difrl.inference.preference_pairs import BestAndWorst, Keep, Solved, make_pairs
+    from difrl.inference.preference_pairs import BestAndWorst, Selection, Solved, make_pairs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    keep: Keep = BestAndWorst() if solved is None else Solved(solved)
-    made = make_pairs(read_config(config, overrides or []), folder, count, device, keep)
+    selection: Selection = BestAndWorst() if solved is None else Solved(solved)
+    made = make_pairs(read_config(config, overrides or []), folder, count, device, selection)
     dropped = f"{made.ties} groups left out, {made.unscored} that could not be scored"
-    out.print(f"{made.pairs} rows in {escape(str(folder / keep.file))} ({dropped})", soft_wrap=True)
+    out.print(f"{made.pairs} rows in {escape(str(folder / selection.file))} ({dropped})", soft_wrap=True)
 
 
 @app.command()

@@ -1,10 +1,12 @@
-"""Opening a finished or running run, or a plain model, to sample from it and to evaluate it."""
+"""Open a run, finished or not, or a plain model, to sample from it and to evaluate it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,53 +33,45 @@ from difrl.training import checkpoint
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A model to sample from; a run can be sampled at any RLG weight, a plain model at 1 alone."""
+    """A model to sample from. A run can be sampled at any RLG weight, a plain model only at 1."""
 
     policy: Policy
     config: RunConfig
     step: int
-    """Steps of training behind the weights; 0 for a plain model."""
+    """Number of training steps behind the weights; 0 for a plain model."""
     is_run: bool = True
-    steering: GuidanceSettings = TRAINED
-    """Guidance of a call that gives none: for a run, that of its inference.json."""
+    guidance: GuidanceSettings = TRAINED
+    """Settings of calls that give none: for a run, those of its inference.json."""
 
     @property
-    def of_texts(self) -> bool:
-        """Whether it writes texts; else it makes images."""
+    def makes_texts(self) -> bool:
+        """True for a language model, False for an image generator."""
         return self.config.likelihood.kind == "tokens"
 
     def sample(
-        self,
-        prompts: Sequence[Prompt | str],
-        *,
-        per_prompt: int = 1,
-        rlg: float | None = None,
-        seed: int = 0,
+        self, prompts: Sequence[Prompt | str], *, per_prompt: int = 1, rlg: float | None = None, seed: int = 0
     ) -> Rollout:
-        """`per_prompt` samples of each prompt, prompt by prompt; the same seed gives the same noise at every weight."""
-        asked = [Prompt(p, {}, None, 1.0) if isinstance(p, str) else p for p in prompts]
-        self.policy.validate_prompts(asked)
-        repeated = [p for p in asked for _ in range(per_prompt)]
-        return self.policy.evaluation(
-            repeated, torch.arange(len(repeated)), NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)
-        )
+        """Draw `per_prompt` samples of each prompt, prompt by prompt. The same seed gives the same noise at every weight."""
+        given = [Prompt(p, {}) if isinstance(p, str) else p for p in prompts]
+        self.policy.validate_prompts(given)
+        repeated = [p for p in given for _ in range(per_prompt)]
+        key, guidance = NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)
+        return self.policy.evaluation(repeated, torch.arange(len(repeated)), key, guidance)
 
     def with_guidance(self, first_steps: int | None, adaptive: float | None) -> LoadedRun:
-        """With other settings of its steering; None leaves one as it is."""
-        now = self.steering
-        first = now.first_steps if first_steps is None else first_steps
-        threshold = now.adaptive if adaptive is None else adaptive
-        return replace(self, steering=replace(now, first_steps=first, adaptive=threshold))
+        """Return the run with other settings; None keeps one as it is."""
+        changes = {"first_steps": first_steps, "adaptive": adaptive}
+        return replace(self, guidance=replace(self.guidance, **_given(changes)))
 
     def guidance_at(self, rlg: float | None) -> GuidanceSettings:
-        """The steering at an RLG weight; None: the default one."""
-        steering = self.steering if rlg is None else replace(self.steering, rlg=rlg)
-        if steering.rlg != 1 and not self.is_run:
+        """Return the guidance at an RLG weight; None: at the default one."""
+        guidance = self.guidance if rlg is None else replace(self.guidance, rlg=rlg)
+        if guidance.rlg != 1 and not self.is_run:
             raise ModelError(
-                f"RLG at weight {steering.rlg:g} blends a trained model with the one it was trained from, and "
+                f"RLG at weight {guidance.rlg:g} blends a trained model with the one it was trained from, and "
                 f"{self.config.model.path} is a plain model; give a run folder, or leave the weight at 1"
             )
-        return steering
+        return guidance
 
 
 def open_run(
@@ -90,18 +84,34 @@ def open_run(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
 ) -> LoadedRun:
-    """Opens a run folder (the checkpoint of its result, or that of `step`) or a model (hub id, folder, shipped name).
+    """Open a run folder (the checkpoint of its result, or that of `step`) or a model (hub id, folder, shipped name).
 
-    steps, guidance: how images are drawn; max_new_tokens, temperature: how texts are. Default: as the run does.
+    steps, guidance: for drawing images. max_new_tokens, temperature: for drawing texts. Default: those of the run.
     """
-    place = _device() if device is None else device
     folder = Path(path)
     is_run = (folder / "config.yaml").is_file()
-    config = read_config(folder / "config.yaml") if is_run else _plain(str(path))
-    config = _drawn_as(
-        config, {"steps": steps, "guidance": guidance}, {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(path))
+    images, texts = (
+        {"steps": steps, "guidance": guidance},
+        {"max_new_tokens": max_new_tokens, "temperature": temperature},
     )
-    config = _drawn_here(config)
+    is_language = config.likelihood.kind == "tokens"
+    surplus, kinds = (images, ("a language", "image")) if is_language else (texts, ("an image", "language"))
+    if names := list(_given(surplus)):
+        be, them = ("are", "them") if len(names) > 1 else ("is", "it")
+        raise ModelError(
+            f"{config.model.path} is {kinds[0]} model, and {' and '.join(names)} {be} of {kinds[1]} models; leave {them} out"
+        )
+    changes: dict[str, dict[str, Any]] = {
+        "eval": {"steps": steps, "temperature": temperature},
+        "rollout": {"guidance": guidance},
+        # Another engine draws the samples of training only.
+        "generation": {"max_new_tokens": max_new_tokens, "engine": "transformers"},
+    }
+    config = config.model_copy(
+        update={name: getattr(config, name).model_copy(update=_given(values)) for name, values in changes.items()}
+    )
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_policy(config, place, keep_base=is_run)
     if not is_run:
         return LoadedRun(policy, config, 0, is_run=False)
@@ -112,82 +122,39 @@ def open_run(
         )
     done = int(checkpoint.read_state(saved)["step"])
     checkpoint.load_trained(policy.parameters, saved)
-    return LoadedRun(policy, config, done, steering=_chosen(folder))
+    chosen = read_inference_defaults(folder)
+    default = TRAINED if chosen is None else GuidanceSettings(chosen.rlg, chosen.first_steps, chosen.adaptive)
+    return LoadedRun(policy, config, done, guidance=default)
 
 
-def _drawn_here(config: RunConfig) -> RunConfig:
-    """Without another engine, which draws the samples of training alone."""
-    generation = config.generation.model_copy(update={"engine": "transformers"})
-    return config.model_copy(update={"generation": generation})
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _chosen(folder: Path) -> GuidanceSettings:
-    found = read_inference_defaults(folder)
-    return TRAINED if found is None else GuidanceSettings(found.rlg, found.first_steps, found.adaptive)
+def _plain_recipe(path: str) -> RunConfig:
+    """Return a recipe for a plain model, in which only the model and its sampling matter."""
+    model, objective = ModelConfig(path=path, train="full"), ClippedObjective(kind="clipped")
+    if not is_language_model(path):
+        return RunConfig(
+            model=model,
+            data=DataConfig(train="shapes:train", evaluation="shapes:eval"),
+            rewards=[RewardConfig(name="geneval")],
+            watch=[RewardConfig(name="judge")],
+            likelihood=ForwardLikelihood(kind="forward"),
+            objective=objective,
+        )
+    from transformers import GenerationConfig as ModelGenerationConfig
 
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _plain(path: str) -> RunConfig:
-    """The recipe under which a plain model is opened: of it only the model and how it is sampled are used."""
-    return (_plain_text if is_language_model(path) else _plain_images)(ModelConfig(path=path, train="full"))
-
-
-def _plain_images(model: ModelConfig) -> RunConfig:
-    return RunConfig(
-        model=model,
-        data=DataConfig(train="shapes:train", evaluation="shapes:eval"),
-        rewards=[RewardConfig(name="geneval")],
-        watch=[RewardConfig(name="judge")],
-        likelihood=ForwardLikelihood(kind="forward"),
-        objective=ClippedObjective(kind="clipped"),
-    )
-
-
-def _plain_text(model: ModelConfig) -> RunConfig:
+    generation = GenerationConfig()
+    with suppress(OSError):  # not every model has a generation_config.json
+        most = ModelGenerationConfig.from_pretrained(resolve(path, LANGUAGE_MODEL)).max_new_tokens
+        generation = generation if most is None else GenerationConfig(max_new_tokens=most)
     return RunConfig(
         model=model,
         data=DataConfig(train="arithmetic:train", evaluation="arithmetic:eval"),
         rewards=[RewardConfig(name="math")],
-        generation=_said_by_the_model(model.path),
+        generation=generation,
         likelihood=TokensLikelihood(kind="tokens"),
-        objective=ClippedObjective(kind="clipped"),
+        objective=objective,
     )
-
-
-def _said_by_the_model(path: str) -> GenerationConfig:
-    """How long the model's own generation_config.json lets completions be, where there is one that says it."""
-    from transformers import GenerationConfig as Own
-
-    try:
-        most = Own.from_pretrained(resolve(path, LANGUAGE_MODEL)).max_new_tokens
-    except OSError:
-        most = None
-    return GenerationConfig() if most is None else GenerationConfig(max_new_tokens=most)
-
-
-Said = Mapping[str, int | float | None]
-"""What was asked for by name; None: as it is."""
-
-
-def _drawn_as(config: RunConfig, of_images: Said, of_texts: Said) -> RunConfig:
-    texts = config.likelihood.kind == "tokens"
-    said, theirs, own = (of_images, "image", "a language") if texts else (of_texts, "language", "an image")
-    if given := [name for name, value in said.items() if value is not None]:
-        raise ModelError(
-            f"{config.model.path} is {own} model, and {' and '.join(given)} {'are' if given[1:] else 'is'} of {theirs} models; "
-            f"leave {'them' if given[1:] else 'it'} out"
-        )
-    return _with(
-        config,
-        eval={"steps": of_images["steps"], "temperature": of_texts["temperature"]},
-        rollout={"guidance": of_images["guidance"]},
-        generation={"max_new_tokens": of_texts["max_new_tokens"]},
-    )
-
-
-def _with(config: RunConfig, **sections: Said) -> RunConfig:
-    said = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
-    return config.model_copy(update={n: getattr(config, n).model_copy(update=values) for n, values in said.items()})

@@ -1,4 +1,4 @@
-"""`difrl evaluate`: rewards of a finished run against the RLG weight."""
+"""`difrl evaluate`: the rewards of a finished run at several RLG weights."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from difrl.training.sample_outputs import sweep
 
 BEST = "best"
 PEAK = "▲"
-SHOWN = ("reward/", "watch/", "diversity/", "divergence/")
+COLUMNS = ("reward/", "watch/", "diversity/", "divergence/")
 HIGHEST = ("reward/", "watch/", "diversity/")
-"""Metrics of which more is better."""
+"""Prefixes of metrics whose highest value is marked."""
 
 
 def evaluate_run(
@@ -45,23 +45,23 @@ def evaluate_run(
     steering: GuidanceSettings = TRAINED,
     default: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run at every weight; writes rlg.json, rlg.png and the report into its folder.
+    """Evaluate a run at every RLG weight. Write rlg.json, rlg.png and the report into its folder, and return rlg.json.
 
-    default: a weight that becomes the run's own with these settings, or "best" (difrl/reporting/sweep_peaks.py): inference.json.
+    default: the weight of samples drawn later, or "best" (difrl/reporting/sweep_peaks.py). It goes into inference.json with
+    the settings of `steering`. None: inference.json stays as it is.
     """
     if not (run / "config.yaml").is_file():
         raise RunFolderError(
             f"{run} is no run folder: config.yaml not found in it; give a folder that `difrl train` made"
         )
     processes = DistributedContext()
-    opened = open_run(run, device=processes.device)
-    config = opened.config
-    prompts = config.data.evaluation
+    loaded = open_run(run, device=processes.device)
+    config, prompts = loaded.config, loaded.config.data.evaluation
     if prompts is None:
         raise ConfigError(f"{run / 'config.yaml'}: data.evaluation is not set, so there are no prompts to evaluate on")
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"rlg": list(weights), "images": images})})
-    known = {r.label for r in [*config.rewards, *config.watch]}
-    watch = [*config.watch, *(parse_reward(text) for text in rewards if text not in known)]
+    labels = {r.label for r in [*config.rewards, *config.watch]}
+    watch = [*config.watch, *(parse_reward(text) for text in rewards if text not in labels)]
     if default == BEST and not watch:
         raise ConfigError(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
@@ -69,17 +69,16 @@ def evaluate_run(
     scorer = Scorer.build(config.rewards, watch, processes.device)
     scorer.check_modality(MODALITIES[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
-    evaluator = Evaluator(opened.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
+    evaluator = Evaluator(loaded.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = sweep(evaluator, config, run, processes, steering)
     if processes.is_main:
         if default is not None:
-            _default(result, steering, default).write(run)
+            _choose_default(result, steering, default).write(run)
         write_report([run], run / "report.html")
     return result
 
 
-def _default(result: Mapping[str, Any], steering: GuidanceSettings, default: str) -> InferenceDefaults:
-    """What `--write-default` asks for, after a sweep."""
+def _choose_default(result: Mapping[str, Any], steering: GuidanceSettings, default: str) -> InferenceDefaults:
     if default == BEST:
         weight, names = result["weights"][best_weight_index(result)], " and ".join(watched_series(result))
         why = f"highest {names} of {len(result['weights'])} weights"
@@ -89,7 +88,7 @@ def _default(result: Mapping[str, Any], steering: GuidanceSettings, default: str
 
 
 def sweep_notes(result: Mapping[str, Any]) -> list[str]:
-    """In sentences: where each watched reward is highest, and what adaptive guidance saved."""
+    """Return sentences on the peak of each watched reward, and on the evaluations that adaptive guidance saved."""
     notes = [_peak_note(result, name) for name in watched_series(result)]
     if result.get("adaptive") is not None:
         made, saved = (sum(result[f"cost/{name}"]) / len(result["weights"]) for name in ("evaluations", "saved"))
@@ -102,7 +101,7 @@ def sweep_notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _peak_note(result: Mapping[str, Any], name: str) -> str:
-    """Where a watched reward is highest, and whether that is clearly above the trained model itself."""
+    """Return a sentence on the highest value of a watched reward, and on its distance from the trained model's."""
     weights, values, errors = result["weights"], result[WATCHED + name], result[WATCHED + name + STDERR]
     place = argmax_known(values)
     assert place is not None
@@ -116,35 +115,33 @@ def _peak_note(result: Mapping[str, Any], name: str) -> str:
 
 
 def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:
-    """One row a weight, one column a metric, as many tables as `width` asks for.
+    """Return tables with a row for each weight and a column for each metric, as many as `width` makes necessary.
 
-    The highest reward of a column is bold, that of a watched one also has the mark of its peak.
+    The highest value of a column is bold. That of a watched reward also has a mark.
     """
-    shown = SHOWN if result.get("adaptive") is None else (*SHOWN, "cost/")
-    names = [n for n in result if n.startswith(shown) and not n.endswith("/stderr")]
+    prefixes = COLUMNS if result.get("adaptive") is None else (*COLUMNS, "cost/")
+    names = [n for n in result if n.startswith(prefixes) and not n.endswith("/stderr")]
     if len([n for n in names if n.startswith("reward/")]) == 2:
         names.remove("reward/mean")
     weights = [f"{weight:g}" for weight in result["weights"]]
-    columns = [
-        _column("w", weights),
-        *(_column(n, [_cell(result, n, row) for row in range(len(weights))]) for n in names),
-    ]
+    first = _build_column("w", weights)
     tables: list[list[Column]] = []
-    for column in columns[1:]:
+    for name in names:
+        column = _build_column(name, [_format_cell(result, name, row) for row in range(len(weights))])
         if not tables or _width([*tables[-1], column]) > width:
-            tables.append([columns[0]])
+            tables.append([first])
         tables[-1].append(column)
-    return Group(*(_table(table) for table in tables))
+    return Group(*(_build_table(columns) for columns in tables))
 
 
 Column = tuple[Text, list[Text]]
 GAP = 3
 
 
-def _column(name: str, cells: Sequence[str]) -> Column:
-    """The header, its role in a line of its own, and the cells."""
-    role, _, metric = name.rpartition("/")
-    return Text(f"{role}\n{metric}"), [Text.from_markup(cell) for cell in cells]
+def _build_column(name: str, cells: Sequence[str]) -> Column:
+    """Return the heading, with the metric's group in a line of its own, and the cells."""
+    group, _, metric = name.rpartition("/")
+    return Text(f"{group}\n{metric}"), [Text.from_markup(cell) for cell in cells]
 
 
 def _width(columns: Sequence[Column]) -> int:
@@ -152,7 +149,7 @@ def _width(columns: Sequence[Column]) -> int:
     return sum(max(map(cell_len, column)) + GAP for column in lines)
 
 
-def _table(columns: Sequence[Column]) -> Table:
+def _build_table(columns: Sequence[Column]) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0))
     for head, _ in columns:
         table.add_column(head, justify="right", overflow="fold")
@@ -161,7 +158,7 @@ def _table(columns: Sequence[Column]) -> Table:
     return table
 
 
-def _cell(result: Mapping[str, Any], name: str, row: int) -> str:
+def _format_cell(result: Mapping[str, Any], name: str, row: int) -> str:
     value, error = result[name][row], result.get(f"{name}/stderr", {})
     if value is None:
         return "-"

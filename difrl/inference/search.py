@@ -1,4 +1,4 @@
-"""Ways to draw a sheet's samples: as they come, the best of N, or chosen at every step (SVDD)."""
+"""Searches for samples with a high reward: the best of N, or the best candidate of every step (SVDD)."""
 
 from __future__ import annotations
 
@@ -29,151 +29,154 @@ from samplers import best_of
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """Samples prompt by prompt, what each was worth (None where nothing scored them), and a sentence on the search."""
+    """Samples of a search, prompt by prompt."""
 
     rollout: Rollout
     values: Tensor | None
-    told: str
+    """Reward of each sample, [B], NaN where it has none; None if no sample has one."""
+    note: str
+    """A sentence on the search, or ""."""
 
 
 class Search(Protocol):
-    """A way to draw `count` samples of each prompt from an opened run at an RLG weight."""
+    """A way to draw `count` samples of each prompt from a run at an RLG weight."""
 
     @property
-    def scored(self) -> bool:
-        """Whether a reward is asked, which may want the prompts' metadata."""
+    def uses_reward(self) -> bool:
+        """True if a reward scores samples, which may need the metadata of prompts."""
 
-    def __call__(
-        self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int
-    ) -> SearchResult: ...
+    def __call__(self, run: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        """Draw the samples."""
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Samples as they come."""
+class PlainSearch:
+    """Samples as they are drawn."""
 
-    scored: ClassVar[bool] = False
+    uses_reward: ClassVar[bool] = False
 
-    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
-        rollout = opened.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
-        return SearchResult(rollout, None, saved(opened, rollout))
+    def __call__(self, run: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        rollout = run.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
+        return SearchResult(rollout, None, _saved_note(run, rollout))
 
 
 @dataclass(frozen=True)
 class ScoredSearch:
-    """Samples as they come, with the run's own reward for those of its own prompts, whose metadata is known."""
+    """Samples as they are drawn, with a reward for those of the run's own prompts, whose metadata is known."""
 
     scorer: Scorer
-    scored: ClassVar[bool] = True
+    uses_reward: ClassVar[bool] = True
 
-    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
-        rollout = opened.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
-        known = torch.tensor([bool(p.place) for p in rollout.prompts])
-        if not known.any():
+    def __call__(self, run: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        rollout = run.sample(prompts, per_prompt=count, rlg=rlg, seed=seed)
+        own = torch.tensor([bool(p.place) for p in rollout.prompts])
+        if not own.any():
             return SearchResult(rollout, None, "")
-        scored = self.scorer(rollout.select(known))
+        scored = self.scorer(rollout.select(own))
         values = torch.full((len(rollout),), torch.nan)
-        values[known] = torch.where(scored.valid, scored.rewards, torch.nan).cpu()
+        values[own] = torch.where(scored.valid, scored.rewards, torch.nan).cpu()
         return SearchResult(rollout, values, "")
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """Each sample is the best of `draws`, as a reward judges them."""
+    """The best of `draws` samples by a reward, for each sample that is shown."""
 
     draws: int
     scorer: Scorer
-    scored: ClassVar[bool] = True
+    uses_reward: ClassVar[bool] = True
 
-    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
-        rollout = opened.sample(prompts, per_prompt=count * self.draws, rlg=rlg, seed=seed)
-        values = _values(self.scorer, rollout)
+    def __call__(self, run: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        rollout = run.sample(prompts, per_prompt=count * self.draws, rlg=rlg, seed=seed)
+        values = _score(self.scorer, rollout)
         groups = torch.arange(len(rollout) // self.draws, device=values.device).repeat_interleave(self.draws)
-        chosen = best_of(values, values.isfinite(), groups)
-        told = (
+        best = best_of(values, values.isfinite(), groups)
+        notes = [
             f"best of {self.draws} by {_name(self.scorer)}: {_mean(values)} over all draws, "
-            f"{_mean(values[chosen])} over the chosen"
-        )
-        return SearchResult(
-            rollout.select(chosen), values[chosen], "; ".join(filter(None, (told, saved(opened, rollout))))
-        )
+            f"{_mean(values[best])} over the chosen",
+            _saved_note(run, rollout),
+        ]
+        return SearchResult(rollout.select(best), values[best], "; ".join(filter(None, notes)))
 
 
 @dataclass(frozen=True)
-class Svdd:
-    """At every step the best of some candidates, or one in proportion to exp(reward / temperature)."""
+class SVDD:
+    """Samples that are chosen at every step: the best candidate, or one in proportion to exp(reward / temperature)."""
 
-    decoding: SVDDSettings
+    settings: SVDDSettings
     scorer: Scorer
-    scored: ClassVar[bool] = True
+    uses_reward: ClassVar[bool] = True
 
-    def __call__(self, opened: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
-        policy, steering = opened.policy, opened.guidance_at(rlg)
-        if not isinstance(policy, DiffusionPolicy):  # SVDD looks into the denoising, which no other model has
+    def __call__(self, run: LoadedRun, prompts: Sequence[Prompt], count: int, rlg: float, seed: int) -> SearchResult:
+        policy, guidance = run.policy, run.guidance_at(rlg)
+        if not isinstance(policy, DiffusionPolicy):  # only a diffusion policy has denoising steps
             raise ModelError(
                 "--svdd chooses among candidates of a denoising step, and this model has none; see --best-of"
             )
-        if steering.adaptive is not None:
+        if guidance.adaptive is not None:
             raise ModelError(
                 "SVDD and adaptive guidance do not go together: a sample's candidates agree at different steps; "
                 "leave out one of --svdd and --adaptive-guidance, or take `adaptive` out of the run's inference.json"
             )
         repeated = [p for p in prompts for _ in range(count)]
         key, numbers = NoiseKey(seed, 0, "sample"), torch.arange(len(repeated))
-        score = partial(_values, self.scorer)
-        rollout = draw_with_svdd(policy, repeated, numbers, key, steering, self.decoding, score)
-        values = _values(self.scorer, rollout)
+        score = partial(_score, self.scorer)
+        rollout = draw_with_svdd(policy, repeated, numbers, key, guidance, self.settings, score)
+        values = _score(self.scorer, rollout)
         cost = rollout.measures["cost/evaluations"].mean().item()
-        told = (
-            f"SVDD with {self.decoding.candidates} candidates by {_name(self.scorer)}: {_mean(values)}, "
+        note = (
+            f"SVDD with {self.settings.candidates} candidates by {_name(self.scorer)}: {_mean(values)}, "
             f"{cost:.1f} evaluations a sample"
         )
-        return SearchResult(rollout, values, told)
+        return SearchResult(rollout, values, note)
 
 
-def search_of(
-    opened: LoadedRun, best_of: int | None, svdd: int | None, temperature: float, reward: str | None
+def build_search(
+    run: LoadedRun, best_of: int | None, svdd: int | None, temperature: float, reward: str | None
 ) -> Search:
-    """The search that a command's options describe."""
+    """Build the search for the options of a command.
+
+    reward: an entry of the run's recipe, or else a registered name. Without one nothing is searched; the texts of a run are
+    scored by the rewards it was trained on.
+    """
+    config = run.config
     if reward is None:
-        return ScoredSearch(own_scorer(opened)) if opened.is_run and opened.of_texts else Plain()
-    scorer = scorer_of(opened, reward)
-    return BestOf(best_of, scorer) if best_of is not None else Svdd(SVDDSettings(svdd or 1, temperature), scorer)
+        if not (run.is_run and run.makes_texts):
+            return PlainSearch()
+        return ScoredSearch(Scorer.build(config.rewards, [], run.policy.device))
+    recipe = [*config.rewards, *config.watch] if run.is_run else []
+    chosen = parse_reward(reward, recipe).model_copy(update={"weight": 1.0})
+    scorer = Scorer.build([chosen], [], run.policy.device)
+    scorer.check_modality(MODALITIES[config.likelihood.kind])
+    return BestOf(best_of, scorer) if best_of is not None else SVDD(SVDDSettings(svdd or 1, temperature), scorer)
 
 
 def draw_sheet(
-    opened: LoadedRun, search: Search, texts: Sequence[str], count: int, weights: Sequence[float], seed: int
+    run: LoadedRun, search: Search, texts: Sequence[str], count: int, weights: Sequence[float], seed: int
 ) -> tuple[Sheet, list[str]]:
-    """One sheet of `count` samples of each text at every weight, and what there is to say of them."""
-    prompts = with_metadata(opened, texts) if search.scored else [Prompt(text, {}) for text in texts]
+    """Draw a sheet of `count` samples of each text at every RLG weight. Return it with the notes on the search.
+
+    A text that is one of the run's own prompts gets the metadata of that prompt, which a reward such as geneval needs.
+    """
+    data = run.config.data
+    files = [data.train, data.evaluation] if search.uses_reward and run.is_run else []
+    own = {p.text: p for file in files if file is not None for p in load_prompts(file)}
+    prompts = [own.get(text, Prompt(text, {})) for text in texts]
     rollouts, scores, notes = {}, {}, []
     for weight in weights:
-        found = search(opened, prompts, count, weight, seed)
+        result = search(run, prompts, count, weight, seed)
         label = f"w = {weight:g}" if len(weights) > 1 else ""
-        rollouts[label] = found.rollout
-        if found.values is not None:
-            values = [value if isfinite(value) else None for value in found.values.tolist()]
+        rollouts[label] = result.rollout
+        if result.values is not None:
+            values = [value if isfinite(value) else None for value in result.values.tolist()]
             scores[label] = [values[i : i + count] for i in range(0, len(values), count)]
-        if found.told:
-            notes.append(f"{label}: {found.told}" if label else found.told)
+        if result.note:
+            notes.append(f"{label}: {result.note}" if label else result.note)
     return build_sheet(texts, rollouts, scores), notes
 
 
-def own_scorer(opened: LoadedRun) -> Scorer:
-    """What the run was trained on."""
-    return Scorer.build(opened.config.rewards, [], opened.policy.device)
-
-
-def scorer_of(opened: LoadedRun, name: str) -> Scorer:
-    """The reward to search with: as the run's recipe has it, else the registered one of that name."""
-    known = [*opened.config.rewards, *opened.config.watch] if opened.is_run else []
-    config = parse_reward(name, known).model_copy(update={"weight": 1.0})
-    scorer = Scorer.build([config], [], opened.policy.device)
-    scorer.check_modality(MODALITIES[opened.config.likelihood.kind])
-    return scorer
-
-
-def _values(scorer: Scorer, rollout: Rollout) -> Tensor:
+def _score(scorer: Scorer, rollout: Rollout) -> Tensor:
+    """Return the reward of each sample, [B], NaN where it is not valid."""
     scored = scorer(rollout)
     if not scored.valid.any():
         raise RewardError(
@@ -192,16 +195,9 @@ def _mean(values: Tensor) -> str:
     return number(values[values.isfinite()].mean().item())
 
 
-def saved(opened: LoadedRun, rollout: Rollout) -> str:
-    """What adaptive guidance saved, where it is on."""
-    if opened.steering.adaptive is None:
+def _saved_note(run: LoadedRun, rollout: Rollout) -> str:
+    """Return a sentence on the evaluations that adaptive guidance saved, or "" where it is off."""
+    if run.guidance.adaptive is None:
         return ""
-    left_out, made = (rollout.measures[f"cost/{name}"].mean().item() for name in ("saved", "evaluations"))
-    return f"adaptive guidance saved {left_out:.1f} of {left_out + made:.1f} evaluations a sample"
-
-
-def with_metadata(opened: LoadedRun, texts: Sequence[str]) -> list[Prompt]:
-    """Texts as prompts: one of the run's own brings the metadata along that a reward such as geneval needs."""
-    sources = [opened.config.data.train, opened.config.data.evaluation] if opened.is_run else []
-    known = {p.text: p for source in sources if source is not None for p in load_prompts(source)}
-    return [known.get(text, Prompt(text, {})) for text in texts]
+    saved, made = (rollout.measures[f"cost/{name}"].mean().item() for name in ("saved", "evaluations"))
+    return f"adaptive guidance saved {saved:.1f} of {saved + made:.1f} evaluations a sample"

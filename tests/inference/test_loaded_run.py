@@ -138,7 +138,7 @@ def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
     other = copied(run, tmp_path)
     InferenceDefaults(2.0).write(other)
     opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")
-    assert opened.steering == GuidanceSettings(2.0)
+    assert opened.guidance == GuidanceSettings(2.0)
     assert torch.equal(images(opened), images(plain, rlg=2.0))
     assert torch.equal(images(opened, rlg=1.0), images(plain))
     assert opened.with_guidance(3, None).guidance_at(0.5) == GuidanceSettings(0.5, first_steps=3)

@@ -16,7 +16,7 @@ from difrl.data.modality import IMAGES, read_images
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_recorded_samples
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.inference.preference_pairs import Made, PairsError, make_pairs
+from difrl.inference.preference_pairs import PairsError, Progress, make_pairs
 from difrl.training.rollout_source import PolicyRollouts
 from tests.recipes import recipe
 
@@ -47,7 +47,7 @@ def scored_by_hand(monkeypatch: pytest.MonkeyPatch, rewards: list[list[float]]) 
 def test_best_and_worst_of_each_group(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = float("nan")
     scored_by_hand(monkeypatch, [[0.2, 0.9, 0.1], [0.5, 0.5, 0.5], [nan, 1.0, nan], [nan, 0.3, 0.4]])
-    assert make_pairs(config_of(sd3), tmp_path, 2) == Made(pairs=2, ties=1, unscored=1, steps=4)
+    assert make_pairs(config_of(sd3), tmp_path, 2) == Progress(pairs=2, ties=1, unscored=1, steps=4)
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     levels = [[float(read_images([tmp_path / row[k]]).mean()) for k in ("chosen", "rejected")] for row in rows]
     # 8 bits a channel: 0.4 is 102/255 exactly
@@ -63,7 +63,7 @@ def test_rewards_without_difference_end_with_advice(sd3: Path, tmp_path: Path, m
 def test_what_is_made_can_be_trained_on(sd3: Path, tmp_path: Path) -> None:
     config = config_of(sd3)
     made = make_pairs(config, tmp_path / "made", 5)
-    assert made == Made(pairs=6, steps=3)  # two groups a step
+    assert made == Progress(pairs=6, steps=3)  # two groups a step
     data = recipe(sd3, data={"train": str(tmp_path / "made/pairs.jsonl"), "rows": "pairs", "group_size": 2}).data
     examples = load_recorded_samples(data, IMAGES)
     asked = {p.text: p.metadata for p in load_prompts("shapes:train")}

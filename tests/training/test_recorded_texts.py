@@ -17,7 +17,7 @@ from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_recorded_samples, load_training_prompts
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.inference.preference_pairs import Made, Solved, make_pairs
+from difrl.inference.preference_pairs import Progress, Solved, make_pairs
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
@@ -178,8 +178,8 @@ def test_solved_groups_are_kept_whole(lm: Path, tmp_path: Path, monkeypatch: pyt
         return ScoredRollout(rollout, rewards, torch.ones(8, dtype=torch.bool))
 
     monkeypatch.setattr(PolicyRollouts, "draw", draw)
-    made = make_pairs(text_recipe(lm, data=prompts_in(tmp_path)), tmp_path / "made", 6, keep=Solved(0.4))
-    assert made == Made(pairs=8, ties=2, steps=2)
+    made = make_pairs(text_recipe(lm, data=prompts_in(tmp_path)), tmp_path / "made", 6, selection=Solved(0.4))
+    assert made == Progress(pairs=8, ties=2, steps=2)
     rows = [json.loads(line) for line in (tmp_path / "made/samples.jsonl").read_text().splitlines()]
     solved = [("1+1=", text, reward) for text, reward in drawn["1+1="].items()]
     assert [(row["prompt"], row["text"], row["reward"]) for row in rows] == solved * 2
@@ -199,11 +199,13 @@ def test_empty_completions_count_in_the_mean_and_are_no_rows(
 
     monkeypatch.setattr(PolicyRollouts, "draw", draw)
     config = text_recipe(lm, data=prompts_in(tmp_path))
-    assert make_pairs(config, tmp_path / "solved", 4, keep=Solved(0.6)) == Made(pairs=4, ties=2, unscored=0, steps=1)
+    assert make_pairs(config, tmp_path / "solved", 4, selection=Solved(0.6)) == Progress(
+        pairs=4, ties=2, unscored=0, steps=1
+    )
     rows = [json.loads(line) for line in (tmp_path / "solved/samples.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["1", "11", "1", "2"]
     # Pairs are made of texts: the last group has none, the two before it no difference between theirs.
-    assert make_pairs(config, tmp_path / "pairs", 1) == Made(pairs=1, ties=2, unscored=1, steps=1)
+    assert make_pairs(config, tmp_path / "pairs", 1) == Progress(pairs=1, ties=2, unscored=1, steps=1)
     (pair,) = [json.loads(line) for line in (tmp_path / "pairs/pairs.jsonl").read_text().splitlines()]
     assert (pair["chosen"], pair["rejected"]) == ("1", "3")
 
