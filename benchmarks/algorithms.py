@@ -2,9 +2,9 @@
 
     python benchmarks/algorithms.py --seeds 0 1 2 --jobs 2      trains what is missing, then writes table and plot
 
-Each method is its recipe of configs/ with the number of steps that spends the budget. Runs are resumable, and one whose
-record is kept is only read. Every run uses one CPU thread, `--jobs` of them at a time, so that times compare between the
-methods of one invocation (and with nothing else).
+Each method is its recipe in configs/ with the number of steps that spends the budget. Runs are resumable, and a run with a
+record is not repeated. Every run uses one CPU thread, `--jobs` of them at a time, so times are comparable between the methods
+of one invocation only.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Runs = Mapping[str, Sequence[Curve]]
 
 
 def job(recipe: str, seed: int) -> Job:
-    """A recipe at the budget of the benchmark; benchmarks/recipes.py has the same runs."""
+    """Return the run of a recipe at the budget of the benchmark, shared with benchmarks/recipes.py."""
     overrides = (f"seed={seed}", *at_budget(recipe, BUDGET, EVALUATIONS), *SIZES)
     return Job(recipe, f"{recipe}-{seed}", overrides)
 
 
 def table(runs: Runs) -> str:
-    """Markdown: per method what it reached at the budget; mean and range over seeds."""
+    """Return a table of the results of each method at the budget; mean and range over seeds."""
     header = (
         "method",
         "likelihood × objective",
@@ -54,7 +54,7 @@ def table(runs: Runs) -> str:
         "divergence from base",
         "minutes",
     )
-    pretrained = next(iter(runs.values()))  # of all methods: seed for seed they start from the same evaluation
+    pretrained = next(iter(runs.values()))  # all methods start from the same evaluation of each seed
     rows = [("*before*", "", "", *measured(pretrained, 0), "0", "0")]
     for recipe, method in METHODS.items():
         found, config = runs[method], read_config(recipes()[recipe])
@@ -66,13 +66,13 @@ def table(runs: Runs) -> str:
 
 
 def measured(found: Sequence[Curve], which: int) -> tuple[str, ...]:
-    """Reward, judge and diversity at one evaluation."""
+    """Return reward, judge and diversity at one evaluation."""
     columns = ([c.reward for c in found], [c.watched for c in found], [c.diversity for c in found])
     return tuple(spread([values[which] for values in column]) for column in columns)
 
 
 def costs(runs: Runs, name: str, unit: float, form: str) -> str:
-    """Markdown: what reaching each level of the reward costs each method."""
+    """Return a table of the cost at which each method reaches each level of the reward."""
     rows = []
     for method, found in runs.items():
         axes = [getattr(c, name) / unit for c in found]
@@ -82,7 +82,7 @@ def costs(runs: Runs, name: str, unit: float, form: str) -> str:
 
 
 def ratios(runs: Runs) -> str:
-    """How many times the evaluations of the fast method the slow one needs, level by level, seed by seed."""
+    """Return the evaluations of the slow method in units of those of the fast one, for each level, over seeds."""
     lines = []
     for level in LEVELS:
         pairs = [tuple(reach(c, level, c.nfe) for c in pair) for pair in zip(runs[FAST], runs[SLOW], strict=True)]
@@ -91,13 +91,13 @@ def ratios(runs: Runs) -> str:
         found = [f"{spread(both, '{:.1f}')} times"] if both else []
         if late:
             seeds = f"{len(late)} of {len(pairs)} seeds"
-            found.append(f"over {min(late):.1f} times in {seeds}, where {SLOW} never got there")
+            found.append(f"over {min(late):.1f} times in {seeds}, where {SLOW} never reached it")
         lines.append(f"* to {level:g}: {', and '.join(found) or 'not reached'}")
     return "\n".join(lines)
 
 
 def plot(runs: Runs, path: Path) -> None:
-    """Reward against evaluations and minutes, and what it cost: the watched reward against divergence."""
+    """Plot the reward against evaluations and minutes, and the watched reward against divergence."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for (method, found), color in zip(runs.items(), COLORS, strict=False):
         for ax, x in zip(axes, (lambda c: c.nfe / 1e3, lambda c: c.seconds / 60), strict=False):
@@ -119,29 +119,30 @@ def plot(runs: Runs, path: Path) -> None:
 
 
 def text(runs: Runs, seeds: Sequence[int]) -> str:
-    """docs/benchmarks/algorithms.md."""
+    """Return docs/benchmarks/algorithms.md."""
     lines = (
         "# Algorithms at equal denoiser evaluations",
-        f"`python benchmarks/algorithms.py --seeds {' '.join(map(str, seeds))}` writes this page. tiny-sd3, GenEval's "
-        "rules (nothing in the picture but what was asked for), 12 prompts × 12 samples a step unless the recipe says "
-        f"otherwise; about {BUDGET / 1e3:.0f} thousand evaluations of the denoiser a run. One evaluation is one sample through "
-        "the denoiser once: in rollouts, under references and anchors, and in updates, where the forward pass with its backward "
-        "pass counts as one; evaluation images are not counted. Mean over seeds, in brackets the lowest and highest. Reward: "
-        "share of 512 drawings for prompts never trained on that are right (256 on the way: a crossing is known to about "
-        "± 0.03 in reward). Judge: a network that was trained on true drawings and is never optimised. Divergence: mean squared "
-        "difference of the velocity from the pretrained model's, along evaluation samples. Minutes: of training, one thread; "
-        "the records that are kept were made while other work shared the cores, some runs at half the speed of others, so it is "
-        "evaluations that compare. Methods with a trust region make several updates a rollout, since with one "
-        "their ratio stays 1 and nothing is ever clipped; AWM's published objective is on-policy.",
+        f"`python benchmarks/algorithms.py --seeds {' '.join(map(str, seeds))}` writes this page. Model: tiny-sd3. "
+        "Reward: GenEval's rules, and nothing but the requested objects in the image. Each step has 12 prompts × 12 "
+        f"samples unless the recipe differs; a run has about {BUDGET / 1e3:.0f} thousand evaluations of the denoiser. One "
+        "evaluation is one pass of one sample through the denoiser: in rollouts, under references and anchors, and in "
+        "updates, where a forward and its backward pass count as one. Images of evaluations are not counted. Values are "
+        "means over seeds, with the lowest and highest in brackets. Reward: share of 512 images for held-out prompts that "
+        "are right (256 images during training, so a crossing is known to about ± 0.03 in reward). Judge: a network "
+        "trained on correct drawings, never optimised. Divergence: mean squared difference of the velocity from that of "
+        "the pretrained model, along evaluation samples. Minutes: of training with one thread. The records were made "
+        "while other work shared the cores, some runs at half the speed of others, so compare evaluations rather than "
+        "minutes. Methods with a trust region make several updates a rollout: with one update their ratio stays 1 and "
+        "nothing is clipped. The published objective of AWM is on-policy.",
         table(runs),
         "![Reward against evaluations and minutes; judge against divergence](algorithms.png)",
         "## Cost of a given reward",
-        "Thousand evaluations, interpolated between evaluations of the run:",
+        "Thousand denoiser evaluations, interpolated between the evaluations of the run:",
         costs(runs, "nfe", 1e3, "{:.0f}"),
         "Minutes:",
         costs(runs, "seconds", 60, "{:.1f}"),
-        f"{SLOW} against {FAST}, evaluations to the same reward, seed by seed (published: up to 24 times, arXiv:2509.25050, on "
-        "models a thousand times larger):",
+        f"Evaluations of {SLOW} in units of those of {FAST}, to the same reward with the same seed (published: up to 24 times, "
+        "arXiv:2509.25050, on models a thousand times larger):",
         ratios(runs),
     )
     return "\n\n".join(lines) + "\n"

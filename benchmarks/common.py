@@ -1,7 +1,7 @@
-"""What the benchmarks share: runs of `difrl train`, the curves they leave, spreads over seeds, tables and plots.
+"""Shared parts of the benchmarks: runs of `difrl train`, their curves, spreads over seeds, tables and plots.
 
-Every run uses one CPU thread and is resumable. What a finished one measured is a record, a small JSON file that is kept in
-the repository: a run whose record is there, made with the same settings, is only read. Left out: what each benchmark asks.
+Every run uses one CPU thread and is resumable. The measurements of a finished run are a record, a small JSON file in the
+repository. A run that has a record made with the same settings is not repeated.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from difrl.runtime.paths import recipes
 from difrl.training.cost.estimate import estimate
 
 CLEAR = 2
-"""Standard errors of a change that counts as one."""
+"""A change counts if it is larger than this many standard errors."""
 COLORS = ("#1f6fb2", "#c8553d", "#3a8f5c", "#8a5fb0", "#d19a1c", "#5b6b7a", "#c45a9c", "#2aa5a5")
 REWARD, WATCHED, DIVERSITY = "eval/reward/geneval", "eval/watch/judge", "eval/diversity/pixels"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a recipe: `name` is that of its record, and with the settings that of its folder below `runs`."""
+    """A run of a recipe. `name` is the name of its record; name and settings together are the name of its run folder."""
 
     recipe: str
     name: str
@@ -45,9 +45,9 @@ class Job:
 
     @property
     def settings(self) -> str:
-        """A fingerprint of what the recipe, its algorithm's preset and the overrides say."""
-        said = load_mapping(recipes()[self.recipe])
-        everything = [said, dict(PRESETS[said["algorithm"]].settings), self.overrides]
+        """Fingerprint of the recipe, of its preset and of the overrides."""
+        recipe = load_mapping(recipes()[self.recipe])
+        everything = [recipe, dict(PRESETS[recipe["algorithm"]].settings), self.overrides]
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -62,11 +62,11 @@ class Curve:
     watched: np.ndarray
     diversity: np.ndarray
     divergence: float
-    """Of the final model from the pretrained one: mean squared difference of outputs along evaluation samples."""
+    """Mean squared difference of the outputs of the final and the pretrained model, along evaluation samples."""
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
-        """The evaluations of a run, with the training time spent before each."""
+        """Read the evaluations of a run, with the training time spent before each."""
         points, seconds = [], 0.0
         for row in read_metrics(run):
             seconds += sum(v for k, v in row.items() if k.startswith("time/"))
@@ -78,7 +78,7 @@ class Curve:
 
 
 class Graded(Protocol):
-    """A curve of the reward that is trained, with its standard errors; every array [evaluations]."""
+    """A curve of the trained reward with its standard errors; every array [evaluations]."""
 
     @property
     def reward(self) -> np.ndarray: ...
@@ -88,11 +88,11 @@ class Graded(Protocol):
 
 
 class Measured(Protocol):
-    """What a run has shown: a frozen dataclass of numbers and arrays."""
+    """Measurements of a run: a frozen dataclass of numbers and arrays."""
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
-        """From the folder of a finished run."""
+        """Read the folder of a finished run."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -100,23 +100,23 @@ M = TypeVar("M", bound=Measured)
 
 @dataclass(frozen=True)
 class Bench(Generic[M]):
-    """Where runs are made and records are kept, and what is read of them."""
+    """Folders of runs and records, and the kind of measurements that is read from them."""
 
     runs: Path
     records: Path
     kind: type[M] = Curve
 
     def record(self, job: Job) -> Path:
-        """Where what a run measured is kept."""
+        """Return the path of a record."""
         return self.records / f"{job.name}.json"
 
     def known(self, job: Job) -> bool:
-        """Whether there is a record that was made with the job's settings."""
+        """Return whether there is a record made with the settings of the job."""
         record = self.record(job)
         return record.exists() and json.loads(record.read_text())["settings"] == job.settings
 
     def curve(self, job: Job) -> M:
-        """Of one run: of its record, or trained to its end and recorded."""
+        """Return the measurements of a run from its record, or else train it and write the record."""
         record = self.record(job)
         if self.known(job):
             return read_record(record, self.kind)
@@ -128,12 +128,12 @@ class Bench(Generic[M]):
         return write_record(record, job, self.kind.of_run(place))
 
     def curves(self, jobs: Sequence[Job], at_once: int) -> list[M]:
-        """Of all jobs, `at_once` of them trained at a time."""
+        """Return the measurements of all jobs, training `at_once` of them at a time."""
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(self.curve, jobs))
 
     def by_recipe(self, jobs: Sequence[Job], at_once: int) -> dict[str, list[M]]:
-        """Of all jobs, those of a recipe together, in the order of the jobs."""
+        """Return the measurements of all jobs by recipe, in the order of the jobs."""
         found: dict[str, list[M]] = {}
         for job, curve in zip(jobs, self.curves(jobs, at_once), strict=True):
             found.setdefault(job.recipe, []).append(curve)
@@ -141,7 +141,7 @@ class Bench(Generic[M]):
 
 
 def write_record(record: Path, job: Job, curve: M) -> M:
-    """Writes what a run measured, and gives it back."""
+    """Write the record of a run and return its measurements."""
     columns = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(curve).items()}
     record.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"recipe": job.recipe, "overrides": job.overrides, "settings": job.settings, **columns}, indent=1)
@@ -150,21 +150,21 @@ def write_record(record: Path, job: Job, curve: M) -> M:
 
 
 def read_record(record: Path, kind: type[M]) -> M:
-    """The inverse of `write_record`."""
+    """Read a record, the inverse of `write_record`."""
     found = json.loads(record.read_text())
     columns = {field.name: found[field.name] for field in fields(kind)}
     return kind(**{k: np.array(v) if isinstance(v, list) else v for k, v in columns.items()})
 
 
 def at_budget(recipe: str, budget: int, evaluations: int) -> tuple[str, ...]:
-    """Overrides with which a recipe spends a budget of denoiser evaluations and is evaluated that often on the way."""
+    """Return overrides with which a recipe spends a budget of denoiser evaluations and has this number of evaluations."""
     path = recipes()[recipe]
     steps = max(1, round(budget / estimate(read_config(path)).evaluations.step))
     return f"train.steps={steps}", f"eval.every={math.ceil(steps / evaluations)}"
 
 
 def reach(curve: Curve, level: float, axis: np.ndarray) -> float:
-    """Where along an axis the reward first reaches a level, interpolated between evaluations; inf if it never does."""
+    """Return the position on an axis at which the reward first reaches a level, interpolated between evaluations, or inf."""
     above = np.flatnonzero(curve.reward >= level)
     if len(above) == 0:
         return math.inf
@@ -176,16 +176,16 @@ def reach(curve: Curve, level: float, axis: np.ndarray) -> float:
 
 
 def gain(curves: Sequence[Graded]) -> tuple[float, float]:
-    """Of the reward from the first evaluation to the last, mean over seeds, and its standard error.
+    """Return the gain of the reward from the first evaluation to the last, mean over seeds, and its standard error.
 
-    Both sides share prompts and noise, so the error, taken as of independent samples, is on the wide side.
+    The error assumes independent samples. It is rather large, because both evaluations share prompts and noise.
     """
     errors = [math.hypot(c.stderr[0], c.stderr[-1]) for c in curves]
     return float(np.mean([c.reward[-1] - c.reward[0] for c in curves])), math.hypot(*errors) / len(errors)
 
 
 def verdict(curves: Sequence[Graded]) -> str:
-    """What the gain says."""
+    """Return the sign of the gain in words."""
     change, error = gain(curves)
     if change > CLEAR * error:
         return "improves"
@@ -193,7 +193,7 @@ def verdict(curves: Sequence[Graded]) -> str:
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean, and the lowest and highest of the seeds; `never` counts the seeds that did not get there."""
+    """Return the mean, and the lowest and highest of the seeds. `never` counts the seeds whose value is infinite."""
     reached = [v for v in values if math.isfinite(v)]
     if not reached:
         return "never"
@@ -204,7 +204,7 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -213,13 +213,13 @@ Axis = Callable[[Curve], np.ndarray]
 
 
 def mean_line(runs: Sequence[Curve], x: Axis, y: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over seeds of y against x, as far as every seed has got."""
+    """Return the mean over seeds of y against x, up to the shortest run."""
     grid = np.linspace(0, min(x(c)[-1] for c in runs), 100)
     return grid, np.mean([np.interp(grid, x(c), y(c)) for c in runs], axis=0)
 
 
 def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """Reward on evaluation prompts against evaluations and against minutes: a thin line a seed, a thick one for their mean."""
+    """Plot the reward against denoiser evaluations and against minutes: a thin line a seed, a thick line for their mean."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for (label, runs), color in zip(curves.items(), COLORS, strict=False):
         for ax, x in zip(axes, (lambda c: c.nfe / 1e3, lambda c: c.seconds / 60), strict=True):
@@ -236,7 +236,7 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure, its folder made where it is missing."""
+    """Write a figure, and make its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -1,10 +1,10 @@
-"""Over-optimisation: what training against a learned proxy does to the gold reward that the proxy was fitted to.
+"""Over-optimisation: the gold reward during training against a learned proxy that was fitted to it.
 
-    python -m benchmarks.overoptimisation --seeds 0 1 2 --jobs 2      makes what is missing, then writes page and plot
+    python -m benchmarks.overoptimisation --seeds 0 1 2 --jobs 2      trains what is missing, then writes page and plot
 
 For every seed an ensemble of small reward models (benchmarks/arenas/proxies.py) is fitted to noisy gold labels of drawings by the
-pretrained model; then the model is trained against it in several ways, everything else alike, with the gold reward watched.
-Runs are resumable, one CPU thread each, and one whose record is kept is only read.
+pretrained model. The model is then trained against it in several ways, with everything else equal and with the gold reward
+watched. Runs are resumable and use one CPU thread each, and a run with a record is not repeated.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from benchmarks.common import CLEAR, COLORS, Bench, markdown, plt, save, spread
 from difrl.data.prompts import load_prompts
 
 Courses = Mapping[str, Sequence[Course]]
-"""By the name of the variant, one a seed."""
+"""Name of the variant -> one course a seed."""
 
 
-def peaks(courses: Sequence[Course]) -> list[int]:
-    """For each seed the evaluation at which gold, mean over the *other* seeds, is highest.
+def peak_indices(courses: Sequence[Course]) -> list[int]:
+    """Return for each seed the index of the evaluation at which gold, mean over the *other* seeds, is highest.
 
-    So the seed's own gold there was not chosen for being high, which would flatter it.
+    A choice by the seed's own gold would be biased upwards.
     """
     gold = np.array([c.gold for c in courses])
     alone = len(gold) == 1
@@ -46,14 +46,14 @@ def peaks(courses: Sequence[Course]) -> list[int]:
 
 
 def change(gained: Sequence[float], errors: Sequence[float]) -> str:
-    """The mean over seeds, with its standard error from those of the seeds [seeds]; bold where it is clear."""
+    """Return the mean over seeds with its standard error, from those of the seeds [seeds]. A clear change is bold."""
     mean, error = float(np.mean(gained)), math.sqrt(sum(e**2 for e in errors)) / len(errors)
-    said = f"{mean:+.3f} ± {error:.3f}"
-    return f"**{said}**" if abs(mean) > CLEAR * error else said
+    text = f"{mean:+.3f} ± {error:.3f}"
+    return f"**{text}**" if abs(mean) > CLEAR * error else text
 
 
 def table(runs: Courses, before: float) -> str:
-    """Markdown: what each variant won and lost; mean and range over seeds."""
+    """Return a table of the gains and losses of each variant; mean and range over seeds."""
     header = (
         "training against",
         "proxy gained",
@@ -70,7 +70,7 @@ def table(runs: Courses, before: float) -> str:
     rows = []
     for variant in VARIANTS:
         found = runs[variant.name]
-        best = peaks(found)
+        best = peak_indices(found)
         top, end = [c.gold[k] for c, k in zip(found, best, strict=True)], [c.gold[-1] for c in found]
         errors = [c.stderr[k] for c, k in zip(found, best, strict=True)]
         after = sorted({k * STEPS // (len(c.gold) - 1) for c, k in zip(found, best, strict=True)})
@@ -95,8 +95,8 @@ def table(runs: Courses, before: float) -> str:
     return markdown(header, rows)
 
 
-def examined(quality: Sequence[Sequence[Mapping[str, float]]]) -> str:
-    """Markdown: how good the proxies are on drawings that they have not seen, over seeds and members."""
+def quality_table(quality: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    """Return a table of the quality of the proxies on held-out drawings, over seeds and members."""
     rows = []
     for name, chosen in (("one proxy", slice(0, -1)), ("mean of the ensemble", slice(-1, None))):
         each = [one for of_seed in quality for one in of_seed[chosen]]
@@ -105,7 +105,7 @@ def examined(quality: Sequence[Sequence[Mapping[str, float]]]) -> str:
 
 
 def plot(runs: Courses, before: float, path: Path) -> None:
-    """Proxy and gold against evaluations, and gold against what was paid for it: the proxy's score, and divergence."""
+    """Plot proxy and gold against evaluations, and gold against the proxy's score and against the divergence."""
     figure, grid = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
     axes = grid.ravel()
     for variant, color in zip(VARIANTS, COLORS, strict=False):
@@ -139,52 +139,52 @@ def plot(runs: Courses, before: float, path: Path) -> None:
 
 
 def text(runs: Courses, quality: Sequence[Sequence[Mapping[str, float]]], before: float, seeds: Sequence[int]) -> str:
-    """docs/benchmarks/overoptimisation.md; `before` is the gold reward of the pretrained model."""
+    """Return docs/benchmarks/overoptimisation.md; `before` is the gold reward of the pretrained model."""
     prompts = len(load_prompts("shapes:train"))
     budget = np.mean([course.nfe[-1] for course in runs[VARIANTS[0].name]]) / 1e3
     anchored = next(variant.anchor for variant in VARIANTS if variant.anchor)
     lines = (
         "# Over-optimisation of a learned proxy",
         f"`python -m benchmarks.overoptimisation --seeds {' '.join(map(str, seeds))}` writes this page. "
-        "The set-up is that of arXiv:2210.10760 and 2310.02743 on the shapes task: a gold reward, here GenEval's "
-        "rules (nothing in the picture but what was asked for), labels samples of the pretrained model; small "
-        "reward models are fitted to these labels and are all that training ever hears of; gold is watched.",
+        "The set-up is that of arXiv:2210.10760 and 2310.02743 on the shapes task. A gold reward, here GenEval's "
+        "rules and nothing but the requested objects in the image, labels samples of the pretrained model. Small "
+        "reward models, the proxies, are fitted to these labels. Training uses only the proxies; gold is watched.",
         "## The proxies",
         f"A seed's ensemble is {PROXIES.members} convolutional networks that read the prompt (`rewards/judge.py`, "
-        f"{PROXIES.channels} channels where the shipped judge has 24), fitted by cross-entropy for {PROXIES.steps} "
+        f"with {PROXIES.channels} channels instead of 24), fitted by cross-entropy for {PROXIES.steps} "
         f"steps of {PROXIES.batch} to {LEARNT * prompts:,} drawings by tiny-sd3, {LEARNT} of each of the {prompts} "
-        f"training prompts, with {PROXIES.flipped:.0%} of the labels turned over. Members have the labels in common, "
-        "the wrong ones included, and differ in initial weights and order, as in 2310.02743; every seed has other "
-        "wrong labels and other networks. A score is the logit, scaled to mean 0 and standard deviation 1 over "
-        f"those drawings. On {HELD_OUT * prompts:,} drawings that they have not seen, against labels that are right; "
-        "mean over seeds (and members), in brackets the lowest and highest. AUC: the share of pairs of a right and "
-        "a wrong drawing in which the right one scores higher; within a prompt is what counts in training, which "
-        "compares the drawings of a prompt.",
-        examined(quality),
+        f"training prompts, with {PROXIES.flipped:.0%} of the labels flipped. Members share the labels, "
+        "including the wrong ones, and differ in initial weights and order, as in 2310.02743. Every seed has different "
+        "wrong labels and different networks. A score is the logit, scaled to mean 0 and standard deviation 1 over "
+        f"those drawings. The table is for {HELD_OUT * prompts:,} held-out drawings with correct labels; values are "
+        "means over seeds (and members), with the lowest and highest in brackets. AUC is the share of pairs of a right and "
+        "a wrong drawing in which the right one scores higher. Training compares drawings of the same prompt, so the AUC "
+        "within a prompt matters.",
+        quality_table(quality),
         "## Training against them",
-        f"`{RECIPE}` (DiffusionNFT on tiny-sd3, which has no anchor of its own), {STEPS} steps of 12 prompts × 12 "
-        f"samples, about {budget:.0f} thousand evaluations of the denoiser; all else is the same for all. Evaluations "
-        "are of 256 drawings for prompts of training, the same prompts and noise each time, for what is asked is "
-        "whether the proxy holds where it is used, and not whether it generalises. Trained against",
+        f"`{RECIPE}` (DiffusionNFT on tiny-sd3, a recipe without an anchor), {STEPS} steps of 12 prompts × 12 "
+        f"samples, about {budget:.0f} thousand evaluations of the denoiser; everything else is equal. An evaluation uses "
+        "256 drawings for training prompts, with the same prompts and noise each time, because the question is "
+        "whether the proxy holds where it is used, not whether it generalises. The model is trained against",
         "- **one proxy**: the first member of the ensemble.\n"
-        "- **ensemble**: all members, by their mean, by the lowest (WCO), or by the mean less the variance (UWO with "
+        "- **ensemble**: all members, by their mean, by the lowest score (WCO), or by the mean minus the variance (UWO with "
         "λ = 1).\n"
         f"- **PAR**: the mean of σ(r − r_ref) over {REFERENCES} drawings of the same prompt by the pretrained model "
         "(arXiv:2502.18770), drawn once and not among the evaluations.\n"
-        f"- **KL**: one proxy, and in the loss with coefficient {anchored:g} the squared distance of the velocity from "
-        "the pretrained model's, which for a given noise is what KL is proportional to.\n"
-        "- **gold itself**: the reward that the proxies stand for; so one sees what is due to them, and what the "
-        "training does by itself. The proxy of this row is the mean of all members.",
-        "Mean over seeds, in brackets the lowest and highest.",
+        f"- **KL**: one proxy, with the squared distance of the velocity from that of the pretrained model in the loss, with "
+        f"coefficient {anchored:g}; for given noise, the KL is proportional to it.\n"
+        "- **gold itself**: the reward that the proxies represent. This row separates the effect of the proxies from that of "
+        "training itself. Its proxy is the mean of all members.",
+        "Values are means over seeds, with the lowest and highest in brackets.",
         table(runs, before),
-        "- **proxy gained**: raw score of the member, or the mean of the members, at the end less that before.\n"
-        "- **peak**: the evaluation at which gold, mean over the other seeds, is highest; where a seed's own gold is "
-        "highest is in part its luck.\n"
-        f"- **gold gained by the peak**: from {before:.3f}, the share of all those labelled drawings of the "
-        "pretrained model that are right; evaluation 0, of 256, is that to within ± 0.03.\n"
-        f"- **bold**: beyond {CLEAR} standard errors, in which evaluations count as independent. They have prompts and "
-        "noise in common, so a difference of two is known better than that.\n"
-        "- **variance of the members**: over the members' scores of a drawing, mean over drawings.\n"
+        "- **proxy gained**: raw score of the member, or mean score of the members, at the end minus that before training.\n"
+        "- **peak**: the evaluation at which gold, mean over the other seeds, is highest. The maximum of a seed's own gold "
+        "would be partly luck.\n"
+        f"- **gold gained by the peak**: from {before:.3f}, the share of right drawings among all labelled drawings of the "
+        "pretrained model; evaluation 0, with 256 drawings, estimates it to within ± 0.03.\n"
+        f"- **bold**: larger than {CLEAR} standard errors. The errors assume independent evaluations; since these share prompts "
+        "and noise, differences are known more precisely.\n"
+        "- **variance of the members**: variance of the members' scores of a drawing, mean over drawings.\n"
         "- **divergence**: as for KL above, on the samples of the last step.",
         "![Proxy and gold against evaluations; gold against the proxy and against divergence](overoptimisation.png)",
     )
@@ -192,7 +192,7 @@ def text(runs: Courses, quality: Sequence[Sequence[Mapping[str, float]]], before
 
 
 def main() -> None:
-    """Draws, fits, trains, prints and writes."""
+    """Draw, fit, train, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")

@@ -1,10 +1,10 @@
-"""What is there to sharpen? Greedy accuracy, accuracy of samples and pass@k of a language model on held-out problems.
+"""Greedy accuracy, accuracy of samples and pass@k of a language model on held-out problems: its room for improvement.
 
     python benchmarks/passk.py                          tiny-lm on arithmetic:eval, a minute or two on one CPU thread
     python benchmarks/passk.py runs/NAME/model --problems 300 --samples 32 --k 1 8 32
 
-The model is any folder or hub id that transformers loads, the problems any set whose metadata hold an answer. Standard errors
-are over problems. Left out: chat templates; a problem's text is the prompt as it is.
+The model is any folder or hub id that transformers loads, the problems are any set whose metadata hold an answer. Standard errors
+are over problems. Chat templates are not applied: the text of a problem is the prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="tiny-lm", help="a shipped model, a folder, or a hub id")
     parser.add_argument("--prompts", default="arithmetic:eval", help="a prompt file or a built-in set")
-    parser.add_argument("--problems", type=int, default=512, help="how many of them, chosen once and for all")
+    parser.add_argument("--problems", type=int, default=512, help="number of problems, drawn with a fixed seed")
     parser.add_argument("--samples", type=int, default=16, help="samples of a problem")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--temperature", type=float, default=1.0)

@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py --seeds 0 1 2          trains what is missing, then writes table and plot
 
-Runs are resumable, and one whose record is kept is only read. Every run uses one CPU thread, `--jobs` of them at a time, so that
-times compare between the methods of one invocation (and with nothing else).
+Runs are resumable, and a run with a record is not repeated. Every run uses one CPU thread, `--jobs` of them at a time, so times
+are comparable between the methods of one invocation only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METHODS = {"quickstart": "AWM", "flow_grpo": "Flow-GRPO"}
 
 
 def table(curves: Mapping[str, Sequence[Curve]], level: float) -> str:
-    """Markdown: per method the reward at equal evaluations and the cost of a given reward; mean and range over seeds."""
+    """Return a table of the reward at equal evaluations and the cost of a given reward; mean and range over seeds."""
     budget = min(c.nfe[-1] for runs in curves.values() for c in runs)
     header = (
         "method",
@@ -46,7 +46,7 @@ def table(curves: Mapping[str, Sequence[Curve]], level: float) -> str:
 
 
 def main() -> None:
-    """Trains, prints the table and writes both."""
+    """Train, print the table and write both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")

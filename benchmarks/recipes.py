@@ -1,8 +1,8 @@
-"""What every recipe gains: each one through `difrl train` for the same denoiser evaluations.
+"""Gain of every recipe for image models: each is trained by `difrl train` with the same denoiser evaluations.
 
     python benchmarks/recipes.py                          trains what is missing, then writes docs/recipes.md and its plot
 
-The runs are those of benchmarks/algorithms.py where the recipe is the same, and like them resumable, one CPU thread each.
+Recipes of benchmarks/algorithms.py share its runs. All runs are resumable and use one CPU thread.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ELSEWHERE = {"quickstart"}
 """Recipes measured in docs/measurements.md."""
 PAIRS = 512
 Curves = Mapping[str, Sequence[Curve]]
-"""By the name of the recipe, one a seed."""
+"""Name of the recipe -> one curve a seed."""
 
 
 def shipped() -> dict[str, RunConfig]:
-    """Recipes of image models that come with difrl."""
+    """Return the recipes of image models that are shipped with difrl."""
     named = {
         name: path for name, path in recipes().items() if name not in ELSEWHERE and "algorithm" in load_mapping(path)
     }
@@ -40,7 +40,7 @@ def shipped() -> dict[str, RunConfig]:
 
 
 def make_pairs(runs: Mapping[str, RunConfig]) -> None:
-    """Makes the preference files that recipes learn from, as their first lines say; one that is there is kept."""
+    """Make the preference files that recipes learn from, by the command in their heads, unless they exist."""
     files = {Path(run.data.train) for run in runs.values() if run.data.rows == "pairs"}
     for file in files:
         command = [sys.executable, "-m", "difrl", "pairs", str(recipes()["awm"]), "train.threads=1"]
@@ -48,7 +48,7 @@ def make_pairs(runs: Mapping[str, RunConfig]) -> None:
 
 
 def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
-    """Markdown: a row a recipe, the largest gain first."""
+    """Return a table of one row a recipe, the largest gain first."""
     header = (
         "recipe",
         "likelihood × objective",
@@ -81,7 +81,7 @@ def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
 
 
 def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
-    """Small multiples: reward and judge of each recipe against evaluations."""
+    """Plot reward and judge of each recipe against evaluations, in small multiples."""
     columns = 4
     lines = math.ceil(len(curves) / columns)
     figure, axes = plt.subplots(
@@ -89,9 +89,9 @@ def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
     )
     for ax, (name, found) in zip(axes.flat, curves.items(), strict=False):
         for number, c in enumerate(found):
-            said = ("reward", "judge (watched)") if number == 0 else (None, None)
-            ax.errorbar(c.nfe / 1e3, c.reward, c.stderr, color=COLORS[0], label=said[0], capsize=2)
-            ax.plot(c.nfe / 1e3, c.watched, color=COLORS[4], label=said[1])
+            labels = ("reward", "judge (watched)") if number == 0 else (None, None)
+            ax.errorbar(c.nfe / 1e3, c.reward, c.stderr, color=COLORS[0], label=labels[0], capsize=2)
+            ax.plot(c.nfe / 1e3, c.watched, color=COLORS[4], label=labels[1])
         ax.set_title(
             name if runs[name].model.path == "tiny-sd3" else f"{name} ({runs[name].model.path})", fontsize="medium"
         )
@@ -105,7 +105,7 @@ def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
 
 
 def text(curves: Curves, runs: Mapping[str, RunConfig], seeds: Sequence[int]) -> str:
-    """docs/recipes.md."""
+    """Return docs/recipes.md."""
     lines = (
         "# Gains of the recipes",
         f"`python benchmarks/recipes.py --seeds {' '.join(map(str, seeds))}` writes this page: about "
@@ -122,7 +122,7 @@ def text(curves: Curves, runs: Mapping[str, RunConfig], seeds: Sequence[int]) ->
 
 
 def main() -> None:
-    """Trains, prints and writes."""
+    """Train, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")

@@ -1,9 +1,9 @@
-"""What scoring costs: each reward alone, behind a server, and in a thread while the next samples are drawn.
+"""Cost of scoring: each reward alone, behind a server, and in a thread while the next samples are drawn.
 
     python benchmarks/scoring.py                     about ten minutes on two quiet cores; writes docs/benchmarks/scoring.md
 
-Large models have random weights in the published sizes, made here in the published formats and not kept: time does not depend
-on what the weights are. One CPU thread a model.
+Large models have random weights in the published sizes and formats, made here and not kept, because time does not depend on the
+weights. One CPU thread a model.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ SHAPES = {"tag": "single_object", "include": [{"class": "circle", "count": 1, "c
 
 @dataclass(frozen=True)
 class Case:
-    """A reward on samples that cost it what usual ones do."""
+    """A reward, with samples of typical cost."""
 
     label: str
     reward: Callable[[Path], Reward]
     count: int
     pixels: int = 0
-    """Width of its images; 0: texts."""
+    """Width of its images, 0 for texts."""
     prompt: str = "a red circle"
 
 
 def drawings(count: int, pixels: int) -> Tensor:
-    """Images [count, 3, pixels, pixels] of a few flat shapes on a light ground, as the shapes task's are."""
+    """Return images [count, 3, pixels, pixels] of flat shapes on a light ground, similar to the shapes task."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     images = torch.full((count, 3, pixels, pixels), 245 / 255)
@@ -65,7 +65,7 @@ def drawings(count: int, pixels: int) -> Tensor:
 
 
 def signs(count: int, pixels: int, text: str = "HELLO") -> Tensor:
-    """Images of a word."""
+    """Return images of a word."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
@@ -76,7 +76,7 @@ def signs(count: int, pixels: int, text: str = "HELLO") -> Tensor:
 
 
 def clip_checkpoint(folder: Path, architecture: str) -> str:
-    """Random weights of an open_clip model, as HPSv2's are published: a pickle of tensors in half precision."""
+    """Write random weights of an open_clip model in the format of HPSv2: a pickle of tensors in half precision."""
     import open_clip
 
     path = folder / f"{architecture}.pt"
@@ -87,7 +87,7 @@ def clip_checkpoint(folder: Path, architecture: str) -> str:
 
 
 def image_reward_checkpoint(folder: Path) -> dict[str, str]:
-    """Random weights under ImageReward's published names and in its sizes, and a tokenizer of a few words."""
+    """Write random weights with the published names and sizes of ImageReward, and a tokenizer of a few words."""
     from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     from rewards.image_reward import FILE, published_name
@@ -113,8 +113,8 @@ def image_reward_checkpoint(folder: Path) -> dict[str, str]:
     return {"weights": str(folder), "tokenizer": str(folder / "bert")}
 
 
-def plain(name: str, **options: Any) -> Callable[[Path], Reward]:
-    """A reward that needs no file."""
+def without_files(name: str, **options: Any) -> Callable[[Path], Reward]:
+    """Return the builder of a reward that needs no file."""
     return lambda folder: rewards.make(name, **options)
 
 
@@ -125,10 +125,10 @@ def open_clip_score(folder: Path) -> Reward:
 
 
 CASES = (
-    Case("jpeg_compressibility, 512 pixels", plain("jpeg_compressibility"), 64, 512),
-    Case("geneval, the detector of the shapes task, 32 pixels", plain("geneval"), 256, 32),
-    Case("judge, 32 pixels", plain("judge", **SHIPPED_OPTIONS["judge"]), 256, 32),
-    Case("ocr, 256 pixels", plain("ocr", threads=1), 16, 256, QUOTED),
+    Case("jpeg_compressibility, 512 pixels", without_files("jpeg_compressibility"), 64, 512),
+    Case("geneval, the detector of the shapes task, 32 pixels", without_files("geneval"), 256, 32),
+    Case("judge, 32 pixels", without_files("judge", **SHIPPED_OPTIONS["judge"]), 256, 32),
+    Case("ocr, 256 pixels", without_files("ocr", threads=1), 16, 256, QUOTED),
     Case("clip_score and aesthetic: ViT-L/14, 0.43 billion weights", open_clip_score, 8, 512),
     Case(
         "image_reward: ViT-L/16 and BERT, 0.45 billion",
@@ -142,14 +142,14 @@ CASES = (
         4,
         512,
     ),
-    Case("math", plain("math"), 256),
-    Case("exact_match", plain("exact_match"), 4096),
-    Case("format", plain("format", pattern=r"[\s\S]*=\s*\d+"), 4096),
+    Case("math", without_files("math"), 256),
+    Case("exact_match", without_files("exact_match"), 4096),
+    Case("format", without_files("format", pattern=r"[\s\S]*=\s*\d+"), 4096),
 )
 
 
-def samples_of(case: Case) -> tuple[Any, list[str], list[Mapping[str, Any]]]:
-    """Samples, prompts and metadata; texts differ, since math remembers what it has read."""
+def build_samples(case: Case) -> tuple[Any, list[str], list[Mapping[str, Any]]]:
+    """Return samples, prompts and metadata. Texts differ, because math caches what it has parsed."""
     metadata: list[Mapping[str, Any]] = [{**SHAPES, "answer": str(i)} for i in range(case.count)]
     if case.pixels:
         draw = signs if case.prompt == QUOTED else drawings
@@ -159,7 +159,7 @@ def samples_of(case: Case) -> tuple[Any, list[str], list[Mapping[str, Any]]]:
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:
-    """The median of seconds."""
+    """Return the median time in seconds."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -169,14 +169,14 @@ def timed(work: Callable[[], object], repeats: int) -> float:
 
 
 def speed_rows(repeats: int) -> list[list[str]]:
-    """Every case: samples a second, and seconds until the first can be scored."""
+    """Measure every case: samples a second, and seconds until the first sample is scored."""
     rows = []
     for case in CASES:
         with tempfile.TemporaryDirectory() as scratch:
             reward = case.reward(Path(scratch))
-            samples, prompts, metadata = samples_of(case)
+            samples, prompts, metadata = build_samples(case)
             first = timed(partial(rewards.score, reward, samples[:1], prompts[:1], metadata[:1]), 1)
-            # math remembers what it has read: only its first round counts.
+            # math caches what it has parsed, so only its first round counts.
             whole = partial(rewards.score, reward, samples, prompts, metadata)
             rate = case.count / timed(whole, 1 if case.label == "math" else repeats)
         rows.append([case.label, f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}", f"{first:.1f}"])
@@ -185,7 +185,7 @@ def speed_rows(repeats: int) -> list[list[str]]:
 
 
 class Slow:
-    """A reward that waits, as for a service elsewhere."""
+    """A reward that waits, as for a remote service."""
 
     name, needs = "slow", ("images",)
 
@@ -201,7 +201,7 @@ class Slow:
 
 
 def overlap_rows(repeats: int) -> list[list[str]]:
-    """A step's samples of the shipped image model, drawn and scored: one after the other, and at the same time."""
+    """Measure drawing and scoring a step's samples of the shipped image model, one after the other and at the same time."""
     ocr = rewards.make("ocr", threads=1)
 
     def read(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> object:
@@ -235,7 +235,7 @@ SERVED = ("jpeg_compressibility", "geneval", "ocr")
 
 @contextmanager
 def server(names: Sequence[str]) -> Iterator[str]:
-    """`difrl serve` in a process of its own; its address, once it answers."""
+    """Run `difrl serve` in a separate process and yield its address when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -256,12 +256,12 @@ def server(names: Sequence[str]) -> Iterator[str]:
 
 
 def server_rows(repeats: int) -> list[list[str]]:
-    """The same samples scored in this process and by a server on the same machine."""
+    """Measure scoring the same samples in this process and by a server on the same machine."""
     rows = []
     cases = [case for name in SERVED for case in CASES if case.label.startswith(name)]
     with server(SERVED) as url, tempfile.TemporaryDirectory() as scratch:
         for name, case in zip(SERVED, cases, strict=True):
-            samples, prompts, metadata = samples_of(case)
+            samples, prompts, metadata = build_samples(case)
             own, remote = case.reward(Path(scratch)), rewards.make("remote", url=url, reward=name)
             works = [partial(rewards.score, reward, samples, prompts, metadata) for reward in (own, remote)]
             if not torch.equal(*(work().values for work in works)):
@@ -273,30 +273,30 @@ def server_rows(repeats: int) -> list[list[str]]:
 
 
 def page(speed: list[list[str]], served: list[list[str]], overlap: list[list[str]], note: str) -> str:
-    """The document."""
+    """Return docs/benchmarks/scoring.md."""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"""# What scoring costs
+    return f"""# Cost of scoring
 
 `python benchmarks/scoring.py` writes this page. {platform.machine()}, {os.cpu_count()} cores, {versions}. {note}
 
 ## A reward alone
 
 One thread in torch and onnxruntime, float32. Large models have random weights in the published sizes and formats. `first` is the
-time until the first sample has its score: loading included, downloading not. No GPU was at hand.
+time until the first sample is scored, including loading and without downloading. Measured without a GPU.
 
 {markdown(("reward", "samples a second", "first, s"), speed)}
 
 ## Behind a server
 
-The same samples through `difrl serve` on the same machine, in a process of its own: encoding as PNG, HTTP, decoding, and the same
-scores to the last bit. The ratio is of times; below 1 the server's process works on what this one still encodes.
+The same samples scored by `difrl serve` in a separate process on the same machine, with PNG encoding, HTTP and decoding. The
+scores are the same to the last bit. The ratio is of times. It is below 1 if the server scores while this process still encodes.
 
 {markdown(("reward", "here, samples/s", "server, samples/s", "server / here"), served)}
 
 ## While the next samples are drawn
 
-A step of 96 samples of the shipped image model, 24 at a time, drawn and scored, with `rollout.overlap: false` and `true`. The
-samples and their scores are the same.
+A step of 96 samples of the shipped image model, drawn 24 at a time and scored, with `rollout.overlap: false` and `true`. Samples
+and scores are the same.
 
 {markdown(("reward", "after, s", "meanwhile, s", "meanwhile / after"), overlap)}
 """
@@ -305,7 +305,7 @@ samples and their scores are the same.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--note", default="", help="a sentence about the circumstances, such as a shared machine")
+    parser.add_argument("--note", default="", help="sentence on the circumstances, such as a shared machine")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/scoring.md"))
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
-"""What difrl costs beside the bare calls of a language model: tokens a second and peak memory, one CPU thread.
+"""Cost of difrl compared with plain calls of a language model: tokens a second and peak memory, one CPU thread.
 
     python benchmarks/text.py                              ten minutes on a quiet core; writes docs/benchmarks/text.md
 
-Generation (with either cache), scoring and update of completions, each in a process of its own (text_cases.py), on the shipped
-model and on one of a hundred million random weights that is built here and not kept.
+Generation (with either cache), scoring and update of completions each run in a separate process (text_cases.py), on the shipped
+model and on a model of a hundred million random weights that is built here and not kept.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LARGE = "100M"
 
 @dataclass(frozen=True)
 class Measured:
-    """Processor seconds a token of every repeat, and the peak memory of the process."""
+    """Processor seconds a token of every repeat, and the peak memory of the process in MiB."""
 
     seconds: tuple[float, ...]
     mib: float
 
 
 def build_large(folder: Path, vocabulary: int = 32_000) -> Path:
-    """A Llama of 99 million weights with a tokenizer of as many words as it has tokens, which AutoTokenizer takes as it is."""
+    """Write a Llama of 99 million random weights, and a tokenizer of one word a token that AutoTokenizer loads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -64,12 +64,12 @@ def build_large(folder: Path, vocabulary: int = 32_000) -> Path:
 
 
 def pooled(rounds: Sequence[Measured]) -> Measured:
-    """Of several processes of the same case."""
+    """Return the measurements of several processes of the same case together."""
     return Measured(tuple(s for one in rounds for s in one.seconds), median(one.mib for one in rounds))
 
 
 def measured(folder: Path, part: str, who: str, shape: Shape, repeats: int) -> Measured:
-    """One case, in a fresh process of one thread."""
+    """Measure one case in a new process of one thread."""
     numbers = map(str, (shape.prompts, shape.length, shape.new, repeats))
     command = [sys.executable, str(Path(__file__).with_name("text_cases.py")), str(folder), part, who, *numbers]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -79,7 +79,7 @@ def measured(folder: Path, part: str, who: str, shape: Shape, repeats: int) -> M
 
 
 def row(part: str, ours: Measured, bare: Measured) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     slower = median(ours.seconds) / median(bare.seconds), min(ours.seconds) / min(bare.seconds)
     rates = [f"{1 / median(m.seconds):,.0f} ({1 / min(m.seconds):,.0f})" for m in (ours, bare)]
     return [part, *rates, f"{slower[0]:.2f} ({slower[1]:.2f})", f"{ours.mib:,.0f}", f"{bare.mib:,.0f}"]
@@ -89,21 +89,22 @@ HEADER = ("", "ours, tokens/s", "bare, tokens/s", "time, ours / bare", "ours, pe
 
 
 def page(tables: Mapping[str, list[list[str]]], note: str) -> str:
-    """The document."""
-    from common import markdown  # matplotlib with it, which no case should hold in memory
+    """Return docs/benchmarks/text.md."""
+    from common import markdown  # it imports matplotlib, which no case should have in memory
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    text = f"""# What difrl costs beside bare calls of a language model
+    text = f"""# Cost of difrl compared with plain calls of a language model
 
 `python benchmarks/text.py` writes this page. {platform.machine()}, {os.cpu_count()} cores of which one thread was used,
 float32, {versions}. {note}
 
-Tokens of completions a second of processor time (one thread's, so that other work on the machine counts little): the median of
-the repeats, in brackets the fastest, from processes of ours and of the bare calls in turns. Ours / bare is the ratio of times,
-above 1 where ours is slower. Ours draws with noise keyed by sample and token and records every token's ℓ; bare `generate`
-(do_sample, whole distribution) does neither. Scoring is ℓ of given completions, bare a forward pass and the cross-entropy. An
-update is likelihoods, the clipped objective and a backward pass through all weights, bare the cross-entropy of the completions
-and its backward pass; both without optimizer. Peak memory is the process's, libraries and model included.
+Tokens of completions a second of processor time (of one thread, so other work on the machine matters little): the median of the
+repeats, with the fastest in brackets, from alternating processes of difrl (ours) and of plain calls (bare). Ours / bare is the
+ratio of times, above 1 if ours is slower. Ours draws with noise keyed by sample and token and records ℓ of every token; bare
+`generate` (do_sample, whole distribution) does neither. Scoring is ℓ of given completions; bare, a forward pass and the
+cross-entropy. An update is likelihoods, the clipped objective and a backward pass through all weights; bare, the cross-entropy
+of the completions and its backward pass; both without optimizer. Peak memory is that of the process, including libraries and
+the model.
 """
     for title, rows in tables.items():
         text += f"\n## {title}\n\n{markdown(HEADER, rows)}\n"
@@ -114,10 +115,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", default="tiny-lm", help="folder or shipped name of the small model")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="of a case in its process; ten times as many of the small model"
+        "--repeats", type=int, default=3, help="repeats of a case in its process; ten times as many for the small model"
     )
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each case, ours and bare in turns")
-    parser.add_argument("--note", default="", help="a sentence about the circumstances, such as a shared machine")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each case, alternating ours and bare")
+    parser.add_argument("--note", default="", help="sentence on the circumstances, such as a shared machine")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/text.md"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +134,7 @@ def main() -> None:
             )
             tables[title] = []
             for part in PARTS:
-                # In turns, so that what slows the machine for a while slows both.
+                # Alternating, so that a temporary slowdown of the machine affects both.
                 rounds = [
                     [measured(folder, part, who, shape, args.repeats * again[name]) for who in ("ours", "bare")]
                     for _ in range(args.rounds)

@@ -1,10 +1,10 @@
-"""One measurement of benchmarks/text.py, in a process of its own, so that peak memory is this case's: printed as JSON.
+"""One measurement of benchmarks/text.py as JSON, in a separate process, so that peak memory is that of this case.
 
     python benchmarks/text_cases.py FOLDER PART WHO PROMPTS LENGTH NEW REPEATS
 
-Ours is what a run of difrl does: the engine draws, the policy scores, likelihoods and a clipped objective go backward. Bare is
-the same work in plain calls of transformers: `generate` with do_sample, a forward pass, a forward and backward pass of the
-cross-entropy of the completions.
+WHO is `ours` for the work of a difrl run: draw by the engine, score by the policy, and a backward pass through likelihoods and
+the clipped objective. It is `bare` for the same work in plain calls of transformers: `generate` with do_sample, a forward pass,
+and a forward and backward pass of the cross-entropy of the completions.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 
 Work = Callable[[], int]
-"""Does it once and returns how many tokens of completions it was."""
+"""Function that does the work once and returns the number of tokens of completions."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much text."""
+    """Amount of text."""
 
     prompts: int
     length: int
-    """Tokens of a prompt."""
+    """Number of tokens of a prompt."""
     new: int
-    """Tokens of a completion."""
+    """Number of tokens of a completion."""
 
 
 class Given:
@@ -58,13 +58,13 @@ class Given:
         texts = self.tokenizer.batch_decode(prompts)
         self.prompts = tuple(Prompt(text, {}) for text in texts)
         self.ids = torch.tensor(self.tokenizer(texts)["input_ids"])
-        """Of the prompts, with what the tokenizer adds."""
+        """Token ids of the prompts, including those that the tokenizer adds."""
 
     def bare(self) -> torch.nn.Module:
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     def policy(self) -> LanguagePolicy:
-        """Completions end at the pad token, which a trained model does not say, so they have their full length."""
+        """Load a policy whose completions end at the pad token, which a trained model does not draw, so they have full length."""
         pad = self.tokenizer.pad_token
         config = {
             "model": {"path": str(self.folder), "train": "full"},
@@ -85,10 +85,10 @@ class Given:
 
     @property
     def rollout(self) -> Rollout:
-        """The completions, as if they had been drawn."""
+        """Return the completions as a rollout."""
         mask, rows = torch.ones(self.shape.prompts, self.shape.new, dtype=torch.bool), torch.arange(self.shape.prompts)
-        tape = {"tokens": self.completions, "mask": mask, "log_prob": torch.zeros(mask.shape)}
-        return Rollout(self.prompts, rows, rows, tape)
+        replay_data = {"tokens": self.completions, "mask": mask, "log_prob": torch.zeros(mask.shape)}
+        return Rollout(self.prompts, rows, rows, replay_data)
 
     @property
     def count(self) -> int:
@@ -186,7 +186,10 @@ CASES: Mapping[tuple[str, str], Callable[[Given], Work]] = {
 
 
 def measure(work: Work, repeats: int) -> dict[str, object]:
-    """Processor seconds a token (of the one thread, so a busy machine counts less), repeated after a warm-up; peak memory."""
+    """Measure processor seconds a token, several times after a warm-up, and the peak memory.
+
+    Processor time of the single thread depends less on other work on the machine than wall time.
+    """
     work()
     seconds = []
     for _ in range(repeats):
@@ -197,9 +200,9 @@ def measure(work: Work, repeats: int) -> dict[str, object]:
 
 
 def peak() -> float:
-    """Bytes of memory that this process has had at most."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux hands ru_maxrss on from the process that started this one; VmHWM begins anew
+    if status.exists():  # on Linux, ru_maxrss includes the parent process; VmHWM does not
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,9 +1,9 @@
-"""What every recipe of a language model gains: each one through `difrl train` for the same generated tokens.
+"""Gain of every recipe for language models: each is trained by `difrl train` with the same number of generated tokens.
 
     python benchmarks/text_recipes.py                     trains what is missing, then writes docs/text_recipes.md and its plot
 
-How many tokens a step of a recipe draws is measured by its first steps and kept as a record, like what the runs measured; a
-recipe that draws none (it learns from a file) trains for its own number of steps. Runs are resumable, one CPU thread each.
+The tokens that a step of a recipe draws are measured in its first steps and kept as a record. A recipe that draws none, because
+it learns from a file, trains for its own number of steps. Runs are resumable and use one CPU thread each.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from difrl.reporting.metrics_file import read_metrics
 from difrl.runtime.paths import recipes
 
 BUDGET = 100_000
-"""Tokens drawn by a run."""
+"""Number of tokens that a run draws."""
 EVALUATIONS = 5
 PROBED = 3
-"""Steps by which a recipe's tokens a step are measured."""
+"""Number of steps in which the tokens of a step are measured."""
 REWARD = "eval/reward/math"
 ELSEWHERE = {"text/quickstart"}
 """Recipes measured in docs/measurements.md."""
@@ -44,11 +44,11 @@ TRIED = {
     "text/ipo": 2,
     "text/rdpo": 2,
 }
-"""Settings that were measured until a recipe had those it is shipped with; of all others the first guess stands."""
+"""Number of settings that were tried until a recipe had those it is shipped with; one for all others."""
 FIRST = "#   difrl "
-"""In the head of a recipe: a command that makes what the recipe reads, pairs of texts or a teacher."""
-KEPT: Mapping[str, Sequence[str]] = {"pairs": (), "train": ("--resume",)}
-"""What makes each command go on where it was."""
+"""Start of a line in the head of a recipe: a command that makes the pairs of texts or the teacher that it reads."""
+RESUMING: Mapping[str, Sequence[str]] = {"pairs": (), "train": ("--resume",)}
+"""Options with which each command continues where it stopped."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class TextCurve:
 
     step: np.ndarray
     tokens: np.ndarray
-    """Drawn so far."""
+    """Number of tokens drawn so far."""
     seconds: np.ndarray
     reward: np.ndarray
     stderr: np.ndarray
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
-        """The evaluations of a run, with the training time spent before each."""
+        """Read the evaluations of a run, with the training time spent before each."""
         points, seconds = [], 0.0
         for row in read_metrics(run):
             seconds += sum(v for k, v in row.items() if k.startswith("time/"))
@@ -74,24 +74,24 @@ class TextCurve:
 
 
 Curves = Mapping[str, Sequence[TextCurve]]
-"""By the name of the recipe, one a seed."""
+"""Name of the recipe -> one curve a seed."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a step of a recipe draws."""
+    """Number of tokens that a step of a recipe draws."""
 
     tokens: float
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
-        """From a run of a few steps."""
+        """Read a run of a few steps."""
         rows = read_metrics(run)
         return cls(max(row["nfe"] for row in rows) / max(row["step"] for row in rows))
 
 
 def shipped() -> dict[str, RunConfig]:
-    """Recipes of language models that come with difrl."""
+    """Return the recipes of language models that are shipped with difrl."""
     named = {
         name: path for name, path in recipes().items() if name not in ELSEWHERE and "algorithm" in load_mapping(path)
     }
@@ -100,29 +100,29 @@ def shipped() -> dict[str, RunConfig]:
 
 
 def prepare(names: Iterable[str]) -> None:
-    """Makes what these recipes read, by the commands in their heads; what is there is kept."""
+    """Make the files that these recipes read, by the commands in their heads, unless they exist."""
     lines = [line for name in names for line in recipes()[name].read_text(encoding="utf-8").splitlines()]
     for line in dict.fromkeys(line for line in lines if line.startswith(FIRST)):
         verb, *words = shlex.split(line.removeprefix(FIRST))
-        command = [sys.executable, "-m", "difrl", verb, *words, *KEPT[verb], "train.threads=1"]
+        command = [sys.executable, "-m", "difrl", verb, *words, *RESUMING[verb], "train.threads=1"]
         subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def probe(name: str, seed: int, more: Sequence[str]) -> Job:
-    """The run that measures a recipe's pace."""
+    """Return the run that measures the pace of a recipe."""
     few = (f"train.steps={PROBED}", "eval.every=0", "eval.rlg=[]", "checkpoint.every=0")
     return Job(name, f"{name}-pace", (f"seed={seed}", *few, *more))
 
 
 def job(name: str, run: RunConfig, pace: Pace, seed: int, budget: int, more: Sequence[str]) -> Job:
-    """The run of a recipe that spends the budget."""
+    """Return the run of a recipe that spends the budget."""
     steps = run.train.steps if pace.tokens == 0 else max(1, round(budget / pace.tokens))
     length = (f"train.steps={steps}", f"eval.every={math.ceil(steps / EVALUATIONS)}")
     return Job(name, f"{name}-{seed}", (f"seed={seed}", *length, *more))
 
 
 def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
-    """Markdown: a row a recipe, the largest gain first."""
+    """Return a table of one row a recipe, the largest gain first."""
     header = (
         "recipe",
         "objective",
@@ -158,14 +158,14 @@ def table(curves: Curves, runs: Mapping[str, RunConfig]) -> str:
 
 
 def learns_from(run: RunConfig) -> str:
-    """Where a recipe's signal comes from."""
+    """Return the source of the learning signal of a recipe."""
     if run.data.rows == "pairs":
         return "pairs of a file"
     return "rewards of its own texts" if any(reward.weight for reward in run.rewards) else "a teacher"
 
 
 def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
-    """Small multiples: the share of right answers in the course of each run, the highest end first."""
+    """Plot the share of right answers during each run, in small multiples, the highest final share first."""
     columns = 5
     lines = math.ceil(len(curves) / columns)
     figure, axes = plt.subplots(
@@ -194,7 +194,7 @@ def plot(curves: Curves, runs: Mapping[str, RunConfig], path: Path) -> None:
 
 
 def text(curves: Curves, runs: Mapping[str, RunConfig], budget: int, seeds: Sequence[int]) -> str:
-    """docs/text_recipes.md."""
+    """Return docs/text_recipes.md."""
     samples = min(run.eval.final_images or run.eval.images for run in runs.values())
     lines = (
         "# Gains of the recipes of language models",
@@ -205,11 +205,11 @@ def text(curves: Curves, runs: Mapping[str, RunConfig], budget: int, seeds: Sequ
         table(curves, runs),
         f"- **right**: share of {samples} completions per seed with the right answer, sampled as in training, of problems "
         f"never trained on. A gain counts beyond {CLEAR} of its standard errors, which are those of the {samples} samples.\n"
-        "- **tokens**: drawn for training, with those that DAPO draws and drops, without those of evaluations and what "
-        "references and updates read. Recipes that read pairs draw none and train for their own number of steps.\n"
-        "- **tried**: how many settings were measured, with seed 0 and on the same problems, until a recipe had those it is "
-        "shipped with, which flatters those of several a little.\n"
-        "- **minutes**: of training; they mean little on a machine that other jobs share.\n"
+        "- **tokens**: tokens drawn for training, including those that DAPO drops, but not those of evaluations, references and "
+        "updates. Recipes that read pairs draw none and train for their own number of steps.\n"
+        "- **tried**: number of settings measured with seed 0 on the same problems. Several tries bias the figure of a recipe "
+        "upwards a little.\n"
+        "- **minutes**: minutes of training, on a machine shared with other jobs.\n"
         "- Pairs and the teacher of `g_opd` and `vopd` (GRPO after 60 steps) are made once, by the commands in the heads of the "
         "recipes, and are the same for all seeds.",
         table(curves, runs),
@@ -219,12 +219,12 @@ def text(curves: Curves, runs: Mapping[str, RunConfig], budget: int, seeds: Sequ
 
 
 def main() -> None:
-    """Trains, prints and writes."""
+    """Train, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--budget", type=int, default=BUDGET, help="tokens a run")
-    parser.add_argument("--only", nargs="*", default=None, help="names of recipes; default: all")
+    parser.add_argument("--only", nargs="*", default=None, help="names of recipes (default: all)")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of every recipe, key=value")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-text"))
     parser.add_argument("--out", type=Path, default=Path("docs"))

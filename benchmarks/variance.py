@@ -1,11 +1,11 @@
-"""How noisy is a policy gradient? Reverse (DDPO-type) against forward (AWM-type) likelihoods, and the ratios they clip.
+"""Noise of policy gradients with reverse (DDPO-type) and forward (AWM-type) likelihoods, and of the ratios they clip.
 
     python benchmarks/variance.py                          a few minutes on one CPU thread; table and plot into docs/
 
-1. Gradients of many independent small batches at the same weights, from the trainer itself, at equal denoiser
-   evaluations: the trace of their covariance against the squared norm of their mean.
-2. log ρ of fresh samples of the old policy after one step of training, denoising step by denoising step, as it is and
-   normalised as in GRPO-Guard (arXiv:2510.22319).
+1. Gradients of many independent small batches at the same weights, from the trainer itself, at equal denoiser evaluations: the
+   trace of their covariance compared with the squared norm of their mean.
+2. log ρ of new samples of the old policy after one step of training, for each denoising step, plain and normalised as in
+   GRPO-Guard (arXiv:2510.22319).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ ESTIMATORS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def trainer_of(recipe: str, *overrides: str) -> Trainer:
-    """The trainer of a recipe before its first step."""
+def build_trainer(recipe: str, *overrides: str) -> Trainer:
+    """Build the trainer of a recipe, before its first step."""
     config = read_config(recipes()[recipe], overrides)
     scorer = Scorer.build(config.rewards, config.watch, "cpu")
     return Trainer(config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
@@ -50,11 +50,11 @@ def trainer_of(recipe: str, *overrides: str) -> Trainer:
 
 @dataclass(frozen=True)
 class Noise:
-    """Estimates from N gradients, by their Gram matrix [N, N], with jackknife standard errors."""
+    """Noise and signal of N gradients from their Gram matrix [N, N], with jackknife standard errors."""
 
     gram: Tensor
     evaluations: float
-    """Of one batch."""
+    """Number of denoiser evaluations of one batch."""
 
     @property
     def noise(self) -> float:
@@ -64,13 +64,13 @@ class Noise:
 
     @property
     def signal(self) -> float:
-        """‖E g‖², unbiased: the mean product of different gradients. ‖mean of g‖² would hold noise too."""
+        """‖E g‖², unbiased: the mean product of different gradients. ‖mean of g‖² would include noise."""
         n = len(self.gram)
         return float((self.gram.sum() - self.gram.trace()) / (n * (n - 1)))
 
     @property
     def signal_stderr(self) -> float:
-        """By leaving out one batch at a time."""
+        """Standard error of the signal, from leaving out one batch at a time."""
         n = len(self.gram)
         kept = (~torch.eye(n, dtype=torch.bool)).unbind()
         signals = torch.tensor([Noise(self.gram[rows][:, rows], 0.0).signal for rows in kept])
@@ -78,12 +78,12 @@ class Noise:
 
     @property
     def measured(self) -> bool:
-        """Whether the signal is two standard errors from 0."""
+        """Return whether the signal is more than two standard errors above 0."""
         return self.signal > 2 * self.signal_stderr
 
     @property
     def ratio(self) -> float:
-        """tr Cov(g) / ‖E g‖²: how many batches bring the noise down to the signal."""
+        """tr Cov(g) / ‖E g‖²: the number of batches over which averaging reduces the noise to the signal."""
         return self.noise / self.signal
 
     @property
@@ -93,14 +93,14 @@ class Noise:
 
     @property
     def highest(self) -> float:
-        """The ratio for the smallest signal within two standard errors; inf where that is none."""
+        """The ratio for the smallest signal within two standard errors; inf if that is not positive."""
         return self.noise / (self.signal - 2 * self.signal_stderr) if self.measured else math.inf
 
 
 def measure(estimator: str, weights: Mapping[str, Tensor] | None, batches: int) -> Noise:
-    """Gradients of independent batches at the given weights (None: the pretrained ones), which stay as they are."""
+    """Measure gradients of independent batches at the given weights (None: the pretrained ones), without changing them."""
     recipe, *overrides = ESTIMATORS[estimator]
-    trainer = trainer_of(recipe, *SMALL, *STILL, *overrides)
+    trainer = build_trainer(recipe, *SMALL, *STILL, *overrides)
     load(trainer, weights or {})
     gradients = []
     for number in range(batches):
@@ -112,14 +112,14 @@ def measure(estimator: str, weights: Mapping[str, Tensor] | None, batches: int) 
 
 @torch.no_grad()
 def load(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
-    """Puts weights into a trainer's model."""
+    """Copy weights into the model of a trainer."""
     for name, value in weights.items():
         trainer.policy.parameters[name].copy_(value)
 
 
 def trained(steps: int) -> dict[str, Tensor]:
-    """The weights after a few updates with AWM."""
-    trainer = trainer_of("awm", f"train.steps={steps}", "train.lr=4.0e-4", "data.prompts_per_step=8", "watch=[]")
+    """Return the weights after a few updates with AWM."""
+    trainer = build_trainer("awm", f"train.steps={steps}", "train.lr=4.0e-4", "data.prompts_per_step=8", "watch=[]")
     for number in range(steps):
         trainer.step(number)
     return {name: p.detach().clone() for name, p in trainer.policy.parameters.items()}
@@ -127,7 +127,7 @@ def trained(steps: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Ratios:
-    """log ρ of samples of the old policy [B, J] at times t [J], plain and normalised."""
+    """log ρ [B, J] of samples of the old policy at times t [J], plain and normalised."""
 
     t: Tensor
     plain: Tensor
@@ -135,8 +135,8 @@ class Ratios:
 
 
 def ratios(samples: int, warm_up: int) -> Ratios:
-    """Draws from the weights after some steps of GRPO-Guard, trains one more step, and evaluates the samples again."""
-    trainer = trainer_of("grpo_guard", "watch=[]")
+    """Draw samples after some steps of GRPO-Guard, train one more step, and evaluate the samples again."""
+    trainer = build_trainer("grpo_guard", "watch=[]")
     for number in range(warm_up):
         trainer.step(number)
     policy, prompts = trainer.policy, trainer.prompts
@@ -145,7 +145,7 @@ def ratios(samples: int, warm_up: int) -> Ratios:
     rollout = policy.rollout(asked, rows, rows, key)
     decisions = policy.decisions(rollout, key)
     trainer.step(warm_up)
-    # The step moved every snapshot to the new weights: only what was recorded still speaks of the old ones.
+    # The step moved every snapshot to the new weights: only the recorded likelihoods are those of the old ones.
     with torch.no_grad():
         parts = [
             policy.likelihoods(rollout.select(chosen), decisions.select(chosen, slice(None)))
@@ -157,7 +157,7 @@ def ratios(samples: int, warm_up: int) -> Ratios:
 
 
 def noise_table(found: Mapping[str, Mapping[str, Noise]]) -> str:
-    """Markdown: estimator by weights."""
+    """Return a table of the estimators at each set of weights."""
     header = (
         "gradient",
         "weights",
@@ -175,7 +175,7 @@ def noise_table(found: Mapping[str, Mapping[str, Noise]]) -> str:
 
 
 def _range(noise: Noise, unit: float) -> str:
-    """A ratio with the range of two standard errors of its signal, or what it is at least."""
+    """Return a ratio with the range of two standard errors of its signal, or a lower bound."""
     if not noise.measured:
         return f"over {_figure(noise.lowest * unit)}"
     return f"{_figure(noise.ratio * unit)} ({_figure(noise.lowest * unit)} to {_figure(noise.highest * unit)})"
@@ -186,7 +186,7 @@ def _figure(value: float) -> str:
 
 
 def ratio_table(found: Ratios) -> str:
-    """Markdown: a row a denoising step, in thousandths."""
+    """Return a table of one row a denoising step, in thousandths."""
     header = ("t", "mean of log ρ", "spread of log ρ", "mean of log ρ̃", "spread of log ρ̃")
     rows = []
     for j, t in enumerate(found.t.tolist()):
@@ -199,7 +199,7 @@ def ratio_table(found: Ratios) -> str:
 
 
 def plot(noises: Mapping[str, Mapping[str, Noise]], found: Ratios, path: Path) -> None:
-    """Noise against signal, and log ρ by step, plain and normalised."""
+    """Plot noise against signal, and log ρ by step, plain and normalised."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     _bars(axes[0], noises)
     for ax, values, title in zip(
@@ -217,7 +217,7 @@ def plot(noises: Mapping[str, Mapping[str, Noise]], found: Ratios, path: Path) -
 
 
 def _bars(ax: plt.Axes, noises: Mapping[str, Mapping[str, Noise]]) -> None:
-    """Ratios with their ranges; a pale bar with an arrow is what a ratio is at least."""
+    """Plot ratios with their ranges. A pale bar with an arrow is a lower bound."""
     for place, (weights, row) in enumerate(noises.items()):
         for i, noise in enumerate(row.values()):
             x, known = i + 0.38 * (place - 0.5), noise.measured
@@ -234,23 +234,23 @@ def _bars(ax: plt.Axes, noises: Mapping[str, Mapping[str, Noise]]) -> None:
 
 
 def text(noises: Mapping[str, Mapping[str, Noise]], found: Ratios) -> str:
-    """docs/benchmarks/variance.md."""
+    """Return docs/benchmarks/variance.md."""
     lines: Sequence[str] = (
-        "# How noisy is a policy gradient?",
-        "`python benchmarks/variance.py` writes this page. tiny-sd3, GenEval's rules as reward, one CPU thread.",
-        "## Reverse against forward",
-        "Gradients of independent batches of 16 samples (2 prompts) at the same weights, each from the trainer: 10 evaluations "
-        "to draw a sample and 9 decisions to learn from it, for every likelihood. Noise is the trace of the covariance of a "
-        "batch's gradient, signal the squared norm of its mean, both unbiased; in brackets the ratio for a signal two standard "
-        "errors (jackknife) higher and lower. Where the signal is not two standard errors from 0, the ratio is only known to be "
-        "over a bound. The last column is what averaging costs until both are equal.",
+        "# Noise of policy gradients",
+        "`python benchmarks/variance.py` writes this page. Model: tiny-sd3; reward: GenEval's rules; one CPU thread.",
+        "## Reverse and forward likelihoods",
+        "Gradients of independent batches of 16 samples (2 prompts) at the same weights, each from the trainer, with 10 "
+        "evaluations to draw a sample and 9 decisions to learn from it for every likelihood. Noise is the trace of the "
+        "covariance of a batch's gradient, signal the squared norm of its mean, both unbiased. The brackets hold the ratio for "
+        "a signal two standard errors (jackknife) higher and lower. If the signal is not two standard errors above 0, only a "
+        "lower bound of the ratio is known. The last column is the cost of averaging until noise and signal are equal.",
         noise_table(noises),
         _noise_summary(next(iter(noises.values()))),
-        "## log ρ, step by step",
-        f"{len(found.plain)} fresh samples of the old policy, evaluated after one more step of `configs/grpo_guard.yaml` "
+        "## log ρ of each denoising step",
+        f"{len(found.plain)} new samples of the old policy, evaluated after one more step of `configs/grpo_guard.yaml` "
         "(4 updates), in thousandths. log ρ = log N averaged over the 512 numbers of a latent; log ρ̃ = std (log ρ + "
-        "‖Δmean‖² / (2 std²)), arXiv:2510.22319. Under samples of the old policy E log ρ = −KL(old ‖ θ) < 0 and "
-        "its spread is ‖Δmean‖ / (D std), so it grows where a step adds little noise; log ρ̃ has mean 0 and the spread "
+        "‖Δmean‖² / (2 std²)), arXiv:2510.22319. For samples of the old policy, E log ρ = −KL(old ‖ θ) < 0 and "
+        "its spread is ‖Δmean‖ / (D std), which is large if a step adds little noise; log ρ̃ has mean 0 and spread "
         "‖Δmean‖ / D.",
         ratio_table(found),
         _ratio_summary(found),
@@ -260,7 +260,7 @@ def text(noises: Mapping[str, Mapping[str, Noise]], found: Ratios) -> str:
 
 
 def _noise_summary(row: Mapping[str, Noise]) -> str:
-    """The first estimator against each of the others."""
+    """Return a comparison of the first estimator with each of the others."""
     first, *others = row
     known, bound = row[first].measured, row[first].lowest
     best, prefix = (row[first].ratio, "") if known else (bound, "over ")
@@ -270,8 +270,8 @@ def _noise_summary(row: Mapping[str, Noise]) -> str:
     ]
     needed = ", ".join(factors) or "more batches than these for a comparison"
     return (
-        f"At the pretrained weights {first} needs {needed}. The signals are gradients of different surrogates: this "
-        "compares how precisely each is known for the evaluations it takes, not what a step along it is worth."
+        f"At the pretrained weights {first} needs {needed}. The signals are gradients of different surrogates. This "
+        "compares the precision of each for its evaluations, not the value of a step along it."
     )
 
 
@@ -280,14 +280,14 @@ def _ratio_summary(found: Ratios) -> str:
     plain, normalised = (float(v.std(0).max() / v.std(0).min()) for v in (found.plain, found.normalised))
     off = (found.normalised.mean(0) / (found.normalised.std(0) / len(found.normalised) ** 0.5)).abs().max()
     return (
-        f"mean(log ρ) is below 0 at {below} of {len(found.t)} steps; mean(log ρ̃) is nowhere further than {float(off):.1f} "
-        f"standard errors from 0. The largest spread of a step is {plain:.1f} times the smallest for log ρ, and "
+        f"mean(log ρ) is below 0 at {below} of {len(found.t)} steps; mean(log ρ̃) is at every step within {float(off):.1f} "
+        f"standard errors of 0. The largest spread of a step is {plain:.1f} times the smallest for log ρ, and "
         f"{normalised:.1f} times for log ρ̃."
     )
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, default=24, help="gradients of each estimator")
     parser.add_argument("--samples", type=int, default=256, help="samples for log ρ")

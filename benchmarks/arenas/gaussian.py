@@ -66,7 +66,7 @@ class Setting:
 
     def chain(self, output: Denoiser) -> Chain:
         """The chain of the cell's rollouts with a denoiser."""
-        return chain_with(self.policy, output)
+        return build_chain(self.policy, output)
 
     def end(self, output: Denoiser) -> Normal:
         """Where the cell's rollouts end with a denoiser."""
@@ -111,7 +111,7 @@ class Measured:
     evaluations: int
 
 
-def config_of(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budget: int = 400_000) -> RunConfig:
+def build_config(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budget: int = 400_000) -> RunConfig:
     """The recipe of a cell, with as many steps as a budget of denoiser evaluations pays for."""
     recipe: dict[str, Any] = {
         "output_dir": folder / "run",
@@ -152,7 +152,7 @@ def train(config: RunConfig) -> Trainer:
     return trainer
 
 
-def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Denoiser:
+def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Denoiser:
     """A network for one prompt, as a function of flat states."""
     denoiser = policy.denoiser(snapshot, policy.sampling.guidance)
 
@@ -165,7 +165,7 @@ def output_of(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -
     return output
 
 
-def chain_with(policy: DiffusionPolicy, output: Denoiser) -> Chain:
+def build_chain(policy: DiffusionPolicy, output: Denoiser) -> Chain:
     """The training sampler's chain with a denoiser; a solver of diffusers is one step of it, from start to end."""
     sampling = policy.sampling
     if sampling.scheduler is None:
@@ -182,7 +182,7 @@ def chain_with(policy: DiffusionPolicy, output: Denoiser) -> Chain:
     return Chain(matrix[None], offset[None], np.zeros(1))
 
 
-def settings(policy: DiffusionPolicy) -> list[Setting]:
+def build_settings(policy: DiffusionPolicy) -> list[Setting]:
     """What the answers are functions of, for each prompt."""
     cov = np.array(WORLD.covariance)
     return [
@@ -196,8 +196,8 @@ def measure(trainer: Trainer, answer: Answer | None) -> Measured:
     policy: DiffusionPolicy = trainer.policy  # type: ignore[assignment]
     fine, none = Grid(torch.linspace(1, 0, FINE + 1)), float("nan")
     found: list[tuple[float, ...]] = []
-    for prompt, setting in enumerate(settings(policy)):
-        output = output_of(policy, prompt)
+    for prompt, setting in enumerate(build_settings(policy)):
+        output = build_output(policy, prompt)
         end, optimum = setting.end(output), setting.data.tilted(setting.direction, BETA)
         slow = probe_chain(output, policy.process, fine, ode, Window(0, 0), DIMENSIONS).end()
         tends = None if answer is None else answer(setting)

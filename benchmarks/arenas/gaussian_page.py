@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, WORLD, Cell, config_of, measure, train
+from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, WORLD, Cell, build_config, measure, train
 from benchmarks.arenas.gaussian_forward import FORWARD
 from benchmarks.arenas.gaussian_reverse import REVERSE
 from difrl.tasks.exact.gaussian_solutions import Normal
@@ -22,7 +22,7 @@ def run(name: str, seed: int, folder: Path) -> dict[str, float]:
     """Trains a cell within the budget and measures it."""
     cell = next(cell for cell in CELLS if cell.name == name)
     WORLD.save(folder, STEPS)
-    return asdict(measure(train(config_of(folder, cell.sections, seed=seed, budget=BUDGET)), cell.answer))
+    return asdict(measure(train(build_config(folder, cell.sections, seed=seed, budget=BUDGET)), cell.answer))
 
 
 def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

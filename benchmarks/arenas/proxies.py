@@ -62,7 +62,7 @@ class Sampler(Protocol):
         """One drawing of each prompt."""
 
 
-def drawn(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: int, chunk: int = 480) -> Labelled:
+def draw(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: int, chunk: int = 480) -> Labelled:
     """`per_prompt` drawings of every prompt, prompt after prompt in turn, with their gold labels."""
     gold = rewards.make("geneval", exact=True)
     asked = [p for _ in range(per_prompt) for p in prompts]
@@ -96,7 +96,7 @@ def auc(scores: Tensor, truth: Tensor, groups: Sequence[object] | None = None) -
 
 def standardise(network: JudgeNetwork, data: Labelled) -> None:
     """Scales and shifts the last layer, so that the scores of these drawings have mean 0 and standard deviation 1."""
-    scores = scores_of(network, data)
+    scores = score_drawings(network, data)
     last = network.head[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def standardise(network: JudgeNetwork, data: Labelled) -> None:
 
 
 @torch.no_grad()
-def scores_of(network: JudgeNetwork, data: Labelled) -> Tensor:
+def score_drawings(network: JudgeNetwork, data: Labelled) -> Tensor:
     """Logits [N]."""
     ids = network.encode(data.prompts)
     return torch.cat([network(data.images[rows], ids[rows]) for rows in torch.arange(len(data)).split(512)])
@@ -141,7 +141,7 @@ def quality(scores: Tensor, data: Labelled) -> Mapping[str, float]:
     }
 
 
-def ensemble(
+def fit_ensemble(
     folder: Path, learnt: Labelled, held_out: Labelled, config: ProxyConfig, seed: int
 ) -> list[Mapping[str, float]]:
     """Fits and saves the members as `folder`/0, `folder`/1, …; the quality of each, and last that of their mean.
@@ -154,5 +154,5 @@ def ensemble(
     for member in range(config.members):
         network = fit(noisy, config, 1000 * seed + member)
         network.save(folder / str(member))
-        scores.append(scores_of(network, held_out))
+        scores.append(score_drawings(network, held_out))
     return [quality(one, held_out) for one in (*scores, torch.stack(scores).mean(0))]

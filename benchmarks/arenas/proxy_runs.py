@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from benchmarks.arenas.proxies import Labelled, ProxyConfig, drawn, ensemble
+from benchmarks.arenas.proxies import Labelled, ProxyConfig, draw, fit_ensemble
 from benchmarks.common import Job
 from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run
@@ -168,8 +168,8 @@ class Proxies:
         if known.get("made_with") == self.made_with and (there or not needed):
             return known["quality"]
         torch.set_num_threads(1)
-        learnt, held_out = labelled(self.runs)
-        found = ensemble(self.folder, learnt, held_out, PROXIES, self.seed)
+        learnt, held_out = load_drawings(self.runs)
+        found = fit_ensemble(self.folder, learnt, held_out, PROXIES, self.seed)
         gold = torch.cat([learnt.gold, held_out.gold]).mean().item()
         self.record.parent.mkdir(parents=True, exist_ok=True)
         known = {"made_with": self.made_with, "gold": gold, "quality": found}
@@ -182,13 +182,13 @@ class Proxies:
         return float(json.loads(self.record.read_text())["gold"])
 
 
-def labelled(folder: Path) -> tuple[Labelled, Labelled]:
+def load_drawings(folder: Path) -> tuple[Labelled, Labelled]:
     """What proxies learn from and are examined on: drawings of training prompts by the pretrained model, made once."""
     file = folder / f"drawings-{LEARNT}-{HELD_OUT}.pt"
     prompts = load_prompts("shapes:train")
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        drawings = drawn(open_run("tiny-sd3", device="cpu", steps=10), prompts, LEARNT + HELD_OUT, seed=0)
+        drawings = draw(open_run("tiny-sd3", device="cpu", steps=10), prompts, LEARNT + HELD_OUT, seed=0)
         torch.save((drawings.images, drawings.gold), file)
     images, gold = torch.load(file, weights_only=True)
     every = Labelled(images, [p.text for p in prompts] * (LEARNT + HELD_OUT), gold)

@@ -64,7 +64,7 @@ class Measured:
     """Tokens generated."""
 
 
-def config_of(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps: int | None = None) -> RunConfig:
+def build_config(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps: int | None = None) -> RunConfig:
     """The recipe of a cell."""
     sections = cell.sections
     return RunConfig.model_validate(

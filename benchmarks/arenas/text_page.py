@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.arenas.text import BETA, GROUP, Cell, config_of, measure, train
+from benchmarks.arenas.text import BETA, GROUP, Cell, build_config, measure, train
 from benchmarks.arenas.text_cells import CELLS
 from difrl.tasks.exact.enumerable import EnumerableTask
 from difrl.tasks.exact.enumerable_solutions import completion_probabilities, exponential_tilt, kl
@@ -17,7 +17,7 @@ from difrl.tasks.exact.enumerable_solutions import completion_probabilities, exp
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
     """Trains a cell in the world of a seed and measures it."""
     cell, world = next(cell for cell in CELLS if cell.name == name), EnumerableTask(seed)
-    config = config_of(world.save(folder), cell, prompts=world.prompts, seed=seed)
+    config = build_config(world.save(folder), cell, prompts=world.prompts, seed=seed)
     return asdict(measure(train(config), cell, world))
 
 

@@ -92,10 +92,10 @@ def test_known_proxies_are_not_fitted_where_no_run_needs_them(tmp_path: Path, mo
     drawings = [
         Labelled(torch.zeros(2, 3, 32, 32), ["a circle"] * 2, torch.tensor(gold)) for gold in ([1.0, 0.0], [0.0] * 2)
     ]
-    monkeypatch.setattr(proxy_runs, "labelled", lambda folder: drawings)
-    monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: fitted)
+    monkeypatch.setattr(proxy_runs, "load_drawings", lambda folder: drawings)
+    monkeypatch.setattr(proxy_runs, "fit_ensemble", lambda *of: fitted)
     assert proxies.quality(needed=False) == fitted
-    monkeypatch.setattr(proxy_runs, "ensemble", lambda *of: [{"auc": 0.0}])
+    monkeypatch.setattr(proxy_runs, "fit_ensemble", lambda *of: [{"auc": 0.0}])
     assert proxies.quality(needed=False) == fitted
     assert proxies.quality(needed=True) == [{"auc": 0.0}]
     assert proxies.gold == 0.25
@@ -130,8 +130,8 @@ def test_a_seed_does_not_choose_its_own_peak() -> None:
     """The mean of the others decides: a seed's luck at one evaluation is no reason to look there."""
     golds = ([0.4, 0.9, 0.5, 0.4], [0.4, 0.5, 0.7, 0.4], [0.4, 0.5, 0.6, 0.4])
     courses = [course(gold, [0] * 4, [0] * 4) for gold in golds]
-    assert benchmark.peaks(courses) == [2, 1, 1]
-    assert benchmark.peaks(courses[:1]) == [1]  # nobody else to ask
+    assert benchmark.peak_indices(courses) == [2, 1, 1]
+    assert benchmark.peak_indices(courses[:1]) == [1]  # nobody else to ask
 
 
 def test_a_change_is_clear_beyond_twice_its_error() -> None:

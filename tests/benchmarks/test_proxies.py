@@ -73,11 +73,11 @@ def test_flipped_labels() -> None:
 
 def test_a_fitted_member_is_standardised_and_repeats_itself(drawings: Labelled) -> None:
     first, again, other = (proxies.fit(drawings, CONFIG, seed) for seed in (0, 0, 1))
-    scores = proxies.scores_of(first, drawings)
+    scores = proxies.score_drawings(first, drawings)
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
-    assert torch.equal(scores, proxies.scores_of(again, drawings))
-    assert not torch.allclose(scores, proxies.scores_of(other, drawings))
+    assert torch.equal(scores, proxies.score_drawings(again, drawings))
+    assert not torch.allclose(scores, proxies.score_drawings(other, drawings))
 
 
 def test_standardising_keeps_the_order(drawings: Labelled) -> None:
@@ -85,14 +85,14 @@ def test_standardising_keeps_the_order(drawings: Labelled) -> None:
     with torch.no_grad():
         network.head[-1].weight *= 7
         network.head[-1].bias += 3
-    before = proxies.scores_of(network, drawings)
+    before = proxies.score_drawings(network, drawings)
     proxies.standardise(network, drawings)
-    after = proxies.scores_of(network, drawings)
+    after = proxies.score_drawings(network, drawings)
     torch.testing.assert_close(after, (before - before.mean()) / before.std(), rtol=1e-4, atol=1e-4)
 
 
 def test_an_ensemble_learns_what_can_be_seen(drawings: Labelled, tmp_path: Path) -> None:
-    found = proxies.ensemble(tmp_path, drawings, drawings, ProxyConfig(0.0, members=2, steps=60, batch=16), seed=0)
+    found = proxies.fit_ensemble(tmp_path, drawings, drawings, ProxyConfig(0.0, members=2, steps=60, batch=16), seed=0)
     assert len(found) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
     assert found[-1]["auc_of_a_prompt"] > 0.95
@@ -114,7 +114,7 @@ class Painter:
 
 def test_drawings_are_labelled_by_the_gold_reward() -> None:
     prompts = load_prompts("shapes:train")[:6]
-    found = proxies.drawn(Painter(), prompts, per_prompt=2, seed=0, chunk=4)
+    found = proxies.draw(Painter(), prompts, per_prompt=2, seed=0, chunk=4)
     assert found.prompts == [p.text for p in prompts] * 2
     assert found.gold.tolist() == [1.0, 0.0] * 6
     assert found.images.shape == (12, 3, 32, 32)

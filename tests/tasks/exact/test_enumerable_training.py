@@ -30,7 +30,7 @@ def trained(folder: Path) -> Callable[[str], arena.Measured]:
 
     def measured(name: str) -> arena.Measured:
         cell = BY_NAME[name]
-        config = arena.config_of(folder, cell, prompts=1, steps=STEPS)
+        config = arena.build_config(folder, cell, prompts=1, steps=STEPS)
         return arena.measure(arena.train(config), cell, WORLD)
 
     return cache(measured)
@@ -58,7 +58,7 @@ def test_a_kl_in_the_loss_ends_at_its_own_fixed_point(trained: Callable[..., are
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_setting_ends_at_its_fixed_point(cell: arena.Cell, seed: int, tmp_path: Path) -> None:
     world = EnumerableTask(seed)
-    config = arena.config_of(world.save(tmp_path), cell, prompts=world.prompts, seed=seed)
+    config = arena.build_config(world.save(tmp_path), cell, prompts=world.prompts, seed=seed)
     assert arena.measure(arena.train(config), cell, world).to_answer < 0.01
 
 
@@ -66,7 +66,7 @@ def test_every_setting_ends_at_its_fixed_point(cell: arena.Cell, seed: int, tmp_
 @pytest.mark.parametrize("name", ["free", "crd_moving"])
 def test_what_nothing_holds_goes_to_one_completion(name: str, folder: Path) -> None:
     cell = BY_NAME[name]
-    trainer = arena.train(arena.config_of(folder, cell, prompts=1, steps=cell.steps))
+    trainer = arena.train(arena.build_config(folder, cell, prompts=1, steps=cell.steps))
     assert arena.measure(trainer, cell, WORLD).to_optimum > 0.5
     assert completion_probabilities(arena.tables(trainer.policy)[0]).max() > 0.9
 
@@ -76,4 +76,4 @@ def test_k1_as_a_loss_and_crd_of_single_tokens_are_refused(folder: Path) -> None
     tokens = arena.Cell("crd_tokens", "CRD", "", "", distilled("each", FROZEN), None)
     for cell in (k1, tokens):
         with pytest.raises(ValidationError, match=r"k1|token j of one text"):
-            arena.config_of(folder, cell, prompts=1)
+            arena.build_config(folder, cell, prompts=1)

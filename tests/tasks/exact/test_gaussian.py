@@ -26,7 +26,7 @@ def policy_of(folder: Path, **sections: Any) -> DiffusionPolicy:
         "objective": {"kind": "clipped"},
         **sections,
     }
-    return load_diffusion_policy(arena.config_of(folder, recipe, budget=1), keep_base=True)
+    return load_diffusion_policy(arena.build_config(folder, recipe, budget=1), keep_base=True)
 
 
 @pytest.fixture(scope="module", params=["flow", "variance_preserving"])
@@ -37,10 +37,10 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_saved_and_loaded_it_is_the_exact_denoiser(world: Path) -> None:
     policy = policy_of(world)
     x_t, t = torch.randn(50, 3, dtype=torch.float64), torch.linspace(0.02, 1, 50).double()
-    for prompt, setting in enumerate(arena.settings(policy)):
+    for prompt, setting in enumerate(arena.build_settings(policy)):
         # float32 against float64, of outputs up to 10
         torch.testing.assert_close(
-            arena.output_of(policy, prompt)(x_t, t).double(), setting.base(x_t, t), rtol=1e-4, atol=1e-4
+            arena.build_output(policy, prompt)(x_t, t).double(), setting.base(x_t, t), rtol=1e-4, atol=1e-4
         )
 
 
@@ -51,7 +51,10 @@ def test_every_sampler_of_the_policy_ends_at_the_data(world: Path, kernel: str, 
     def error(steps: int) -> float:
         kind = {"likelihood": {"kind": "reverse"}} if noise_level else {}
         policy = policy_of(world, rollout={"kernel": kernel, "noise_level": noise_level, "steps": steps}, **kind)
-        end, data = arena.settings(policy)[1].end(arena.output_of(policy, 1)), arena.settings(policy)[1].data
+        end, data = (
+            arena.build_settings(policy)[1].end(arena.build_output(policy, 1)),
+            arena.build_settings(policy)[1].data,
+        )
         return float(np.abs(end.cov - data.cov).max() + np.abs(end.mean - data.mean).max())
 
     coarse, fine = error(50), error(200)
@@ -68,7 +71,7 @@ def test_rollouts_have_the_moments_of_their_chain(world: Path) -> None:
     drawn = policy.rollout([prompt] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
     assert drawn.images is not None
     found = drawn.images.flatten(1).double().numpy()
-    end = arena.settings(policy)[1].end(arena.output_of(policy, 1))
+    end = arena.build_settings(policy)[1].end(arena.build_output(policy, 1))
     deviation = np.sqrt(np.diag(end.cov))
     assert (np.abs(found.mean(0) - end.mean) < 4 * deviation / math.sqrt(count)).all()
     # A sample covariance has variance (c_ii c_jj + c_ij²) / n, at most twice c_ii c_jj / n.
@@ -84,7 +87,7 @@ def test_the_affine_task_reaches_any_covariance(tmp_path: Path) -> None:
     tuned = arena.Setting(policy, Normal(np.array(arena.WORLD.means[1]), new), np.zeros(3))
     x_t = torch.randn(len(times), 3, dtype=torch.float64)
     torch.testing.assert_close(
-        arena.output_of(policy, 1)(x_t, times).double(), tuned.base(x_t, times), rtol=1e-4, atol=1e-4
+        arena.build_output(policy, 1)(x_t, times).double(), tuned.base(x_t, times), rtol=1e-4, atol=1e-4
     )
 
 
@@ -109,8 +112,8 @@ def test_rlg_of_unequal_variances_is_the_power_not_the_tilt(tmp_path: Path, weig
     one = GaussianTask(covariance=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     policy = policy_of(one.save(tmp_path, steps, affine=True), rollout={"steps": steps})
     believe(policy, np.eye(3), ratio * np.eye(3))
-    base, tuned = (arena.output_of(policy, 0, snapshot) for snapshot in ("base", "current"))
-    end = arena.chain_with(policy, lambda x, t: base(x, t) + weight * (tuned(x, t) - base(x, t))).end()
+    base, tuned = (arena.build_output(policy, 0, snapshot) for snapshot in ("base", "current"))
+    end = arena.build_chain(policy, lambda x, t: base(x, t) + weight * (tuned(x, t) - base(x, t))).end()
     tilt = 1 / ((1 - weight) + weight / ratio)
     # Euler's error in 300 steps is about 1 % at w = 2.
     np.testing.assert_allclose(np.diag(end.cov), ratio**weight, rtol=0.02)

@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(world: Path) -> Callable[[str], Trainer]:
     """Cells trained on a small budget, each once."""
-    return cache(lambda name: arena.train(arena.config_of(world, BY_NAME[name].sections, budget=160_000)))
+    return cache(lambda name: arena.train(arena.build_config(world, BY_NAME[name].sections, budget=160_000)))
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -43,7 +43,7 @@ def test_training_ends_at_the_closed_form(trained: Callable[[str], Trainer], nam
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.answer is not None], ids=lambda cell: cell.name)
 def test_every_cell_ends_at_its_closed_form(world: Path, cell: arena.Cell) -> None:
     """Noise at this budget was measured below 0.003."""
-    trainer = arena.train(arena.config_of(world, cell.sections, budget=400_000))
+    trainer = arena.train(arena.build_config(world, cell.sections, budget=400_000))
     assert arena.measure(trainer, cell.answer).to_answer < 0.006
 
 
@@ -81,13 +81,13 @@ def test_training_keeps_the_covariance(tmp_path: Path) -> None:
     world = arena.WORLD.save(tmp_path, arena.STEPS, affine=True)
     for name in ("flow_sde", "awm_uniform"):
         cell = BY_NAME[name]
-        trainer = arena.train(arena.config_of(world, cell.sections, budget=800_000))
+        trainer = arena.train(arena.build_config(world, cell.sections, budget=800_000))
         assert arena.measure(trainer, cell.answer).to_answer < 0.02
 
 
 def test_a_run_of_the_task_from_recipe_to_report(world: Path, tmp_path: Path) -> None:
     sections = {**BY_NAME["flow_sde"].sections, "eval": {"every": 0, "rlg": []}}
-    config = arena.config_of(world, sections, budget=20_000).model_copy(update={"output_dir": tmp_path / "run"})
+    config = arena.build_config(world, sections, budget=20_000).model_copy(update={"output_dir": tmp_path / "run"})
     train(config)
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "model" / "model_index.json").exists()

@@ -27,7 +27,7 @@ def likelihood(weighting: str, **more: Any) -> dict[str, Any]:
 
 def first_gradient(folder: Path, sections: Mapping[str, Any]) -> Tensor:
     """Return the gradient of the first update at θ = old = base, with the same samples and decisions for every objective."""
-    config = arena.config_of(folder, {"advantage": MEAN, **sections}, budget=1)
+    config = arena.build_config(folder, {"advantage": MEAN, **sections}, budget=1)
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
     trainer = Trainer(
         config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext()
