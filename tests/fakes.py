@@ -197,7 +197,7 @@ class LinearPolicy:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
-    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recompute_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 

@@ -129,7 +129,7 @@ class Policy(Protocol):
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """Return ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
 
-    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recompute_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """Return ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
 
     def references_equal_to_policy(self) -> Sequence[str]:

@@ -15,7 +15,7 @@ from difrl.policies.references import Reference
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(ABC):
-    """N decisions under one set of weights. Results are [N]; gradients flow into `self`, never into `other`."""
+    """N decisions under one set of weights. Results of methods are [N]. Other evaluations carry no gradient."""
 
     logp: Tensor
     """ℓ, [N]."""
@@ -45,7 +45,7 @@ class Evaluation(ABC):
 
     def kl_from(self, other: Self) -> Tensor:
         """Return KL(other ‖ self)."""
-        raise ValueError("decisions of this likelihood have no distributions; set likelihood.kind: reverse")
+        return other.kl_to(self)
 
     def mixed(self, old: Self) -> tuple[Tensor, Tensor]:
         """Return ℓ⁺ and ℓ⁻ of the two mixtures of the weights and the old ones."""

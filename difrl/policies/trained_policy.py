@@ -54,7 +54,7 @@ class TrainedPolicy(ABC, Generic[E]):
         """The setting of sampling that likelihoods depend on: guidance of images, temperature of texts."""
 
     @abstractmethod
-    def evaluator(
+    def build_evaluator(
         self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
     ) -> Callable[[str, float | None], E]:
         """Return a function of a snapshot (or teacher) and a value of `setting` that evaluates the decisions.
@@ -91,7 +91,7 @@ class TrainedPolicy(ABC, Generic[E]):
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.reference_set.needs if needs is None else needs
         references = self.reference_set.needed_for(needs)
-        evaluate = self.evaluator(rollout, decisions, [None, *(r.guidance for r in references.values())])
+        evaluate = self.build_evaluator(rollout, decisions, [None, *(r.guidance for r in references.values())])
         # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
         with torch.no_grad():
             others = {name: evaluate(r.snapshot, r.guidance) for name, r in references.items()}
@@ -124,13 +124,14 @@ class TrainedPolicy(ABC, Generic[E]):
         variance falls (the value function of on-policy distillation: vOPD, 2605.07865).
         """
         anchors, penalties = self.reference_set.reward_anchors, dict[str, Penalty]()
-        evaluate = self.evaluator(rollout, decisions, [None, *(anchor.guidance for anchor in anchors.values())])
-        recorded, sampler = self.rollout_logprobs(rollout, decisions), cache(partial(evaluate, self.sampler, None))
+        evaluate = self.build_evaluator(rollout, decisions, [None, *(anchor.guidance for anchor in anchors.values())])
+        recorded = self.rollout_logprobs(rollout, decisions)
+        evaluate_sampler = cache(partial(evaluate, self.sampler, None))
         for name, anchor in anchors.items():
             other = evaluate(anchor.snapshot, anchor.guidance)
             estimate = k1(recorded, decisions.unflat(other.logp))
             if anchor.centred:
-                expected = decisions.unflat(sampler().kl_to(other))
+                expected = decisions.unflat(evaluate_sampler().kl_to(other))
                 penalties[name] = Penalty(estimate - expected, expected)
             else:
                 penalties[name] = Penalty(estimate, estimate)
@@ -151,12 +152,8 @@ class TrainedPolicy(ABC, Generic[E]):
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
-        return self.recompute_logprobs(
-            rollout, decisions, together=1
-        )  # another batch shape than training's, as a rollout's is
-
-    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        return self.recompute_logprobs(rollout, decisions)
+        # The batch shape differs from that of training, as the shape of a rollout does.
+        return self.recompute_logprobs(rollout, decisions, together=1)
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[None]:

@@ -47,7 +47,7 @@ class FirstUpdateCheck:
         rollout, decisions = rollout.select(rows), decisions.select(rows, slice(None))
         recorded = policy.rollout_logprobs(rollout, decisions)
         on_policy = config.rollout.snapshot == CURRENT
-        recomputed = None if on_policy else policy.recomputed_logprobs(rollout, decisions)
+        recomputed = None if on_policy else policy.recompute_logprobs(rollout, decisions)
         equal_references = policy.references_equal_to_policy()
         # Every process checks samples in every step: if they were counted, `nfe` would depend on the number of processes.
         policy.evaluations = evaluations

@@ -87,7 +87,7 @@ class Chain:
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         return decisions.tensors["log_prob"]
 
-    recomputed_logprobs = rollout_logprobs
+    recompute_logprobs = rollout_logprobs
 
     def references_equal_to_policy(self) -> list[str]:
         return []

@@ -517,9 +517,9 @@ class Misled(LinearPolicy):
         lik = super().likelihoods(rollout, decisions)
         return replace(lik, logp=lik.logp + self.trained)
 
-    def recomputed_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def recompute_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         self.calls.append("replayed")
-        return super().recomputed_logprobs(rollout, decisions) + self.drew
+        return super().recompute_logprobs(rollout, decisions) + self.drew
 
 
 ELSEWHERE = {"rollout": {"kernel": "flow_sde", "noise_level": 0.7, "snapshot": "old"}, "snapshots": {"old": {}}}

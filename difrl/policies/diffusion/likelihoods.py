@@ -96,9 +96,6 @@ class ReverseEvaluation(DenoiserEvaluation):
     def kl_to(self, other: Self) -> Tensor:
         return self.transition.kl(other.transition, self.kind.config.reduce)
 
-    def kl_from(self, other: Self) -> Tensor:
-        return other.kl_to(self)
-
     def divergence(self, other: Self, reference: Reference) -> Tensor:
         return self.kl_to(other) if reference.divergence == "gaussian" else super().divergence(other, reference)
 

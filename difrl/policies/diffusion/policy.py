@@ -145,7 +145,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         model = ModelAccess(self.denoiser, lambda drawn: self.prompts(drawn.prompts, False), self.sampling.batch)
         return self.kind.decisions(rollout, key, model)
 
-    def evaluator(
+    def build_evaluator(
         self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
     ) -> Callable[[str, float | None], DenoiserEvaluation]:
         own, flat = self.setting.value, decisions.flat()
@@ -169,7 +169,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         setting: float | None = None,
     ) -> Tensor:
         if together is None:
-            evaluate = self.evaluator(rollout, decisions, [setting])
+            evaluate = self.build_evaluator(rollout, decisions, [setting])
             return decisions.unflat(evaluate(snapshot or self.sampler, setting).logp)
         guidance = setting or self.setting.value
         condition = self.prompts(rollout.prompts, guidance != 1)

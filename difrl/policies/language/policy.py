@@ -141,7 +141,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         tensors = {name: data[name] for name in ("tokens", "log_prob", "correction") if name in data}
         return Decisions(tensors, data["mask"], whole=True)
 
-    def evaluator(
+    def build_evaluator(
         self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
     ) -> Callable[[str, float | None], TokenLogprobs]:
         flat, mask = decisions.flat(), decisions.mask
@@ -178,6 +178,6 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         logp = []
         for rows in batches(len(rollout), together or len(rollout)):
             part = decisions.select(rows, slice(None))
-            evaluate = self.evaluator(rollout.select(rows), part, [setting])
+            evaluate = self.build_evaluator(rollout.select(rows), part, [setting])
             logp.append(part.unflat(evaluate(snapshot or self.sampler, setting).logp))
         return torch.cat(logp)

@@ -115,7 +115,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
     values = [logp(name) for name in ("current", "old", "sampler")]
     torch.testing.assert_close(found.logp.detach(), values[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found["references/old"], values[1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(policy.recomputed_logprobs(rollout, decisions), values[2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(policy.recompute_logprobs(rollout, decisions), values[2], atol=1e-5, rtol=1e-4)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (values[one] - values[other]).abs().max() > 1e-4
     alone = load_diffusion_policy(recipe(sd3, model=model))

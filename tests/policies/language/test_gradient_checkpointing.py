@@ -95,7 +95,7 @@ def test_eager_attention_gives_what_sdpa_gives(model: Path) -> None:
     rollout = drawn(sdpa)
     decisions = sdpa.decisions(rollout, NoiseKey(0, 0))
     torch.testing.assert_close(
-        eager.recomputed_logprobs(rollout, decisions), sdpa.recomputed_logprobs(rollout, decisions)
+        eager.recompute_logprobs(rollout, decisions), sdpa.recompute_logprobs(rollout, decisions)
     )
 
 
