@@ -11,7 +11,7 @@ from tests.tiny_models import tiny_lm, tiny_sd3
 
 @pytest.fixture(scope="session")
 def sd35(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What SD3.5 has besides: T5, QK norm, dual attention, shift 3."""
+    """A random pipeline with the extras of SD3.5: T5, QK norm, dual attention, shift 3."""
     return tiny_sd3(tmp_path_factory.mktemp("models") / "sd35", like_35=True, shift=3.0)
 
 

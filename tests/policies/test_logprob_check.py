@@ -1,4 +1,4 @@
-"""The check of the first update, by hand."""
+"""The first-update check against deviations computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots: what they hold after hand-counted updates, and that using one leaves everything as it was."""
+"""Snapshots: their weights after updates computed by hand, and no trace of a snapshot that was used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from difrl.policies.snapshots import Copy, Snapshots
 
 
 def snapshots(value: float = 0.0, **decays: Coefficient) -> tuple[nn.Parameter, Snapshots]:
-    """One parameter, and a base in which it is −1."""
+    """Snapshots of one parameter, whose base value is −1."""
     weight = nn.Parameter(torch.full((2,), value))
 
     @contextmanager
@@ -67,7 +67,7 @@ def test_weights_come_back_also_after_an_error() -> None:
 
 
 def test_gradient_and_optimizer_see_the_trained_weights_only() -> None:
-    """A pass under a snapshot before the differentiable pass changes neither the gradient nor what Adam moves."""
+    """A pass under a snapshot before the differentiable pass changes neither the gradient nor the update of Adam."""
     weight, found = snapshots(2.0, old=Constant(0.0))
     weight.data.fill_(3.0)
     optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0)
@@ -126,21 +126,21 @@ def test_a_snapshot_in_use_may_be_asked_for_again_and_no_other() -> None:
 
 
 class Breaking(torch.Tensor):
-    """A copy that cannot be brought to the model's device, as when its memory is full."""
+    """A copy that cannot be moved to the device of the model, as if its memory were full."""
 
     def to(self, *args: object, **kwargs: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
 
 class Away(torch.Tensor):
-    """A copy that has to be brought to the model's device, as from a GPU's point of view one in CPU memory has."""
+    """A copy that has to be moved to the device of the model, as a copy in CPU memory for a model on a GPU."""
 
     def to(self, *args: object, **kwargs: object) -> torch.Tensor:
         return self.as_subclass(torch.Tensor).clone()
 
 
 def test_a_copy_that_has_to_be_fetched_holds_the_same_bits() -> None:
-    """While it is in use the parameters are a fetched copy of it, and it follows them as one beside them would."""
+    """In use, a moved copy takes the place of the parameters. Its updates have the same bits as those of a copy beside them."""
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(100, generator=generator))
     near, far = Copy({"w": weight}), Copy({"w": weight})
@@ -204,7 +204,7 @@ def test_where_copies_stay_does_not_show() -> None:
 
 
 def test_the_fingerprint_is_the_sum_of_all_weights_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pieces that divide no tensor, of one whose memory is not in order, and with what float32 would round off."""
+    """Pieces that divide no tensor evenly, a tensor with strided memory, and values that float32 would round off."""
     monkeypatch.setattr(difrl.policies.snapshots, "SUMMED", 4)
     weights = {"a": nn.Parameter(torch.arange(15.0).reshape(3, 5).T), "b": nn.Parameter(torch.tensor([2.0**24, 1.0]))}
     found = Snapshots(weights, {"old": Constant(0.0)}, nullcontext)

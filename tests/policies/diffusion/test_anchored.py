@@ -1,4 +1,4 @@
-"""Anchors and snapshots of a diffusion policy: KL for the reward, and who draws, who is old and who is θ."""
+"""Anchors and snapshots of a diffusion policy: KL in the reward, and the roles of sampler, old policy and θ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def perturb(policy: DiffusionPolicy, seed: int = 0) -> None:
 
 @pytest.mark.parametrize("model", [{"train": "full"}, LORA])
 def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model: dict[str, Any]) -> None:
-    """ℓ of the same transitions under a second policy that was never trained; guidance is the anchor's own."""
+    """The expected ℓ comes from a second policy that was never trained, under the guidance of the anchor."""
     k1 = {"divergence": "k1", "place": "reward"}
     sections = {
         **FLOW_GRPO,
@@ -69,7 +69,7 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
 
 @pytest.mark.parametrize("branch", [None, {"count": 1}])
 def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: dict[str, int] | None) -> None:
-    """Those of a second policy that was never trained, under the rollout's guidance; no branch is shared."""
+    """A second policy that was never trained draws the same, under the rollout's guidance and without branches."""
     sampling = {**GUIDED, "steps": 5, "window": {"kind": "fixed", "start": 1, "size": 2}}
     sections = {**FLOW_GRPO, "data": {"prompts_per_step": 2, "group_size": 4}}
     policy = load_diffusion_policy(
@@ -86,7 +86,7 @@ def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: 
 
 @pytest.mark.parametrize("model", [{"train": "full"}, LORA])
 def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, Any]) -> None:
-    """Through the trainer, until old, sampler and θ all differ: each is used for what it is for."""
+    """After two steps of the trainer old, sampler and θ differ, and each has its own role."""
     config = recipe(
         sd3,
         model=model,
@@ -126,7 +126,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
 
 
 def test_base_that_cannot_be_reached_leaves_the_model(sd3: Path) -> None:
-    """An exception inside a pass under the base, in full training: θ is back in place."""
+    """After an exception in a pass under the base, in full training, θ is restored."""
     policy = load_diffusion_policy(recipe(sd3, model={"train": "full", "copies": "cpu"}), keep_base=True)
     perturb(policy)
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in policy.parameters.items()}

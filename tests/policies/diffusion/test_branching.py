@@ -1,4 +1,4 @@
-"""Branches: what their samples share, what it costs, and that neither batches nor neighbours matter."""
+"""Branches: the noise and steps that samples share, their cost, and no influence of batches or neighbours."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_at_step_0_only_the_initial_noise_is_shared(sd3: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["ode", "kernel"])
 def test_neither_batches_nor_neighbours_matter(sd3: Path, prefix: str) -> None:
-    """A branch alone, in batches smaller than a branch, and with its samples in another order."""
+    """One branch alone, batches smaller than a branch, and samples in another order give the same."""
     branch = {"count": 2, "prefix": prefix}
     whole = draw(policy_of(sd3, **settings(branch, batch=64)))
     small = policy_of(sd3, **settings(branch, batch=1))
@@ -92,7 +92,7 @@ def test_neither_batches_nor_neighbours_matter(sd3: Path, prefix: str) -> None:
 
 
 def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
-    """The numbers differ (branch i is sample 2 i), so the same noise is asked for by hand."""
+    """The numbers differ (branch i is sample 2 i), so the test passes the same noise itself."""
     alone, shared = policy_of(sd3, **settings(None)), policy_of(sd3, **settings({"count": 2}))
     noise = keyed((4, 4, 4), seed=3, step=5, samples=torch.arange(4), use="train/init")
     one = alone.rollout(load_prompts("shapes:train")[:1], torch.tensor([0]), torch.tensor([0]), KEY)
@@ -149,7 +149,7 @@ def test_progressive_window_grows_with_the_step(sd3: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["ode", "kernel"])
 def test_variance_preserving_models_branch_too(tmp_path: Path, prefix: str) -> None:
-    """B²-DiffuRL's own setting: DDIM at η = 1, the last steps first; batches and what was recorded as with flow models."""
+    """The setting of B²-DiffuRL: DDIM at η = 1, the last steps first. Batches and records are as with flow models."""
     model = tiny_sd(tmp_path)
     window = {"kind": "progressive", "first": 2}
     sections = settings({"count": 2, "prefix": prefix}, window, kernel="ddim", noise_level=1.0)

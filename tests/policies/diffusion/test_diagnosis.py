@@ -1,4 +1,4 @@
-"""The first-update check of a real pipeline: it passes where it should, and names the fault that was put in."""
+"""The first-update check of a real pipeline: it passes without a fault, and the diagnosis finds every injected fault."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def trainer_of(path: Path, sections: dict[str, Any]) -> tuple[Trainer, Diffusion
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_passes_while_weights_move(sd3: Path, scheme: str) -> None:
-    """Also in the second step, when snapshots that lag have left θ."""
+    """The check passes in the second step too, when lagging snapshots differ from θ."""
     trainer, _ = trainer_of(sd3, SCHEMES[scheme])
     before = [p.detach().clone() for p in trainer.parameters]
     trainer.step(0)
@@ -80,7 +80,7 @@ def test_twins_are_references_with_the_weights_and_the_guidance_of_now(sd3: Path
 
 
 def during(policy: DiffusionPolicy, method: str, change: Callable[[], Any], undo: Callable[[], Any]) -> None:
-    """Calls `change` before a method of the policy and `undo` after it."""
+    """Call `change` before a method of the policy and `undo` after it."""
     inner = getattr(policy, method)
 
     def call(*args: Any, **named: Any) -> Any:
@@ -94,7 +94,7 @@ def during(policy: DiffusionPolicy, method: str, change: Callable[[], Any], undo
 
 
 def hook(policy: DiffusionPolicy, change: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
-    """Changes what the denoiser returns."""
+    """Change the output of the denoiser."""
     policy.family.denoiser.register_forward_hook(lambda module, inputs, output: (change(module, output[0]),))
 
 
@@ -103,20 +103,20 @@ def dropout(policy: DiffusionPolicy) -> None:
 
 
 def dropout_layer(policy: DiffusionPolicy) -> None:
-    """As a model has it, switched on by a stray train()."""
+    """A dropout layer that a stray train() activates."""
     hook(policy, lambda module, output: F.dropout(output, 0.1, training=module.training))
     policy.family.denoiser.training = True
 
 
 def train_mode(policy: DiffusionPolicy) -> None:
-    """A layer that computes something else in training, without chance: only after the rollout."""
+    """A layer with another result in training mode, without randomness, active only after the rollout."""
     denoiser = policy.family.denoiser
     hook(policy, lambda module, output: output * (1.05 if module.training else 1.0))
     during(policy, "rollout", lambda: None, lambda: denoiser.train())
 
 
 def batch_statistics(policy: DiffusionPolicy) -> None:
-    """What a batch-norm layer does in training mode."""
+    """The effect of a batch-norm layer in training mode."""
     hook(policy, lambda module, output: output - 0.5 * output.mean(0) if module.training else output)
     policy.family.denoiser.training = True
 
@@ -126,7 +126,7 @@ def guidance(policy: DiffusionPolicy) -> None:
 
 
 def changed_guidance(policy: DiffusionPolicy) -> None:
-    """The scale is lowered between rollout and update; evaluations still have the old one."""
+    """The scale is lowered between rollout and update, but not for evaluations."""
     lower = replace(policy.sampling, guidance=1.5)
     during(policy, "rollout", lambda: None, lambda: setattr(policy, "sampling", lower))
 
@@ -156,7 +156,7 @@ def half_update(policy: DiffusionPolicy) -> None:
 
 
 def attention(policy: DiffusionPolicy) -> None:
-    """An attention whose result depends on how many samples are in the batch."""
+    """An attention whose result depends on the number of samples in the batch."""
     hook(policy, lambda module, output: output * (1 + 0.01 * len(output)))
 
 
@@ -165,7 +165,7 @@ def update_alone(policy: DiffusionPolicy) -> None:
 
 
 def other_sampler(policy: DiffusionPolicy) -> None:
-    """The samples are said to be of θ and are of a snapshot."""
+    """A snapshot draws the samples, although θ is the configured sampler."""
     inner = policy.rollout
 
     def drawn(*args: Any) -> Any:
@@ -227,7 +227,7 @@ def test_old_weights_that_do_not_give_ratio_one(sd3: Path) -> None:
 
 
 def test_rounding_that_depends_on_the_batch_is_precision(sd3: Path) -> None:
-    """In bfloat16 a layer that rounds by batch; widened to float32 both shapes agree."""
+    """In bfloat16 a layer rounds by batch size; widened to float32 both shapes agree."""
     trainer, policy = trainer_of(sd3, {**AWM, "model": {**LORA, "dtype": "bfloat16"}, "train": {"micro_batch": 12}})
     trainer.step(0)
     hook(policy, lambda module, out: out if out.dtype == torch.float32 else out * (1 + 0.02 * len(out)))

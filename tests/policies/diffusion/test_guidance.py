@@ -1,4 +1,4 @@
-"""What steering costs and measures, counted on a random SD3 model; its outputs against the plain wrappers'."""
+"""Cost and measures of guidance, counted on a random SD3 model; outputs against those of the plain wrappers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def policy_of(path: Path, guidance: float = 1.0, moved: float = 0.05, **rollout:
 
 
 def drawn(policy: DiffusionPolicy, steering: GuidanceSettings, rows: slice = slice(None)) -> tuple[Rollout, int]:
-    """Samples, and the evaluations that the model was asked for."""
+    """Samples, and the number of evaluations of the model."""
     before = policy.evaluations
     rollout = policy.evaluation(PROMPTS[rows], torch.arange(3)[rows], KEY, steering)
     return rollout, policy.evaluations - before
@@ -61,7 +61,7 @@ def test_what_a_weight_costs(sd3: Path, guidance: float, steering: GuidanceSetti
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_made_and_saved_are_the_plain_cost(sd3: Path, guidance: float) -> None:
-    """Below -1 everything stops after its first step: one full step, and then the tuned model's conditional output."""
+    """Below -1 every sample stops after its first step: one full step, then the conditional output of the trained model."""
     rollout, evaluations = drawn(policy_of(sd3, guidance), GuidanceSettings(1.5, adaptive=-1.1))
     full = 2 if guidance == 1 else 4
     assert rollout.measures["cost/evaluations"].tolist() == [full + STEPS - 1] * 3
@@ -94,7 +94,7 @@ def test_a_threshold_above_1_is_plain_steering(sd3: Path) -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_distance_to_the_base(sd3: Path, guidance: float) -> None:
-    """0 at w = 0, growing with |w|, and the same where adaptive guidance never stops. Measuring changes no sample."""
+    """The distance is 0 at w = 0 and grows with |w|; adaptive guidance that never stops gives the same. No sample changes."""
     policy = policy_of(sd3, guidance)
     seen = {w: drawn(policy, GuidanceSettings(w, measure=True)) for w in (0.0, 0.5, 1.0, 2.0)}
     distance = {w: rollout.measures["divergence/base"] for w, (rollout, _) in seen.items()}
@@ -117,7 +117,7 @@ def test_the_distance_to_the_base(sd3: Path, guidance: float) -> None:
 
 
 def test_the_first_state_moves_by_w_squared(sd3: Path) -> None:
-    """One step whose state all weights share: ‖out_w − out_base‖² is w² ‖out_tuned − out_base‖² exactly."""
+    """In one step all weights share the state, so ‖out_w − out_base‖² is exactly w² ‖out_trained − out_base‖²."""
     policy = load_diffusion_policy(recipe(sd3, eval={"steps": 2}), keep_base=True)
     with torch.no_grad():
         for p in policy.parameters.values():

@@ -1,4 +1,4 @@
-"""What a policy's likelihoods hold beside ℓ: the exact KL from old, scales and weights of steps, mixtures."""
+"""Terms of a policy's likelihoods beside ℓ: the exact KL from old, scales and weights of steps, mixtures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def drawn_then_moved(path: Path, /, **sections: Any) -> tuple[DiffusionPolicy, A
 @pytest.mark.parametrize("old", ["recorded", "recompute"])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_bias_is_the_kl_between_old_and_new_transitions(sd3: Path, old: str, reduce: str) -> None:
-    """‖mean_θ − mean_old‖² / (2 std²) from means that are computed here, with gradient; an anchor to old beside it."""
+    """The bias is ‖mean_θ − mean_old‖² / (2 std²) of means computed here, with gradient, also beside an anchor to old."""
     likelihood = {"kind": "reverse", "old": old, "reduce": reduce}
     policy, rollout, decisions = drawn_then_moved(sd3, **{**GUARD, "likelihood": likelihood})
     lik = policy.likelihoods(rollout, decisions)
@@ -103,7 +103,7 @@ def test_a_policy_evaluates_what_is_needed_and_no_more(sd3: Path) -> None:
 @pytest.mark.parametrize("weighting", ["uniform", "adaptive"])
 @pytest.mark.parametrize("error", ["output", "clean"])
 def test_mixtures_are_of_outputs(sd3: Path, weighting: str, error: str) -> None:
-    """ℓ⁺ and ℓ⁻ from raw outputs of the two models, mixed and compared here."""
+    """ℓ⁺ and ℓ⁻ agree with mixtures of the raw outputs of both models that are computed here."""
     likelihood = {"kind": "forward", "decisions": 2, "old": "recompute", "mix": 0.7}
     policy, rollout, decisions = drawn_then_moved(
         sd3,
@@ -146,7 +146,7 @@ KERNELS = [("flow_sde", 0.7), ("dance_sde", 0.3), ("cps", 0.5), ("precise", 0.7)
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k[0])
 def test_slope_is_the_derivative_of_the_mean(kernel: tuple[str, float]) -> None:
-    """Of one number by autograd, at every step of a grid; and every number of a state has the same."""
+    """The slope agrees with autograd at every step of a grid, and is equal for all numbers of a state."""
     step, (t, s) = make_kernel(*kernel, GRID), (GRID.times[:-1], GRID.times[1:])
     output = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     transition = step(FLOW, output, torch.ones(5, 3, dtype=torch.float64), t, s)
@@ -156,7 +156,7 @@ def test_slope_is_the_derivative_of_the_mean(kernel: tuple[str, float]) -> None:
 
 
 def test_slope_of_flow_sde_is_the_time_step_times_a_constant() -> None:
-    """So that both weights pull equally: |dt| (1 + η²/2) after the first step, and |dt| at t = 1."""
+    """Both step weights are equal up to a factor: |dt| (1 + η²/2) after the first step, and |dt| at t = 1."""
     step, (t, s) = make_kernel("flow_sde", 0.7, GRID), (GRID.times[:-1], GRID.times[1:])
     expected = 0.2 * torch.tensor([1.0, *[1 + 0.7**2 / 2] * 4], dtype=torch.float64)
     torch.testing.assert_close(slope(step, FLOW, t, s), expected, rtol=1e-9, atol=0)

@@ -1,4 +1,4 @@
-"""Noise by inversion: the states of the sampler's own path, whatever the key, through the real policy and trainer."""
+"""Noise by inversion: the states are those of the sampler's path for every key, with the real policy and trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DiffusionPolicy against diffusers' own pipelines and against hand-made gradients, on random SD3 and SD3.5 models."""
+"""DiffusionPolicy against the pipelines of diffusers and against gradients computed here, on random SD3 and SD3.5 models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
 
 
 def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
-    """Moves the trained weights away from where they began, as training would."""
+    """Move the trained weights away from their start, as training does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.parameters.values():
@@ -62,7 +62,7 @@ def gradient(policy: DiffusionPolicy, weights: Tensor, penalised: bool = False) 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_evaluation_is_the_pipelines_own_image(sd35: Path, guidance: float) -> None:
-    """T5, dual attention, QK norm, shift 3, negative prompts: same noise, same image as diffusers to 1e-4."""
+    """With T5, dual attention, QK norm, shift 3 and negative prompts the same noise gives the image of diffusers to 1e-4."""
     policy = policy_of(sd35, rollout={"guidance": guidance}, model={"max_sequence_length": 16})
     images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval")).images
     noise = keyed((4, 4, 4), seed=3, step=0, samples=SAMPLES, use="eval/init")
@@ -290,14 +290,14 @@ def test_unknown_lora_target_is_named(sd3: Path) -> None:
 
 
 def test_window_that_reaches_into_silent_steps_is_refused(sd3: Path) -> None:
-    """At this noise level the later steps have a std below 0.01, so three decisions cannot be had."""
+    """At this noise level the later steps have a std below 0.01, so three decisions are impossible."""
     sampling = {"kernel": "flow_sde", "noise_level": 0.012, "window": {"kind": "fixed", "size": 3}}
     with pytest.raises(ModelError, match=r"rollout\.window: 3 steps.*do not fit the noisy steps 0 to"):
         policy_of(sd3, **{**FLOW_GRPO, "rollout": sampling})
 
 
 def test_anchor_to_old_under_its_own_guidance_leaves_the_ratio_alone(sd3: Path) -> None:
-    """ℓ_old is evaluated as θ is, whatever guidance an anchor to the same snapshot has."""
+    """ℓ_old is evaluated under the guidance of θ, whatever guidance an anchor to the same snapshot has."""
     policy = policy_of(
         sd3,
         likelihood={"kind": "forward", "decisions": 2, "old": "recompute"},

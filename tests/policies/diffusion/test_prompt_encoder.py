@@ -1,4 +1,4 @@
-"""The embeddings that are kept: by what was used last, as many as there is room for, and never a wrong one."""
+"""The cache of embeddings: the latest ones, as many as fit, and always the right one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 
 
 class Letters:
-    """A family whose embedding of a text is its length, 100 float32; it keeps count of what it encoded."""
+    """A family whose embedding of a text is its length, 100 times in float32. It counts the texts that it encodes."""
 
     def __init__(self) -> None:
         self.denoiser = nn.Linear(1, 1)
@@ -41,7 +41,7 @@ def test_each_text_is_encoded_once_while_there_is_room() -> None:
 
 
 def test_what_was_not_used_for_longest_makes_room() -> None:
-    """Room for two of 400 bytes: after a, bb, a again and ccc, bb is gone."""
+    """The cache has room for two of 400 bytes: after a, bb, a again and ccc, bb is gone."""
     prompts, family = encoder(room=800)
     for text in ("a", "bb", "a", "ccc"):
         encode(prompts, text)
@@ -61,7 +61,7 @@ def test_without_room_every_text_is_encoded_anew() -> None:
 
 
 def test_what_a_text_becomes_does_not_depend_on_its_neighbours() -> None:
-    """To the bit: a family of batches, in which every row says how many there were."""
+    """The bits are equal for a family whose embeddings depend on the size of their batch."""
 
     class Crowded(Letters):
         def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
 
 
 def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
-    """Moves the trained weights away from where they began, as training would."""
+    """Move the trained weights away from their start, as training does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.parameters.values():
@@ -103,7 +103,7 @@ def drawn_by_diffusers(
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_shipped_model_draws_what_diffusers_draws(guidance: float) -> None:
-    """Ten DDIM steps of tiny-sd, whose drawings have contrast."""
+    """Ten DDIM steps of tiny-sd, whose images have contrast."""
     policy = policy_of(Path("tiny-sd"), rollout={"guidance": guidance, "steps": 10})
     pipeline = StableDiffusionPipeline.from_pretrained(asset("tiny-sd"), dtype=torch.float32)
     noise = keyed((8, 8, 8), seed=3, step=0, samples=SAMPLES, use="eval/init")
@@ -118,7 +118,7 @@ def initial(seed: int, step: int, use: str) -> Tensor:
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_evaluation_is_the_pipelines_own_image(model: Path, guidance: float) -> None:
-    """Same noise, same image as DDIM at eta = 0 to 1e-4: 4 steps in float32 here and there leave a few 1e-6."""
+    """The same noise gives the image of DDIM at eta = 0 to 1e-4: 4 steps in float32 leave a few 1e-6."""
     images = images_of(policy_of(model, rollout={"guidance": guidance}))
     pipeline = StableDiffusionPipeline.from_pretrained(model)
     expected = drawn_by_diffusers(pipeline, initial(3, 0, "eval"), guidance)
@@ -129,7 +129,7 @@ def test_evaluation_is_the_pipelines_own_image(model: Path, guidance: float) -> 
 def test_stochastic_rollout_is_the_pipelines_own_image(
     model: Path, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DDIM at eta = 1, the pipeline given the very noise that the rollout draws on the steps of its window."""
+    """The pipeline runs DDIM at eta = 1 with the noise that the rollout draws on the steps of its window."""
     policy = policy_of(model, **{**DDPO, "rollout": {**DDPO["rollout"], "guidance": guidance}})
     drawn = policy.rollout(PROMPTS, SAMPLES, SAMPLES, KEY)
     window = policy.sampling.window(KEY)
@@ -209,7 +209,7 @@ def test_anchors_rlg_and_guidance_need_nothing_of_the_family(sd: Path, train: di
 
 
 def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd: Path, tmp_path: Path) -> None:
-    """Alpha is twice the rank, so an adapter that came back at another strength would show."""
+    """Alpha is twice the rank, which reveals an adapter that is loaded at another strength."""
     policy = policy_of(sd, model=LORA)
     perturb(policy, 0.3)
     policy.save(tmp_path / "lora")
@@ -232,7 +232,7 @@ def test_full_fine_tune_loads_with_from_pretrained(sd: Path, tmp_path: Path) -> 
 
 
 def test_a_published_pndm_scheduler_gives_ddims_times(sd: Path, tmp_path: Path) -> None:
-    """SD 1.5 comes with PNDM, whose repeated times are no grid; the same table under DDIM is what DDPO samples with."""
+    """SD 1.5 comes with PNDM, whose repeated times are no grid; DDPO samples with the same table under DDIM."""
     table = {k: v for k, v in SD_TABLE.items() if k != "clip_sample"}
     path = tiny_sd(tmp_path / "pndm", PNDMScheduler(**table, skip_prk_steps=True))
     torch.testing.assert_close(images_of(policy_of(path)), images_of(policy_of(sd)), atol=0, rtol=0)
@@ -274,7 +274,7 @@ def test_skeleton_has_the_shapes_of_the_model(sd: Path) -> None:
 def test_trainer_takes_steps_and_its_first_update_check_passes(
     sd: Path, sections: dict[str, Any], train: dict[str, Any]
 ) -> None:
-    """The check of every step raises where l of the update is not what the sampler recorded."""
+    """The check of every step raises an error if ℓ of the update differs from the recorded one."""
     config = recipe(sd, model=train, **sections)
     scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
     policy = load_diffusion_policy(config)
@@ -286,7 +286,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 
 
 def test_cost_is_counted_without_weights(sd: Path) -> None:
-    """Every product of one evaluation, and twice as many in the backward pass but for the first layer's."""
+    """All products of one evaluation count, and twice as many in the backward pass, except for the first layer."""
     family = StableDiffusion.build_skeleton(str(sd), None)
     cost = count_denoiser_cost(family, (4, 4, 4), None, torch.float32, recompute=False)
     first_layer = 2 * 9 * 4 * 8 * 16  # multiplications of a 3x3 convolution of 4 to 8 channels at 16 pixels

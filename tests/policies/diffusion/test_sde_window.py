@@ -1,4 +1,4 @@
-"""The windows that a recipe names, on a grid of ten steps of which a stochastic kernel has noise on nine."""
+"""The windows of recipes, on a grid of ten steps of which nine are noisy under a stochastic kernel."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_random_windows_cover_their_range_and_no_more(window: dict[str, int], ex
 
 
 def test_sliding_window_by_hand() -> None:
-    """Two steps, two further on every third training step, until they end before step 7."""
+    """The window has two steps and moves by two every third training step, until it ends before step 7."""
     found = windows({"kind": "sliding", "start": 1, "end": 7, "size": 2, "stride": 2, "every": 3})
     assert places(found, 14) == [1, 1, 1, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5]
     assert found(NoiseKey(0, 13)) == Window(5, 2)
 
 
 def test_sliding_window_as_published() -> None:
-    """2507.21802 on 25 steps: four of them, one further every 25 training steps; 300 steps reach the twelfth place."""
+    """The setting of 2507.21802 on 25 steps: four of them, moved by one every 25 training steps, so 300 steps reach place 12."""
     assert Window.sliding(4, 0, 24, 299 // 25) == Window(11, 4)
     assert windows({"kind": "sliding", "size": 4})(NoiseKey(0, 299)) == Window(5, 4)  # on ten steps it has arrived
 

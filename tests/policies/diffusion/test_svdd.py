@@ -1,4 +1,4 @@
-"""SVDD on a random SD3 model: it raises what it is asked to raise, sample by sample, at the cost it says."""
+"""SVDD on a random SD3 model: it raises the score, sample by sample, at the stated cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_greedy_search_brightens_every_image(policy: DiffusionPolicy) -> Non
 
 
 def test_a_high_temperature_is_no_search(policy: DiffusionPolicy) -> None:
-    """Then each candidate is as likely as any other: the mean is that of one candidate but for its own noise."""
+    """All candidates are equally likely, so the mean is that of one candidate, up to its own noise."""
     one, cold, hot = (brightness(search(policy, m, a)).mean() for m, a in ((1, 0.0), (6, 0.0), (6, 1e6)))
     assert abs(hot - one) < 0.5 * (cold - one)
 
@@ -61,7 +61,7 @@ def test_a_sample_does_not_depend_on_its_batch(policy: DiffusionPolicy) -> None:
 
 
 def test_its_cost_is_counted(policy: DiffusionPolicy) -> None:
-    """Times 1, 0.667, 0.334, 0.001, 0: one evaluation, M for either loud step, which serve the third, one for the last."""
+    """Times 1, 0.667, 0.334, 0.001, 0: one evaluation, M for either noisy step, which serve the third, and one for the last."""
     assert search(policy, 5, 0.0).measures["cost/evaluations"].tolist() == [1 + 5 + 5 + 0 + 1] * 3
 
 

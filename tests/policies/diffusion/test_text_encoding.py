@@ -9,7 +9,7 @@ from tests.tiny_models import characters_tokenizer
 
 
 class Counting:
-    """A tokenizer that notes what it is asked to encode."""
+    """A tokenizer that records the texts that it encodes."""
 
     def __init__(self) -> None:
         self.own, self.asked = characters_tokenizer(), list[str]()

@@ -1,4 +1,4 @@
-"""Times of forward decisions: which ones a grid gives, and that densities are those of what is drawn."""
+"""Times of forward decisions: those of a grid, and densities that agree with the drawn times."""
 
 from __future__ import annotations
 

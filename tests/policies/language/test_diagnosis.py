@@ -1,4 +1,4 @@
-"""The first-update check of a language model: it names the fault that was put in, by the same search as for images."""
+"""The first-update check of a language model: the diagnosis finds every injected fault, as for images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trainer_of(lm: Path, folder: Path, sections: dict[str, Any]) -> tuple[Traine
 
 
 def after_rollout(policy: LanguagePolicy, change: Callable[[], Any]) -> None:
-    """Calls `change` once samples are drawn."""
+    """Call `change` once samples are drawn."""
     inner = policy.rollout
 
     def drawn(*args: Any) -> Any:
@@ -51,7 +51,7 @@ def after_rollout(policy: LanguagePolicy, change: Callable[[], Any]) -> None:
 
 
 def hook(policy: LanguagePolicy, change: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
-    """Changes the last hidden states."""
+    """Change the last hidden states."""
     norm = policy.network.model.model.norm
     norm.register_forward_hook(lambda module, inputs, output: change(module, output))
 
@@ -75,7 +75,7 @@ def weights(policy: LanguagePolicy) -> None:
 
 
 def temperature(policy: LanguagePolicy) -> None:
-    """Drawn at 0.5, evaluated at 0.7; evaluations still have the old one."""
+    """Samples are drawn at 0.5 and evaluated at 0.7; evaluations keep 0.5."""
     changed = replace(policy.generation, temperature=0.7)
     after_rollout(policy, lambda: setattr(policy, "generation", changed))
 
@@ -94,7 +94,7 @@ def update_alone(policy: LanguagePolicy) -> None:
 
 
 def other_sampler(policy: LanguagePolicy) -> None:
-    """The samples are said to be of θ and are of a snapshot."""
+    """A snapshot draws the samples, although θ is the configured sampler."""
     inner = policy.rollout
 
     def drawn(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Precision, attention and recomputed layers of language models: what each changes, and what it must not."""
+"""Precision, attention and recomputed layers of language models: their effect on memory, and none on results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from difrl.policies.language.policy import LanguagePolicy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
-from tests.policies.language.speaking import recipe
+from tests.policies.language.threes import recipe
 from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {})]
@@ -45,7 +45,7 @@ def drawn(policy: LanguagePolicy) -> Any:
 
 
 def kept_and_gradient(policy: LanguagePolicy) -> tuple[int, dict[str, Tensor]]:
-    """Bytes that a differentiable pass keeps besides the parameters, and the gradient of the sum of ℓ."""
+    """Bytes that a differentiable pass stores besides the parameters, and the gradient of the sum of ℓ."""
     rollout = drawn(policy)
     sizes: dict[int, int] = {}
     own = {p.data_ptr() for p in policy.network.model.parameters()}
@@ -142,7 +142,7 @@ def test_bfloat16_trains_and_keeps_what_is_trained_in_float32(model: Path, train
 
 @pytest.mark.parametrize("train", TRAIN)
 def test_in_bfloat16_the_base_of_rlg_is_the_base(model: Path, train: str) -> None:
-    """w = 0 from the second token on, as a blend, is the base alone: weights are exchanged amid autocast, which keeps casts."""
+    """A blend with w = 0 from the second token on is the base alone. Autocast around the exchange of weights caches casts."""
     config = recipe(model, model={**TRAIN[train], "dtype": "bfloat16"})
     policy = stirred(load_language_policy(config, keep_base=True))
     arguments = PROMPTS, torch.arange(2), NoiseKey(0, 0)

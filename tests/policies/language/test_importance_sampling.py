@@ -19,7 +19,7 @@ from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH, co
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from samplers import Completions, Processing
-from tests.policies.language.speaking import recipe
+from tests.policies.language.threes import recipe
 from tests.tiny_models import CHARACTERS, tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {}), Prompt("7+8=", {})]
@@ -57,7 +57,7 @@ def test_log_probabilities_that_are_not_finite_are_refused_with_the_prompt() -> 
 
 
 class Distorted:
-    """The network's own samples, of which it says another ℓ: a known error."""
+    """An engine that draws from the network and returns an ℓ with a known error."""
 
     def __init__(self, engine: Engine, error: float) -> None:
         self.engine, self.error = engine, error
@@ -107,7 +107,7 @@ def test_it_is_scored_in_batches_of_the_rollout(model: Path, monkeypatch: pytest
 
 
 def test_corrected_samples_of_another_distribution_have_the_networks_gradient(model: Path) -> None:
-    """All tokens y as completions of one token: sum_y q(y) grad loss(y) is that of samples of pi, with no noise at all."""
+    """Over all completions y of one token, sum_y q(y) grad loss(y) is exactly the gradient on samples of pi."""
     policy = load_language_policy(recipe(model, generation={"max_new_tokens": 1}))
     count = len(CHARACTERS)
     tokens, mask = torch.arange(count)[:, None], torch.ones(count, 1, dtype=torch.bool)

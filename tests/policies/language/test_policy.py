@@ -1,4 +1,4 @@
-"""A language model as a policy: its likelihoods, divergences and gradients against transformers and sums written out."""
+"""A language model as a policy: likelihoods, divergences and gradients against transformers and explicit sums."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LORA = {"train": "lora", "lora": {"rank": 4}}
 FULL = {"train": "full"}
 MODELS = {"full": FULL, "lora": LORA}
 T = 0.8
-"""Temperature of sampling, so that a likelihood at another one would show."""
+"""Temperature of sampling. It differs from 1, so a likelihood at another temperature fails the tests."""
 
 
 def policy_of(path: Path, /, **sections: Any) -> LanguagePolicy:
@@ -55,7 +55,7 @@ def pretrained(path: Path) -> Any:
 
 
 def next_tokens(model: Any, policy: LanguagePolicy, rollout: Rollout, temperature: float = T) -> list[Tensor]:
-    """log p [n, V] of every row's n tokens: one row at a time, without padding, the whole vocabulary at once."""
+    """Return log p [n, V] of the n tokens of every row: one row at a time, without padding, over the whole vocabulary."""
     found = []
     for prompt, tokens, mask in zip(
         rollout.prompts, rollout.replay_data["tokens"], rollout.replay_data["mask"], strict=True
@@ -71,14 +71,14 @@ def flat(rows: list[Tensor]) -> Tensor:
 
 
 def gradients(policy: LanguagePolicy, scalar: Tensor) -> Tensor:
-    """Of everything that is trained, as one vector."""
+    """Return the gradient of all trained parameters as one vector."""
     found = torch.autograd.grad(scalar, list(policy.parameters.values()), allow_unused=True)
     pairs = zip(policy.parameters.values(), found, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
 
 
 def same_gradient(found: Tensor, expected: Tensor) -> None:
-    """float32 sums over a batch in another order; relative to the largest entry."""
+    """Compare up to float32 sums in another order, relative to the largest entry."""
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5 * float(expected.abs().max()))
     assert expected.abs().max() > 1e-3
 
@@ -126,7 +126,7 @@ def test_rollouts_do_not_depend_on_the_batch(lm: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_reference_samples_are_what_the_weights_of_then_write(lm: Path, model: str) -> None:
-    """At the temperature of sampling, by a second policy that was never trained; counted as any other tokens."""
+    """A second policy that was never trained draws the same at the temperature of sampling. The tokens are counted."""
     anchors = [{"to": "base", "divergence": "k3"}]
     policy, pretrained = moved(policy_of(lm, model=MODELS[model], anchors=anchors)), policy_of(lm)
     expected, own = drawn(pretrained)[0], drawn(policy)[0]
@@ -137,7 +137,7 @@ def test_reference_samples_are_what_the_weights_of_then_write(lm: Path, model: s
 
 
 def test_evaluations_have_a_temperature_of_their_own(lm: Path) -> None:
-    """At 0 the key does not matter; unset it is that of sampling, so that one key writes the same."""
+    """At 0 the key does not matter. By default it is the temperature of sampling, so equal keys give equal texts."""
     numbers, other = torch.arange(len(PROMPTS)), NoiseKey(KEY.seed + 1, KEY.step)
     greedy = policy_of(lm, eval={"temperature": 0.0})
     texts = [greedy.evaluation(PROMPTS, numbers, key).texts for key in (KEY, other)]
@@ -167,7 +167,7 @@ def alpha_of(name: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_divergences_are_sums_over_the_vocabulary(lm: Path, model: str) -> None:
-    """Values and gradients, of exact sums of probabilities that transformers gives for every row alone."""
+    """Values and gradients agree with exact sums of probabilities that transformers gives for every row alone."""
     base = pretrained(lm)
     for name, terms in SUMS.items():
         anchors = [{"to": "base", "divergence": name, **alpha_of(name)}]
@@ -186,7 +186,7 @@ def test_divergences_are_sums_over_the_vocabulary(lm: Path, model: str) -> None:
 
 
 def test_sampled_divergences_are_of_the_tokens_drawn(lm: Path) -> None:
-    """f(u)/u, with the gradient f'(u) ∇log p; f from its terms, f' by differentiating them."""
+    """The estimate is f(u)/u with the gradient f'(u) ∇log p; f comes from its terms, and f' from their derivative."""
     base = pretrained(lm)
     for name, terms in SUMS.items():
         anchors = [{"to": "base", "divergence": name, **alpha_of(name), "vocabulary": "sampled"}]
@@ -205,7 +205,7 @@ def test_sampled_divergences_are_of_the_tokens_drawn(lm: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_bias_is_the_kl_from_old_to_new_distributions(lm: Path, model: str) -> None:
-    """Σ_v old(v) (log old(v) − log θ(v)) of every token, with gradient in θ: the other way round it would be another number."""
+    """The bias is Σ_v old(v) (log old(v) − log θ(v)) of every token, with gradient in θ; KL is not symmetric."""
     policy = policy_of(
         lm,
         model=MODELS[model],
@@ -224,7 +224,7 @@ def test_bias_is_the_kl_from_old_to_new_distributions(lm: Path, model: str) -> N
 
 
 def _tangent(name: str) -> float:
-    """What is added to the terms so that f(1) = f'(1) = 0, which over a vocabulary sums to nothing."""
+    """Return the slope of the line that gives f(1) = f'(1) = 0. Over a vocabulary the line sums to 0."""
     return {"reverse_kl": -1.0, "forward_kl": 1.0}.get(name, 0.0)
 
 
@@ -291,7 +291,7 @@ def test_a_teacher_that_is_not_there_is_named_by_its_key(lm: Path, tmp_path: Pat
 def test_passes_under_other_weights_leave_the_gradient_alone(
     lm: Path, model: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights are exchanged for anchors inside likelihoods(), before θ's pass; afterwards, and in its backward pass, never."""
+    """Inside likelihoods() weights are exchanged for anchors before θ's pass, but not after it or in its backward pass."""
     trained = {**MODELS[model], "gradient_checkpointing": checkpointing}
     snapshots = {"old": {"decay": 0.0}, "ema": {"decay": 0.5}}
     anchors = [{"to": "base", "divergence": "jensen_shannon"}, {"to": "ema", "divergence": "k3"}]
@@ -326,7 +326,7 @@ def test_passes_under_other_weights_leave_the_gradient_alone(
 
 @pytest.mark.parametrize("centred", [(), ("t",), ("t", "base")], ids=str)
 def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, centred: tuple[str, ...]) -> None:
-    """k1 of the tokens, less KL(drew ‖ anchor) over the vocabulary: sums written out. Each anchor may or may not be."""
+    """The penalty is k1 of the tokens less KL(sampler ‖ anchor) over the vocabulary. Each anchor is centred or not."""
     k1 = {"divergence": "k1", "place": "decision"}
     anchors = [{"to": name, **k1, "centred": name in centred} for name in ("t", "base")]
     policy = moved(policy_of(lm, teachers={"t": {"path": str(teacher)}}, anchors=anchors))
@@ -345,7 +345,7 @@ def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, ce
 
 
 def every_text(policy: LanguagePolicy, length: int, vocabulary: int = 15) -> tuple[Rollout, Decisions, Tensor]:
-    """All sequences of so many tokens after one prompt, with what the policy records of them; and their probabilities [N].
+    """Return a rollout of all sequences of this many tokens after one prompt, and their probabilities [N].
 
     The end is a token like any other here, so that all sequences have one length and the probabilities sum to 1.
     """
@@ -364,7 +364,7 @@ def distilled(lm: Path, teacher: Path, centred: bool) -> LanguagePolicy:
 
 
 def test_centring_leaves_the_expected_gradient_of_two_tokens(lm: Path, teacher: Path) -> None:
-    """Σ_y p(y) Σ_j charge_j ∇ℓ_j over all 225 texts of two tokens."""
+    """Return Σ_y p(y) Σ_j amount_j ∇ℓ_j over all 225 texts of two tokens."""
     found = []
     for centred in (False, True):
         policy = distilled(lm, teacher, centred)
@@ -378,7 +378,7 @@ def test_centring_leaves_the_expected_gradient_of_two_tokens(lm: Path, teacher: 
 
 
 def test_centring_lowers_the_variance_of_the_gradient(lm: Path, teacher: Path) -> None:
-    """Σ_v p(v) ‖charge_v ∇ℓ_v‖² − ‖mean‖² of a first token, over the vocabulary."""
+    """Return Σ_v p(v) ‖amount_v ∇ℓ_v‖² − ‖mean‖² of a first token, over the vocabulary."""
     spread = []
     for centred in (False, True):
         policy = distilled(lm, teacher, centred)

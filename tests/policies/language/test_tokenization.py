@@ -1,4 +1,4 @@
-"""What a tokenizer must have, and which prompts a language model cannot take."""
+"""Requirements on a tokenizer, and prompts that a language model rejects."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language import vllm_double
-from tests.policies.language.speaking import recipe
+from tests.policies.language.threes import recipe
 from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {}), Prompt("7+8=", {}), Prompt("7+8=", {})]

@@ -1,4 +1,4 @@
-"""What a test puts in the place of the module `vllm`: its names, arguments and results, around a model of transformers.
+"""A replacement of the module `vllm` in tests: its names, arguments and results, around a model of transformers.
 
 Like the real one it loads the model from its folder, draws with a generator for each request, cuts nothing off unless told to,
 and learns of new weights through its worker alone.
@@ -62,7 +62,7 @@ class RequestOutput:
 
 
 class LLM:
-    """The arguments are those of the real one that are used; another raises."""
+    """Accept the arguments of the real one that difrl uses; any other raises an error."""
 
     def __init__(
         self,

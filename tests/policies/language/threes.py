@@ -11,12 +11,12 @@ from difrl.config import RunConfig
 
 
 def recipe(model: Path, /, **sections: Any) -> RunConfig:
-    """A tokens recipe of eight samples of each of two prompts; sections are merged into it, one level deep."""
+    """Return a tokens recipe with eight samples of each of two prompts; sections are merged into it, one level deep."""
     said: dict[str, Any] = {
         "seed": 0,
         "model": {"path": str(model), "train": "full"},
         "data": {"train": str(model / "prompts.txt"), "prompts_per_step": 2, "group_size": 8},
-        "rewards": [{"import": "tests.policies.language.speaking:Threes"}],
+        "rewards": [{"import": "tests.policies.language.threes:Threes"}],
         "generation": {"max_new_tokens": 6},
         "likelihood": {"kind": "tokens"},
         "objective": {"kind": "clipped"},
@@ -29,7 +29,7 @@ def recipe(model: Path, /, **sections: Any) -> RunConfig:
 
 
 class Threes:
-    """How many threes a completion has."""
+    """The number of threes in a completion."""
 
     name, needs = "threes", ("texts",)
 
