@@ -231,7 +231,7 @@ def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], proces
         known = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
         if _layout(known) != expected:
             raise CheckpointError(
-                f"the checkpoint {place} holds {', '.join(_layout(known)) or 'nothing'} for each prompt and this run needs "
+                f"the checkpoint {place} holds for each prompt {', '.join(_layout(known)) or 'nothing'} and this run needs "
                 f"{', '.join(expected) or 'nothing'}: it was written under other references or rewards. Resume with those the "
                 "run was started with, or start a new run"
             )

@@ -1,4 +1,4 @@
-"""What processes agree on, alone and, in the slow tests, as two real processes of torchrun."""
+"""Communication between processes: of one process, and in the slow tests of two real processes of torchrun."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_flag_of_one_process_is_known_to_all() -> None:
 
 
 def test_processes_may_give_different_numbers_of_rows() -> None:
-    """Of rows of any shape; also none, of one process or of all."""
+    """Rows of any shape; the number may be 0 on one process or on all."""
 
     def work(processes: DistributedContext) -> list[list[list[int]]]:
         mine = torch.arange(4).reshape(2, 2) + 10 * processes.rank
@@ -117,7 +117,7 @@ def test_messages_are_bounded_and_sum_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 def launch(count: int, *module: str) -> None:
-    """Runs a module with its arguments on so many processes."""
+    """Run a module with its arguments on `count` processes."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
     done = subprocess.run(
         [sys.executable, *several, "-m", *module],
@@ -131,7 +131,7 @@ def launch(count: int, *module: str) -> None:
 
 
 def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> Path:
-    """The run folder of a run on `count` processes; beside it is what tests/recorded_run.py keeps."""
+    """Return the folder of a run on `count` processes, beside the records of tests/recorded_run.py."""
     place.mkdir()
     smooth = [{"import": "tests.fakes:Brightness"}]  # a file size would jump where an image differs by rounding
     config = recipe(model, place / "run", rewards=smooth, **sections)
@@ -143,7 +143,7 @@ def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> 
 
 
 def draws(run: Path, number: int) -> dict[str, Tensor]:
-    """The samples of a step over all processes, in the order of their numbers."""
+    """Return the samples of a step over all processes, in the order of their numbers."""
     parts = [load_file(path) for path in sorted(run.parent.glob(f"rollout-*-{number}.safetensors"))]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = joined["samples"].argsort()
@@ -151,7 +151,7 @@ def draws(run: Path, number: int) -> dict[str, Tensor]:
 
 
 def saved(run: Path, name: str) -> dict[str, Tensor]:
-    """A file of the last checkpoint."""
+    """Return a file of the last checkpoint."""
     return load_file(run / f"checkpoints/step-{STEPS:06d}/{name}.safetensors")
 
 
@@ -162,7 +162,7 @@ def without_times(row: dict[str, float]) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str) -> None:
-    """The same global batch, drawn and learnt by one process and by two: same samples, metrics and weights."""
+    """One global batch gives the same samples, metrics and weights on one process and on two."""
     one, two = (recorded(sd3, tmp_path / f"{case}-{n}", n, CASES[case]) for n in (1, 2))
 
     for number in range(STEPS):
@@ -196,7 +196,7 @@ def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str)
 
 @pytest.mark.slow
 def test_two_processes_resumed_are_the_same_run(sd3: Path, tmp_path: Path) -> None:
-    """To the bit, with a reward that never says the same twice; each process has moods, and knows other references."""
+    """Bits are equal, although the reward draws from the global random state and each process keeps other references."""
     (tmp_path / "five.txt").write_text("".join(f"a red circle and {n} squares\n" for n in range(5)))
     config = recipe(
         sd3,

@@ -1,4 +1,4 @@
-"""What counts as a shortage of memory."""
+"""Errors that count as a shortage of memory."""
 
 from __future__ import annotations
 

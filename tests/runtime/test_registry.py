@@ -1,4 +1,4 @@
-"""Extension points: a name leads to what was registered, by a call or by an installed package."""
+"""Extension points: a name gives the object that a call or an installed package registered."""
 
 from __future__ import annotations
 

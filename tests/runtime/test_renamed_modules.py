@@ -16,7 +16,7 @@ import pytest
     ],
 )
 def test_an_old_path_leads_to_the_new_class(old: str, new: str, name: str) -> None:
-    """In a process of its own: an import warns once."""
+    """A process of its own, because an import warns once."""
     source = f"from {old} import {name} as old; from {new} import {name} as new; assert old is new"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

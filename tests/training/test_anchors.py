@@ -34,7 +34,7 @@ NOTHING = NoiseKey(0, 0)
 class Chain:
     """x_1 ~ N(θ_1, 1), x_2 ~ N(x_1 + θ_2, 1) per dimension: log N is summed over dimensions, and base is θ = 0.
 
-    `drawn` and `compared` keep, of every call, the weights that drew and those of ℓ_old.
+    `drawn` and `compared` keep the weights of the sampler and of ℓ_old at every call.
     """
 
     def __init__(self, config: Any) -> None:
@@ -105,7 +105,7 @@ def log_normal(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def first_dimension(rollout: Rollout) -> ScoredRollout:
-    """The reward is the end of the chain in its first dimension."""
+    """Return the end of each chain in its first dimension, as the reward."""
     reward = rollout.replay_data["x"][:, 1, 0].float()
     return ScoredRollout(rollout, reward, torch.ones_like(reward, dtype=torch.bool), {"reward/end": reward})
 
@@ -167,7 +167,7 @@ def test_rewards_are_charged_before_advantages() -> None:
 
 
 def test_processes_and_micro_batches_do_not_matter_to_charged_rewards() -> None:
-    """float64: one process, two, and the smallest micro-batches learn the same and report the same."""
+    """One process, two, and the smallest micro-batches give the same weights and metrics in float64."""
 
     def work(processes: DistributedContext, size: int = 1000) -> tuple[Tensor, list[float]]:
         trainer = linear_trainer(anchors=[IN_REWARD], processes=processes, train={"lr": 0.01, "micro_batch": size})
@@ -378,7 +378,7 @@ def test_what_makes_no_sense_is_refused(sections: dict[str, Any], message: str) 
 
 
 def test_sections_read_and_print(tmp_path: Path) -> None:
-    """What a recipe says of anchors and snapshots comes back from YAML, and a misspelt kind names the known ones."""
+    """Anchors and snapshots of a recipe survive YAML, and the error for a misspelt kind lists the known ones."""
     path = tmp_path / "run.yaml"
     text = """
 model: {path: tiny-sd3}
@@ -411,7 +411,7 @@ def test_rounding_of_published_decays() -> None:
 
 
 class TwoRewards:
-    """Rewards as listed, of which the second is a hundred times as large."""
+    """Two listed rewards, of which the second is a hundred times as large."""
 
     def score_for_training(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> ScoredRollout:
         one = torch.tensor([0.0, 1.0, 0.0, 1.0])[rollout.samples % 4]

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back to the bit, and neither a full disk nor a damaged file costs more than its own."""
+"""Checkpoints: they restore the same bits, and a full disk or a damaged file costs only its own checkpoint."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def processes() -> DistributedContext:
 
 @dataclass
 class Noted:
-    """A source that knows some numbers."""
+    """A source whose state is some numbers."""
 
     known: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 2))
 
@@ -54,7 +54,7 @@ class Noted:
 
 
 def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
-    """The parts of a trainer that a checkpoint holds, of a few numbers."""
+    """Return the parts of a trainer that a checkpoint holds, with a few numbers each."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {f"{prefix}.down": (rank, 4), f"{prefix}.up": (4, rank), f"{prefix}.bias": (2,)}
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
@@ -86,7 +86,7 @@ def state_of(trained: Any) -> dict[str, torch.Tensor]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Every file under checkpoints/, hidden ones included."""
+    """Return every file under checkpoints/, hidden ones included."""
     return {str(p.relative_to(run)): p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_before_the_first_update_has_no_moments(tmp_path: Path, pro
 
 
 def saved_by(run: Path, *rows: int) -> Path:
-    """The checkpoint of as many processes, each of which knows so many numbers: 0, 1, … of the first, 10, 11, … of the second."""
+    """Return a checkpoint of processes whose sources hold so many numbers: 0, 1, … in the first, 10, 11, … in the second."""
 
     def work(processes: DistributedContext) -> None:
         trained = trainer()
@@ -127,7 +127,7 @@ def saved_by(run: Path, *rows: int) -> Path:
 
 
 def known_to(place: Path, count: int) -> list[list[float]]:
-    """What each of `count` processes knows once it has loaded a checkpoint."""
+    """Return the numbers that each of `count` processes loads from a checkpoint."""
 
     def work(processes: DistributedContext) -> list[float]:
         loaded = trainer()
@@ -139,7 +139,7 @@ def known_to(place: Path, count: int) -> list[list[float]]:
 
 
 def test_every_process_knows_again_what_it_knew(tmp_path: Path) -> None:
-    """However little: none of them need know as much as another."""
+    """The sizes of the states may differ."""
     assert known_to(saved_by(tmp_path / "a", 1, 3), 2) == [[0], [10, 11, 12]]
     assert known_to(saved_by(tmp_path / "b", 0, 0, 2), 3) == [[], [], [20, 21]]
     assert known_to(saved_by(tmp_path / "c", 0), 1) == [[]]
@@ -156,7 +156,7 @@ def test_what_was_known_of_something_else_is_refused(tmp_path: Path) -> None:
     other = trainer()
     other.source.known = torch.zeros(0, 3)
     with pytest.raises(
-        CheckpointError, match=r"of each prompt known \[2\] and this run needs known \[3\]: .*other references"
+        CheckpointError, match=r"for each prompt known \[2\] and this run needs known \[3\]: .*other references"
     ):
         checkpoint.load(other, place, DistributedContext())
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Pat
 
 
 def test_global_random_states_come_back(tmp_path: Path, processes: DistributedContext) -> None:
-    """Of torch, numpy and Python, in the middle of the pair of normals that numpy and Python draw at once."""
+    """States of torch, numpy and Python, in the middle of the pair of normals that numpy and Python draw at once."""
 
     def drawn() -> tuple[Any, ...]:
         return torch.rand(2).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1), random.random()
@@ -190,7 +190,7 @@ def test_global_random_states_come_back(tmp_path: Path, processes: DistributedCo
 
 
 def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
-    """Also the second, whose state follows the first one's in the file; threads share theirs, so they load in turn."""
+    """The state of the second process follows that of the first in the file. Threads share a state, so they load in turn."""
     torch.manual_seed(5)
     in_threads(2, lambda processes: checkpoint.save(trainer(), tmp_path, 1, 1, processes))
     expected = torch.rand(3).tolist()
@@ -202,7 +202,7 @@ def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path, processes: DistributedContext) -> None:
-    """By number, not by name; a copy that somebody made of one is neither removed nor taken for a checkpoint."""
+    """The order is by number, not by name. A copy that a user made is neither removed nor taken for a checkpoint."""
     trained = trainer()
     mine = tmp_path / "checkpoints" / "step-000001-best"
     mine.mkdir(parents=True)
@@ -219,7 +219,7 @@ def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
 
 
 def saved_twice(run: Path, processes: DistributedContext) -> Any:
-    """A trainer with the checkpoints of two steps; a third is due."""
+    """Return a trainer with the checkpoints of two steps, after its third."""
     trained = trainer()
     for step in (1, 2):
         advance(trained, step - 1, step)
@@ -232,7 +232,7 @@ def saved_twice(run: Path, processes: DistributedContext) -> Any:
 def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, processes: DistributedContext, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Whichever file the disk has no room for: earlier checkpoints are untouched, and nothing partial stays behind."""
+    """For every file that may not fit on the disk: earlier checkpoints are untouched, and nothing partial stays behind."""
     trained = saved_twice(tmp_path, processes)
     before = contents(tmp_path)
 
@@ -258,7 +258,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Writes past `size` bytes of a file fail, as they do on a full disk (errno differs)."""
+    """Make writes past `size` bytes of a file fail, as on a full disk (errno differs)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -270,7 +270,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(
     tmp_path: Path, processes: DistributedContext
 ) -> None:
-    """safetensors reports what the system says by an exception that is no OSError."""
+    """safetensors reports errors of the system by an exception that is no OSError."""
     trained = trainer(rank=20_000)
     checkpoint.save(trained, tmp_path, 1, 2, processes)
     before = contents(tmp_path)
@@ -293,7 +293,7 @@ def truncate(path: Path) -> None:
 
 
 def scramble(path: Path) -> None:
-    """As after a power failure: the size is right, the content is not."""
+    """Keep the size of a file and clear its content, as after a power failure."""
     path.write_bytes(bytes(path.stat().st_size))
 
 

@@ -1,4 +1,4 @@
-"""On-policy distillation through the trainer: every advantage is what anchors take off it, token by token."""
+"""On-policy distillation through the trainer: advantages are the negative penalties of anchors, token by token."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def trainer_of(models: dict[str, Path], coefficients: dict[str, float], centred:
 def by_hand(
     trainer: Trainer, models: dict[str, Path], coefficients: dict[str, float]
 ) -> tuple[Tensor, dict[str, float]]:
-    """(1/N) Σ_tokens (Σ_a c_a (ℓ − ℓ_a)) ∇ℓ of the first step's texts, one by one; and the mean of each Σ_j (ℓ − ℓ_a)."""
+    """Return (1/N) Σ_tokens (Σ_a c_a (ℓ − ℓ_a)) ∇ℓ over the texts of the first step and the mean of each Σ_j (ℓ − ℓ_a)."""
     policy = trainer.policy
     assert isinstance(policy, LanguagePolicy)
     rollout = trainer.source.draw(0, 0, range(4), lambda part: None).rollout
@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_log_ratios_to_the_teacher(
 
 @pytest.mark.slow
 def test_distillation_comes_close_to_its_teacher(models: dict[str, Path]) -> None:
-    """The divergence that centring reports is exact, so that two steps of it compare without the noise of k1."""
+    """The divergence that centring reports is exact, so the comparison of two steps has no noise of k1."""
     trainer = trainer_of(models, {"teacher": 1.0}, centred=True, steps=60)
     rows = [trainer.step(number)["kl/teacher"] for number in range(60)]
     assert all(row > 0 for row in rows)

@@ -1,4 +1,4 @@
-"""What is measured on evaluation prompts, by hand, and in the same way on any number of processes."""
+"""Metrics on evaluation prompts, by hand, and alike on any number of processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_mean_and_stderr_of_what_could_be_scored() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    """The row that is not valid is in no mean; Listed leaves it in its own part."""
+    """The invalid row is in no mean; Listed leaves it in its own part."""
     rewards = {0: 1.0, 1: 2.0, 2: None, 3: 6.0}
     found = evaluator(Listed(rewards))(4)
     assert found["eval/reward/mean"] == 3.0
@@ -61,7 +61,7 @@ def test_prompts_are_taken_in_turn_with_noise_of_their_own() -> None:
 
 
 def test_every_evaluation_uses_the_same_noise() -> None:
-    """So the difference between two evaluations is that of the weights, at every sample."""
+    """The difference between two evaluations is then due to the weights alone, at every sample."""
     policy = LinearPolicy()
     one = evaluator(policy=policy)
     first = one(7)
@@ -75,14 +75,14 @@ def test_every_evaluation_uses_the_same_noise() -> None:
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("images", [1, 2, 7, 12])
 def test_processes_do_not_matter(count: int, images: int) -> None:
-    """Also where they cannot share the samples equally: no sample counts twice."""
+    """No sample counts twice, even if the processes cannot share the samples equally."""
     alone = evaluator()(images)
     for found in in_threads(count, lambda processes: evaluator(processes=processes)(images)):
         assert found == pytest.approx(alone, rel=1e-9, nan_ok=True)
 
 
 def test_diversity_is_of_the_samples_of_a_prompt() -> None:
-    """Images of one grey each: the distance of two is the difference of their greys."""
+    """Each image has one grey, and the distance of two is the difference of their greys."""
 
     class Greys(LinearPolicy):
         def evaluation(

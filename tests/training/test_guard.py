@@ -1,4 +1,4 @@
-"""The guard: its verdicts by hand, and a run whose reward is hacked, to the end and interrupted."""
+"""The guard: its verdicts by hand, and a run whose reward is hacked, uninterrupted and interrupted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ERROR = 0.01
 
 
 def evaluation(step: int, reward: float, judged: float, spread: float = 0.5) -> dict[str, float]:
-    """Standard errors of 0.01, so that two evaluations differ clearly from 2 · 0.01 · √2 = 0.0283 on."""
+    """Return an evaluation with standard errors of 0.01: two differ clearly from 2 · 0.01 · √2 = 0.0283 on."""
     values = {"eval/reward/mean": reward, "eval/watch/judge": judged, "eval/diversity/pixels": spread}
     return {"step": step, **values, **{f"{key}/stderr": ERROR for key in values}}
 
@@ -98,7 +98,7 @@ def test_what_is_guarded_can_be_chosen() -> None:
 
 
 def test_an_ensemble_is_watched_as_a_whole() -> None:
-    """One member falls and the other rises, so that nothing falls where the ensemble stays."""
+    """One member falls and the other rises: there is no fall, because the ensemble stays the same."""
     members = [{"eval/watch/judge/a": a, "eval/watch/judge/b": 1 - a} for a in (0.9, 0.1)]
     found = [{**row, **more} for row, more in zip(rows((0.5, 0.5), (0.7, 0.5)), members, strict=True)]
     assert not compute_verdict(found, DEFAULTS).falls
@@ -119,7 +119,7 @@ def test_actions(action: Any, ends: bool, result: int, said: str) -> None:
         assert not guard.ends
         assert guard.message(20) == ""
         guard.observe(row)
-    assert (guard.alarmed, guard.ends, guard.result(20), guard.kept) == (True, ends, result, (0,))
+    assert (guard.alarm, guard.ends, guard.result(20), guard.kept) == (True, ends, result, (0,))
     assert said in guard.message(20)
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches hold whole groups where they can, and statistics take a pass of their own only where they cannot."""
+"""Micro-batches hold whole groups if they fit. Only otherwise do statistics take a pass of their own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_self_contained_by_hand() -> None:
 
 
 class Asked(LinearPolicy):
-    """Keeps what was asked of it: a pass with or without gradient, and for what."""
+    """A policy that records its passes: with or without gradient, and for which terms."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ def rows(folder: Path) -> list[dict[str, float | None]]:
 
 
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
-    """To the same metrics and weights.
+    """Metrics and weights are those of the earlier version.
 
     On one machine they are the same bits. CPUs of other kinds sum in another order, which is a relative error of about 1e-6
     in a gradient. It grows in the third and fourth update, because Adam divides each element by its own size: elements near 0

@@ -58,7 +58,7 @@ def test_parts_are_whole_groups_of_a_batch_at_most() -> None:
 
 @dataclass
 class Handshake(Brightness):
-    """Scores its first batch only once the second one is being drawn."""
+    """A reward that scores its first batch only once the second one is being drawn."""
 
     drawing: threading.Event = field(default_factory=threading.Event)
     threads: set[str] = field(default_factory=set)
@@ -87,7 +87,7 @@ def test_drawing_goes_on_while_a_reward_works() -> None:
 
 
 def test_training_learns_the_same() -> None:
-    """Also where groups are drawn again, and on two processes."""
+    """The same holds if groups are drawn again, and on two processes."""
     rows, weights = [], []
     for rollout in (PLAIN, OVERLAP):
         trainer = linear_trainer(data=DATA, rollout=rollout, collect={"max_draws": 2})
@@ -110,7 +110,7 @@ def test_training_learns_the_same() -> None:
 
 
 class Breaking(Brightness):
-    """Cannot read dark images."""
+    """A reward that cannot read dark images."""
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
         if bool((samples.mean((1, 2, 3)) < 0.45).any()):
@@ -128,7 +128,7 @@ def test_a_reward_that_breaks_in_the_thread_stops_the_step() -> None:
 
 @pytest.mark.parametrize("rollout", [PLAIN, OVERLAP])
 def test_dropped_samples_are_outside_their_groups_baseline_and_counted(rollout: Mapping[str, Any]) -> None:
-    """The same step as with a reward that says of these rows that it cannot score them."""
+    """The step equals that of a reward which declares these rows invalid."""
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) < 0.45)
     rows, weights = [], []
     for reward in (dark, Failsafe(Breaking(), "drop")):
@@ -141,7 +141,7 @@ def test_dropped_samples_are_outside_their_groups_baseline_and_counted(rollout: 
 
 
 def test_references_are_drawn_before_and_compared_with_in_the_thread() -> None:
-    """Their rewards, and the number of evaluations, are those of drawing and scoring one after the other."""
+    """Rewards and the number of evaluations equal those of drawing and scoring one after the other."""
     rewards = [{"import": "tests.fakes:Brightness", "label": "brightness", "shape": {"kind": "par"}}]
     rows, evaluations = [], []
     for rollout in (PLAIN, OVERLAP):
@@ -155,5 +155,5 @@ def test_references_are_drawn_before_and_compared_with_in_the_thread() -> None:
 
 
 def shaped(rewards: Sequence[Mapping[str, Any]]) -> Scorer:
-    """What a recipe's rewards make."""
+    """Return the rewards of a recipe's samples."""
     return Scorer.build([RewardConfig.model_validate(one) for one in rewards], [], torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Every shipped recipe of a shipped image model takes a step through the real trainer, and costs what it says it costs."""
+"""Every shipped recipe of a shipped image model takes a step through the real trainer, at its predicted cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = (*REWARDS, "train.steps=1")
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
-    """What a recipe that learns from such rows is given: pairs are those of the command in its head, a few of them."""
+    """Return overrides for recipes that train on such rows: a few pairs, made by the command in the recipe's header."""
     folder = tmp_path_factory.mktemp("pairs")
     drawn = ("data.group_size=2", "data.prompts_per_step=4", "rollout.steps=2")
     make_pairs(read_config(recipes()["awm"], [*REWARDS, *drawn]), folder, 4)

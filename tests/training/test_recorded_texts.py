@@ -1,4 +1,4 @@
-"""Preference pairs and samples of a language model: read from a file, learnt from, and made by `difrl pairs`."""
+"""Preference pairs and samples of a language model: read from a file, trained on, and made by `difrl pairs`."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_pairs_of_a_prompt_beyond_the_context_are_refused_with_its_line(lm: Path
 
 
 def test_solved_groups_are_kept_whole(lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two groups a step with means of 0.75 and 0.25 every sample of the first, also those of reward 0, and none of the
-    second, though the mean of both is enough and one of its samples too."""
+    """Two groups a step have means of 0.75 and 0.25. All samples of the first are kept, also those of reward 0, and none of
+    the second, although the mean of both, and one of its samples, would suffice."""
     drawn = {"1+1=": {"1": 1.0, "2": 0.0, "11": 2.0, "3": 0.0}, "2+5=": {"4": 0.0, "5": 0.0, "1": 1.0, "6": 0.0}}
 
     def draw(self: PolicyRollouts, step: int, attempt: int, groups: Any, lap: Any) -> ScoredRollout:

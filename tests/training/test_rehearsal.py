@@ -1,4 +1,4 @@
-"""Anchors that are measured on samples of a file: their gradient beside the step's own, and what does not go with them."""
+"""Anchors that are measured on samples of a file: their gradient beside the step's own, and settings that conflict with them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def gradient(trainer: Trainer) -> Tensor:
 
 
 def divergence(lm: Path, policy: Any) -> Tensor:
-    """Mean over the file's 12 tokens of u log u − (1 + u) log((1 + u) / 2), u = θ / base, a text at a time."""
+    """Return the mean over the file's 12 tokens of u log u − (1 + u) log((1 + u) / 2), u = θ / base, a text at a time."""
     assert isinstance(policy, LanguagePolicy)
     base, terms = AutoModelForCausalLM.from_pretrained(lm), []
     for prompt, text in TEXTS.items():
@@ -118,7 +118,7 @@ def test_micro_batches_and_processes_do_not_matter(lm: Path, file: str) -> None:
 
 
 def test_each_update_rehearses_its_share(lm: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two updates a step: each learns from its samples and rehearses its half, and the halves are all of the file."""
+    """Each of two updates trains on its samples and rehearses its half of the file."""
     trainer = trainer_of(lm, file, train={"updates_per_step": 2})
     likelihoods, seen = trainer.policy.likelihoods, list[list[str]]()
 
@@ -164,7 +164,7 @@ def test_what_does_not_go_with_a_rehearsal_is_refused(sections: dict[str, Any], 
 
 
 def test_a_prompt_beyond_the_context_is_named_by_its_line(lm: Path, tmp_path: Path) -> None:
-    """Of 64 tokens, 5 of which a completion may take."""
+    """The context has 64 tokens, of which a completion may take 5."""
     path = tmp_path / "samples.jsonl"
     rows = [{"prompt": prompt, "text": "2", "reward": 1} for prompt in ("1+1=", "1" * 60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -173,7 +173,7 @@ def test_a_prompt_beyond_the_context_is_named_by_its_line(lm: Path, tmp_path: Pa
 
 
 def test_images_are_rehearsed_too(sd3: Path, tmp_path: Path) -> None:
-    """A velocity anchor on images of a file: nothing to learn at the base, and the evaluations that were planned."""
+    """A velocity anchor on images of a file has no gradient at the base, and takes the planned number of evaluations."""
     Image.new("RGB", (8, 8), (200, 40, 40)).save(tmp_path / "red.png")
     said = {"prompt": "a red square", "image": "red.png", "reward": 1}
     (tmp_path / "samples.jsonl").write_text(json.dumps(said) + "\n")

@@ -1,4 +1,4 @@
-"""Samples of a file: which are taken, what the policy makes of them, and that the trainer learns from them."""
+"""Samples of a file: their choice, the policy's data for them, and training on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAIRS = {"rows": "pairs", "group_size": 2, "prompts_per_step": 4}
 
 
 def picture(folder: Path, name: str, level: int, size: tuple[int, int] = (8, 8)) -> str:
-    """An image of one colour."""
+    """Return an image of one colour."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (level, 255 - level, 40)).save(folder / name)
     return name

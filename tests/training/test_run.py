@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, broken and resumed: nothing is lost, nothing is done twice, and every refusal says why."""
+"""Runs that are stopped, killed, broken and resumed: nothing is lost, nothing is repeated, and every refusal has its reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KEPT = ("trained.safetensors", "optimizer.safetensors", "snapshots.safetensors",
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL where a test stays in its own process: nothing catches it."""
+    """An exception in place of SIGKILL, for tests that stay in their own process. Nothing catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(model: Path, run: Path, /, **sections: Any) -> RunConfig:
-    """Four steps of two prompts, evaluated on four images every second step."""
+    """Return a recipe of four steps of two prompts, evaluated on four images every second step."""
     defaults: dict[str, Any] = {
         "data": {"prompts_per_step": 2, "group_size": 2},
         "rollout": {"steps": 3},
@@ -77,13 +77,13 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the times, as it stands."""
+    """Return the rows of metrics.jsonl without the times."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
 
 def results(run: Path) -> dict[str, Any]:
-    """All that a run is to reproduce to the bit."""
+    """Return the results of a run that must be reproduced bit for bit."""
     newest = checkpoint.find_latest(run)
     assert newest is not None
     files = {name: (newest / name).read_bytes() for name in KEPT}
@@ -99,7 +99,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """The results of each case's run that nothing disturbed."""
+    """Results of an undisturbed run, by case."""
     done: dict[str, dict[str, Any]] = {}
 
     def of(case: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def uninterrupted(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 def dies(function: Callable[..., Any], at: int, *, done: bool = False) -> Callable[..., Any]:
-    """The function, whose call number `at` kills the process: before it does anything, or when it is done."""
+    """Wrap a function so that its call number `at` kills the process, before its work or after it."""
     calls = 0
 
     def call(*args: Any, **named: Any) -> Any:
@@ -128,7 +128,7 @@ def dies(function: Callable[..., Any], at: int, *, done: bool = False) -> Callab
 
 
 def torn(write: Callable[..., Any]) -> Callable[..., Any]:
-    """MetricsFile.write, killed when half of the line of step 3 is on the disk."""
+    """Wrap MetricsFile.write so that the process is killed when half of the line of step 3 is on the disk."""
 
     def call(self: MetricsFile, metrics: dict[str, float]) -> None:
         write(self, metrics)
@@ -157,7 +157,7 @@ MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 def test_killed_and_resumed_is_the_same_run(
     sd3: Path, tmp_path: Path, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Whatever the moment: weights, optimizer, snapshots, metrics and pictures are those of a run left alone."""
+    """At every moment: weights, optimizer, snapshots, metrics and pictures equal those of an undisturbed run."""
     where, name, how = MOMENTS[moment]
     config = small(sd3, tmp_path / "run", **CASES["forward"])
     with monkeypatch.context() as patched:
@@ -204,7 +204,7 @@ main()
 
 
 def signalled(config: RunConfig, at: int, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Trains in a process of its own, which is signalled at its event `at`."""
+    """Train in a process of its own, which receives a signal at its event `at`."""
     path = config.output_dir.with_suffix(".yaml")
     path.write_text(to_yaml(config))
     command = [sys.executable, "-c", SIGNALLED, str(at), str(int(number)), "train", str(path)]
@@ -213,7 +213,7 @@ def signalled(config: RunConfig, at: int, number: signal.Signals) -> subprocess.
 
 
 def events(config: RunConfig) -> int:
-    """How many fsyncs and backward passes a run of full batches has."""
+    """Return the numbers of fsyncs and backward passes of a run of full batches."""
     decisions = config.likelihood.decisions if config.likelihood.kind == "forward" else config.rollout.steps - 1
     groups = config.data.prompts_per_step // config.train.updates_per_step
     samples = groups * config.data.group_size
@@ -235,7 +235,7 @@ def test_sigkill_at_a_random_moment(sd3: Path, tmp_path: Path, uninterrupted: An
 
 @pytest.mark.slow
 def test_ctrl_c_saves_says_so_and_exits_130(sd3: Path, tmp_path: Path, uninterrupted: Any) -> None:
-    """The first backward pass of the second step is where Ctrl-C comes; that step is still finished and saved."""
+    """Ctrl-C comes in the first backward pass of the second step, which is still finished and saved."""
     config = small(sd3, tmp_path / "run", **CASES["forward"])
     process = signalled(config, events(config) // config.train.steps + 1, signal.SIGINT)
     assert process.returncode == 130, process.stderr
@@ -281,7 +281,7 @@ UNSEEN = {"eval": {"every": 0}}  # every call of the reward is a training step's
 def test_a_polite_signal_ends_the_step_and_saves_it(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """Also where no checkpoint was due; the handlers that were there before are put back."""
+    """The step is saved although no checkpoint is due, and the previous signal handlers are restored."""
     handler = signal.getsignal(number)
     config = small(sd3, tmp_path / "run", **UNSEEN, checkpoint={"every": 0})
     with monkeypatch.context() as patched:
@@ -332,7 +332,7 @@ def test_a_reward_that_draws_is_the_same_in_every_run_of_a_seed(
 
 
 def test_a_run_is_extended_moved_and_saved_more_rarely(sd3: Path, tmp_path: Path, uninterrupted: Any) -> None:
-    """What is free to change on resume: train.steps, checkpoint, eval and output_dir."""
+    """A resumed run may change train.steps, checkpoint, eval and output_dir."""
     train(small(sd3, tmp_path / "first", **CASES["forward"], train={"steps": 2}))
     (tmp_path / "first").rename(tmp_path / "second")
     changed = small(sd3, tmp_path / "second", **CASES["forward"], checkpoint={"every": 3}, eval={"rlg": [0.0, 1.0]})
@@ -354,7 +354,7 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(sd3: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def half(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step, for tests that are refused before they touch it."""
+    """The folder of a run of one step, for runs that are refused before they touch it."""
     return train(small(sd3, tmp_path_factory.mktemp("half") / "run", train={"steps": 1}))
 
 
@@ -373,7 +373,7 @@ def half(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_another_recipe_is_refused(sd3: Path, half: Path, section: str, changed: Any) -> None:
-    """With the name of the section that differs, and without touching the run."""
+    """The error names the section that differs, and the run is untouched."""
     before = results(half)
     with pytest.raises(
         RunFolderError, match=f"other settings of {section}; resume with the recipe it was started with"
@@ -448,7 +448,7 @@ class Mine:
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """The sections of a recipe with that reward."""
+    """Return the sections of a recipe with this reward."""
     module = f"reward_of_{tmp_path.name}"
     (tmp_path / f"{module}.py").write_text(REWARD)
     monkeypatch.syspath_prepend(tmp_path)
@@ -470,7 +470,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
 def test_a_broken_reward_stops_the_run(
     sd3: Path, tmp_path: Path, broken: dict[str, Any], fault: str, message: str
 ) -> None:
-    """The error names the reward and its prompts; mended, the run goes on from the last checkpoint to the same end."""
+    """The error names the reward and its prompts. With a working reward, the run resumes to the same end."""
     (tmp_path / "fault").write_text("none")
     expected = results(train(small(sd3, tmp_path / "whole", **broken)))
     (tmp_path / "fault").write_text(fault)
@@ -484,7 +484,7 @@ def test_a_broken_reward_stops_the_run(
 
 
 def test_a_broken_reward_costs_no_finished_step(sd3: Path, tmp_path: Path, broken: dict[str, Any]) -> None:
-    """No checkpoint was due, so the two steps before the failure are saved then, random states as they were before it."""
+    """No checkpoint was due, so the failure saves the two steps before it, with the random states from before it."""
     rare = {**broken, "checkpoint": {"every": 0}}
     (tmp_path / "fault").write_text("none")
     expected = results(train(small(sd3, tmp_path / "whole", **rare)))
@@ -512,7 +512,7 @@ def test_schedules_that_span_the_run_are_named_when_it_is_extended(tmp_path: Pat
 def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step before it is saved, though no checkpoint was due, and ends with the metrics it would have had."""
+    """The step before it is saved, although no checkpoint was due, and gets the metrics that it would have had."""
     rare = {**CASES["forward"], "checkpoint": {"every": 0}}
     expected = results(train(small(sd3, tmp_path / "whole", **rare)))
     config = small(sd3, tmp_path / "run", **rare)
@@ -533,7 +533,7 @@ def test_an_evaluation_in_which_a_reward_fails_is_made_when_the_run_goes_on(
 
 
 class Failing(Moody):
-    """Fails at its call `at`, once it has made up its mind."""
+    """A reward that fails at its call `at`, after it has drawn a random number."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -566,7 +566,7 @@ COMPARED = {
 def test_a_moody_reward_that_fails_ends_as_if_it_had_not(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], at: int, saved: int
 ) -> None:
-    """Its moods are the global random state's, which must be that before whatever is done again."""
+    """The reward draws from the global random state, which must be restored before the work is repeated."""
     (tmp_path / "three.txt").write_text("a red circle\na blue square\na green circle\n")
     monkeypatch.chdir(tmp_path)
 
@@ -587,7 +587,7 @@ def test_a_moody_reward_that_fails_ends_as_if_it_had_not(
 def test_a_failure_in_the_middle_of_a_step_saves_nothing(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights after one of two updates are those of no step."""
+    """Weights after one of two updates belong to no step."""
     monkeypatch.setattr(Trainer, "_accumulate_gradient", failing_second(Trainer._accumulate_gradient))
     config = small(sd3, tmp_path / "run", **CASES["reverse"], **UNSEEN, checkpoint={"every": 0})
     with pytest.raises(RuntimeError, match="shapes differ"):
@@ -596,7 +596,7 @@ def test_a_failure_in_the_middle_of_a_step_saves_nothing(
 
 
 def failing_second(update: Callable[..., Any]) -> Callable[..., Any]:
-    """The second update of the second step fails."""
+    """Wrap an update so that the second one of the second step fails."""
     calls = 0
 
     def call(*args: Any, **named: Any) -> Any:
@@ -621,7 +621,7 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_is(
 
 
 def test_without_evaluations_none_is_made(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before, not after, no picture, no sweep: eval.every=0 is the cheapest run there is."""
+    """With eval.every=0 there is no evaluation before or after training, no picture and no sweep."""
 
     def evaluation(*args: Any, **named: Any) -> None:
         raise AssertionError("an evaluation was made")
@@ -682,7 +682,7 @@ def lines_of(run: Path, *lines: str) -> Path:
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
-    """It is what a kill while writing leaves; the step is done again."""
+    """A process killed while writing leaves such a line; the step is repeated."""
     lines_of(tmp_path, '{"step": 1, "loss": null}', '{"step": 2}', '{"step": 3, "lo')
     read = read_metrics(tmp_path)
     assert [row["step"] for row in read] == [1, 2]
@@ -702,7 +702,7 @@ def test_what_follows_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("middle", ['{"step": 2, "lo', "[]", '{"loss": 3}', "\x00\x00\x00", ""])
 def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path, middle: str) -> None:
-    """It is no accident of difrl's: dropping it would lose a step in silence."""
+    """A killed process does not leave such a line. Dropping it would lose a step silently."""
     lines_of(tmp_path, '{"step": 1}', middle, '{"step": 3}')
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for reader in (lambda: read_metrics(tmp_path), lambda: MetricsFile(tmp_path, 3)):

@@ -56,7 +56,7 @@ def run(trainer: Trainer, count: int) -> list[dict[str, float]]:
 
 
 def preferences(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
-    """Brightness × 4 of a step's samples, and their preference over two samples of the base, written out as loops."""
+    """Return brightness × 4 of a step's samples, and their preference over two samples of the base, written out as loops."""
     policy, seed, size = LinearPolicy(), trainer.config.seed, trainer.config.data.group_size
     policy.weight.data = trainer.policy.parameters["weight"].detach().clone()
     chosen = PromptOrder(PROMPTS, trainer.config.data.prompts_per_step, seed).step(step)
@@ -102,7 +102,7 @@ def test_reference_samples_are_drawn_by_the_base_once_a_prompt_and_not_counted()
 
 
 def test_references_do_not_depend_on_who_asks_for_what_and_when() -> None:
-    """To the bit: of a prompt alone, among others, after training, and on another day."""
+    """The bits are equal for a prompt alone, among others, after training, and with other random states."""
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": 3}).references
     assert config is not None
 
@@ -121,7 +121,7 @@ def test_references_do_not_depend_on_who_asks_for_what_and_when() -> None:
 
 
 def test_a_reference_that_cannot_be_scored_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none of a prompt can be, its samples cannot be shaped, and are in no statistic."""
+    """If no reference of a prompt can be scored, its samples cannot be shaped and are in no statistic."""
     config = recipe("nowhere", rewards=[bright(**PAR)], references={"count": 2}).references
     assert config is not None
 
@@ -141,7 +141,7 @@ def test_a_reference_that_cannot_be_scored_is_left_out(monkeypatch: pytest.Monke
 
 
 class Down(Brightness):
-    """Breaks while `down` says so of the samples that it is asked for."""
+    """A reward that fails on samples for which `down` is true."""
 
     down: Callable[[Tensor], bool] = staticmethod(lambda samples: False)
 
@@ -168,7 +168,7 @@ def dropping(count: int, policy: LinearPolicy) -> tuple[Down, ReferenceScores]:
 
 
 def test_references_that_a_failure_cost_are_scored_when_next_met() -> None:
-    """To the same bits, and then kept; the other reward is not asked again."""
+    """They get the same bits and are then kept; the other reward is not called again."""
     policy = Counting()
     broken, references = dropping(3, policy)
     expected = references([2])
@@ -190,7 +190,7 @@ def test_references_that_a_failure_cost_are_scored_when_next_met() -> None:
 
 
 def test_what_was_known_of_references_is_not_lost_again() -> None:
-    """The darkest of three breaks the reward at first, the two others later."""
+    """The reward fails on the darkest of three samples at first, and later on the two others."""
     broken, references = dropping(3, LinearPolicy())
     one = references([2])["down"].values[0].tolist()
     broken, references = dropping(3, LinearPolicy())
@@ -296,7 +296,7 @@ def test_processes_do_not_matter() -> None:
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    """Multiplier and references, after 1 or 3 steps of 5, with a trainer that has seen no prompt."""
+    """Multiplier and references are restored after 1 or 3 steps of 5, in a trainer that has met no prompt."""
     whole = everything()
     expected = run(whole, 5)
     for pause in (1, 3):
@@ -320,7 +320,7 @@ def test_a_checkpoint_without_the_multiplier_is_refused(tmp_path: Path) -> None:
 
 
 def chained(steps: int, *rewards: dict[str, Any]) -> list[dict[str, float]]:
-    """A run of the policy that learns a mean, whose images it can make brighter or darker than the base's of 1/2."""
+    """Return a run of the policy that learns a mean, whose images it can make brighter or darker than the base's of 1/2."""
     sizes = {"data": {"prompts_per_step": 4, "group_size": 8}, "train": {"lr": 0.1, "micro_batch": 1000}}
     held = {"anchors": [{"to": "base", "divergence": "gaussian", "coefficient": 0.1}]}
     config = recipe("nowhere", rewards=list(rewards), **{**FLOW_GRPO, **CENTRED, **sizes, **held})
@@ -343,7 +343,7 @@ def test_a_multiplier_holds_a_reward_where_training_alone_would_lose_it() -> Non
 
 
 def test_rewards_are_normalised_one_by_one_as_shaped() -> None:
-    """GDPO of what is summed, with the weights of the step."""
+    """The result is GDPO of the shaped rewards, with the weights of the step."""
     clipped = bright("clipped", shape={"kind": "clip", "low": 1.9, "high": 2.1})
     trainer = trainer_of([bright(), clipped], advantage={"normalise": "each"})
     weights = {"bright": 1.0, "clipped": -0.5}
@@ -356,7 +356,7 @@ def test_rewards_are_normalised_one_by_one_as_shaped() -> None:
 
 
 class Partly(Brightness):
-    """Cannot score what is darker than the mean of its batch."""
+    """A reward that cannot score samples darker than the mean of their batch."""
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Any) -> Scores:
         values = super().__call__(samples, prompts, metadata).values
@@ -372,7 +372,7 @@ def partly(weight: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("weight", [0.0, RISING])
 def test_rewards_normalised_one_by_one_do_without_one_of_weight_0(weight: Any) -> None:
-    """What it cannot score is learnt from all the same, as if it were not there; from then on it is not."""
+    """Samples that it cannot score are trained on as if the reward were absent; with a weight they are left out."""
     each = {"advantage": {"normalise": "each"}}
     found = run(trainer_of([bright(), partly(weight)], **each), 2)
     plain = run(trainer_of([bright()], **each), 2)
@@ -389,7 +389,7 @@ def test_groups_may_be_drawn_until_a_reward_differs_whose_weight_is_still_0() ->
 
 
 def test_evaluations_report_rewards_as_they_are() -> None:
-    """No shape and no references; the weighted sum by the weights that schedules end with, and multipliers start from."""
+    """There are no shapes and no references. The sum has the weights at which schedules end and multipliers start."""
     configs = [RewardConfig.model_validate(reward) for reward in EVERYTHING]
     scorer = Scorer.build(configs, [], torch.device("cpu"))
     found = Evaluator(LinearPolicy(), scorer, PROMPTS, DistributedContext(), 5)(12)
@@ -401,7 +401,7 @@ def test_evaluations_report_rewards_as_they_are() -> None:
 
 
 def test_a_shape_that_fails_stops_all_processes() -> None:
-    """A verifier that says neither 0 nor 1 on one of two processes."""
+    """A verifier returns neither 0 nor 1 on one of two processes."""
 
     def work(processes: DistributedContext) -> str:
         noise = {"kind": "noise", "false_positive": 0.1, "false_negative": 0.1}
@@ -417,7 +417,7 @@ def test_a_shape_that_fails_stops_all_processes() -> None:
 
 
 def test_reference_images_are_what_a_rollout_of_the_base_draws(sd3: Path) -> None:
-    """Before training θ is the base; afterwards references stay. Nothing is shared, although training branches."""
+    """Before training θ is the base, and afterwards references stay the same. They share no steps, although training branches."""
     rollout = {"kernel": "flow_sde", "noise_level": 0.7, "branch": {"count": 1}}
     data = {"prompts_per_step": 2, "group_size": 2}
     reward = bright(factor=30.0, **PAR)

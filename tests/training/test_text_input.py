@@ -1,4 +1,4 @@
-"""Bad input of language models, by way of the trainer: what a run refuses, and what it has no part in."""
+"""Bad input of language models in the trainer: some is refused, some is left out of training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_run_refuses_long_prompts_before_it_begins(lm: Path, tmp_path: Path) -
 
 
 def test_a_group_that_nothing_scored_has_no_part_in_the_step(lm: Path, tmp_path: Path) -> None:
-    """Two groups of three in each step; prompts that begin with 0 are a third of the six."""
+    """Each step has two groups of three. A third of the six prompts begin with 0."""
     trainer, _ = trainer_of(lm, tmp_path, Ones("0"), data={"prompts_per_step": 6})
     metrics = trainer.step(0)
     assert metrics["samples/invalid"] == pytest.approx(1 / 3)
@@ -53,7 +53,7 @@ def test_a_step_of_which_nothing_was_scored_stops_the_run(lm: Path, tmp_path: Pa
 
 
 def test_completions_that_end_at_once_are_samples_of_one_decision(lm: Path, tmp_path: Path) -> None:
-    """A model that says nothing but its end: the reward gets empty texts, and every sample is trained on."""
+    """The model generates only the end token: the reward gets empty texts, and every sample is trained on."""
     trainer, policy = trainer_of(lm, tmp_path, Ones())
     with torch.no_grad():
         head = policy.network.model.get_output_embeddings()

@@ -38,8 +38,8 @@ def lines(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """Overrides by what a recipe reads: a random model of single characters, a few sums, their pairs and solved samples, and
-    a teacher with other weights: one with the same has nothing to teach."""
+    """Overrides for the inputs of a recipe: a random model of single characters, a few sums, their pairs and solved samples, and
+    a teacher with other weights, because equal weights would give no gradient."""
     folder = tmp_path_factory.mktemp("task")
     for name, seed in (("student", 0), ("teacher", 1)):
         characters_tokenizer(CHARACTERS).save_pretrained(folder / name)
@@ -74,7 +74,7 @@ def trainer_of(name: str, task: Task, *more: str) -> Trainer:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_takes_steps(name: str, task: Task) -> None:
-    """Two, of which the second has snapshots that were taken after the first; micro-batches split groups."""
+    """The second of two steps has snapshots that were taken after the first; micro-batches split groups."""
     trainer = trainer_of(name, task, "train.micro_batch=30")
     before = {key: value.detach().clone() for key, value in trainer.policy.parameters.items()}
     rows = [trainer.step(0), trainer.step(1)]
@@ -86,7 +86,7 @@ def test_takes_steps(name: str, task: Task) -> None:
 
 @pytest.mark.parametrize("name", ["text/kl_cov", "text/grpo_guard_text"])
 def test_old_weights_that_speak_again_are_equal_to_the_last_bit_before_an_update(name: str, task: Task) -> None:
-    """So that |log rho| of KL-Cov has slope 0 there, not the sign of a rounding error."""
+    """Otherwise |log rho| of KL-Cov would have the slope of a rounding error there, not 0."""
     row = trainer_of(name, task, "train.updates_per_step=1").step(0)
     assert row["approx_kl"] == 0.0
     assert (row["ratio/mean"], row["ratio/std"]) == (1.0, 0.0)

@@ -1,4 +1,4 @@
-"""A run of a language model from its recipe to its report, and what can be drawn from it afterwards."""
+"""A run of a language model from its recipe to its report, and samples of it afterwards."""
 
 from __future__ import annotations
 

@@ -30,13 +30,13 @@ SMALL = {"prompts_per_step": 2, "group_size": 2}
 
 
 def steps(trainer: Trainer, count: int = 2) -> list[dict[str, float]]:
-    """The metrics of some steps, without the times."""
+    """Return the metrics of some steps, without the times."""
     rows = [trainer.step(number) for number in range(count)]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
 def learnt(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Without the evaluations: micro-batches that split groups take a pass for their statistics."""
+    """Remove the number of evaluations: micro-batches that split groups take an extra pass for their statistics."""
     return [{k: v for k, v in row.items() if k != "nfe"} for row in rows]
 
 
@@ -49,7 +49,7 @@ def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]])
 def trained(
     objective: Objective, processes: DistributedContext | None = None, **sections: Any
 ) -> tuple[Tensor, list[Any]]:
-    """Weights and metrics after two steps of two updates, with some rows that could not be scored."""
+    """Return weights and metrics after two steps of two updates, with some invalid rows."""
     train = {"updates_per_step": 2, "lr": 0.01, **sections.pop("train", {})}
     dark = Brightness(fails=lambda images: images.mean((1, 2, 3)) > 0.65)
     scorer = Scorer.from_rewards({"brightness": (dark, 1.0)}, {"watched": Brightness(2.0)})
@@ -61,14 +61,14 @@ def trained(
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, tuple[Tensor, list[Any]]]:
-    """What every objective learns when a step is one micro-batch, on one process."""
+    """Results of every objective when a step is one micro-batch, on one process."""
     return {str(o): trained(o, train={"micro_batch": 1000}) for o in OBJECTIVES}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("size", [1, 7])
 def test_micro_batches_do_not_matter(objective: Objective, size: int, whole: Mapping[str, Any]) -> None:
-    """float64: only the order of sums differs, whether statistics are of rows, of groups or of the batch."""
+    """In float64 only the order of sums differs, for statistics of rows, of groups and of the batch."""
     weight, rows = trained(objective, train={"micro_batch": size})
     torch.testing.assert_close(weight, whole[str(objective)][0], rtol=1e-9, atol=1e-9)
     assert_same(learnt(rows), learnt(whole[str(objective)][1]))
@@ -83,7 +83,7 @@ def test_processes_do_not_matter(objective: Objective, whole: Mapping[str, Any])
 
 
 def test_collected_groups_do_not_depend_on_processes() -> None:
-    """Of groups of three only those with a multiple of 7 are informative: groups 1 and 3 are drawn again, 1 twice."""
+    """Only groups with a multiple of 7 are informative: groups 1 and 3 of three samples are drawn again, 1 twice."""
 
     def work(processes: DistributedContext) -> tuple[Tensor, list[Any], list[list[int]]]:
         scorer = Listed({n: float(n % 7 == 0) for n in range(48)})
@@ -99,7 +99,7 @@ def test_collected_groups_do_not_depend_on_processes() -> None:
 
 
 def drawn_again(trainer: Trainer) -> Rollout:
-    """The first rollout of a trainer, by a policy in the state it began in."""
+    """Return the first rollout of a trainer, drawn by a policy in its initial state."""
     policy, size = LinearPolicy(), trainer.config.data.group_size
     groups = torch.arange(trainer.config.data.prompts_per_step).repeat_interleave(size)
     chosen = PromptOrder(PROMPTS, trainer.config.data.prompts_per_step, trainer.config.seed).step(0)
@@ -148,7 +148,7 @@ def test_gradient_is_one_mean_over_what_counts(decisions: str) -> None:
 
 
 class Whole(LinearPolicy):
-    """Evaluates a sample's decisions together, as a language model does."""
+    """A policy that evaluates a sample's decisions together, as a language model does."""
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         return replace(super().decisions(rollout, key), whole=True)
@@ -157,7 +157,7 @@ class Whole(LinearPolicy):
 @pytest.mark.parametrize("per", ["decision", "sample", "length"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_aggregation_by_loops(per: str, count: int) -> None:
-    """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over samples that count, n_i what the aggregation divides by; J = 4."""
+    """∇ = Σ_i Σ_j (−A_i ∇ℓ_ij + c ∇D_ij) / n_i over valid samples, where n_i is the divisor of the aggregation; J = 4."""
 
     def gradient(processes: DistributedContext) -> tuple[Tensor | None, Rollout, ScoredRollout]:
         scorer = Scorer.from_rewards(
@@ -195,7 +195,7 @@ def test_aggregation_by_loops(per: str, count: int) -> None:
 
 
 class Table(LinearPolicy):
-    """One decision a sample, whose ratio and divergence are as listed; dℓ/dW = 1."""
+    """A policy with one decision a sample, whose ratio and divergence are listed; dℓ/dW = 1."""
 
     RATIO = torch.tensor([1.5, 0.5, 1.0, 1.2, 1.0, 1.0, 100.0, 1.0], dtype=torch.float64)
     DIVERGENCE = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 9.0, 0.0], dtype=torch.float64)
@@ -252,7 +252,7 @@ def test_metrics_by_hand(size: int) -> None:
 
 
 def test_spread_of_ratios_is_seen_below_float32() -> None:
-    """Clip ranges of 1e-5 are published: the spread must not drown in the rounding of squares near 1."""
+    """Published clip ranges are as small as 1e-5, so the spread must not be lost in the rounding of squares near 1."""
 
     class Near(Table):
         RATIO = 1 + 1e-5 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
@@ -280,7 +280,7 @@ def test_updates_take_whole_groups_in_turn() -> None:
 
 @dataclass(frozen=True)
 class Recording(Clipped):
-    """Clipped, keeping the ratios of every call."""
+    """The objective Clipped, which records the ratios of every call."""
 
     ratios: list[Tensor] = field(default_factory=list)
 
@@ -334,7 +334,7 @@ def test_idle_groups_are_drawn_again_with_other_prompts_and_noise() -> None:
 
 
 def test_groups_may_have_to_differ_in_one_of_the_rewards() -> None:
-    """Both groups differ by length, and the answers of group 0 are right alike: it is drawn again."""
+    """Both groups differ by length. All answers of group 0 are correct, so it is drawn again."""
     right = Listed({0: 1.0, 1: 1.0, 2: 0.0, 3: 1.0, 4: 1.0, 5: 0.0})
     length = {0: 0.0, 1: -0.5, 2: 0.0, 3: -0.5, 4: 0.0, 5: -0.5}
 
@@ -422,7 +422,7 @@ def test_step_without_any_score_says_so() -> None:
 
 @pytest.mark.parametrize("unscored", [0, 1])
 def test_an_update_without_any_score_is_left_out_and_counted(unscored: int) -> None:
-    """Two updates of two groups each; what the other one teaches is what a run of it alone would, but for the anchor."""
+    """Of two updates of two groups each, the other one has the effect that it would have alone, but for the anchor."""
     scores = {n: None if n // 6 == unscored else float(n % 3) for n in range(12)}
     trainer = linear_trainer(scorer=Listed(scores), train={"updates_per_step": 2})
     before = trainer.policy.parameters["weight"].detach().clone()
@@ -443,7 +443,7 @@ def test_the_check_is_made_at_the_first_update_that_there_is() -> None:
 
 
 def test_a_step_in_which_a_reward_fails_changes_nothing() -> None:
-    """On one process or, of two, on the other: all stop, so none waits for ever."""
+    """The reward fails on the only process, or on one of two: all stop, so none waits forever."""
 
     def work(processes: DistributedContext) -> tuple[bool, str]:
         def score(rollout: Rollout) -> ScoredRollout:
@@ -491,7 +491,7 @@ def test_a_shortage_of_memory_names_what_needs_less(method: str, stage: str, adv
 
 
 def test_micro_batches_are_views() -> None:
-    """Nothing of the tape is copied for them, and images are gone before the updates."""
+    """Micro-batches copy no replay data, and images are freed before the updates."""
     seen: list[Rollout] = []
 
     class Looking(LinearPolicy):
@@ -505,7 +505,7 @@ def test_micro_batches_are_views() -> None:
 
 
 class Misled(LinearPolicy):
-    """Its likelihoods, or those of the weights that drew, differ from what it recorded."""
+    """A policy whose likelihoods, or those of the sampler's weights, differ from the recorded ones."""
 
     def __init__(self, *, trained: float = 0.0, drew: float = 0.0) -> None:
         super().__init__()
@@ -532,7 +532,7 @@ def test_likelihood_that_differs_from_the_samplers_stops_the_run() -> None:
 
 
 def test_samples_of_other_weights_are_checked_with_those_weights() -> None:
-    """θ itself need not agree; and the other weights have their turn before the differentiable pass, not after it."""
+    """θ itself need not agree. The other weights are evaluated before the differentiable pass, not after it."""
     policy = Misled(trained=0.01)
     linear_trainer(policy=policy, train={"micro_batch": 1000}, **ELSEWHERE).step(0)
     assert policy.calls == ["replayed", "likelihoods"]

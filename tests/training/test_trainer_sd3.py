@@ -35,7 +35,7 @@ def sd3_trainer(path: Path, /, **sections: Any) -> Trainer:
 def learnt(
     path: Path, size: int, sections: Mapping[str, Any], objective: Objective | None
 ) -> tuple[Tensor, dict[str, float]]:
-    """The gradient of the second step, and its metrics."""
+    """Return the gradient of the second step, and its metrics."""
     trainer = sd3_trainer(path, **sections, train={"micro_batch": size, **UNCLIPPED})
     trainer.objective = objective or trainer.objective
     trainer.step(0)
@@ -90,7 +90,7 @@ def test_detached_old_makes_every_ratio_one(sd3: Path) -> None:
 
 
 def test_evaluations_count_rollout_training_and_anchors_and_no_check(sd3: Path) -> None:
-    """12 samples: 4 steps and their 3 decisions under θ and the anchor's weights."""
+    """12 samples take 4 steps, and 3 decisions each under θ and under the anchor's weights."""
     assert sd3_trainer(sd3, **AWM_EMA).step(0)["nfe"] == 12 * 4 + 12 * 3 * 2
     assert sd3_trainer(sd3, rollout={"guidance": 2.0}).step(0)["nfe"] == 12 * 4 * 2 + 12 * 3
 
