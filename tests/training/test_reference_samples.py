@@ -217,5 +217,7 @@ def test_a_process_does_not_ask_again_for_what_it_knew(tmp_path: Path) -> None:
 
 def test_another_number_of_references_is_refused(tmp_path: Path) -> None:
     checkpoint.save(moody()[0], tmp_path, 0, 1, DistributedContext())
-    with pytest.raises(CheckpointError, match=r"holds .*scores/moody \[2\] and this run needs .*scores/moody \[3\]"):
+    with pytest.raises(
+        CheckpointError, match=r"holds .*scores/moody \[2\] for each prompt and this run .*scores/moody \[3\]"
+    ):
         checkpoint.load(moody(count=3)[0], checkpoint.checkpoint_folder(tmp_path, 0), DistributedContext())
