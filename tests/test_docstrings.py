@@ -14,7 +14,7 @@ from difrl.runtime.paths import PACKAGE
 
 ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
-UNFINISHED = ("difrl/training/cost/",)
+UNFINISHED: tuple[str, ...] = ()
 """Folders that do not keep the rule yet."""
 
 QUESTIONS = "what which who whose whom where when why how wherever whenever whatever whichever"

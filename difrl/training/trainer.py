@@ -64,7 +64,8 @@ class Trainer:
         prompts: Sequence[Prompt],
         processes: DistributedContext,
     ) -> None:
-        _check_divisibility(config, processes)
+        if problems := find_indivisible(config, processes.count):
+            raise TrainingError("\n".join(problems))
         self.config, self.policy, self.scorer, self.prompts, self.processes = config, policy, scorer, prompts, processes
         self.source = build_rollout_source(config, policy, scorer, prompts, processes.device)
         self.collect = build_dynamic_sampling(config.collect)
@@ -310,17 +311,15 @@ class Trainer:
         return {name: self.processes.local_rows(value) for name, value in statistics.items()}
 
 
-def _check_divisibility(config: RunConfig, processes: DistributedContext) -> None:
-    """Raise TrainingError unless every update holds equally many whole groups of each process."""
-    groups, updates = config.groups, config.train.updates_per_step
-    if config.rehearsal is not None and config.rehearsal.prompts_per_step % (processes.count * updates):
-        raise TrainingError(
-            f"rehearsal.prompts_per_step ({config.rehearsal.prompts_per_step}) must be a multiple of the number of processes "
-            f"({processes.count}) times train.updates_per_step ({updates}); change one of them"
-        )
-    if groups % (processes.count * updates):
-        found = f"{groups}" if config.branches == 1 else f"{groups} with the branches"
-        raise TrainingError(
-            f"data.prompts_per_step ({found}) must be a multiple of the number of processes ({processes.count}) times "
-            f"train.updates_per_step ({updates}), since every process has whole groups in every update; change one of them"
-        )
+def find_indivisible(config: RunConfig, processes: int) -> list[str]:
+    """Return a problem for each number of groups that is not a multiple of processes times updates."""
+    updates = config.train.updates_per_step
+    counts = {"data.prompts_per_step": (config.groups, "" if config.branches == 1 else " with the branches")}
+    if config.rehearsal is not None:
+        counts["rehearsal.prompts_per_step"] = (config.rehearsal.prompts_per_step, "")
+    return [
+        f"{key}: found {count}{branches}, expected a multiple of the number of processes ({processes}) times "
+        f"train.updates_per_step ({updates}), since every process has whole groups in every update; change one of them"
+        for key, (count, branches) in counts.items()
+        if count % (processes * updates)
+    ]

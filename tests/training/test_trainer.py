@@ -551,8 +551,6 @@ def test_check_looks_at_rows_that_count() -> None:
 @pytest.mark.parametrize(("groups", "updates"), [(3, 1), (4, 4)])
 def test_groups_that_cannot_be_shared_out_are_refused(groups: int, updates: int) -> None:
     sections = {"data": {"prompts_per_step": groups}, "train": {"updates_per_step": updates}}
-    message = (
-        rf"data.prompts_per_step \({groups}\) must be a multiple of the number of processes \(2\) times .*\({updates}\)"
-    )
+    message = rf"data.prompts_per_step: found {groups}, expected a multiple .* of processes \(2\) times .*\({updates}\)"
     with pytest.raises(TrainingError, match=message):
         in_threads(2, lambda processes: linear_trainer(processes=processes, **sections))

@@ -1,7 +1,7 @@
 """Number of model evaluations of a run, counted in a dry run.
 
-The trainer takes its steps with the policy of the recipe, but the model under the policy is one number and the rewards are
-row numbers. So the counts are those of the code that trains, and no weights are needed.
+The real trainer takes steps with the real policy of the recipe, over a model that is one number. So the counts are those of
+the code that trains, and no weights are needed.
 """
 
 from __future__ import annotations
@@ -39,32 +39,31 @@ class Inputs:
 class Evaluations:
     """Evaluations of the denoiser on single samples, over all processes; for text, tokens that pass through the model.
 
-    Guidance takes two for one output. As in the run's own `nfe`, the few are left out on which a step checks that the ratio
-    starts at 1.
+    One output under guidance takes two. The few of the first-update check are left out, as in the run's own `nfe`.
     """
 
     rollout: int
-    """For one draw of a step's samples."""
+    """Evaluations of one draw of a step's samples."""
     gradient: int
-    """In a step, for the likelihoods of θ, which are differentiated."""
+    """Evaluations of a step with gradient: the likelihoods of θ."""
     references: int
-    """In a step, for the same decisions under old weights and anchors, and for statistics over micro-batches."""
+    """Evaluations of a step without gradient: old weights, anchors, and statistics over micro-batches."""
     evaluation: int
-    """In the run, for evaluation prompts, sample grids and the RLG sweep, without its closing pictures."""
+    """Evaluations of the run for evaluation prompts, sample grids and the RLG sweep, without the pictures at its end."""
     draws: int
     """Most draws of a step (collect.max_draws)."""
     steps: int
     compared: int = 0
-    """In the run at most, for reference samples with which rewards are compared. The run's `nfe` leaves them out."""
+    """Most evaluations of the run for the reference samples of rewards. The run's `nfe` leaves them out."""
 
     @property
     def step(self) -> int:
-        """In a step whose first draw is enough: the `nfe` of metrics.jsonl."""
+        """Evaluations of a step whose first draw is enough: the increase of `nfe` in metrics.jsonl."""
         return self.rollout + self.gradient + self.references
 
     @property
     def run(self) -> int:
-        """In all steps: the last `nfe`, without evaluations."""
+        """Evaluations of all steps: the last `nfe`."""
         return self.steps * self.step
 
 
@@ -73,11 +72,11 @@ class Tally:
     """Samples that passed through the model of a dry run."""
 
     gradient: int = 0
-    """With gradient, in all."""
+    """Number with gradient, in all."""
     together: int = 0
-    """With gradient, at most in one pass."""
+    """Largest number with gradient in one pass."""
     drawn: int = 0
-    """At most in one draw of texts."""
+    """Largest number of texts in one draw."""
 
     def add(self, samples: int) -> None:
         """Count a pass, if it has a gradient."""
@@ -88,20 +87,20 @@ class Tally:
 
 @dataclass(frozen=True)
 class DryPolicy:
-    """The policy of a recipe over a model of one number."""
+    """The policy of a recipe over a model that is one number."""
 
     policy: Policy
     tally: Tally
     steps: Mapping[int, int]
-    """Training steps to try -> number of the run's steps that take as many evaluations."""
+    """Training steps to take -> number of steps of the run with as many evaluations."""
     length: int = 1
     """Evaluations, or tokens, of a pass of one training sample."""
     evaluation_length: float = 1
-    """Of one evaluation sample."""
+    """The same of one evaluation sample."""
 
 
 def dry_config(config: RunConfig) -> RunConfig:
-    """Return the recipe of a dry run: no part is left that needs weights or other programs, and every draw is enough."""
+    """Return the recipe of a dry run: nothing in it needs weights or other programs, and the first draw is enough."""
 
     def replaced(section: str, **values: Any) -> dict[str, Any]:
         return {section: getattr(config, section).model_copy(update=values)}
@@ -167,7 +166,7 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
 
 
 class _Alternating(WithoutDevice):
-    """A reward of 0 and 1 in turn, so that no group is without a difference."""
+    """A reward of 0 and 1 in turn, so that every group has different rewards."""
 
     name = "alternating"
     needs = ()
@@ -177,7 +176,7 @@ class _Alternating(WithoutDevice):
 
 
 class _AlikeProcesses(DistributedContext):
-    """The first of several processes that all do the same."""
+    """One of several processes that all do the same."""
 
     device = torch.device("cpu")
     count = 1

@@ -33,6 +33,7 @@ from difrl.training.cost.flops import measure_matmul_speed
 from difrl.training.cost.images import build_image_cost
 from difrl.training.cost.model_cost import ModelCost
 from difrl.training.cost.texts import build_text_cost
+from difrl.training.trainer import find_indivisible
 
 T = TypeVar("T")
 
@@ -162,14 +163,7 @@ def _check_inputs(config: RunConfig, processes: int) -> Inputs:
             problem = None if reward is None else modality_mismatch(reward, modality)
             problems += [] if problem is None else [name + problem]
     attempt("", lambda: Diversity.build(config.eval.diversity))
-    groups, updates = config.groups, config.train.updates_per_step
-    if groups % (processes * updates):
-        branches = f" with their {config.branches} branches each" if config.branches > 1 else ""
-        problems.append(
-            f"data.prompts_per_step: found {groups}{branches}, expected a multiple of {processes} processes times "
-            f"{updates} updates, since every process has whole groups in every update; change it, or start another number "
-            "of processes"
-        )
+    problems += find_indivisible(config, processes)
     if problems:
         raise ConfigError(*problems)
     return Inputs(train, evaluation, recorded)
