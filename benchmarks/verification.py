@@ -1,4 +1,4 @@
-"""Every method against the answer that is known for it, through the real trainer: writes docs/verification.md.
+"""Comparison of every method with its known answer, through the real trainer; writes docs/verification.md.
 
     python -m benchmarks.verification --seeds 0 1 2        trains what is missing, then writes the page
 
@@ -22,7 +22,7 @@ from benchmarks.arenas.gaussian_page import CELLS
 
 Result = dict[str, float]
 Results = Mapping[str, Sequence[Result]]
-"""Cell -> what was measured, one a seed."""
+"""Cell -> one result a seed."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class World:
     name: str
     cells: Sequence[str]
     run: Callable[[str, int, Path], Result]
-    """(cell, seed, an empty folder) -> what was measured."""
+    """(cell, seed, an empty folder) -> result."""
     page: Callable[[Results], str]
-    """Its section, in Markdown."""
+    """Return its section in Markdown."""
 
 
 WORLDS = (
@@ -50,7 +50,7 @@ solutions. Written by `python -m benchmarks.verification`; do not edit by hand.
 
 
 def measured(world: World, cell: str, seed: int, runs: Path) -> Result:
-    """A cell trained and measured, or read where it is done."""
+    """Return the result of a cell from its file, or else train and measure it."""
     path = runs / world.name / f"{cell}-{seed}.json"
     if not path.exists():
         start = time.perf_counter()
@@ -66,7 +66,7 @@ def measured(world: World, cell: str, seed: int, runs: Path) -> Result:
 
 
 def main() -> None:
-    """Trains what is missing and writes the page."""
+    """Train what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/verification"), help="where results are kept")

@@ -1,7 +1,7 @@
-"""The Gaussian arena: cells of the grid trained by the real trainer on a world whose answers are known.
+"""Gaussian arena: cells of the grid trained by the real trainer on a world with known answers.
 
-A cell is a recipe and the closed form it should end at. `train` runs it; `measure` reads the trained weights as the affine
-maps they are, so what is reported is exact but for the noise of training itself.
+A cell is a recipe and the closed form at which it should end. `train` runs it; `measure` reads the trained weights as affine
+maps, so the results are exact up to the noise of training itself.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from samplers import Condition, Grid, Window, ode, solve
 WORLD = GaussianTask()
 DIMENSIONS = len(WORLD.covariance)
 STEPS = 12
-"""Denoising steps of a rollout."""
+"""Number of denoising steps of a rollout."""
 FINE = 200
-"""Steps of the ODE by which a network is judged apart from its sampler."""
+"""Number of steps of the ODE that measures a network independently of its sampler."""
 GROUP = 64
 BETA = 1.0
-"""Of the π* that every cell is compared with."""
+"""β of the π* with which every cell is compared."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an answer is a function of: a prompt of the world, and the sampler of the cell."""
+    """Arguments of an answer: a prompt of the world, and the sampler of the cell."""
 
     policy: DiffusionPolicy
     data: Normal
@@ -56,25 +56,25 @@ class Setting:
 
     @property
     def rows(self) -> Array:
-        """The times of the network's table."""
+        """Times of the network's table."""
         return np.array(self.policy.family.denoiser.config.times)
 
     @property
     def base(self) -> Denoiser:
-        """The exact denoiser of the data."""
+        """Exact denoiser of the data."""
         return build_exact_denoiser(self.policy.process, self.data.cov, constant_mean(self.data.mean))
 
     def chain(self, output: Denoiser) -> Chain:
-        """The chain of the cell's rollouts with a denoiser."""
+        """Return the chain of the cell's rollouts with a denoiser."""
         return build_chain(self.policy, output)
 
     def end(self, output: Denoiser) -> Normal:
-        """Where the cell's rollouts end with a denoiser."""
+        """Return the distribution at the end of the cell's rollouts with a denoiser."""
         return self.chain(output).end()
 
 
 Answer = Callable[[Setting], Normal]
-"""Where the cell's sampler ends once training has nothing left to change."""
+"""Function that returns the distribution of the cell's sampler at the fixed point of training."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ class Cell:
     anchor: str
     sections: Mapping[str, Any]
     answer: Answer | None
-    """None: it has no fixed point."""
+    """None without a fixed point."""
     why: str
-    """A sentence on its fixed point."""
+    """Sentence on its fixed point."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over prompts of divergences in nats, of what the trained network samples."""
+    """Divergences of the samples of the trained network in nats, means over prompts."""
 
     to_answer: float
-    """KL(end of the training sampler ‖ fixed point); NaN where there is none."""
+    """KL(end of the training sampler ‖ fixed point); NaN without one."""
     to_optimum: float
     """KL(end of the training sampler ‖ π*)."""
     answer_to_optimum: float
@@ -105,14 +105,14 @@ class Measured:
     ode_to_optimum: float
     """KL(end of the same network's ODE in many steps ‖ π*)."""
     nearest_beta: float
-    """The β of the tilt of the data whose mean is nearest to the fixed point's."""
+    """β of the tilt of the data whose mean is nearest to that of the fixed point."""
     residue: float
-    """KL between Gaussians of the data's covariance at these two means: what no choice of β removes."""
+    """KL between Gaussians with the covariance of the data at these two means, which no choice of β removes."""
     evaluations: int
 
 
 def build_config(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, budget: int = 400_000) -> RunConfig:
-    """The recipe of a cell, with as many steps as a budget of denoiser evaluations pays for."""
+    """Build the recipe of a cell, with the number of steps that spends a budget of denoiser evaluations."""
     recipe: dict[str, Any] = {
         "output_dir": folder / "run",
         "seed": seed,
@@ -126,7 +126,7 @@ def build_config(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, bu
         "advantage": {"baseline": "leave_one_out", "std": "none"},
         **sections,
         "rollout": {"steps": STEPS, "batch": 4096, **sections.get("rollout", {})},
-        # The rate falls to 0, so that what is left at the end is not the noise of the last steps.
+        # The rate falls to 0, so that the end does not contain the noise of the last steps.
         "train": {
             "lr": {"kind": "linear", "start": 0.1, "end": 0.0},
             "micro_batch": 10**6,
@@ -142,7 +142,7 @@ def build_config(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, bu
 
 
 def train(config: RunConfig) -> Trainer:
-    """Every step of a recipe, through the real trainer; the policy is trainer.policy."""
+    """Train every step of a recipe with the real trainer, and return it; the policy is trainer.policy."""
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
     trainer = Trainer(
         config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext()
@@ -153,7 +153,7 @@ def train(config: RunConfig) -> Trainer:
 
 
 def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Denoiser:
-    """A network for one prompt, as a function of flat states."""
+    """Return the network for one prompt as a function of flat states."""
     denoiser = policy.denoiser(snapshot, policy.sampling.guidance)
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current"
 
 
 def build_chain(policy: DiffusionPolicy, output: Denoiser) -> Chain:
-    """The training sampler's chain with a denoiser; a solver of diffusers is one step of it, from start to end."""
+    """Return the chain of the training sampler with a denoiser. A solver of diffusers is a single step, from start to end."""
     sampling = policy.sampling
     if sampling.scheduler is None:
         window = sampling.window(NoiseKey(0, 0))
@@ -183,7 +183,7 @@ def build_chain(policy: DiffusionPolicy, output: Denoiser) -> Chain:
 
 
 def build_settings(policy: DiffusionPolicy) -> list[Setting]:
-    """What the answers are functions of, for each prompt."""
+    """Return the arguments of the answers, for each prompt."""
     cov = np.array(WORLD.covariance)
     return [
         Setting(policy, Normal(np.array(mean), cov), np.array(direction))
@@ -192,7 +192,7 @@ def build_settings(policy: DiffusionPolicy) -> list[Setting]:
 
 
 def measure(trainer: Trainer, answer: Answer | None) -> Measured:
-    """Distances of a trained policy from the cell's fixed point and from π* = N(mean + Σa/β, Σ)."""
+    """Measure the distances of a trained policy from the cell's fixed point and from π* = N(mean + Σa/β, Σ)."""
     policy: DiffusionPolicy = trainer.policy  # type: ignore[assignment]
     fine, none = Grid(torch.linspace(1, 0, FINE + 1)), float("nan")
     found: list[tuple[float, ...]] = []
@@ -208,7 +208,7 @@ def measure(trainer: Trainer, answer: Answer | None) -> Measured:
 
 
 def nearest_tilt(setting: Setting, mean: Array) -> tuple[float, float]:
-    """(β, KL) of the tilt N(m + Σa/β, Σ) with the least KL between N(mean, Σ) and it."""
+    """Return (β, KL) of the tilt N(m + Σa/β, Σ) that has the least KL from N(mean, Σ)."""
     data, direction, shift = setting.data, setting.direction, mean - setting.data.mean
     strength = direction @ shift / (direction @ data.cov @ direction)
     return 1 / strength, Normal(mean, data.cov).kl(data.tilted(direction, 1 / strength))

@@ -1,4 +1,4 @@
-"""Fixed points of the Gaussian arena's cells, each from its formula alone."""
+"""Fixed points of the cells of the Gaussian arena, each from its formula alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from difrl.tasks.exact.gaussian_forward import LossDerivative, MatchingLoss, Pop
 from difrl.tasks.exact.gaussian_solutions import Array, Normal
 
 TIMES = (np.arange(64) + 0.5) / 64
-"""Midpoints by which the mean over uniform times is taken."""
+"""Midpoints for means over uniform times."""
 
 
 def paths(beta: float | Callable[[Setting], float] = 1.0) -> Answer:
-    """The optimum over paths: the mean of step j moves by std_j² P_jᵀ a / β."""
+    """Return the optimum over paths: the mean of step j moves by std_j² P_jᵀ a / β."""
 
     def answer(setting: Setting) -> Normal:
         chain = setting.chain(setting.base)
@@ -27,7 +27,7 @@ def paths(beta: float | Callable[[Setting], float] = 1.0) -> Answer:
 
 
 def guarded_paths(coefficient: float) -> Answer:
-    """As `paths` where the pull of the reward at a step is std / |dt| times its own, and the anchor's is `coefficient`."""
+    """Return `paths` with the reward term of a step multiplied by std / |dt| and the anchor term by `coefficient`."""
 
     def answer(setting: Setting) -> Normal:
         chain = setting.chain(setting.base)
@@ -38,15 +38,15 @@ def guarded_paths(coefficient: float) -> Answer:
 
 
 def tilt(beta: float) -> Answer:
-    """The tilt of what the base samples: π* but for the sampler's own error."""
+    """Return the tilt of the base's samples: π* up to the error of the sampler."""
     return lambda setting: setting.end(setting.base).tilted(setting.direction, beta)
 
 
 def group_std_beta(setting: Setting) -> float:
-    """The β that a coefficient of 1 stands for when advantages are divided by the group's standard deviation.
+    """Return the β of a coefficient of 1 when advantages are divided by the group's standard deviation.
 
-    Of G Gaussian rewards of variance σ², the mean of (r_i − r̄) r_i / s is E[s] = σ √(2/G) Γ(G/2) / Γ((G−1)/2), where
-    leave-one-out without a division has σ²: so β = σ² / E[s].
+    For G Gaussian rewards of variance σ², the mean of (r_i − r̄) r_i / s is E[s] = σ √(2/G) Γ(G/2) / Γ((G−1)/2). Leave-one-out
+    without a division has σ², so β = σ² / E[s].
     """
     cov = setting.end(setting.base).cov
     std = np.sqrt(setting.direction @ cov @ setting.direction)
@@ -54,7 +54,7 @@ def group_std_beta(setting: Setting) -> float:
 
 
 def matched(slope: LossDerivative, anchor: Callable[[Array], Array], gain: float = 1.0) -> Answer:
-    """Where A-weighted matching with an anchor of weight c(t) on the mean square of outputs ends; times are uniform."""
+    """Return the end of A-weighted matching with an anchor of weight c(t) on the mean square of outputs; times are uniform."""
     matching = MatchingLoss(slope, anchor(TIMES), TIMES, np.full(len(TIMES), 1 / len(TIMES)), gain)
 
     def answer(setting: Setting) -> Normal:
@@ -75,19 +75,19 @@ def ghuber_slope(t: Array, error: Array) -> Array:
 
 
 def adaptive_slope(t: Array, error: Array) -> Array:
-    """φ = m / mean |e|, the divisor detached."""
+    """φ = m / mean |e|, with a detached divisor."""
     return 1 / np.abs(error).mean(axis=2).clip(1e-5)
 
 
 def adaptive_clean_slope(t: Array, error: Array) -> Array:
-    """The same of errors on x0, t times those of a flow's output: φ = t² m / (t mean |e|)."""
+    """φ = t² m / (t mean |e|), for errors on x0, which are t times those of a flow's output."""
     return t[:, None] * adaptive_slope(t, error)
 
 
 def regressed(beta: float) -> Answer:
-    """Where β Δ at single times is regressed on rewards, Δ of `uniform` from the base; times are uniform.
+    """Return the end of a regression of β Δ at single times on rewards, with Δ of `uniform` from the base; times are uniform.
 
-    Δ_t = (2/D) (μ_t − mean)ᵀT_tᵀ e + …, so the normal equations of row k are, with e the error of the base,
+    Δ_t = (2/D) (μ_t − mean)ᵀT_tᵀ e + …, so the normal equations of row k are, where e is the error of the base,
 
         Σ_t h_k T_tᵀ ( (2β/D) E[e eᵀ] T_t (μ_t − mean) − T_t C a ) = 0
     """
@@ -113,5 +113,5 @@ def regressed(beta: float) -> Answer:
 
 
 def elbo_weight(t: Array) -> Array:
-    """(1 − t)/t of a flow, summed over D = 3 dimensions, at uniform times down to the cutoff 0.02."""
+    """Return (1 − t)/t of a flow, summed over D = 3 dimensions, at uniform times down to the cutoff 0.02."""
     return np.where(t >= 0.02, 3 * (1 - t) / t, 0.0)

@@ -1,4 +1,4 @@
-"""The Gaussian arena's part of docs/verification.md."""
+"""Section of docs/verification.md on the Gaussian arena."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from difrl.tasks.exact.gaussian_solutions import Normal
 
 CELLS = (*REVERSE, *FORWARD)
 BUDGET = 400_000
-"""Denoiser evaluations of every cell: rollouts, likelihoods, references and anchors."""
+"""Number of denoiser evaluations of every cell: rollouts, likelihoods, references and anchors."""
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
-    """Trains a cell within the budget and measures it."""
+    """Train a cell within the budget and measure it."""
     cell = next(cell for cell in CELLS if cell.name == name)
     WORLD.save(folder, STEPS)
     return asdict(measure(train(build_config(folder, cell.sections, seed=seed, budget=BUDGET)), cell.answer))
 
 
 def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The section in Markdown."""
+    """Return the section in Markdown."""
     seeds = len(next(iter(results.values())))
     return "\n".join(
         [
@@ -105,7 +105,7 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, fl
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean, and the lowest and highest of the seeds where they differ in what is shown."""
+    """Return the mean, with the lowest and highest of the seeds if they differ after rounding."""
     if np.isnan(values).any():
         return "none"
     form = "{:.4f}" if max(values) < 1 else "{:.1f}"

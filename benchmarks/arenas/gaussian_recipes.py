@@ -1,4 +1,4 @@
-"""What the recipes of the Gaussian arena share."""
+"""Shared parts of the recipes of the Gaussian arena."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 CLIPPED = {"kind": "clipped"}
 MEAN = {"baseline": "mean", "std": "none"}
 FROZEN = {"old": {"decay": 1.0}}
-"""ℓ_old stays that of the base."""
+"""Snapshots with which ℓ_old stays that of the base."""
 
 
 def anchor(divergence: str, coefficient: Any = 1.0, place: str = "loss") -> dict[str, Any]:
-    """To the base."""
+    """Return an anchor to the base."""
     return {"to": "base", "divergence": divergence, "coefficient": coefficient, "place": place}
 
 
 def reverse(kernel: str, noise_level: float, *anchors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Every noisy step a decision, its log-likelihood summed over dimensions."""
+    """Return sections in which every noisy step is a decision, with its log-likelihood summed over dimensions."""
     likelihood = {"kind": "reverse", "reduce": "sum", **more.pop("likelihood", {})}
     rollout = {"kernel": kernel, "noise_level": noise_level}
     return {"rollout": rollout, "likelihood": likelihood, "objective": CLIPPED, "anchors": [*anchors], **more}
 
 
 def forward(weighting: str, *anchors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Six uniform times a sample; rollouts by a solver of second order, whose own error is small."""
+    """Return sections with six uniform times a sample and rollouts by a solver of second order, whose error is small."""
     likelihood = {"kind": "forward", "weighting": weighting, "times": {"kind": "uniform"}, "decisions": 6}
     return {
         "rollout": {"solver": "DPMSolverMultistepScheduler", **more.pop("rollout", {})},

@@ -1,8 +1,8 @@
 """Learned reward models of the shapes task, small and fitted to noisy labels: proxies of a gold reward that is held out.
 
-The gold reward says of drawings by a pretrained model whether they are right; a share of its answers is turned over, and each
-member of an ensemble is fitted to all of them, from a start and in an order of its own. What the members do not know they make
-up, each in its own way, and that is what optimisation finds.
+The gold reward labels drawings of a pretrained model as right or wrong. A share of the labels is flipped, and each member of an
+ensemble is fitted to all of them, with its own initial weights and order. The members differ where the labels leave them free,
+and optimisation exploits these differences.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rewards.judge import JudgeConfig, JudgeNetwork, split_words
 
 @dataclass(frozen=True)
 class ProxyConfig:
-    """How an ensemble of proxies is made."""
+    """Settings of an ensemble of proxies."""
 
     flipped: float
-    """Share of the gold labels that are turned over."""
+    """Share of the gold labels that are flipped."""
     members: int = 4
     channels: int = 8
-    """Of a network's first convolution; the judge that comes with difrl has 24 of them."""
+    """Number of channels of a network's first convolution; the shipped judge has 24."""
     steps: int = 600
     batch: int = 64
     lr: float = 3e-3
@@ -39,7 +39,7 @@ class ProxyConfig:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Drawings, what they were asked to show, and whether they do."""
+    """Drawings with their prompts and gold labels."""
 
     images: Tensor
     """[N, 3, 32, 32] in [0, 1]."""
@@ -51,19 +51,19 @@ class Labelled:
         return len(self.prompts)
 
     def select(self, rows: Tensor) -> Labelled:
-        """The drawings of these numbers [M]."""
+        """Return the drawings in these rows [M]."""
         return Labelled(self.images[rows], [self.prompts[i] for i in rows.tolist()], self.gold[rows])
 
 
 class Sampler(Protocol):
-    """What draws, such as `difrl.open_run` gives."""
+    """A model that draws, such as the result of `difrl.open_run`."""
 
     def sample(self, prompts: Sequence[Prompt], *, seed: int) -> Rollout:
-        """One drawing of each prompt."""
+        """Return one drawing of each prompt."""
 
 
 def draw(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: int, chunk: int = 480) -> Labelled:
-    """`per_prompt` drawings of every prompt, prompt after prompt in turn, with their gold labels."""
+    """Return `per_prompt` drawings of every prompt with their gold labels, in rounds over all prompts."""
     gold = rewards.make("geneval", exact=True)
     asked = [p for _ in range(per_prompt) for p in prompts]
     images, labels = [], []
@@ -75,15 +75,15 @@ def draw(sampler: Sampler, prompts: Sequence[Prompt], per_prompt: int, seed: int
 
 
 def flip(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Labels [N] of 0 and 1, each turned over with probability `share`."""
+    """Return labels [N] of 0 and 1, each flipped with probability `share`."""
     return torch.where(torch.rand(labels.shape, generator=generator) < share, 1 - labels, labels)
 
 
 def auc(scores: Tensor, truth: Tensor, groups: Sequence[object] | None = None) -> float:
-    """The share of pairs of a right and a wrong sample in which the right one has the higher score; ties count half.
+    """Return the share of pairs of a right and a wrong sample in which the right one has the higher score; ties count half.
 
-    scores [N], truth [N] of 0 and 1; with groups [N] only pairs of one group count, as in training, where the samples of a
-    prompt are compared with each other.
+    `scores` and `truth` (0 or 1) are [N]. With groups [N] only pairs within a group count, because training compares the
+    samples of a prompt with each other.
     """
     apart = scores[:, None] - scores[None]
     pairs = truth.bool()[:, None] & ~truth.bool()[None]
@@ -95,7 +95,7 @@ def auc(scores: Tensor, truth: Tensor, groups: Sequence[object] | None = None) -
 
 
 def standardise(network: JudgeNetwork, data: Labelled) -> None:
-    """Scales and shifts the last layer, so that the scores of these drawings have mean 0 and standard deviation 1."""
+    """Scale and shift the last layer so that the scores of these drawings have mean 0 and standard deviation 1."""
     scores = score_drawings(network, data)
     last = network.head[-1]
     assert isinstance(last, nn.Linear)
@@ -106,13 +106,13 @@ def standardise(network: JudgeNetwork, data: Labelled) -> None:
 
 @torch.no_grad()
 def score_drawings(network: JudgeNetwork, data: Labelled) -> Tensor:
-    """Logits [N]."""
+    """Return logits [N]."""
     ids = network.encode(data.prompts)
     return torch.cat([network(data.images[rows], ids[rows]) for rows in torch.arange(len(data)).split(512)])
 
 
 def fit(data: Labelled, config: ProxyConfig, seed: int) -> JudgeNetwork:
-    """One member: fitted to the labels as they are given, then standardised."""
+    """Fit one member to the labels and standardise it."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     words = sorted({word for prompt in shapes.ALL_PROMPTS for word in split_words(prompt.text)})
@@ -132,7 +132,7 @@ def fit(data: Labelled, config: ProxyConfig, seed: int) -> JudgeNetwork:
 
 
 def quality(scores: Tensor, data: Labelled) -> Mapping[str, float]:
-    """How well scores [N] tell right drawings from wrong ones, and how many fall on the right side of their median."""
+    """Return the AUC of scores [N], the AUC within prompts, and the accuracy of a threshold at their median."""
     above = (scores > scores.median()).float()
     return {
         "auc": auc(scores, data.gold),
@@ -144,9 +144,9 @@ def quality(scores: Tensor, data: Labelled) -> Mapping[str, float]:
 def fit_ensemble(
     folder: Path, learnt: Labelled, held_out: Labelled, config: ProxyConfig, seed: int
 ) -> list[Mapping[str, float]]:
-    """Fits and saves the members as `folder`/0, `folder`/1, …; the quality of each, and last that of their mean.
+    """Fit the members, save them as `folder`/0, `folder`/1, …, and return the quality of each and of their mean.
 
-    Which labels are turned over is the same for all members.
+    The flipped labels are the same for all members.
     """
     generator = torch.Generator().manual_seed(seed)
     noisy = Labelled(learnt.images, learnt.prompts, flip(learnt.gold, config.flipped, generator))

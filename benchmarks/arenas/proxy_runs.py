@@ -1,4 +1,4 @@
-"""The runs of benchmarks/overoptimisation.py: the proxies of a seed, the ways of training against them, what a run has shown."""
+"""Runs of benchmarks/overoptimisation.py: the proxies of a seed, the variants of training, and the measurements of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from difrl.reporting.metrics_file import read_metrics
 RECIPE = "nft"
 PROXIES = ProxyConfig(flipped=0.1)
 LEARNT, HELD_OUT = 7, 3
-"""Drawings of each training prompt whose labels the proxies learn from, and on which they are examined."""
+"""Number of drawings of each training prompt on which the proxies are fitted, and on which they are tested."""
 STEPS, EVALUATIONS = 54, 9
 REFERENCES = 3
-"""Samples of each prompt by the pretrained model that PAR compares with; published: 5 and less."""
+"""Number of samples of each prompt by the pretrained model with which PAR compares; published: at most 5."""
 SETTINGS = (
     f"train.steps={STEPS}",
     f"eval.every={STEPS // EVALUATIONS}",
@@ -36,7 +36,7 @@ SETTINGS = (
     "eval.show=0",
     "checkpoint.every=6",
 )
-"""Of every run. Evaluated on the prompts of training, which are what the proxy was fitted to: on others it might fail for
+"""Overrides of every run. Evaluations use the training prompts, to which the proxy was fitted: on others it might fail for
 another reason."""
 ALL = "all"
 Section = Mapping[str, Any]
@@ -44,33 +44,33 @@ Section = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of training against proxies."""
+    """One way of training against proxies."""
 
     name: str
     title: str
     reward: Section
-    """What is said of the reward beside its members."""
+    """Further keys of the reward."""
     of: Literal["first", "all", "gold"] = "first"
-    """What is optimised: the first member, all of them, or the gold reward itself."""
+    """The optimised reward: the first member, all of them, or the gold reward itself."""
     anchor: float = 0.0
     """Coefficient of the divergence from the pretrained model."""
 
     def overrides(self, members: Sequence[Section]) -> tuple[str, ...]:
-        """Of the recipe."""
+        """Return overrides of the recipe."""
         every = {"ensemble": list(members)}
         gold = {"name": "geneval", "label": "gold", "options": {"exact": True}}
         trained = {"first": members[0], "all": every, "gold": gold}[self.of]
-        said: dict[str, Any] = {
+        sections: dict[str, Any] = {
             "rewards": [{**trained, **self.reward, "label": "proxy"}],
             "watch": [gold, {"name": "judge"}, {**every, "combine": "uncertainty", "penalty": 1.0, "label": ALL}],
             "anchors": [{"to": "base", "divergence": "velocity", "coefficient": self.anchor}],
         }
         if "shape" in self.reward:
-            said["references"] = {"count": REFERENCES}
-        return tuple(f"{key}={json.dumps(value)}" for key, value in said.items())
+            sections["references"] = {"count": REFERENCES}
+        return tuple(f"{key}={json.dumps(value)}" for key, value in sections.items())
 
     def proxy(self, course: Course) -> np.ndarray:
-        """What of the members' scores is optimised (of gold: what they all say of it), unshaped and without pessimism."""
+        """Return the optimised score of the members, unshaped and without pessimism; for gold, the mean of all."""
         return course.members[:, 0] if self.of == "first" else course.members.mean(1)
 
 
@@ -96,11 +96,11 @@ class Course:
     members: np.ndarray
     """Mean score by each proxy."""
     disagreement: np.ndarray
-    """Variance over the proxies of a drawing's score, mean over drawings."""
+    """Variance over the proxies of the score of a drawing, mean over drawings."""
     divergence: np.ndarray
-    """Of the model from the pretrained one, on the samples of the step before the evaluation."""
+    """Divergence from the pretrained model, on the samples of the step before the evaluation."""
     minutes: float
-    """Of training."""
+    """Minutes of training."""
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
@@ -126,25 +126,25 @@ class Course:
 
 
 def member_label(number: int) -> str:
-    """A proxy's name in metrics."""
+    """Return the name of a proxy in metrics."""
     return f"m{number}"
 
 
 def member(folder: Path, number: int) -> Section:
-    """A proxy as a recipe names it."""
+    """Return the section of a proxy in a recipe."""
     options = {"path": (folder / str(number)).as_posix(), "output": "logit"}
     return {"name": "judge", "label": member_label(number), "options": options}
 
 
 def job(variant: Variant, proxies: Path, seed: int) -> Job:
-    """One run."""
+    """Return the run of a variant."""
     members = [member(proxies, number) for number in range(PROXIES.members)]
     return Job(RECIPE, f"{variant.name}-{seed}", (f"seed={seed}", *SETTINGS, *variant.overrides(members)))
 
 
 @dataclass(frozen=True)
 class Proxies:
-    """The ensemble of a seed: where its networks are, and where what is known of them is kept."""
+    """The ensemble of a seed: the folder of its networks, and the record of their quality."""
 
     runs: Path
     record: Path
@@ -152,17 +152,17 @@ class Proxies:
 
     @property
     def made_with(self) -> Section:
-        """All that decides what they are."""
+        """Settings that determine the networks."""
         return {**asdict(PROXIES), "learnt": LEARNT, "held_out": HELD_OUT, "seed": self.seed}
 
     @property
     def folder(self) -> Path:
-        """Of the networks: its name tells ensembles that were made in another way apart, and with it the runs against them."""
+        """Folder of the networks. Its name depends on the settings, and so do the settings of runs against them."""
         fingerprint = hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:8]
         return self.runs / f"proxies-{self.seed}-{fingerprint}"
 
     def quality(self, needed: bool) -> Sequence[Mapping[str, float]]:
-        """Of each member, and last of their mean; networks that are not there are fitted where they are needed, or unknown."""
+        """Return the quality of each member and of their mean. Fit missing networks if they are needed or have no record."""
         known = json.loads(self.record.read_text()) if self.record.exists() else {}
         there = (self.folder / str(PROXIES.members - 1)).exists()
         if known.get("made_with") == self.made_with and (there or not needed):
@@ -178,12 +178,12 @@ class Proxies:
 
     @property
     def gold(self) -> float:
-        """The share of all labelled drawings that are right, of proxies that are known."""
+        """Share of right drawings among all labelled ones, from the record."""
         return float(json.loads(self.record.read_text())["gold"])
 
 
 def load_drawings(folder: Path) -> tuple[Labelled, Labelled]:
-    """What proxies learn from and are examined on: drawings of training prompts by the pretrained model, made once."""
+    """Return the drawings on which proxies are fitted and tested: by the pretrained model, of training prompts, made once."""
     file = folder / f"drawings-{LEARNT}-{HELD_OUT}.pt"
     prompts = load_prompts("shapes:train")
     if not file.exists():

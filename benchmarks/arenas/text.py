@@ -1,7 +1,7 @@
-"""The text arena: settings trained by the real trainer on a language model whose every distribution is known.
+"""Text arena: settings trained by the real trainer on a language model whose distributions are all known.
 
-A cell is a recipe and the fixed point it should end at (difrl/tasks/exact/enumerable_solutions.py). The trained table is read
-from the weights, so what is reported is exact but for the noise of training itself.
+A cell is a recipe and the fixed point at which it should end (difrl/tasks/exact/enumerable_solutions.py). The trained table is
+read from the weights, so the results are exact up to the noise of training itself.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from difrl.tasks.exact.enumerable_solutions import Array, completion_probabiliti
 from difrl.training.trainer import Trainer
 
 GROUP = 256
-"""Samples of a prompt in a step: so many that a group's standard deviation is that of the distribution."""
+"""Samples of a prompt in a step: enough that a group's standard deviation is close to that of the distribution."""
 BETA = 1.0
-"""Of the π* that every cell is compared with."""
+"""β of the π* with which every cell is compared."""
 
 Answer = Callable[[Array, Array], Array]
-"""(π_ref, r), [4, 4, 4] each, of a prompt → π where the setting comes to rest."""
+"""(π_ref, r) of a prompt, [4, 4, 4] each → π at the fixed point."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A setting."""
+    """A setting with its fixed point."""
 
     name: str
     estimator: str
     place: str
     optimises: str
-    """What it optimises after all, in a few words or a formula."""
+    """The quantity that it optimises, in a few words or a formula."""
     sections: Mapping[str, Any]
     answer: Answer | None
-    """None: it has no fixed point."""
+    """None without a fixed point."""
     steps: int = 150
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over prompts of divergences in nats."""
+    """Divergences in nats, means over prompts."""
 
     to_answer: float
-    """KL(trained ‖ fixed point); NaN where there is none."""
+    """KL(trained ‖ fixed point); NaN without one."""
     to_optimum: float
     """KL(trained ‖ π*)."""
     answer_to_optimum: float
     """KL(fixed point ‖ π*): the bias of the setting."""
     likeliest: float
-    """Probability of the completion with the highest reward, trained."""
+    """Trained probability of the completion with the highest reward."""
     evaluations: int
-    """Tokens generated."""
+    """Number of generated tokens."""
 
 
 def build_config(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps: int | None = None) -> RunConfig:
-    """The recipe of a cell."""
+    """Build the recipe of a cell."""
     sections = cell.sections
     return RunConfig.model_validate(
         {
@@ -81,7 +81,7 @@ def build_config(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps
             "eval": {"every": 0, "rlg": [], "diversity": []},
             **sections,
             "rollout": {"batch": 4096, **sections.get("rollout", {})},
-            # The rate falls to 0, so that what is left at the end is not the noise of the last steps.
+            # The rate falls to 0, so that the end does not contain the noise of the last steps.
             "train": {
                 "steps": steps or cell.steps,
                 "lr": {"kind": "linear", "start": 0.1, "end": 0.0},
@@ -95,7 +95,7 @@ def build_config(folder: Path, cell: Cell, *, prompts: int, seed: int = 0, steps
 
 
 def train(config: RunConfig) -> Trainer:
-    """Every step of a recipe, through the real trainer; the policy is trainer.policy."""
+    """Train every step of a recipe with the real trainer, and return it; the policy is trainer.policy."""
     scorer = Scorer.build(config.rewards, config.watch, torch.device("cpu"))
     trainer = Trainer(config, load_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
     for step in range(config.train.steps):
@@ -104,12 +104,12 @@ def train(config: RunConfig) -> Trainer:
 
 
 def tables(policy: LanguagePolicy) -> Array:
-    """The trained table, [prompts, NODES, 4]."""
+    """Return the trained table, [prompts, NODES, 4]."""
     return np.asarray(policy.network.model.tables().double().numpy())
 
 
 def measure(trainer: Trainer, cell: Cell, world: EnumerableTask) -> Measured:
-    """Distances of a trained policy from the cell's fixed point and from π*."""
+    """Measure the distances of a trained policy from the cell's fixed point and from π*."""
     policy: LanguagePolicy = trainer.policy  # type: ignore[assignment]
     found = []
     for trained, base, reward in zip(tables(policy), world.logits, world.rewards, strict=True):

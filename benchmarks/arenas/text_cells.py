@@ -1,4 +1,4 @@
-"""Cells of the text arena: recipe, fixed point, and what the setting optimises after all."""
+"""Cells of the text arena: recipe, fixed point, and the quantity that the setting optimises."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from difrl.tasks.exact.enumerable_solutions import Array, exponential_tilt, solv
 
 DIVIDED = {"baseline": "mean", "std": "group"}
 FROZEN = {"old": {"decay": 1.0}}
-"""ℓ_old stays that of the base."""
+"""Snapshots with which ℓ_old stays that of the base."""
 TOKEN_WISE = "token-wise: π(a given x) ∝ π_ref exp(Q/β)"
 SEQUENCE = "E[r] − β KL(π ‖ π_ref): π\\*"
 
 
 def anchored(divergence: str, coefficient: float = BETA, **more: Any) -> dict[str, Any]:
-    """An anchor to the base."""
+    """Return an anchor to the base."""
     return {"anchors": [{"divergence": divergence, "coefficient": coefficient, **more}]}
 
 
 def distilled(decisions: str, snapshots: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """CRD on raw rewards without an anchor."""
+    """Return sections of CRD on raw rewards without an anchor."""
     return {
         "likelihood": {"kind": "tokens", "old": "recompute"},
         "snapshots": snapshots,
@@ -32,17 +32,17 @@ def distilled(decisions: str, snapshots: Mapping[str, Any], **more: Any) -> dict
 
 
 def optimum(beta: float = BETA) -> Answer:
-    """The tilt of the base."""
+    """Return the tilt of the base."""
     return lambda reference, reward: exponential_tilt(reference, reward, beta)
 
 
 def tokens(divergence: str, coefficient: float = BETA) -> Answer:
-    """After each prefix the best for the mean reward of what follows."""
+    """Return the optimum after each prefix for the mean reward of its continuations."""
     return lambda reference, reward: solve_token_wise(reference, reward, coefficient, divergence)
 
 
 def tokens_divided(divergence: str) -> Answer:
-    """The same where advantages, and not the anchor, are divided by the rewards' standard deviation."""
+    """Return the optimum of `tokens` if advantages, but not the anchor, are divided by the standard deviation of rewards."""
 
     def answer(reference: Array, reward: Array) -> Array:
         return solve_with_std(lambda beta: solve_token_wise(reference, reward, beta, divergence), reward, BETA)

@@ -1,4 +1,4 @@
-"""The text arena's part of docs/verification.md."""
+"""Section of docs/verification.md on the text arena."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from difrl.tasks.exact.enumerable_solutions import completion_probabilities, exp
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
-    """Trains a cell in the world of a seed and measures it."""
+    """Train a cell in the world of a seed and measure it."""
     cell, world = next(cell for cell in CELLS if cell.name == name), EnumerableTask(seed)
     config = build_config(world.save(folder), cell, prompts=world.prompts, seed=seed)
     return asdict(measure(train(config), cell, world))
 
 
 def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The section in Markdown."""
+    """Return the section in Markdown."""
     seeds = len(next(iter(results.values())))
     return "\n".join([_introduction(seeds), _table(CELLS, results), _reading()])
 
@@ -73,7 +73,7 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, fl
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean, and the lowest and highest of the seeds where they differ in what is shown."""
+    """Return the mean, with the lowest and highest of the seeds if they differ after rounding."""
     if np.isnan(values).any():
         return "none"
     form = "{:.4f}" if max(values) < 1 else "{:.1f}"

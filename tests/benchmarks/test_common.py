@@ -1,4 +1,4 @@
-"""What benchmarks say of their runs: gains over seeds, by hand, and which curves belong together."""
+"""Gains of benchmarks over seeds, by hand, and the grouping of curves by recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def marks(before: float, after: float, *errors: float) -> Marks:
 
 
 def test_the_gain_of_several_seeds() -> None:
-    """One seed errs by √(9 + 16) = 5 hundredths, the other by √(25 + 144) = 13; their mean by √(25 + 169)/2."""
+    """The error of one seed is √(9 + 16) = 5 hundredths, of the other √(25 + 144) = 13, of their mean √(25 + 169)/2."""
     first, second = marks(0.5, 0.6, 0.03, 0.04), marks(0.4, 0.7, 0.05, 0.12)
     assert gain([first]) == pytest.approx((0.1, 0.05))
     assert gain([first, second]) == pytest.approx((0.2, 194**0.5 / 200))
@@ -49,8 +49,8 @@ def test_a_gain_counts_beyond_twice_its_error(after: float, said: str) -> None:
     assert verdict([marks(0.5, after, 0.055, 0.0)]) == said
 
 
-def test_runs_of_a_recipe_belong_together_and_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in a folder of its settings, so that one of other settings is not taken for it."""
+def test_runs_are_grouped_by_recipe_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run has a folder of its settings, so that runs of other settings are not confused with it."""
     started = list[str]()
 
     def run(command: list[str], **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of over-optimisation without its runs: its recipes are valid, and it reads, counts and writes what runs leave."""
+"""The benchmark of over-optimisation without its runs: valid recipes, reading of runs, statistics and the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(name: str) -> RunConfig:
 
 
 def course(gold: list[float], first: list[float], others: list[float]) -> Course:
-    """Of two members."""
+    """Build a course of two members."""
     zeros = np.zeros(len(gold))
     return Course(
         nfe=np.arange(len(gold)) * 1e3,
@@ -41,7 +41,7 @@ def course(gold: list[float], first: list[float], others: list[float]) -> Course
     )
 
 
-def test_variants_differ_in_what_they_are_about_alone() -> None:
+def test_variants_differ_only_in_reward_anchor_and_references() -> None:
     plain = config("plain")
     for variant in VARIANTS:
         found = config(variant.name)
@@ -56,7 +56,7 @@ def test_variants_differ_in_what_they_are_about_alone() -> None:
         ]
 
 
-def test_gold_is_optimised_where_that_is_said_alone() -> None:
+def test_only_the_gold_variant_optimises_gold() -> None:
     for variant in VARIANTS:
         found = config(variant.name)
         assert (found.rewards[0].name == "geneval") == (variant.of == "gold")
@@ -78,7 +78,7 @@ def test_kinds_of_variants() -> None:
 
 
 def test_other_proxies_are_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a record of runs against the former is not taken for one of runs against the latter."""
+    """Records of runs against one ensemble must not be used for runs against another."""
     folders = {Proxies(FOLDER, FOLDER / "x.json", seed).folder for seed in (0, 1)}
     monkeypatch.setattr(proxy_runs, "PROXIES", replace(PROXIES, flipped=PROXIES.flipped / 2))
     folders.add(Proxies(FOLDER, FOLDER / "x.json", 0).folder)
@@ -127,15 +127,15 @@ def test_a_run_is_read(tmp_path: Path) -> None:
 
 
 def test_a_seed_does_not_choose_its_own_peak() -> None:
-    """The mean of the others decides: a seed's luck at one evaluation is no reason to look there."""
+    """The mean of the other seeds decides, so that the luck of a seed at one evaluation does not count."""
     golds = ([0.4, 0.9, 0.5, 0.4], [0.4, 0.5, 0.7, 0.4], [0.4, 0.5, 0.6, 0.4])
     courses = [course(gold, [0] * 4, [0] * 4) for gold in golds]
     assert benchmark.peak_indices(courses) == [2, 1, 1]
-    assert benchmark.peak_indices(courses[:1]) == [1]  # nobody else to ask
+    assert benchmark.peak_indices(courses[:1]) == [1]  # there are no other seeds
 
 
 def test_a_change_is_clear_beyond_twice_its_error() -> None:
-    """Of two seeds with errors of 0.03 and 0.04 the mean errs by √(9 + 16)/2 = 2.5 hundredths."""
+    """The mean of two seeds with errors of 0.03 and 0.04 has an error of √(9 + 16)/2 = 2.5 hundredths."""
     assert benchmark.change([0.05, 0.04], [0.03, 0.04]) == "+0.045 ± 0.025"
     assert benchmark.change([0.05, 0.06], [0.03, 0.04]) == "**+0.055 ± 0.025**"
     assert benchmark.change([-0.1], [0.04]) == "**-0.100 ± 0.040**"
@@ -148,7 +148,7 @@ def test_what_a_variant_optimises() -> None:
     assert proxy["mean"] == proxy["worst"] == proxy["uncertainty"] == proxy["gold"] == [0, 2]
 
 
-def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
+def test_the_page_shows_gains_and_losses(tmp_path: Path) -> None:
     found = [
         course([0.4, 0.6, 0.7, 0.5], [0.0, 1.0, 1.5, 2.0], [0.0] * 4),
         course([0.4, 0.7, 0.6, 0.3], [0.0, 2.0, 2.5, 3.0], [0.0] * 4),
@@ -157,7 +157,7 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     quality = [[{"auc": 0.7, "auc_of_a_prompt": 0.65, "accuracy": 0.6}] * (PROXIES.members + 1)]
     page = benchmark.text(runs, quality, 0.4, [0, 1])
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in page.splitlines() if "|" in line}
-    # Each seed is read where the other is best: at 0.6 both. Errors: 0.01/√2 for a level, 0.01 for a difference of two.
+    # Each seed is read at the best evaluation of the other, where both have 0.6. Errors: 0.01/√2 a level, 0.01 a difference.
     assert rows["one proxy, plain"] == [
         "+2.50 (+2.00 to +3.00)",
         "0.600 (0.600 to 0.600)",

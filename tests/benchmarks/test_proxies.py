@@ -1,4 +1,4 @@
-"""Learned proxies: their examination by hand and against scipy, their labels, their scale."""
+"""Learned proxies: their AUC by hand and compared with scipy, their labels and their scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = ProxyConfig(flipped=0.25, members=2, steps=30, batch=16)
 
 @pytest.fixture(scope="module")
 def drawings() -> Labelled:
-    """Flat pictures, red or blue, each with both prompts: right where the colour is the one that was asked for."""
+    """Flat pictures, red or blue, each with both prompts; a picture is right if it has the colour of the prompt."""
     red, blue = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
     images = torch.stack([red, blue, red, blue] * 16)[:, :, None, None].expand(-1, -1, 32, 32).contiguous()
     prompts = ([PROMPTS[0]] * 2 + [PROMPTS[1]] * 2) * 16
