@@ -1,4 +1,4 @@
-"""A run opened again: the weights of the step that was asked for, every RLG weight, and what a plain model cannot do."""
+"""Opening a run: the weights of the given step, every RLG weight, and the limits of a plain model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"model": {"train": "lor
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request: pytest.FixtureRequest, sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps with so large a learning rate that the trained model's images are others."""
+    """Run of three steps, with a learning rate large enough to change the images."""
     folder = tmp_path_factory.mktemp("runs") / str(request.param)
     config = recipe(
         sd3,
@@ -55,7 +55,7 @@ def images(opened: LoadedRun, **options: Any) -> Tensor:
 
 
 def test_the_newest_checkpoint_is_opened(run: Path) -> None:
-    """With the weights that the run ended with."""
+    """Its weights are those at the end of the run."""
     opened = open_run(run, device="cpu")
     assert opened.step == 3
     exact = weights(run, 3)
@@ -63,7 +63,7 @@ def test_the_newest_checkpoint_is_opened(run: Path) -> None:
 
 
 def test_rlg_0_is_the_pretrained_model_and_1_the_trained_one(run: Path, sd3: Path) -> None:
-    """And 0.5 moves the images less than 1 does, 2 further."""
+    """Weight 0.5 changes the images less than 1 does, and 2 changes them more."""
     opened, plain = open_run(run, device="cpu"), open_run(sd3, device="cpu", steps=4)
     at = {w: images(opened, rlg=w) for w in (0.0, 0.5, 1.0, 2.0)}
     torch.testing.assert_close(at[0.0], images(plain), rtol=0, atol=1e-6)
@@ -75,7 +75,7 @@ def test_rlg_0_is_the_pretrained_model_and_1_the_trained_one(run: Path, sd3: Pat
 def test_plain_diffusers_draws_the_same_images_from_what_the_run_saved(run: Path, sd3: Path) -> None:
     """A full model loads with from_pretrained, an adapter with load_lora_weights; same noise, same image to 1e-4."""
     whole = (run / "model" / "model_index.json").is_file()
-    # diffusers wants to be told that a pipeline has no T5, and not to pad prompts as if it had.
+    # Pass None for the absent T5, and 0 tokens, or diffusers pads prompts as if it were there.
     without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
     pipeline = StableDiffusion3Pipeline.from_pretrained(run / "model" if whole else sd3, **without_t5)
     if not whole:
@@ -120,7 +120,7 @@ def test_steps_and_guidance_may_be_others_than_the_runs(run: Path) -> None:
 
 
 def test_a_plain_model_has_no_rlg(sd3: Path) -> None:
-    """Neither 0 nor 2: there is nothing to blend it with. At 1 it is sampled as it is."""
+    """Only weight 1 is possible, since there is no other model to blend with."""
     plain = open_run(sd3, device="cpu", steps=2)
     assert plain.step == 0
     assert images(plain).shape == (4, 3, 8, 8)
@@ -134,7 +134,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_sampled_at_its_own_default(run: Path, tmp_path: Path) -> None:
-    """As inference.json says, unless a call says otherwise."""
+    """The settings of inference.json are used unless a call gives others."""
     other = copied(run, tmp_path)
     InferenceDefaults(2.0).write(other)
     opened, plain = open_run(other, device="cpu"), open_run(run, device="cpu")

@@ -1,4 +1,4 @@
-"""`difrl pairs`: best against worst, without ties, the same pairs however often it was interrupted."""
+"""`difrl pairs`: best against worst, no ties, and the same pairs after any number of interruptions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def scored_by_hand(monkeypatch: pytest.MonkeyPatch, rewards: list[list[float]]) -> None:
-    """A source of one group of three gray images a step, with these rewards; NaN cannot be scored."""
+    """Make rollouts one group of three gray images a step, with these rewards; NaN marks a sample without a score."""
 
     def draw(self: PolicyRollouts, step: int, attempt: int, groups: Any, lap: Any) -> ScoredRollout:
         values = torch.tensor(rewards[step % len(rewards)])
@@ -60,7 +60,7 @@ def test_rewards_without_difference_end_with_advice(sd3: Path, tmp_path: Path, m
         make_pairs(config_of(sd3), tmp_path, 1)
 
 
-def test_what_is_made_can_be_trained_on(sd3: Path, tmp_path: Path) -> None:
+def test_pairs_can_be_trained_on(sd3: Path, tmp_path: Path) -> None:
     config = config_of(sd3)
     made = make_pairs(config, tmp_path / "made", 5)
     assert made == Progress(pairs=6, steps=3)  # two groups a step

@@ -1,4 +1,4 @@
-"""`difrl check`: counts worked by hand, and the same counts as the real pipeline, policy and trainer give."""
+"""`difrl check` of image generators: counts worked by hand, and agreement with the real pipeline, policy and trainer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sd35(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With T5, QK norm and dual attention."""
+    """A model with T5, QK norm and dual attention."""
     return tiny_sd3(tmp_path_factory.mktemp("models") / "sd35", like_35=True, shift=3.0)
 
 
@@ -67,7 +67,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def dry_run(
     config: RunConfig, processes: int = 1, evaluated: int = 100, trained: int = 100
 ) -> tuple[Evaluations, Tally]:
-    """Counts of a run with so many evaluation prompts and training prompts."""
+    """Count the evaluations of a run. evaluated, trained: number of evaluation and training prompts."""
     train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
     inputs = Inputs(train, evaluation)
     dry = build_image_cost(config, inputs).dry
@@ -86,7 +86,7 @@ def parts_of(policy: DiffusionPolicy) -> list[nn.Module]:
 
 
 def test_reference_samples_are_counted_for_the_run() -> None:
-    """2 of each prompt, 4 calls each: 3 steps of 4 prompts meet 12 of 100, and 10 of 10, or on two processes 12 again."""
+    """2 of each prompt, 4 calls each: 3 steps of 4 prompts use 12 of 100, 10 of 10, and on two processes 12 again."""
     shaped = {"rewards": [{"name": "jpeg_compressibility", "shape": {"kind": "par"}}], "references": {"count": 2}}
     config = recipe("tiny-sd3", **shaped)
     found = [dry_run(config, n, 0, prompts)[0].compared for n, prompts in ((1, 100), (1, 10), (2, 10))]
@@ -406,7 +406,7 @@ def test_settings_that_do_not_fit_the_model(
 
 
 def test_copies_on_the_cpu_cost_the_device_one(small: Path) -> None:
-    """Whichever of them is in use; without any there is none."""
+    """The device holds the copy in use, or none if the run has no copies."""
     sections: dict[str, Any] = {"anchors": [TO_BASE], "snapshots": {**EMA, "slow": {"kind": "soup", "every": 2}}}
     found = estimate(recipe(small, model={"copies": "cpu"}, **sections))
     names = {name for name in found.memory if name.startswith(("snapshot", "pretrained", "copy"))}
@@ -425,7 +425,7 @@ def test_counts_do_not_depend_on_the_number_of_processes() -> None:
 
 
 def test_moving_windows_count_with_their_mean() -> None:
-    """Windows of 1, 2 and 3 steps at the end of 3 noisy ones: with two decisions a sample on average."""
+    """Windows of 1, 2 and 3 steps: two decisions a sample on average."""
     growing = {**FLOW_GRPO["rollout"], "window": {"kind": "progressive", "first": 1, "over": 3}}
     counts, tally = dry_run(recipe("tiny-sd3", **{**FLOW_GRPO, "rollout": growing}))
     assert (counts.rollout, counts.gradient, tally.together) == (12 * 4, 12 * 2, 7)

@@ -1,4 +1,4 @@
-"""`difrl check` of language models: counts worked by hand, and the same as the real model and the run give."""
+"""`difrl check` of language models: counts worked by hand, and agreement with the real model and run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_tokens_by_hand(lm: Path, tmp_path: Path) -> None:
 
 
 def test_reference_texts_are_counted_for_the_run(lm: Path, tmp_path: Path) -> None:
-    """3 of each of 6 prompts at most, of 4 + 5 tokens; 2 steps of 2 prompts meet 4."""
+    """3 texts of 4 + 5 tokens for each prompt; 2 steps of 2 prompts use 4 prompts."""
     shaped = {"rewards": [{"import": "tests.texts:Ones", "shape": {"kind": "par"}}], "references": {"count": 3}}
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), **shaped)
     assert estimate(config).evaluations.compared == 4 * 3 * 9
@@ -66,7 +66,7 @@ def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -
 
 
 def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: float | None) -> int:
-    """Texts that pass through a network in a step, but for those that it draws; its own draws may count as another's."""
+    """Count the texts that pass through a network in a step, without drawing. correction: treat draws as another engine's."""
     policy = load_language_policy(config)
     own = policy.engines.evaluation
     policy.engines = Engines(own, own, correction)
@@ -82,7 +82,7 @@ def texts_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch, correction: f
     return sum(sizes)
 
 
-def test_what_centres_anchors_and_what_scores_another_engines_texts_is_counted_once(
+def test_centred_anchors_and_texts_of_another_engine_take_one_more_pass(
     lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """6 samples of 4 + 5 tokens, two anchors on decisions: the dry run counts what either adds to a step."""
@@ -122,7 +122,7 @@ def test_parameters_and_memory_are_those_of_the_real_model(lm: Path, tmp_path: P
 
 
 def test_flops_are_two_a_weight_forward_and_six_trained(lm: Path, tmp_path: Path) -> None:
-    """But for attention's products of tokens with tokens, and one more pass through the head, spelled out again."""
+    """The rest is attention's products of tokens with tokens, and one more pass through the head in the backward pass."""
     found = estimate(shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path)))
     model = AutoModelForCausalLM.from_pretrained(lm)
     matrices = {n: p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n}
@@ -131,7 +131,7 @@ def test_flops_are_two_a_weight_forward_and_six_trained(lm: Path, tmp_path: Path
     assert 6 * weights + 0.5 * head <= found.model.training <= 7 * weights
 
 
-def test_bad_prompts_and_folders_are_told_without_weights(lm: Path, tmp_path: Path) -> None:
+def test_bad_prompts_and_folders_are_found_without_weights(lm: Path, tmp_path: Path) -> None:
     path = prompt_file(tmp_path, ["1+1=", "1" * 60])
     with pytest.raises(ModelError, match=r"prompts\.txt:2: 60 tokens"):
         estimate(shown_recipe(lm, tmp_path / "run", path))
