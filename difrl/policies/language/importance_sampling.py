@@ -45,5 +45,5 @@ def correct_rollout(rollout: Rollout, here: Tensor, most: float) -> Rollout:
         MISMATCH: apart.abs().sum(dim=1) / count,
         CORRECTION: torch.where(mask, weight, 0.0).sum(dim=1) / count,
     }
-    tape = {**rollout.replay_data, "log_prob": here, "correction": weight}
-    return replace(rollout, replay_data=tape, measures={**rollout.measures, **measures})
+    replay_data = {**rollout.replay_data, "log_prob": here, "correction": weight}
+    return replace(rollout, replay_data=replay_data, measures={**rollout.measures, **measures})

@@ -70,7 +70,7 @@ def test_every_scheme_passes_while_weights_move(sd3: Path, scheme: str) -> None:
     assert not all(torch.equal(p, old) for p, old in zip(trainer.parameters, before, strict=True))
 
 
-def test_twins_are_references_with_the_weights_and_the_guidance_of_now(sd3: Path) -> None:
+def test_references_equal_to_the_policy_have_its_weights_and_guidance(sd3: Path) -> None:
     guided = [{"to": "old", "guidance": 2.0}, {"to": "ema"}]
     sections = {**RECOMPUTED, "snapshots": {"old": {"decay": 0.0}, "ema": {"decay": 0.5}}, "anchors": guided}
     trainer, policy = trainer_of(sd3, sections)

@@ -30,16 +30,16 @@ def policy_of(path: Path, guidance: float = 1.0, moved: float = 0.05, **rollout:
     return policy
 
 
-def drawn(policy: DiffusionPolicy, steering: GuidanceSettings, rows: slice = slice(None)) -> tuple[Rollout, int]:
+def drawn(policy: DiffusionPolicy, settings: GuidanceSettings, rows: slice = slice(None)) -> tuple[Rollout, int]:
     """Samples, and the number of evaluations of the model."""
     before = policy.evaluations
-    rollout = policy.evaluation(PROMPTS[rows], torch.arange(3)[rows], KEY, steering)
+    rollout = policy.evaluation(PROMPTS[rows], torch.arange(3)[rows], KEY, settings)
     return rollout, policy.evaluations - before
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize(
-    ("steering", "models"),
+    ("settings", "models"),
     [
         (GuidanceSettings(0.0), [1, 1, 1, 1]),
         (GuidanceSettings(1.0), [1, 1, 1, 1]),
@@ -50,9 +50,9 @@ def drawn(policy: DiffusionPolicy, steering: GuidanceSettings, rows: slice = sli
     ],
     ids=str,
 )
-def test_what_a_weight_costs(sd3: Path, guidance: float, steering: GuidanceSettings, models: list[int]) -> None:
+def test_what_a_weight_costs(sd3: Path, guidance: float, settings: GuidanceSettings, models: list[int]) -> None:
     """w = 0 and w = 1 evaluate one model; guidance evaluates each twice."""
-    rollout, evaluations = drawn(policy_of(sd3, guidance), steering)
+    rollout, evaluations = drawn(policy_of(sd3, guidance), settings)
     each = sum(models) * (1 if guidance == 1 else 2)
     assert evaluations == 3 * each
     assert rollout.measures["cost/evaluations"].tolist() == [each] * 3
@@ -85,9 +85,9 @@ def test_samples_stop_by_themselves_whatever_their_batch(sd3: Path) -> None:
 
 def test_a_threshold_above_1_is_plain_steering(sd3: Path) -> None:
     policy = policy_of(sd3, 2.0)
-    for steering in (GuidanceSettings(1.5), GuidanceSettings(1.0), GuidanceSettings(1.5, first_steps=2)):
-        plain, _ = drawn(policy, steering)
-        never, _ = drawn(policy, GuidanceSettings(steering.rlg, steering.first_steps, 1.1))
+    for settings in (GuidanceSettings(1.5), GuidanceSettings(1.0), GuidanceSettings(1.5, first_steps=2)):
+        plain, _ = drawn(policy, settings)
+        never, _ = drawn(policy, GuidanceSettings(settings.rlg, settings.first_steps, 1.1))
         assert plain.images is not None
         torch.testing.assert_close(never.images, plain.images, rtol=0, atol=1e-6)
 
@@ -128,9 +128,9 @@ def test_the_first_state_moves_by_w_squared(sd3: Path) -> None:
     x, t = torch.randn(3, *sampling.shape, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.7).double()
     found = {}
     for w in (1.0, 1.5, -1.0):
-        steered = build_guidance(policy.denoiser, 1.0, GuidanceSettings(w, measure=True), sampling.grid)
+        guided = build_guidance(policy.denoiser, 1.0, GuidanceSettings(w, measure=True), sampling.grid)
         with torch.no_grad():
-            steered.denoiser(x, t, policy.prompts(PROMPTS, False))
-        found[w] = steered.measures(3)["divergence/base"]
+            guided.denoiser(x, t, policy.prompts(PROMPTS, False))
+        found[w] = guided.measures(3)["divergence/base"]
     torch.testing.assert_close(found[1.5], 2.25 * found[1.0], rtol=1e-4, atol=0)
     torch.testing.assert_close(found[-1.0], found[1.0], rtol=1e-4, atol=0)

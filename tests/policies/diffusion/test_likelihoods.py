@@ -77,13 +77,13 @@ def test_detached_old_has_no_kl(sd3: Path) -> None:
 
 
 def test_means_are_recorded_only_where_something_reads_them(sd3: Path) -> None:
-    def tape(**sections: Any) -> set[str]:
+    def recorded_tensors(**sections: Any) -> set[str]:
         policy = load_diffusion_policy(recipe(sd3, **sections))
         return set(policy.rollout(PROMPTS, torch.arange(3), torch.arange(3), KEY).replay_data)
 
-    assert "mean" in tape(**GUARD)
-    assert "mean" not in tape(**FLOW_GRPO)
-    assert "mean" not in tape(**{**GUARD, "likelihood": {"kind": "reverse", "old": "recompute"}})
+    assert "mean" in recorded_tensors(**GUARD)
+    assert "mean" not in recorded_tensors(**FLOW_GRPO)
+    assert "mean" not in recorded_tensors(**{**GUARD, "likelihood": {"kind": "reverse", "old": "recompute"}})
 
 
 def test_a_policy_evaluates_what_is_needed_and_no_more(sd3: Path) -> None:
