@@ -1,4 +1,4 @@
-"""What is known of reference samples: through failures, resumed runs, and several processes."""
+"""Scores of reference samples: kept through failures, resumed runs and changes of the number of processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAN = math.nan
 
 
 class Failing(Moody):
-    """Says nothing of more than two samples while `down`."""
+    """A reward that scores no more than two samples while `down`."""
 
     down = False
 
@@ -39,7 +39,7 @@ class Failing(Moody):
 
 
 class Asked(LinearPolicy):
-    """Keeps the numbers of the prompts whose reference samples were drawn, two each."""
+    """A policy that records the numbers of the prompts whose reference samples were drawn, two each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Asked(LinearPolicy):
 
 
 def moody(processes: DistributedContext | None = None, count: int = 2) -> tuple[Trainer, Asked]:
-    """Six steps of four prompts of ten, so that every prompt is met twice or three times."""
+    """Return a trainer for six steps of four prompts out of ten: every prompt is met twice or three times."""
     policy = Asked()
     reward = {**bright("moody", **PAR), "import": "tests.training.test_reference_samples:Failing"}
     sections = {"references": {"count": count}, "data": {"prompts_per_step": 4, "group_size": 2}, "train": {"steps": 6}}
@@ -59,7 +59,7 @@ def moody(processes: DistributedContext | None = None, count: int = 2) -> tuple[
 
 
 def resumed(run: Path, step: int) -> tuple[Trainer, Asked]:
-    """From a checkpoint, on another day."""
+    """Return a new trainer that is resumed from a checkpoint, with other random states."""
     trainer, policy = moody()
     torch.manual_seed(99)
     assert checkpoint.load(trainer, checkpoint.checkpoint_folder(run, step), DistributedContext()) == step
@@ -67,7 +67,7 @@ def resumed(run: Path, step: int) -> tuple[Trainer, Asked]:
 
 
 def test_a_reward_that_never_says_the_same_twice_is_asked_once_whenever_a_run_is_resumed(tmp_path: Path) -> None:
-    """Its moods come from the global random state: the run has the same bits only if nothing is asked twice, or not at all."""
+    """The reward draws from the global random state, so equal bits mean that each sample was scored exactly once."""
     torch.manual_seed(3)
     whole, policy = moody()
     expected = run(whole, 6)
@@ -84,7 +84,7 @@ def test_a_reward_that_never_says_the_same_twice_is_asked_once_whenever_a_run_is
 
 
 def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path: Path) -> None:
-    """The second step finds two prompts that are new; then the reward is down for the step's own samples."""
+    """The second step meets two new prompts; then the reward is down for the step's own samples."""
     torch.manual_seed(3)
     whole, _ = moody()
     expected = run(whole, 6)
@@ -112,19 +112,19 @@ def references(prompts: Sequence[Prompt] = PROMPTS, count: int = 3) -> Reference
 
 
 def state(met: Mapping[int, int], *scores: list[float]) -> dict[str, Tensor]:
-    """Of a process that met these prompts so often."""
+    """Return the state of a process that met these prompts so often."""
     marks = [hash_prompt(PROMPTS[number]) for number in met]
     columns = {"number": list(met), "prompt": marks, "met": list(met.values())}
     return {**{name: torch.tensor(column) for name, column in columns.items()}, "scores/bright": torch.tensor(scores)}
 
 
 def listed(found: Mapping[str, Tensor]) -> dict[str, list[Any]]:
-    """A row's numbers are listed as text, so that NaN equals NaN."""
+    """Return the rows as text, so that NaN equals NaN."""
     return {name: rows.tolist() if rows.ndim == 1 else list(map(str, rows.tolist())) for name, rows in found.items()}
 
 
 def test_a_state_is_what_it_says() -> None:
-    """Met 3 times and twice; of the second prompt two samples of three have a score, of the third none."""
+    """Prompts are met 3 times and twice. Two of three samples of the second prompt have a score, none of the third."""
     told = state({4: 3, 2: 2, 9: 2}, [0.1, -0.0, 3.0], [NAN, 5.0, 6.5], [NAN, NAN, NAN])
     known = references()
     known.load(told)
@@ -151,7 +151,7 @@ def test_nothing_is_known_at_first() -> None:
 
 
 def test_what_several_processes_knew_is_joined() -> None:
-    """Where two have scored a sample, the later one counts; of meetings the most that one had."""
+    """If two processes scored a sample, the later score counts, and the largest number of meetings."""
     known = references()
     known.load(state({1: 2}, [1.0, NAN, 3.0]))
     known.load(state({2: 1, 1: 3}, [NAN, NAN, NAN], [4.0, 5.0, NAN]))
@@ -160,7 +160,7 @@ def test_what_several_processes_knew_is_joined() -> None:
 
 @pytest.mark.parametrize("other", [{"text": "another"}, {"negative": "grey"}, {"metadata": {"answer": 1}}])
 def test_a_prompt_that_says_something_else_than_it_did_was_never_met(other: dict[str, Any]) -> None:
-    """Nor one that is gone. How often a prompt is drawn, and where it stands in its file, is no matter."""
+    """The same holds for a prompt that is gone. The weight of a prompt and its place in the file do not matter."""
     prompts = [PROMPTS[0], replace(PROMPTS[1], **other), replace(PROMPTS[2], weight=2.0, place="elsewhere")]
     known = references(prompts)
     known.load(state({1: 2, 2: 2, 5: 2}, [1.0] * 3, [2.0] * 3, [5.0] * 3))
@@ -168,7 +168,7 @@ def test_a_prompt_that_says_something_else_than_it_did_was_never_met(other: dict
 
 
 def test_when_to_try_again_is_not_forgotten() -> None:
-    """Tried at the meetings 1 and 2; of 20, with a checkpoint after the third, then at 4, 8 and 16."""
+    """Of 20 meetings, the reward is tried at 1 and 2, and, after a checkpoint at the third, at 4, 8 and 16."""
     policy = Counting()
     broken, first = dropping(2, policy)
     broken.down = lambda samples: True
@@ -189,7 +189,7 @@ def test_when_to_try_again_is_not_forgotten() -> None:
 
 
 def train_on(count: int, place: Path, start: int, stop: int) -> list[list[int]]:
-    """Steps on so many processes, saved after the last; the prompts whose references each has drawn."""
+    """Train some steps on several processes, and save the last. Return the prompts whose references each has drawn."""
 
     def work(processes: DistributedContext) -> list[int]:
         trainer, policy = moody(processes)
@@ -204,7 +204,7 @@ def train_on(count: int, place: Path, start: int, stop: int) -> list[list[int]]:
 
 
 def test_a_process_does_not_ask_again_for_what_it_knew(tmp_path: Path) -> None:
-    """Each of two draws what it meets itself, once, whether or not they are resumed; one process then asks for nothing new."""
+    """Each of two processes draws references for its own prompts once, resumed or not; a single process then draws no more."""
     whole = train_on(2, tmp_path / "whole", 0, 5)
     first, second = train_on(2, tmp_path / "run", 0, 3), train_on(2, tmp_path / "run", 3, 5)
     assert [a + b for a, b in zip(first, second, strict=True)] == whole
