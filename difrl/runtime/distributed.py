@@ -89,11 +89,11 @@ class DistributedContext:
 
     def masked_means(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean of each column over processes, without its NaN values; NaN for a column without other values."""
-        known = {name: ~column.isnan() for name, column in columns.items()}
+        valid = {name: ~column.isnan() for name, column in columns.items()}
         totals = self.all_reduce_sums(
-            {name: torch.where(known[name], column, 0.0).double().sum() for name, column in columns.items()}
+            {name: torch.where(valid[name], column, 0.0).double().sum() for name, column in columns.items()}
         )
-        counts = self.all_reduce_sums({name: mask.sum() for name, mask in known.items()})
+        counts = self.all_reduce_sums({name: mask.sum() for name, mask in valid.items()})
         return {name: totals[name] / counts[name] if counts[name] else math.nan for name in columns}
 
     def all(self, flag: bool) -> bool:

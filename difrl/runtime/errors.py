@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """An error whose message says what was found, what was expected and what to do.
+    """An error whose message has three parts: the finding, the expectation and what to do.
 
     The command line prints the message without a traceback. Other exceptions are faults of difrl and are printed with theirs.
     """

@@ -86,7 +86,7 @@ def save(
     generators = {
         name: processes.gather(value[None].to(processes.device)).cpu() for name, value in get_random_state().items()
     }
-    known = {
+    source = {
         f"{rank}/{name}": part
         for name, rows in trainer.source.state().items()
         for rank, part in enumerate(processes.gather_ragged(rows.to(processes.device)))
@@ -103,7 +103,7 @@ def save(
         _write(aside / "trained.safetensors", {n: p.data for n, p in trainer.policy.parameters.items()})
         _write(aside / "optimizer.safetensors", optimizer)
         _write(aside / "snapshots.safetensors", trainer.policy.snapshots.state())
-        _write(aside / "source.safetensors", known)
+        _write(aside / "source.safetensors", source)
         _write(aside / "random.safetensors", generators)
         state = {
             "step": step,
@@ -150,8 +150,8 @@ def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
 def read_state(place: Path) -> dict[str, Any]:
     """Read state.json. Raise CheckpointError unless every file is there in its full length."""
     if not place.is_dir():
-        known = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
-        raise CheckpointError(f"there is no checkpoint {place}; the run has {known}")
+        existing = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
+        raise CheckpointError(f"there is no checkpoint {place}; the run has {existing}")
     problem = None
     try:
         state: dict[str, Any] = json.loads((place / "state.json").read_text())
@@ -228,19 +228,19 @@ def _load_source(trainer: Trainer, place: Path, state: Mapping[str, Any], proces
     saved, count = _read(place, "source"), state["processes"]
     expected = _layout(trainer.source.state())
     for rank in [processes.rank] if count == processes.count else range(count):
-        known = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
-        if _layout(known) != expected:
+        tensors = {name.removeprefix(f"{rank}/"): rows for name, rows in saved.items() if name.startswith(f"{rank}/")}
+        if _layout(tensors) != expected:
             raise CheckpointError(
-                f"the checkpoint {place} holds for each prompt {', '.join(_layout(known)) or 'nothing'} and this run needs "
+                f"the checkpoint {place} holds for each prompt {', '.join(_layout(tensors)) or 'nothing'} and this run needs "
                 f"{', '.join(expected) or 'nothing'}: it was written under other references or rewards. Resume with those the "
                 "run was started with, or start a new run"
             )
-        trainer.source.load(known)
+        trainer.source.load(tensors)
 
 
-def _layout(known: Mapping[str, Tensor]) -> list[str]:
+def _layout(state: Mapping[str, Tensor]) -> list[str]:
     """Return the name of each tensor with the shape of a row."""
-    return sorted(f"{name} {list(rows.shape[1:])}" for name, rows in known.items())
+    return sorted(f"{name} {list(rows.shape[1:])}" for name, rows in state.items())
 
 
 def _coefficients(

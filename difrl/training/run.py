@@ -140,10 +140,10 @@ class Run:
         if rows and samples_due(self.config, self.step) and not _evaluation(rows[-1]):
             self.unevaluated = rows[-1]
         self.seconds = sum(map(_seconds, rows))
-        known = read_config(self.folder / "config.yaml")
-        if changed := find_stretched_schedules(known, self.config):
+        before = read_config(self.folder / "config.yaml")
+        if changed := find_stretched_schedules(before, self.config):
             self.display.message(
-                f"train.steps is {self.config.train.steps} and was {known.train.steps}: from here on {', '.join(changed)} "
+                f"train.steps is {self.config.train.steps} and was {before.train.steps}: from here on {', '.join(changed)} "
                 "span the new number, so the run differs from one that had it from the start"
             )
         threads = checkpoint.read_state(place)["threads"]

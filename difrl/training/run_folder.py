@@ -44,14 +44,14 @@ class RunFolderError(UserError):
 def find_checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
     """Return the checkpoint to resume from, None for a new run. Raise RunFolderError if the folder holds another run."""
     folder = config.output_dir
-    known = folder / "config.yaml"
-    if known.exists():
+    path = folder / "config.yaml"
+    if path.exists():
         if not resume:
             raise RunFolderError(
                 f"{folder} holds a run already; continue it with --resume, or choose another place with "
                 "output_dir=runs/NAME"
             )
-        _check_same(read_config(known), config, known)
+        _check_same(read_config(path), config, path)
     place = checkpoint.find_latest(folder) if resume else None
     seen = processes.gather(torch.tensor([checkpoint.parse_step(place)], device=processes.device)).tolist()
     if len(set(seen)) > 1:
@@ -88,11 +88,11 @@ def _spans_the_run(schedule: object) -> bool:
 
 def prepare_folder(config: RunConfig, processes: DistributedContext) -> None:
     """Make the run folder and its config.yaml. Called after the model is loaded, so that a misspelt model leaves no folder."""
-    known = config.output_dir / "config.yaml"
+    path = config.output_dir / "config.yaml"
     processes.wait()  # until every process has looked for a checkpoint
     if processes.is_main:
         (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-        atomic_write_text(known, to_yaml(config))
+        atomic_write_text(path, to_yaml(config))
     processes.wait()
 
 
