@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -19,8 +15,8 @@ from difrl.config.schema.kernels import KERNELS
 from difrl.config.schema.objective import OBJECTIVES
 from difrl.core import Likelihoods
 from difrl.policies.load import load_policy
-from difrl.runtime.paths import PACKAGE
 from samplers import FlowMatching, Gaussian, Grid, transition_std
+from tests.documented_packages import install
 from tests.fakes import linear_trainer
 from tests.recipes import FLOW_GRPO, recipe
 
@@ -32,30 +28,10 @@ rewards: [{name: geneval}]
 """
 
 
-def install(site: Path, module: str, group: str) -> None:
-    """Write the module of that name in docs/extending.md, and its entry points of the group, as an installed package."""
-    page = (PACKAGE.parent / "docs/extending.md").read_text(encoding="utf-8")
-    code = re.search(rf"    # {module}\.py\n(?:(?:    .*)?\n)+", page)
-    points = re.search(rf"    \[project\.entry-points\.\"{group}\"\]\n    (.*) = \"(.*)\"\n", page)
-    assert code is not None
-    assert points is not None
-    (site / f"{module}.py").write_text(dedent(code.group()), encoding="utf-8")
-    info = site / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{group}]\n{points.group(1)} = {points.group(2)}\n")
-
-
 @pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    install(tmp_path, "my_objectives", "difrl.objectives")
-    install(tmp_path, "my_kernels", "difrl.kernels")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for registry in (OBJECTIVES, KERNELS):
-        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    yield
-    for module in ("my_objectives", "my_kernels"):
-        sys.modules.pop(module, None)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("my_objectives", OBJECTIVES, tmp_path / "site", monkeypatch)
+    install("my_kernels", KERNELS, tmp_path / "site", monkeypatch)
 
 
 def read(folder: Path, *overrides: str) -> RunConfig:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,8 +15,8 @@ from difrl.config.yaml_source import ConfigError
 from difrl.reporting.metrics_file import MetricsFile
 from difrl.reporting.terminal import SilentDisplay
 from difrl.reporting.trackers import TRACKERS, TensorBoard, find_trackers, register_tracker
-from difrl.runtime.paths import PACKAGE
 from difrl.training.run import train
+from tests.documented_packages import install
 from tests.recipes import text_recipe
 
 Values = dict[tuple[int, str], float]
@@ -31,21 +28,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package of docs/extending.md, as pip would install it."""
-    page = (PACKAGE.parent / "docs/extending.md").read_text()
-    code = re.search(r"    # my_trackers\.py\n(?:(?:    .*)?\n)+", page)
-    points = re.search(r"    \[project\.entry-points\.\"(difrl\.trackers)\"\]\n    (\w+) = \"(.*)\"\n", page)
-    assert code is not None
-    assert points is not None
-    site = tmp_path / "site"
-    info = site / "my_trackers-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "my_trackers.py").write_text(dedent(code.group()))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-trackers\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[{}]\n{} = {}\n".format(*points.groups()))
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.delitem(sys.modules, "my_trackers", raising=False)
-    monkeypatch.setattr(TRACKERS, "_registered", dict(TRACKERS._registered))
+    install("my_trackers", TRACKERS, tmp_path / "site", monkeypatch)
 
 
 def small(lm: Path, folder: Path, **sections: object) -> RunConfig:
