@@ -14,9 +14,6 @@ from difrl.runtime.paths import PACKAGE
 
 ROOT = PACKAGE.parent
 PACKAGES = ("difrl", "samplers", "rewards")
-UNFINISHED: tuple[str, ...] = ()
-"""Folders that do not keep the rule yet."""
-
 QUESTIONS = "what which who whose whom where when why how wherever whenever whatever whichever"
 PREPOSITIONS = """
     of in at by for from with without to on onto over under between among after before behind beside besides as like unlike
@@ -108,7 +105,7 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(UNFINISHED)])
+@pytest.mark.parametrize("name", NAMES)
 def test_docstrings_begin_with_a_verb_or_a_noun(name: str) -> None:
     documented = find_documented(name, (ROOT / name).read_text(encoding="utf-8"))
     broken = [
