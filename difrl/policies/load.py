@@ -47,7 +47,9 @@ def is_language_model(path: str) -> bool:
 
 def _is_language_model_on_hub(path: str) -> bool:
     if is_local_path(path):
-        shipped = sorted({p.parent.name for w in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{w.marker}")})
+        shipped = sorted(
+            {p.parent.name for format in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{format.marker}")}
+        )
         raise ModelError(
             f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "
             f"shipped model ({', '.join(shipped)})"

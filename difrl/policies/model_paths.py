@@ -39,14 +39,14 @@ def is_local_path(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
-def resolve(path: str, wanted: ModelFormat = PIPELINE, key: str = "model.path") -> str:
+def resolve(path: str, format: ModelFormat = PIPELINE, key: str = "model.path") -> str:
     """A local folder, a shipped model's folder, or a hub id as it stands. key: the one of the recipe that names it."""
     if (place := find_local(path)) is not None:
         return str(place)
     if is_local_path(path):
-        shipped = sorted(p.parent.name for p in ASSETS.glob(f"*/{wanted.marker}"))
+        shipped = sorted(p.parent.name for p in ASSETS.glob(f"*/{format.marker}"))
         also = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
         raise ModelError(
-            f"{key}: no folder {path!r}; expected {wanted.folder}, a hub id such as {wanted.example}{also}"
+            f"{key}: no folder {path!r}; expected {format.folder}, a hub id such as {format.example}{also}"
         )
     return path
