@@ -134,19 +134,19 @@ def sample(
     from difrl.inference.search import build_search, draw_sheet
 
     _check_search(best_of, svdd, reward)
-    opened = open_run(
+    loaded = open_run(
         source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
     ).with_guidance(rlg_first_steps, adaptive_guidance)
-    weights = [opened.guidance.rlg] if rlg is None else parse_numbers(rlg)
-    search = build_search(opened, best_of, svdd, alpha, reward)
-    sheet, notes = draw_sheet(opened, search, prompt, count, weights, seed)
+    weights = [loaded.guidance.rlg] if rlg is None else parse_numbers(rlg)
+    search = build_search(loaded, best_of, svdd, alpha, reward)
+    sheet, notes = draw_sheet(loaded, search, prompt, count, weights, seed)
     sheet.show(out)
     file = path or sheet.default
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file = sheet.save(file)
     number, listed = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
-    trained = f" after {opened.step} steps of training at w = {listed}" if opened.is_run else ""
+    trained = f" after {loaded.step} steps of training at w = {listed}" if loaded.is_run else ""
     written = "" if file is None else f": {escape(str(file))}"
     out.print(f"{number} samples{trained}{written}", soft_wrap=True)
     for note in notes:
@@ -190,9 +190,9 @@ def evaluate(
 
     if write_default not in (None, "best"):
         parse_numbers([write_default], "--write-default", "a weight, or best")
-    steering = GuidanceSettings(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
+    guidance = GuidanceSettings(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
     weights = parse_numbers(rlg or ["0:2:0.5"])
-    result = evaluate_run(run, weights, rewards or [], images, steering, write_default)
+    result = evaluate_run(run, weights, rewards or [], images, guidance, write_default)
     out.print(sweep_table(result))
     for note in sweep_notes(result):
         out.print(escape(note))
