@@ -28,7 +28,7 @@ from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
-from difrl.training.cost.flops import count_call_cost
+from difrl.training.cost.flops import Cost, count_call_cost
 from difrl.training.cost.model_cost import ModelCost, Wording
 from samplers import Completions, Processing, context_of
 
@@ -67,27 +67,15 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         trained = make_language_model_trainable(network, model, config.seed)
 
     skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[model.dtype])  # autocast casts trained weights too
-    body, head = skeleton.base_model, skeleton.get_output_embeddings()
+    cost, cache = _count_body_cost(skeleton, length, model.gradient_checkpointing)
+    head = skeleton.get_output_embeddings()
     head_flops = 2 * sum(p.numel() for p in head.parameters() if p.dim() == 2)  # of one token: 2 × width × vocabulary
-    tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
-    # A mask of four dimensions is taken as it is; of any other transformers would look at values, which meta has none of.
-    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
-    with torch.no_grad():
-        cache = body(input_ids=tokens, attention_mask=mask, use_cache=True).past_key_values
-    # The layers of transformers recompute themselves in training mode only.
-    body.train(model.gradient_checkpointing)
-    cost = count_call_cost(
-        body,
-        lambda: body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state,
-        partial(skeleton._set_gradient_checkpointing, True) if model.gradient_checkpointing else None,
-    )
 
     def working_memory(tally: Tally) -> dict[str, int]:
-        kept = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
         drawn_together = min(config.rollout.batch, tally.drawn)
         logits = 4 * head.weight.shape[0]  # of one token, float32
         return {
-            "keys and values of a rollout batch": kept * drawn_together * (max(lengths) + written) // length,
+            "keys and values of a rollout batch": cache * drawn_together * (max(lengths) + written) // length,
             "logits of a chunk, with gradient": 3 * logits * min(chunk, tally.together * written),
             "activations, rough bound": cost.activations * tally.together,
         }
@@ -108,6 +96,23 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         },
         generated=drawn * config.data.prompts_per_step * config.data.group_size * written,
     )
+
+
+def _count_body_cost(network: Any, length: int, recompute: bool) -> tuple[Cost, int]:
+    """Return the cost of a text of `length` tokens without the head, and the bytes of its keys and values."""
+    body = network.base_model
+    tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
+    # transformers uses a mask of four dimensions as it is. Of any other it reads values, and meta tensors have none.
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    with torch.no_grad():
+        cache = body(input_ids=tokens, attention_mask=mask, use_cache=True).past_key_values
+    body.train(recompute)  # the layers of transformers recompute themselves in training mode only
+    cost = count_call_cost(
+        body,
+        lambda: body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state,
+        partial(network._set_gradient_checkpointing, True) if recompute else None,
+    )
+    return cost, sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def _build_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
