@@ -73,7 +73,8 @@ class Aesthetic(ClipReward):
         embeddings = self.encoder.images(images)
         if self._head is None:
             self._head = self._load_head(embeddings.shape[1])
-        return self._head.to(embeddings.device)(embeddings)
+        scores: Tensor = self._head.to(embeddings.device)(embeddings)
+        return scores
 
     def _load_head(self, width: int) -> AestheticHead:
         """Load the layers, always in float32, for embeddings of this width."""

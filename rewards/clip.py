@@ -130,7 +130,8 @@ class OpenClip:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.logit_scale.device
+        device: torch.device = self.model.logit_scale.device
+        return device
 
     def images(self, images: Tensor) -> Tensor:
         """Return unit embeddings [B,D] of images [B,3,H,W] in [0,1]."""

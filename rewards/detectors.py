@@ -220,7 +220,8 @@ def _triangle(shape: tuple[int, ...], x: float, y: float, spread_x: float, sprea
     width, height = 24**0.5 * spread_x, 18**0.5 * spread_y
     below_apex = down + height * 2 / 3
     slant = (below_apex * width / (2 * height) - np.abs(right)) / (1 + (width / (2 * height)) ** 2) ** 0.5
-    return np.clip(slant + 0.5, 0.0, 1.0) * np.clip(height / 3 - down + 0.5, 0.0, 1.0)
+    coverage: Array = np.clip(slant + 0.5, 0.0, 1.0) * np.clip(height / 3 - down + 0.5, 0.0, 1.0)
+    return coverage
 
 
 _IDEALS = (_circle, _square, _triangle)  # in the order of SHAPES

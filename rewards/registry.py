@@ -213,7 +213,8 @@ def _import_reward(path: str, options: dict[str, Any]) -> Reward:
     target = _import_target(path)
     if isinstance(target, type):
         _check_options(path, target, options)
-        return target(**options)
+        reward: Reward = target(**options)
+        return reward
     if isinstance(target, Reward):
         if options:
             raise ValueError(

@@ -100,7 +100,8 @@ def train_vae(vae: AutoencoderKL, images: Tensor, config: VaeConfig, seed: int, 
         noise = torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + config.kl * kl
+        loss: Tensor = F.l1_loss(decoded, x) + 2 * F.mse_loss(decoded, x) + config.kl * kl
+        return loss
 
     Stage("vae", config, [vae], work).run(compute_loss)
     with torch.no_grad():

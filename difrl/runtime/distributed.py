@@ -31,22 +31,26 @@ class DistributedContext:
     @property
     def device(self) -> torch.device:
         """Device of this process."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def count(self) -> int:
         """Number of processes."""
-        return self.accelerator.num_processes
+        count: int = self.accelerator.num_processes
+        return count
 
     @property
     def rank(self) -> int:
         """Number of this process, from 0."""
-        return self.accelerator.process_index
+        rank: int = self.accelerator.process_index
+        return rank
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and the display."""
-        return self.accelerator.is_main_process
+        is_main: bool = self.accelerator.is_main_process
+        return is_main
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate the rows of all processes in the order of their ranks. The shape must be the same on every process."""

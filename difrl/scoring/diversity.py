@@ -54,7 +54,8 @@ def mean_distances(features: Tensor, groups: Tensor) -> Tensor:
     members = [features[index == group] for group in range(number)]
     # pdist computes differences. Distances by matrix products would be about 1e-3 for equal samples.
     distances = [torch.pdist(group).mean() for group in members if len(group) > 1]
-    return (torch.stack(distances) if distances else features.new_zeros(0)) / features.shape[1] ** 0.5
+    means: Tensor = (torch.stack(distances) if distances else features.new_zeros(0)) / features.shape[1] ** 0.5
+    return means
 
 
 @functools.cache
@@ -83,7 +84,8 @@ def ngrams(texts: Sequence[str]) -> Tensor:
         marked = f"\x02\x02{text}\x03"
         buckets = torch.tensor([_bucket(marked[i : i + 3]) for i in range(len(marked) - 2)])
         row += buckets.bincount(minlength=BUCKETS)
-    return F.normalize(counts, dim=1) * (BUCKETS / 2) ** 0.5
+    normalised: Tensor = F.normalize(counts, dim=1) * (BUCKETS / 2) ** 0.5
+    return normalised
 
 
 IMAGE_FEATURES: Mapping[str, Feature] = {"pixels": thumbnails, "judge": judge_features}

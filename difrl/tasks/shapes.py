@@ -165,7 +165,8 @@ def _signed_distance(figure: Figure, px: np.ndarray, py: np.ndarray) -> np.ndarr
     height = 1.85 * r
     norm = np.hypot(height, r)
     side = (height * np.abs(dx) - r * (dy + r)) / norm
-    return np.maximum(side, dy - 0.85 * r)
+    distance: np.ndarray = np.maximum(side, dy - 0.85 * r)
+    return distance
 
 
 def render(figures: Sequence[Figure]) -> np.ndarray:

@@ -37,12 +37,14 @@ class ObjectiveSection(Section):
     @property
     def reduction(self) -> Reduction:
         """The value of the key `decisions`; "each" for a section without that key."""
-        return dict(self).get("decisions", "each")
+        reduction: Reduction = dict(self).get("decisions", "each")
+        return reduction
 
     @property
     def measured_from(self) -> str:
         """The value of the key `reference`; "old" for a section without that key."""
-        return dict(self).get("reference", "old")
+        reference: str = dict(self).get("reference", "old")
+        return reference
 
     def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Iterable[tuple[KeyPath, str]]:
         """Yield the key to change and a sentence for each setting that the objective cannot work with; none by default.

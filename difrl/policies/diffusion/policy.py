@@ -57,7 +57,8 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
 
     @property
     def module(self) -> nn.Module:
-        return self.family.denoiser
+        module: nn.Module = self.family.denoiser
+        return module
 
     @property
     def dtype(self) -> torch.dtype:

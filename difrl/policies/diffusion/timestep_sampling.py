@@ -59,7 +59,8 @@ def logit_normal_density(config: LogitNormalTimes, t: Tensor) -> Tensor:
     tau = t / (config.shift - (config.shift - 1) * t)
     normal = torch.distributions.Normal(config.mean, config.std)
     slope = config.shift / (config.shift - (config.shift - 1) * t) ** 2
-    return normal.log_prob(torch.logit(tau)).exp() / (tau * (1 - tau)) * slope
+    density: Tensor = normal.log_prob(torch.logit(tau)).exp() / (tau * (1 - tau)) * slope
+    return density
 
 
 def build_quantile(config: GridTimes | UniformTimes | LogitNormalTimes) -> Quantile:

@@ -91,9 +91,11 @@ class CausalLM:
         """Return hidden states of tokens [B, T], [B, T, D]. Position i predicts token i + 1."""
         with self.autocast():
             if self.whole:
-                return self.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+                logits: Tensor = self.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+                return logits
             found = self.model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
-        return found.last_hidden_state
+        hidden: Tensor = found.last_hidden_state
+        return hidden
 
     def head(self, *, fixed: bool = False) -> Head:
         """Return the function from hidden states to logits. fixed: keep the current weights, also after they are exchanged."""

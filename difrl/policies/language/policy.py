@@ -70,7 +70,8 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
 
     @property
     def module(self) -> nn.Module:
-        return self.network.model
+        module: nn.Module = self.network.model
+        return module
 
     @property
     def dtype(self) -> torch.dtype:

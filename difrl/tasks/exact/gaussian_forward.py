@@ -106,7 +106,8 @@ class PopulationGradient:
         reward_term = np.einsum("n,tn,tni->ti", self.advantage, slope, error) / len(self.advantage)
         distance = np.einsum("tij,tj->ti", self.matrices, self.setup.data.mean - table_mean)
         total = reward_term + self.matching.anchor[:, None] * distance
-        return -np.einsum("tk,tij,ti->kj", self.weights, self.matrices, total)
+        gradient: Array = -np.einsum("tk,tij,ti->kj", self.weights, self.matrices, total)
+        return gradient
 
 
 def _errors(process: Process, cov: Array, t: Array, z: Array, eps: Array) -> Array:

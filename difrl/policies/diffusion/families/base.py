@@ -61,7 +61,8 @@ class Family(ABC):
     @property
     def device(self) -> torch.device:
         """The device of the denoiser."""
-        return next(self.denoiser.parameters()).device
+        device: torch.device = next(self.denoiser.parameters()).device
+        return device
 
     @property
     def scheduler(self) -> Scheduler:
@@ -126,7 +127,8 @@ class Family(ABC):
         vae = self.pipeline.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         latents: Tensor = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
-        return (latents.float() - shift) * vae.config.scaling_factor
+        scaled: Tensor = (latents.float() - shift) * vae.config.scaling_factor
+        return scaled
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter so that the pipeline's own load_lora_weights reads it, scale included."""

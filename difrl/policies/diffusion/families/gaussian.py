@@ -20,7 +20,8 @@ class Gaussian(Family):
 
     @property
     def process(self) -> Process:
-        return self.denoiser.process
+        process: Process = self.denoiser.process
+        return process
 
     def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
         known = list(self.denoiser.config.means)
@@ -34,7 +35,8 @@ class Gaussian(Family):
         return {"prompt": (len(self.denoiser.config.means),)}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        return self.denoiser(x_t, timestep, condition["prompt"])
+        output: Tensor = self.denoiser(x_t, timestep, condition["prompt"])
+        return output
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         return (len(self.denoiser.config.covariance), 1, 1)

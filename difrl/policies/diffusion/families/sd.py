@@ -49,7 +49,8 @@ class StableDiffusion(Family):
         return {"embeds": (clip.max_position_embeddings, self.denoiser.config.cross_attention_dim)}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        return self.denoiser(x_t, timestep, encoder_hidden_states=condition["embeds"], return_dict=False)[0]
+        output: Tensor = self.denoiser(x_t, timestep, encoder_hidden_states=condition["embeds"], return_dict=False)[0]
+        return output
 
     @property
     def size_multiple(self) -> int:

@@ -58,14 +58,16 @@ class StableDiffusion3(Family):
         return {"embeds": (tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        return self.denoiser(
+        output: Tensor = self.denoiser(
             hidden_states=x_t,
             timestep=timestep,
             encoder_hidden_states=condition["embeds"],
             pooled_projections=condition["pooled"],
             return_dict=False,
         )[0]
+        return output
 
     @property
     def patch_size(self) -> int:
-        return self.denoiser.config.patch_size
+        size: int = self.denoiser.config.patch_size
+        return size
