@@ -152,9 +152,9 @@ class LinearPolicy:
         raise NotImplementedError("what this policy draws has no form outside of it")
 
     def evaluation(
-        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, steering: GuidanceSettings = TRAINED
+        self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
     ) -> Rollout:
-        moved = steering.rlg * (self.weight.detach() - self.base)
+        moved = guidance.rlg * (self.weight.detach() - self.base)
         drawn = self._draw(self.base + moved, prompts, samples, samples, key)
         distance = moved.square().mean().float()
         return replace(drawn, measures={"divergence/base": distance.expand(len(samples))})

@@ -42,13 +42,13 @@ def evaluate_run(
     weights: Sequence[float],
     rewards: Sequence[str],
     images: int,
-    steering: GuidanceSettings = TRAINED,
+    guidance: GuidanceSettings = TRAINED,
     default: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run at every RLG weight. Write rlg.json, rlg.png and the report into its folder, and return rlg.json.
 
     default: the weight of samples drawn later, or "best" (difrl/reporting/sweep_peaks.py). It goes into inference.json with
-    the settings of `steering`. None: inference.json stays as it is.
+    the settings of `guidance`. None: inference.json stays as it is.
     """
     if not (run / "config.yaml").is_file():
         raise RunFolderError(
@@ -70,21 +70,21 @@ def evaluate_run(
     scorer.check_modality(MODALITIES[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(loaded.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
-    result = sweep(evaluator, config, run, processes, steering)
+    result = sweep(evaluator, config, run, processes, guidance)
     if processes.is_main:
         if default is not None:
-            _choose_default(result, steering, default).write(run)
+            _choose_default(result, guidance, default).write(run)
         write_report([run], run / "report.html")
     return result
 
 
-def _choose_default(result: Mapping[str, Any], steering: GuidanceSettings, default: str) -> InferenceDefaults:
+def _choose_default(result: Mapping[str, Any], guidance: GuidanceSettings, default: str) -> InferenceDefaults:
     if default == BEST:
         weight, names = result["weights"][best_weight_index(result)], " and ".join(watched_series(result))
         why = f"highest {names} of {len(result['weights'])} weights"
     else:
         weight, why = float(default), "chosen by hand"
-    return InferenceDefaults(weight, steering.first_steps, steering.adaptive, why)
+    return InferenceDefaults(weight, guidance.first_steps, guidance.adaptive, why)
 
 
 def sweep_notes(result: Mapping[str, Any]) -> list[str]:

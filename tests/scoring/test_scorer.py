@@ -139,25 +139,25 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
 
 
 @pytest.mark.parametrize(
-    ("medium", "wrong", "message"),
+    ("modality", "wrong", "message"),
     [
         (media.IMAGES, READS, "'{}': it reads texts, and the samples here are images; .* lists the rewards of images"),
         (media.TEXTS, SEES, "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts"),
     ],
 )
-def test_rewards_of_another_modality_are_refused(medium: media.Modality, wrong: dict[str, Any], message: str) -> None:
+def test_rewards_of_another_modality_are_refused(modality: media.Modality, wrong: dict[str, Any], message: str) -> None:
     """This includes watched rewards and members of ensembles. A function without `needs` passes."""
     right = READS if wrong is SEES else SEES
     pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}
     optimised = [RewardConfig.model_validate(one) for one in (DOES_NOT_SAY, right, pair)]
     scorer = Scorer.build(optimised, [RewardConfig.model_validate({**wrong, "label": "seen"})], torch.device("cpu"))
     with pytest.raises(ConfigError) as caught:
-        scorer.check_modality(medium)
+        scorer.check_modality(modality)
     told = caught.value.problems
     assert len(told) == 2
     assert re.search(message.format("pair/other"), told[0])
     assert re.search(message.format("seen"), told[1])
-    Scorer.build(optimised[:2], [], torch.device("cpu")).check_modality(medium)
+    Scorer.build(optimised[:2], [], torch.device("cpu")).check_modality(modality)
 
 
 def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatch) -> None:

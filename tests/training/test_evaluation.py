@@ -86,7 +86,7 @@ def test_diversity_is_of_the_samples_of_a_prompt() -> None:
 
     class Greys(LinearPolicy):
         def evaluation(
-            self, prompts: Any, samples: torch.Tensor, key: Any, steering: GuidanceSettings = TRAINED
+            self, prompts: Any, samples: torch.Tensor, key: Any, guidance: GuidanceSettings = TRAINED
         ) -> Rollout:
             grey = torch.tensor([0.0, 0.5, 0.1, 0.3, 0.5, 0.2, 0.9])[samples]
             images = grey[:, None, None, None].expand(-1, 3, 4, 4)

@@ -147,8 +147,8 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
         ]
         batch = min(config.rollout.batch, math.ceil(max(sizes) / processes))
         prompts, numbers = [inputs.evaluation[0]] * batch, torch.arange(batch)
-        for steering, samples in draws:
-            cost = spent(policy.evaluation, prompts, numbers, NoiseKey(0, 0, "eval"), steering)
+        for guidance, samples in draws:
+            cost = spent(policy.evaluation, prompts, numbers, NoiseKey(0, 0, "eval"), guidance)
             evaluation += samples * cost // batch
     if config.references is not None:
         met = min(total * config.collect.max_draws * config.data.prompts_per_step, processes * len(inputs.train))

@@ -83,7 +83,7 @@ def test_samples_stop_by_themselves_whatever_their_batch(sd3: Path) -> None:
             assert alone.measures[name][0] == every.measures[name][row]
 
 
-def test_a_threshold_above_1_is_plain_steering(sd3: Path) -> None:
+def test_a_threshold_above_1_is_plain_rlg(sd3: Path) -> None:
     policy = policy_of(sd3, 2.0)
     for settings in (GuidanceSettings(1.5), GuidanceSettings(1.0), GuidanceSettings(1.5, first_steps=2)):
         plain, _ = drawn(policy, settings)
