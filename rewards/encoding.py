@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rewards.pictures import to_pictures
 
-Format = Literal["png", "jpeg"]
+ImageFormat = Literal["png", "jpeg"]
 """png: lossless at 8 bits. jpeg: quality 95 without colour subsampling, a few times smaller, but lossy."""
-FORMATS: tuple[str, ...] = get_args(Format)
+FORMATS: tuple[str, ...] = get_args(ImageFormat)
 _READABLE = ("PNG", "JPEG")
 _MODES = ("RGB", "L")  # modes with exactly one conversion to RGB
 

@@ -22,7 +22,7 @@ from difrl.runtime.paths import find_config
 
 __all__ = [
     "ConfigError",
-    "expand",
+    "expand_preset",
     "load_mapping",
     "read_config",
     "read_model",
@@ -54,7 +54,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
     return dict(_read_file(path, overrides).data)
 
 
-def expand(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def expand_preset(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe on top of the preset of its `algorithm`."""
     return dict(_on_preset(YamlSource(mapping, {}, "recipe")).data)
 

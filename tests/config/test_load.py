@@ -14,7 +14,7 @@ from difrl import config
 from difrl.config import RunConfig
 from difrl.config.load import (
     ConfigError,
-    expand,
+    expand_preset,
     load_mapping,
     read_config,
     read_model,
@@ -87,8 +87,8 @@ def test_an_override_may_choose_the_preset(folder: Path) -> None:
 
 
 def test_expand_and_load_mapping(folder: Path) -> None:
-    assert expand({"seed": 1}) == {"seed": 1}
-    assert expand({"algorithm": "cps", "rollout": {"noise_level": 0.1}})["rollout"] == {
+    assert expand_preset({"seed": 1}) == {"seed": 1}
+    assert expand_preset({"algorithm": "cps", "rollout": {"noise_level": 0.1}})["rollout"] == {
         **PRESETS["cps"].settings["rollout"],
         "noise_level": 0.1,
     }

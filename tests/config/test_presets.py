@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from difrl.config import RunConfig
-from difrl.config.load import expand, read_config, recipe_summary
+from difrl.config.load import expand_preset, read_config, recipe_summary
 from difrl.config.presets import PRESETS
 from difrl.config.presets.images import IMAGES
 from difrl.runtime import paths
@@ -22,7 +22,7 @@ TASK = {"model": {"path": "tiny-sd3"}, "data": {"train": "shapes:train"}, "rewar
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_expands_to_a_valid_run(name: str) -> None:
     preset = PRESETS[name]
-    run = RunConfig.model_validate(expand({"algorithm": name, **TASK, **NAMED.get(name, {})}))
+    run = RunConfig.model_validate(expand_preset({"algorithm": name, **TASK, **NAMED.get(name, {})}))
     assert run.likelihood.kind == preset.likelihood
     assert run.objective.kind == preset.objective
     assert {anchor.label for anchor in run.anchors} == set(preset.anchor.split("+")) - {"none"}
@@ -42,7 +42,7 @@ def test_preset_leaves_the_task_to_the_recipe(name: str) -> None:
 def test_presets_are_not_changed_by_expanding() -> None:
     before = repr({name: preset.settings for name, preset in PRESETS.items()})
     for name in PRESETS:
-        expand({"algorithm": name, **TASK})["likelihood"]["kind"] = "changed"
+        expand_preset({"algorithm": name, **TASK})["likelihood"]["kind"] = "changed"
     assert repr({name: preset.settings for name, preset in PRESETS.items()}) == before
 
 

@@ -18,7 +18,7 @@ from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
 from difrl.core.objectives.clipped import ratio_metrics
 
 Form = Literal["squared", "bce"]
-Reward = Literal["unit", "raw"]
+RewardScale = Literal["unit", "raw"]
 
 RAW_BOUND = 0.5
 """a of raw rewards: up to a shift, r = A is clip(A, -a, a) / (2 a) + 1/2 at a = 1/2 without the clipping."""
@@ -70,7 +70,7 @@ class CentredRewardDistillation(Objective):
     beta: float = 1.0
     bound: float = 5.0
     form: Form = "squared"
-    reward: Reward = "unit"
+    reward: RewardScale = "unit"
     temperature: float | None = None
 
     scope = "group"
