@@ -26,14 +26,14 @@ class ModelKind(NamedTuple):
     run: Callable[[Any], None]
 
 
-IMAGES, TEXT = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
-KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGES, "tiny-sd": IMAGES, "tiny-lm": TEXT}
+IMAGE_MODEL, LANGUAGE_MODEL = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
+MODEL_KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGE_MODEL, "tiny-sd": IMAGE_MODEL, "tiny-lm": LANGUAGE_MODEL}
 
 
 def pretrain(path: Path | str, overrides: Sequence[str] = ()) -> None:
     """Train the model that a file describes, and write its folder."""
     name = load_mapping(path, overrides).get("architecture")
-    kind = KINDS.get(str(name))
+    kind = MODEL_KINDS.get(str(name))
     if kind is None:
-        raise ConfigError(f"{path}: architecture is {name!r}, expected one of {', '.join(KINDS)}")
+        raise ConfigError(f"{path}: architecture is {name!r}, expected one of {', '.join(MODEL_KINDS)}")
     kind.run(read_model(kind.config, path, overrides))

@@ -22,7 +22,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-MODALITIES: Mapping[str, str] = {
+PRESET_HEADINGS: Mapping[str, str] = {
     "reverse": "image models",
     "forward": "image models",
     "tokens": "language models",
@@ -33,7 +33,7 @@ MODALITIES: Mapping[str, str] = {
 def recipes_table() -> Group:
     """Return every recipe with its method (likelihood × objective × anchor × advantage), its model and its source."""
     tables = {
-        heading: _table(heading, "likelihood × objective × anchor × advantage") for heading in MODALITIES.values()
+        heading: _table(heading, "likelihood × objective × anchor × advantage") for heading in PRESET_HEADINGS.values()
     }
     for name, path in recipes().items():
         if name.startswith("pretrain/"):
@@ -44,20 +44,20 @@ def recipes_table() -> Group:
         method = " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
         source = f"{escape(config.model.path)} · arXiv:{PRESETS[str(config.algorithm)].source}"
         lines = (escape(method), f"[dim]{source}[/]", escape(recipe_summary(path)))
-        tables[MODALITIES[config.likelihood.kind]].add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
+        tables[PRESET_HEADINGS[config.likelihood.kind]].add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     return Group(*tables.values())
 
 
-KINDS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of texts"}
+REWARD_HEADINGS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of texts"}
 """Modality among the needs of a reward -> heading of its table."""
 OTHER = "other rewards"
 
 
 def rewards_table(entries: Sequence[Summary]) -> Group:
     """Return a table of rewards with their summaries for each modality."""
-    groups: dict[str, list[Summary]] = {heading: [] for heading in (*KINDS.values(), OTHER)}
+    groups: dict[str, list[Summary]] = {heading: [] for heading in (*REWARD_HEADINGS.values(), OTHER)}
     for entry in entries:
-        groups[next((KINDS[need] for need in entry.needs if need in KINDS), OTHER)].append(entry)
+        groups[next((REWARD_HEADINGS[need] for need in entry.needs if need in REWARD_HEADINGS), OTHER)].append(entry)
     tables = []
     for heading, group in groups.items():
         table = _table(heading, "what it measures")

@@ -9,7 +9,7 @@ import pytest
 from difrl.config import RunConfig
 from difrl.config.load import expand_preset, read_config, recipe_summary
 from difrl.config.presets import PRESETS
-from difrl.config.presets.images import IMAGES
+from difrl.config.presets.images import IMAGE_PRESETS
 from difrl.runtime import paths
 from rewards import available
 from tests.recipes import NAMED
@@ -62,8 +62,8 @@ def test_rewards_of_a_recipe_are_known(recipe: Path) -> None:
 
 
 def test_every_preset_has_a_recipe() -> None:
-    assert {read_config(recipe).algorithm for recipe in RECIPES} == set(IMAGES)
-    assert {read_config(recipe).algorithm for recipe in TEXT_RECIPES} == set(PRESETS) - set(IMAGES)
+    assert {read_config(recipe).algorithm for recipe in RECIPES} == set(IMAGE_PRESETS)
+    assert {read_config(recipe).algorithm for recipe in TEXT_RECIPES} == set(PRESETS) - set(IMAGE_PRESETS)
 
 
 @pytest.mark.parametrize("recipe", TEXT_RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

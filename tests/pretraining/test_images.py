@@ -15,7 +15,7 @@ from difrl.config.load import read_model
 from difrl.policies.diffusion.families import FAMILIES
 from difrl.pretraining import tiny_sd
 from difrl.pretraining.images import ARCHITECTURES, ImagesConfig, denoising_loss, pretrain_images
-from difrl.pretraining.pretrain import KINDS
+from difrl.pretraining.pretrain import MODEL_KINDS
 from difrl.pretraining.tiny_parts import build_tokenizer
 from difrl.runtime.paths import asset, recipes_folder
 from difrl.tasks import shapes
@@ -132,8 +132,8 @@ def test_killed_and_given_again_ends_with_the_same_model(tmp_path: Path) -> None
     assert sum(path.stat().st_size for path in (tmp_path / "whole" / "out").rglob("*.safetensors")) < 6e6
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODEL_KINDS)
 def test_shipped_pretraining_recipe_makes_the_shipped_model(name: str) -> None:
-    found: Any = read_model(KINDS[name].config, recipes_folder() / "pretrain" / f"{name}.yaml", [])
+    found: Any = read_model(MODEL_KINDS[name].config, recipes_folder() / "pretrain" / f"{name}.yaml", [])
     assert found.architecture == name
     assert found.output == Path("difrl/assets") / name

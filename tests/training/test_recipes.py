@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from difrl.config.load import load_mapping, read_config
-from difrl.config.presets.images import IMAGES
+from difrl.config.presets.images import IMAGE_PRESETS
 from difrl.data.recorded_samples import load_training_prompts
 from difrl.inference.preference_pairs import make_pairs
 from difrl.policies.diffusion.load import load_diffusion_policy
@@ -22,7 +22,7 @@ from difrl.training.trainer import Trainer
 NAMES = [
     name
     for name, path in recipes().items()
-    if (said := load_mapping(path)).get("algorithm") in IMAGES and said["model"]["path"] in assets()
+    if (said := load_mapping(path)).get("algorithm") in IMAGE_PRESETS and said["model"]["path"] in assets()
 ]
 # A dense reward: with so few samples no group of a yes-or-no one may differ.
 REWARDS = ("rewards=[{name: jpeg_compressibility}]", "watch=[]")

@@ -12,7 +12,7 @@ import pytest
 from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.distillation import DISTILLATION
 from difrl.config.presets.preferences import PREFERENCES
-from difrl.config.presets.texts import TEXTS
+from difrl.config.presets.texts import TEXT_PRESETS
 from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
@@ -22,7 +22,7 @@ from difrl.training.trainer import Trainer
 from tests.samplers.causal import tiny_qwen2
 from tests.tiny_models import characters_tokenizer
 
-METHODS = {**TEXTS, **PREFERENCES, **DISTILLATION}
+METHODS = {**TEXT_PRESETS, **PREFERENCES, **DISTILLATION}
 NAMES = [name for name, path in recipes().items() if load_mapping(path).get("algorithm") in METHODS]
 CHARACTERS = ("<pad>", "<eos>", *"0123456789+-=;")
 TRAINED_ON = {"prompts": "arithmetic:train", "pairs": "data/arithmetic-pairs/pairs.jsonl"}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from difrl.config.presets.distillation import DISTILLATION
-from difrl.config.presets.images import IMAGES
+from difrl.config.presets.images import IMAGE_PRESETS
 from difrl.config.presets.preferences import PREFERENCES
 from difrl.config.presets.preset import Preset
-from difrl.config.presets.texts import TEXTS
+from difrl.config.presets.texts import TEXT_PRESETS
 
-PRESETS: Mapping[str, Preset] = {**IMAGES, **TEXTS, **PREFERENCES, **DISTILLATION}
+PRESETS: Mapping[str, Preset] = {**IMAGE_PRESETS, **TEXT_PRESETS, **PREFERENCES, **DISTILLATION}
 
 __all__ = ["PRESETS", "Preset"]

@@ -25,7 +25,7 @@ def _reverse(
     }
 
 
-IMAGES: Mapping[str, Preset] = {
+IMAGE_PRESETS: Mapping[str, Preset] = {
     "awm": Preset(
         summary="Advantage Weighted Matching: the pretraining loss, weighted by the advantage",
         source="2509.25050",

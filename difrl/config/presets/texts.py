@@ -29,7 +29,7 @@ _OLD_IS_EVALUATED: Mapping[str, Any] = {
 """Settings under which the weights of the rollout are evaluated in every update, with their full distributions."""
 
 
-TEXTS: Mapping[str, Preset] = {
+TEXT_PRESETS: Mapping[str, Preset] = {
     "grpo": Preset(
         summary="GRPO: a clipped policy gradient on tokens, with rewards standardised within the group of a prompt",
         source="2402.03300",
