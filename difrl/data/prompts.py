@@ -33,9 +33,9 @@ class Prompt:
     """Place for messages: file:line, or its number in a built-in set."""
 
 
-_TASKS: Mapping[str, Callable[[Any], Sequence[shapes.Prompt | arithmetic.Problem]]] = {
+_TASKS: Mapping[str, Callable[[Any], Sequence[shapes.ShapesPrompt | arithmetic.Problem]]] = {
     "shapes": shapes.prompts,
-    "arithmetic": arithmetic.problems,
+    "arithmetic": arithmetic.list_problems,
 }
 _BUILT_IN = {f"{task}:{split}": (task, split) for task in _TASKS for split in ("train", "eval", "all")}
 

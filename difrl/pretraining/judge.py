@@ -63,7 +63,7 @@ class _Pairs:
         own = shapes.sample_prompts(count, rng)
         other = [shapes.ALL_PROMPTS[rng.choice(self.neighbours[self.position[p.text]])] for p in own]
         scenes = [shapes.draw_scene(p.metadata, rng) for p in own]
-        drawn = torch.from_numpy(np.stack([shapes.render(s) for s in scenes]))
+        drawn = torch.from_numpy(np.stack([shapes.render_figures(s) for s in scenes]))
         images = _augment(drawn, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         ids = self.network.encode([p.text for p in own + other])
         labels = [shapes.satisfies(p.metadata, s) for p, s in zip(own + other, scenes + scenes, strict=True)]

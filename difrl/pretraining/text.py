@@ -90,7 +90,7 @@ def solution_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def evaluate_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: DecoderConfig) -> str:
     """Return accuracies on a fixed random choice of held-out problems, as text."""
-    held_out = arithmetic.problems("eval")
+    held_out = arithmetic.list_problems("eval")
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     problems = [held_out[i] for i in order[: config.evaluate_problems].tolist()]
     prompts, metadata = [p.text for p in problems], [p.metadata for p in problems]
@@ -110,7 +110,7 @@ def pretrain_text(config: TextConfig) -> None:
     config.work.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_lm.build_tokenizer()
     model = tiny_lm.build_model(tokenizer, config.seed)
-    corpus = Corpus.build(arithmetic.problems("train"), tokenizer)
+    corpus = Corpus.build(arithmetic.list_problems("train"), tokenizer)
 
     def compute_loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)

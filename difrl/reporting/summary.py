@@ -102,7 +102,7 @@ def suspicious(found: list[Change]) -> list[Change]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """Result of a finished run, as printed and as written to summary.json."""
 
     before: Mapping[str, float] = field(default_factory=dict)

@@ -75,7 +75,7 @@ class Problem:
         return {"answer": str(self.answer), "operation": "sum" if self.sign == "+" else "difference"}
 
 
-def problems(split: Split = "all") -> list[Problem]:
+def list_problems(split: Split = "all") -> list[Problem]:
     """Return the problems of one side of the split, in a fixed order."""
     if split not in ("train", "eval", "all"):
         raise ValueError(f"unknown split {split!r} of the arithmetic task; expected train, eval or all")

@@ -48,7 +48,7 @@ TAG_SHARES = {
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ShapesPrompt:
     """A prompt with GenEval's metadata, and the combination of objects that decides its side of the split."""
 
     text: str
@@ -56,12 +56,14 @@ class Prompt:
     combination: tuple[str, ...]
 
 
-def _prompt(tag: str, text: str, include: list[dict[str, Any]], combination: Sequence[str], **extra: Any) -> Prompt:
+def _prompt(
+    tag: str, text: str, include: list[dict[str, Any]], combination: Sequence[str], **extra: Any
+) -> ShapesPrompt:
     metadata = {"tag": tag, "include": include, **extra, "prompt": text}
-    return Prompt(text, metadata, tuple(sorted(combination)))
+    return ShapesPrompt(text, metadata, tuple(sorted(combination)))
 
 
-def _all_prompts() -> list[Prompt]:
+def _all_prompts() -> list[ShapesPrompt]:
     prompts = [_prompt("single_object", f"a {s}", [{"class": s, "count": 1}], [s]) for s in CLASSES]
     for color, shape in itertools.product(COLORS, CLASSES):
         name = f"{color} {shape}"
@@ -88,7 +90,7 @@ def _all_prompts() -> list[Prompt]:
     return prompts
 
 
-def _evaluation_combinations(prompts: Sequence[Prompt]) -> set[tuple[str, ...]]:
+def _evaluation_combinations(prompts: Sequence[ShapesPrompt]) -> set[tuple[str, ...]]:
     """Return a fixed quarter of the combinations of each kind, drawn with a seed of its own."""
     rng = np.random.default_rng(20240721)
     held_out: set[tuple[str, ...]] = set()
@@ -103,7 +105,7 @@ ALL_PROMPTS = tuple(_all_prompts())
 EVALUATION_COMBINATIONS = frozenset(_evaluation_combinations(ALL_PROMPTS))
 
 
-def prompts(split: Split = "all") -> list[Prompt]:
+def prompts(split: Split = "all") -> list[ShapesPrompt]:
     """Return the prompts of one side of the split, in a fixed order."""
     if split == "all":
         return list(ALL_PROMPTS)
@@ -169,7 +171,7 @@ def _signed_distance(figure: Figure, px: np.ndarray, py: np.ndarray) -> np.ndarr
     return distance
 
 
-def render(figures: Sequence[Figure]) -> np.ndarray:
+def render_figures(figures: Sequence[Figure]) -> np.ndarray:
     """Render figures on the background with anti-aliased edges: float32 [3, 32, 32] in [0, 1]."""
     py, px = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     image = np.broadcast_to(np.array(BACKGROUND, dtype=np.float32)[:, None, None] / 255.0, (3, SIZE, SIZE)).copy()
@@ -182,10 +184,10 @@ def render(figures: Sequence[Figure]) -> np.ndarray:
 
 def draw_images(metadata: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> Tensor:
     """Draw images that satisfy the metadata: float32 [B, 3, 32, 32] in [0, 1]."""
-    return torch.from_numpy(np.stack([render(draw_scene(m, rng)) for m in metadata]))
+    return torch.from_numpy(np.stack([render_figures(draw_scene(m, rng)) for m in metadata]))
 
 
-def sample_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
+def sample_prompts(count: int, rng: np.random.Generator) -> list[ShapesPrompt]:
     """Draw prompts of both sides of the split, with the tag shares of pretraining."""
     by_tag = {tag: [p for p in ALL_PROMPTS if p.metadata["tag"] == tag] for tag in TAG_SHARES}
     tags = rng.choice(list(TAG_SHARES), size=count, p=list(TAG_SHARES.values()))

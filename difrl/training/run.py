@@ -23,7 +23,7 @@ from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
-from difrl.reporting.terminal import Display, RunFacts, SilentDisplay, Summary, open_display
+from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDisplay, open_display
 from difrl.reporting.trackers import TrackerFactory, find_trackers
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
@@ -60,7 +60,7 @@ def train(
     resume: bool = False,
     display: Display | None = None,
     processes: DistributedContext | None = None,
-) -> Summary:
+) -> RunSummary:
     """Train the model of a recipe. Return a summary of the run, whose folder is `config.output_dir`.
 
     Seeds the global generators of torch, numpy and Python.
@@ -153,7 +153,7 @@ class Run:
                 f"results agree to float order only (set train.threads={threads} for the same bits)"
             )
 
-    def __call__(self) -> Summary:
+    def __call__(self) -> RunSummary:
         """Run the remaining steps with their evaluations and checkpoints, and finish the run."""
         self.display.start(self._facts())
         if self.processes.is_main:
@@ -292,7 +292,7 @@ class Run:
         checkpoint.load_trained(self.policy.parameters, place)
         self.after = _evaluation(next(row for row in self.guard.rows if row["step"] == result))
 
-    def _finish(self) -> Summary:
+    def _finish(self) -> RunSummary:
         """Write the RLG sweep, the trained model, samples before and after training, the summary and the report."""
         picture = ""
         if self.evaluator is not None and self.config.eval.rlg:
@@ -301,7 +301,7 @@ class Run:
             self.policy.save(self.folder / "model")
             if self.evaluator is not None and self.config.eval.show > 0:
                 picture = save_before_after(self.evaluator, self.config, self.folder)
-        summary = Summary(
+        summary = RunSummary(
             self.before,
             self.after,
             self.step,

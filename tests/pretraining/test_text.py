@@ -46,7 +46,7 @@ def test_a_token_a_character_and_back(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_longest_text_fits_the_context() -> None:
-    longest = max(len(p.text) + len(p.worked) for p in arithmetic.problems())
+    longest = max(len(p.text) + len(p.worked) for p in arithmetic.list_problems())
     assert longest + 2 <= tiny_lm.CONTEXT  # <bos> and <eos>
 
 
@@ -84,7 +84,7 @@ def test_shares_of_solutions(tokenizer: Any, worked: float, careless: float) -> 
 
 def test_loss_is_transformers_own(tokenizer: Any) -> None:
     model = tiny_lm.build_model(tokenizer, 0)
-    tokens, labels = Corpus.build(arithmetic.problems()[:50], tokenizer).batch(
+    tokens, labels = Corpus.build(arithmetic.list_problems()[:50], tokenizer).batch(
         decoder(), torch.Generator().manual_seed(0)
     )
     found = model(input_ids=tokens, labels=labels)
@@ -93,7 +93,7 @@ def test_loss_is_transformers_own(tokenizer: Any) -> None:
 
 def test_no_evaluation_problem_is_in_the_corpus() -> None:
     """pretrain_text takes problems("train"), of which tests/tasks/test_arithmetic.py shows that none is held out."""
-    assert not any(p.held_out for p in arithmetic.problems("train"))
+    assert not any(p.held_out for p in arithmetic.list_problems("train"))
 
 
 def config(folder: Path, steps: int) -> TextConfig:

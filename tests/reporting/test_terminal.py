@@ -14,8 +14,8 @@ from difrl.reporting.terminal import (
     LiveDisplay,
     PlainDisplay,
     RunFacts,
+    RunSummary,
     SilentDisplay,
-    Summary,
     open_display,
     summary_table,
 )
@@ -33,7 +33,7 @@ AFTER = {
     "eval/diversity/dino": 0.39,
     "eval/diversity/dino/stderr": 0.01,
 }
-SUMMARY = Summary(BEFORE, AFTER, 40, 65.0, 1.2e6, "runs/a/report.html", "runs/a/final.png", "runs/a/checkpoints/x")
+SUMMARY = RunSummary(BEFORE, AFTER, 40, 65.0, 1.2e6, "runs/a/report.html", "runs/a/final.png", "runs/a/checkpoints/x")
 
 
 class Clock:
@@ -306,7 +306,7 @@ def test_summary_table_shows_before_after_and_error():
 
 
 def test_summary_json_has_no_nan():
-    text = Summary({"eval/reward/x": math.nan}, AFTER, 3).to_json()
+    text = RunSummary({"eval/reward/x": math.nan}, AFTER, 3).to_json()
     value = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert value["before"] == {"eval/reward/x": None}
     assert value["seconds"] is None

@@ -11,14 +11,14 @@ from rewards import GenEval, score
 COUNT = 400
 
 
-def drawings() -> tuple[list[shapes.Prompt], list[list[shapes.Figure]], torch.Tensor]:
+def drawings() -> tuple[list[shapes.ShapesPrompt], list[list[shapes.Figure]], torch.Tensor]:
     rng = np.random.default_rng(11)
     prompts = shapes.sample_prompts(COUNT, rng)
     scenes = [shapes.draw_scene(prompt.metadata, rng) for prompt in prompts]
-    return prompts, scenes, torch.from_numpy(np.stack([shapes.render(scene) for scene in scenes]))
+    return prompts, scenes, torch.from_numpy(np.stack([shapes.render_figures(scene) for scene in scenes]))
 
 
-def scored(images: torch.Tensor, prompts: list[shapes.Prompt]) -> torch.Tensor:
+def scored(images: torch.Tensor, prompts: list[shapes.ShapesPrompt]) -> torch.Tensor:
     texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
     result = score(GenEval(), images, texts, metadata)
     assert result.valid.all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from difrl.tasks import arithmetic
-from difrl.tasks.arithmetic import Problem, problems
+from difrl.tasks.arithmetic import Problem, list_problems
 from rewards import make, score
 
 
@@ -27,7 +27,7 @@ def test_by_hand(problem: Problem, text: str, answer: int, careless: int, worked
 
 
 def test_every_problem_once_and_none_negative() -> None:
-    everything = problems()
+    everything = list_problems()
     assert len({p.text for p in everything}) == len(everything) == 10_000 + 5_050
     assert all(p.answer == eval(p.text.removesuffix("=")) >= 0 for p in everything)
     assert max(len(p.worked) for p in everything) == arithmetic.LONGEST
@@ -36,20 +36,20 @@ def test_every_problem_once_and_none_negative() -> None:
 
 def test_workings_add_up() -> None:
     """The number of columns times their weight is the answer: units + 10 · tens, a carried ten counted once."""
-    for p in problems():
+    for p in list_problems():
         units, tens, answer = p.worked.replace("=", "").split(";")
         assert int(units) % 10 + 10 * int(tens) == int(answer) == p.answer
 
 
 def test_carelessness_is_ten_off_where_something_is_carried_or_borrowed() -> None:
-    for p in problems():
+    for p in list_problems():
         carries = p.a % 10 + p.b % 10 > 9 if p.sign == "+" else p.a % 10 < p.b % 10
         assert abs(p.answer - p.careless) == 10 * carries
 
 
 def test_sides_of_the_split_never_meet() -> None:
-    train, held_out = problems("train"), problems("eval")
-    assert sorted(p.text for p in [*train, *held_out]) == sorted(p.text for p in problems())
+    train, held_out = list_problems("train"), list_problems("eval")
+    assert sorted(p.text for p in [*train, *held_out]) == sorted(p.text for p in list_problems())
     seen = {(p.sign, *(sorted((p.a, p.b)) if p.sign == "+" else (p.a, p.b))) for p in train}
     asked = {(p.sign, *(sorted((p.a, p.b)) if p.sign == "+" else (p.a, p.b))) for p in held_out}
     assert not seen & asked
@@ -57,11 +57,11 @@ def test_sides_of_the_split_never_meet() -> None:
     assert len(held_out) == 1451
     assert [p.text for p in held_out[:5]] == ["0+3=", "0+9=", "0+36=", "0+42=", "0+46="]
     with pytest.raises(ValueError, match="unknown split 'test'"):
-        problems("test")  # type: ignore[arg-type]
+        list_problems("test")  # type: ignore[arg-type]
 
 
 def test_both_solutions_are_right_and_slips_are_not() -> None:
-    chosen = problems("eval")[::29]
+    chosen = list_problems("eval")[::29]
     reward, rows = make("math"), [p.metadata for p in chosen]
     for texts, expected in (
         ([str(p.answer) for p in chosen], 1),

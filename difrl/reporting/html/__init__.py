@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from difrl.reporting.html.page import render
+from difrl.reporting.html.page import render_page
 from difrl.reporting.html.read_run import read_run
 from difrl.runtime.files import atomic_write_text
 
@@ -24,5 +24,5 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [read_run(Path(folder)) for folder in run_dirs]
     target = out / "report.html" if out.is_dir() else out
     target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(target, render(runs))
+    atomic_write_text(target, render_page(runs))
     return target

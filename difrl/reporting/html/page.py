@@ -13,7 +13,7 @@ from difrl.reporting.html.glossary import entries
 from difrl.reporting.html.read_run import RunRecord
 
 
-def render(runs: Sequence[RunRecord]) -> str:
+def render_page(runs: Sequence[RunRecord]) -> str:
     """Return an HTML document. Runs of the same name also show the name of their parent folder."""
     names = [run.name for run in runs]
     for run in runs:

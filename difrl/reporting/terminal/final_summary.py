@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.summary import Summary, changes, suspicious
+from difrl.reporting.summary import RunSummary, changes, suspicious
 
 COLOURS = {formats.RISING: "green", formats.LEVEL: "dim", formats.FALLING: "red"}
 
@@ -50,7 +50,7 @@ def summary_table(
     return table
 
 
-def print_summary(console: Console, summary: Summary) -> None:
+def print_summary(console: Console, summary: RunSummary) -> None:
     """Print the table, a warning if a watched metric fell, and the paths, each unbroken on its own line."""
     console.print()
     found = changes(summary.before, summary.after)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.summary import Summary
+from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import COLOURS, print_summary
 from difrl.reporting.terminal.history import History, Row, RunFacts, started
 
@@ -70,7 +70,7 @@ class LiveDisplay:
     def message(self, text: str) -> None:
         self.console.print(Text(text, style="yellow"))
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: RunSummary) -> None:
         self.close()
         print_summary(self.console, summary)
 

@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.summary import Summary
+from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import print_summary
 from difrl.reporting.terminal.history import History, RunFacts, started
 
@@ -55,7 +55,7 @@ class PlainDisplay:
             text = text.translate(ASCII).encode("ascii", "replace").decode("ascii")
         print(text, file=self.stream, flush=True)
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: RunSummary) -> None:
         page = io.StringIO()
         console = Console(file=page, force_terminal=False, no_color=True, highlight=False, width=WIDTH)
         print_summary(console, summary)
