@@ -125,7 +125,7 @@ def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:
         names.remove("reward/mean")
     weights = [f"{weight:g}" for weight in result["weights"]]
     first = _build_column("w", weights)
-    tables: list[list[Column]] = []
+    tables: list[list[TableColumn]] = []
     for name in names:
         column = _build_column(name, [_format_cell(result, name, row) for row in range(len(weights))])
         if not tables or _width([*tables[-1], column]) > width:
@@ -134,22 +134,22 @@ def sweep_table(result: Mapping[str, Any], width: int = 80) -> Group:
     return Group(*(_build_table(columns) for columns in tables))
 
 
-Column = tuple[Text, list[Text]]
+TableColumn = tuple[Text, list[Text]]
 GAP = 3
 
 
-def _build_column(name: str, cells: Sequence[str]) -> Column:
+def _build_column(name: str, cells: Sequence[str]) -> TableColumn:
     """Return the heading, with the metric's group in a line of its own, and the cells."""
     group, _, metric = name.rpartition("/")
     return Text(f"{group}\n{metric}"), [Text.from_markup(cell) for cell in cells]
 
 
-def _width(columns: Sequence[Column]) -> int:
+def _width(columns: Sequence[TableColumn]) -> int:
     lines = [[line for text in (head, *cells) for line in text.plain.split("\n")] for head, cells in columns]
     return sum(max(map(cell_len, column)) + GAP for column in lines)
 
 
-def _build_table(columns: Sequence[Column]) -> Table:
+def _build_table(columns: Sequence[TableColumn]) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0))
     for head, _ in columns:
         table.add_column(head, justify="right", overflow="fold")

@@ -65,7 +65,7 @@ def _read_content(file: Path) -> torch.Tensor | str:
 
 
 @dataclass(frozen=True)
-class Column:
+class RewardColumn:
     """Scores of the samples by one reward."""
 
     values: Sequence[float | None]
@@ -84,7 +84,7 @@ def score_files(
     samples: Sequence[Sample],
     metadata: Mapping[str, Any],
     warn: Callable[[str], object],
-) -> dict[str, Column]:
+) -> dict[str, RewardColumn]:
     """Return a column of scores for each reward, by label. Its warnings are passed to `warn`."""
     check_standalone(rewards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +95,7 @@ def score_files(
 
 def _score_column(
     reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any], warn: Callable[[str], object]
-) -> Column:
+) -> RewardColumn:
     warnings: list[str] = []
 
     def collect(text: str) -> None:
@@ -104,7 +104,7 @@ def _score_column(
 
     with route_warnings(collect):
         values = _score_samples(reward, samples, metadata)
-    return Column(values, bool(warnings))
+    return RewardColumn(values, bool(warnings))
 
 
 def _score_samples(reward: Reward, samples: Sequence[Sample], metadata: Mapping[str, Any]) -> list[float | None]:
@@ -123,7 +123,7 @@ def _score_samples(reward: Reward, samples: Sequence[Sample], metadata: Mapping[
     return values
 
 
-def build_table(samples: Sequence[Sample], columns: Mapping[str, Column]) -> Table:
+def build_table(samples: Sequence[Sample], columns: Mapping[str, RewardColumn]) -> Table:
     """Build a table with a row a file and a column a reward. Below is the mean of the files that could be scored."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_footer=len(samples) > 1)
     table.add_column("file", overflow="fold", footer="mean")

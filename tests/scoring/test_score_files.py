@@ -13,7 +13,7 @@ from PIL import Image
 from difrl.config import RewardConfig
 from difrl.config.load import ConfigError
 from difrl.scoring.parse_reward import parse_reward
-from difrl.scoring.score_files import Column, Sample, read_samples, score_files
+from difrl.scoring.score_files import RewardColumn, Sample, read_samples, score_files
 from rewards import make
 
 
@@ -131,7 +131,7 @@ def test_two_rewards_of_one_name_are_refused() -> None:
 def test_failures_that_exclude_samples_are_reported() -> None:
     dropping, told = RewardConfig.model_validate({**PICKY, "on_error": "drop"}), list[str]()
     found = score_files([dropping], of_letters("a", "3", "c"), {}, told.append)
-    assert found == {"Picky": Column([1.0, None, 3.0], warned=True)}
+    assert found == {"Picky": RewardColumn([1.0, None, 3.0], warned=True)}
     assert not found["Picky"].unexplained
     assert len(told) == 1
     assert "scored 2 of 3 samples: " in told[0]

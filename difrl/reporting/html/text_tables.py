@@ -20,7 +20,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Completions:
+class CompletionSet:
     """Completions of P prompts, drawn in one way."""
 
     label: str
@@ -35,7 +35,7 @@ class TextSamples:
     """Texts of one step, or of the weights of a sweep."""
 
     prompts: list[str]
-    sets: list[Completions]
+    sets: list[CompletionSet]
     step: int = 0
 
 
@@ -67,13 +67,13 @@ def parse_text_samples(value: Any, step: int = 0) -> TextSamples | None:
     return TextSamples(prompts, sets, step) if prompts and sets else None
 
 
-def _parse_completions(value: Any, count: int) -> Completions:
+def _parse_completions(value: Any, count: int) -> CompletionSet:
     texts = [[str(text) for text in row] for row in value["texts"]]
     scores = value["scores"] or [[None] * len(row) for row in texts]
     numbers = [[math.nan if score is None else float(score) for score in row] for row in scores]
     if [len(row) for row in texts] != [len(row) for row in numbers] or len(texts) != count:
         raise ValueError("scores that do not belong to the texts")
-    return Completions(str(value["label"]), texts, numbers)
+    return CompletionSet(str(value["label"]), texts, numbers)
 
 
 def over_training(steps: Sequence[TextSamples]) -> str:
@@ -101,7 +101,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table class="texts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(completions: Completions, row: int) -> str:
+def _cell(completions: CompletionSet, row: int) -> str:
     pairs = list(zip(completions.texts[row], completions.scores[row], strict=True))
     cell = ""
     for text, score in pairs[:SHOWN]:

@@ -32,7 +32,7 @@ MOST_LINES = 4  # of a caption below an image
 
 
 @dataclass(frozen=True)
-class Column:
+class TileColumn:
     """One labelled set of samples: tiles[row][sample], and scores of the same shape, None if nothing was scored."""
 
     label: str
@@ -103,11 +103,11 @@ def grid(
     tiles = _tiles(images, scale)
     lines = [tiles[start : start + columns] for start in starts]
     if len(captions) == rows:
-        return _sheet([Column("", lines, scores)], captions)
+        return _sheet([TileColumn("", lines, scores)], captions)
     named = [captions[start : start + columns] for start in starts]
     if columns > 1 and all(len(set(line)) == 1 for line in named):
-        return _sheet([Column("", lines, scores)], [line[0] for line in named])
-    return _captioned(Column("", lines, scores), named)
+        return _sheet([TileColumn("", lines, scores)], [line[0] for line in named])
+    return _captioned(TileColumn("", lines, scores), named)
 
 
 def compare(
@@ -131,7 +131,7 @@ def compare(
             raise ValueError(f"compare: column {label!r} has {len(nested)} rows for {len(prompts)} prompts")
         own = scores.get(label) if scores else None
         _check_scores(own, len(prompts))
-        columns.append(Column(label, [_tiles(row, scale) for row in nested], own))
+        columns.append(TileColumn(label, [_tiles(row, scale) for row in nested], own))
     return _sheet(columns, prompts)
 
 
@@ -163,7 +163,7 @@ def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
     return pictures
 
 
-def _sheet(columns: Sequence[Column], prompts: Sequence[str]) -> Image.Image:
+def _sheet(columns: Sequence[TileColumn], prompts: Sequence[str]) -> Image.Image:
     """Draw prompts at the left, then the columns, with more room between columns than between samples of one column."""
     size = columns[0].tiles[0][0].size
     lengths = Lengths(*size, scored=any(column.scores is not None for column in columns))
@@ -206,7 +206,7 @@ def _caption(sheet: Image.Image, lines: list[str], mean: float | None, at: tuple
         draw.text((x, y + 3), f"mean {mean:.2f}", font=small, fill=MUTED)
 
 
-def _header(sheet: Image.Image, column: Column, at: tuple[int, int], lengths: Lengths) -> None:
+def _header(sheet: Image.Image, column: TileColumn, at: tuple[int, int], lengths: Lengths) -> None:
     if not column.label:
         return
     draw, bold, small = ImageDraw.Draw(sheet), font(lengths.text, bold=True), font(lengths.text - 2)
@@ -222,7 +222,7 @@ def _header(sheet: Image.Image, column: Column, at: tuple[int, int], lengths: Le
 
 def _row(
     sheet: Image.Image,
-    column: Column,
+    column: TileColumn,
     index: int,
     spread: tuple[float, float],
     at: tuple[int, int],
@@ -242,7 +242,7 @@ def _row(
         x += lengths.width + lengths.gap
 
 
-def _captioned(column: Column, named: Sequence[Sequence[str]]) -> Image.Image:
+def _captioned(column: TileColumn, named: Sequence[Sequence[str]]) -> Image.Image:
     """Draw a sheet on which every image has its own caption below it."""
     lengths = Lengths(*column.tiles[0][0].size, scored=column.scores is not None)
     body, margin, between = font(lengths.text - 1), lengths.margin, 2 * lengths.gap
@@ -258,7 +258,7 @@ def _captioned(column: Column, named: Sequence[Sequence[str]]) -> Image.Image:
         for position, lines in enumerate(row):
             x = margin + position * (lengths.width + between)
             scores = [column.scores[index][position : position + 1]] if column.scores is not None else None
-            one = Column("", [[column.tiles[index][position]]], scores)
+            one = TileColumn("", [[column.tiles[index][position]]], scores)
             _row(sheet, one, 0, spread, (x, y), lengths)
             for number, line in enumerate(lines):
                 at = (x + lengths.width / 2, y + under + number * line_height(body))
