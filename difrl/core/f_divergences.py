@@ -23,7 +23,7 @@ from torch import Tensor
 from difrl.core.divergences import k3
 from difrl.core.numerics import at_least_float32
 
-Curve = Callable[[Tensor], Tensor]
+ElementwiseFunction = Callable[[Tensor], Tensor]
 """A function of u > 0, elementwise, given log u."""
 
 
@@ -40,9 +40,9 @@ class FDivergence:
         inside the support of the reference.
     """
 
-    generator: Curve
-    perspective: Curve
-    slope: Curve
+    generator: ElementwiseFunction
+    perspective: ElementwiseFunction
+    slope: ElementwiseFunction
     at_zero: float
     at_infinity: float
 
@@ -110,7 +110,7 @@ def _shannon(delta: Tensor) -> Tensor:
     return u * delta - (1 + u) * (F.softplus(delta) - math.log(2.0))
 
 
-def _mirrored(curve: Curve) -> Curve:
+def _mirrored(curve: ElementwiseFunction) -> ElementwiseFunction:
     """Return f(1 / u). A divergence's perspective is the generator of the one with theta and ref exchanged, at 1 / u."""
     return lambda delta: curve(-delta)
 
@@ -180,7 +180,7 @@ def alpha_divergence(alpha: float) -> FDivergence:
     if alpha in (0.0, 1.0):
         return FORWARD_KL if alpha else REVERSE_KL
 
-    def curve(a: float) -> Curve:
+    def curve(a: float) -> ElementwiseFunction:
         return lambda delta: (torch.expm1(delta) - torch.expm1((1.0 - a) * delta) / (1.0 - a)) / a
 
     return FDivergence(

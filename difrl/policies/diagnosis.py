@@ -23,7 +23,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 
-SHOWN = 3
+SHOWN_NAMES = 3
 """Modules listed in a message."""
 
 
@@ -183,8 +183,8 @@ class Diagnosis:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 @contextmanager

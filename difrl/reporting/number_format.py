@@ -59,14 +59,14 @@ def sparkline(values: Sequence[float], width: int) -> str:
         return ""
     bins = min(width, len(values))
     edges = [round(index * len(values) / bins) for index in range(bins + 1)]
-    means = [mean(values[start:end]) for start, end in pairwise(edges)]
+    means = [mean_of_finite(values[start:end]) for start, end in pairwise(edges)]
     finite = [one for one in means if math.isfinite(one)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     reach = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((one - low) * reach)] if math.isfinite(one) else " " for one in means)
 
 
-def mean(values: Sequence[float]) -> float:
+def mean_of_finite(values: Sequence[float]) -> float:
     """Return the mean of the finite values, NaN if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from difrl.reporting.image_grid import compare, grid
-from difrl.reporting.image_grid.badges import mean_score, pill, score_text, span
+from difrl.reporting.image_grid.badges import colour_scale_ends, mean_score, pill, score_text
 from difrl.reporting.image_grid.text_layout import font, wrap
 
 
@@ -126,9 +126,9 @@ def test_wrapped_text_fits_and_marks_what_is_cut():
 
 
 def test_colour_scale_is_the_unit_interval_for_rewards_inside_it():
-    assert span([[[0.2, 0.4, None]]]) == (0.0, 1.0)
-    assert span([[[-3.0, 5.0]], [[float("nan"), 7.0]]]) == (-3.0, 7.0)
-    assert span([]) == (0.0, 1.0)
+    assert colour_scale_ends([[[0.2, 0.4, None]]]) == (0.0, 1.0)
+    assert colour_scale_ends([[[-3.0, 5.0]], [[float("nan"), 7.0]]]) == (-3.0, 7.0)
+    assert colour_scale_ends([]) == (0.0, 1.0)
 
 
 def test_scores_as_text_and_mean():

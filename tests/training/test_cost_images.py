@@ -32,7 +32,7 @@ from difrl.training.cost import flops as cost
 from difrl.training.cost.dry_run import Evaluations, Inputs, Tally, count_evaluations
 from difrl.training.cost.estimate import estimate
 from difrl.training.cost.images import build_image_cost
-from difrl.training.cost.table import estimate_table, size_of, span
+from difrl.training.cost.table import estimate_table, format_duration_range, format_size
 from difrl.training.trainer import Trainer
 from tests.recipes import FLOW_GRPO, recipe
 from tests.tiny_models import tiny_sd3
@@ -324,11 +324,11 @@ def test_the_table_reads_well_at_80_columns(small: Path) -> None:
     ],
 )
 def test_durations(low: float, high: float, text: str) -> None:
-    assert span(low, high) == text
+    assert format_duration_range(low, high) == text
 
 
 def test_sizes() -> None:
-    assert [size_of(n) for n in (0, 999, 1000, 1536, 2**30, 16.8 * 2**30)] == [
+    assert [format_size(n) for n in (0, 999, 1000, 1536, 2**30, 16.8 * 2**30)] == [
         "0 B", "999 B", "0.977 KiB", "1.5 KiB", "1 GiB", "16.8 GiB"
     ]  # fmt: skip
 

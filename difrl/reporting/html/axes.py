@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 ROUND = (1, 2, 2.5, 5, 10)
-UNITS = (
+NUMBER_UNITS = (
     (1e9, "G", 1e9),
     (1e6, "M", 1e6),
     (1e4, "k", 1e3),
@@ -72,7 +72,7 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
 def tick_labels(values: Sequence[float]) -> list[str]:
     """Return labels with enough decimals to distinguish neighbours. Large numbers get k, M or G, tiny ones an exponent."""
     most = max((abs(value) for value in values), default=0.0)
-    for size, letter, stands_for in UNITS:
+    for size, letter, stands_for in NUMBER_UNITS:
         if most >= size:
             return [f"{round(value / stands_for, 6):g}{letter}" if value else "0" for value in values]
     if 0 < most < 1e-3:

@@ -10,10 +10,10 @@ from html import escape
 from itertools import pairwise
 
 from difrl.reporting.html.axes import Scale, padded_scale, tight_scale
-from difrl.reporting.number_format import mean
+from difrl.reporting.number_format import mean_of_finite
 
-WIDTH, HEIGHT = 520, 260
-LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 14, 12, HEIGHT - 40
+CHART_WIDTH, CHART_HEIGHT = 520, 260
+LEFT, RIGHT, TOP, BOTTOM = 54, CHART_WIDTH - 14, 12, CHART_HEIGHT - 40
 MOST_POINTS = 400  # a longer series is averaged into this many bins
 NEAR_EDGE = 90  # pixels: the label of a mark closer to the right edge is drawn at its left
 SMOOTH_FROM = 30  # points; shorter series are drawn as they are
@@ -102,7 +102,7 @@ def stacked_chart(lines: Sequence[Line], x_title: str, *, whole_x: bool = False)
     return _svg(body, lines, x, y)
 
 
-def sparkline(values: Sequence[float]) -> str:
+def render_sparkline(values: Sequence[float]) -> str:
     """Return a small curve without axes."""
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2 or max(finite) == min(finite):
@@ -128,7 +128,7 @@ def _grid(x: Scale, y: Scale, x_title: str, whole_x: bool) -> str:
         parts.append(f'<text class="tick x" x="{x(value):.1f}" y="{BOTTOM + 17}">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {BOTTOM}H{RIGHT}"/>')
     middle = (LEFT + RIGHT) / 2
-    parts.append(f'<text class="title" x="{middle:.0f}" y="{HEIGHT - 6}">{escape(x_title)}</text>')
+    parts.append(f'<text class="title" x="{middle:.0f}" y="{CHART_HEIGHT - 6}">{escape(x_title)}</text>')
     return "".join(parts)
 
 
@@ -175,7 +175,9 @@ def _running_mean(values: list[float], window: int) -> list[float]:
     """Return centred means, of fewer values at both ends."""
     half = window // 2
     near = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
-    return [mean(around) if math.isfinite(one) else math.nan for one, around in zip(values, near, strict=True)]
+    return [
+        mean_of_finite(around) if math.isfinite(one) else math.nan for one, around in zip(values, near, strict=True)
+    ]
 
 
 def _binned(line: Line) -> Line:
@@ -187,9 +189,9 @@ def _binned(line: Line) -> Line:
     bins = [slice(start, end) for start, end in pairwise(edges)]
     return replace(
         line,
-        x=[mean(line.x[one]) for one in bins],
-        y=[mean(line.y[one]) for one in bins],
-        error=[mean(line.error[one]) for one in bins] if line.error else [],
+        x=[mean_of_finite(line.x[one]) for one in bins],
+        y=[mean_of_finite(line.y[one]) for one in bins],
+        error=[mean_of_finite(line.error[one]) for one in bins] if line.error else [],
     )
 
 
@@ -220,7 +222,7 @@ def _svg(body: list[str], lines: Sequence[Line], x: Scale, y: Scale) -> str:
     text = escape(json.dumps(data, separators=(",", ":")), quote=True)
     names = escape(", ".join(line.label for line in lines), quote=True)
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{names}" '
+        f'<svg class="plot" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{names}" '
         f'data-chart="{text}">{"".join(body)}<path class="cursor" d=""/></svg>'
     )
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from difrl.reporting.number_format import mean
+from difrl.reporting.number_format import mean_of_finite
 
 MOST_FRAMES = 24  # a long run is thinned to this many, evenly spaced from the first to the last
 LARGEST = 500_000  # bytes: a larger picture is converted to JPEG
 WIDEST = 2000  # pixels, of a converted picture
-STEP = re.compile(r"step-(\d+)\.png$")
+STEP_IMAGE = re.compile(r"step-(\d+)\.png$")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Frame:
 
 def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
     """Return the sample grids of a run in step order, at most MOST_FRAMES. Problems are appended to `problems`."""
-    found = sorted((int(match[1]), path) for path in folder.glob("step-*.png") if (match := STEP.search(path.name)))
+    found = sorted(
+        (int(match[1]), path) for path in folder.glob("step-*.png") if (match := STEP_IMAGE.search(path.name))
+    )
     if len(found) > MOST_FRAMES:
         found = [found[round(index * (len(found) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)]
     frames = []
@@ -86,4 +88,4 @@ def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:
     except (ValueError, TypeError, AttributeError):
         problems.append(f"{path.name} is not a valid description of a sample grid; its scores are not shown.")
         return (), math.nan
-    return prompts, mean(numbers)
+    return prompts, mean_of_finite(numbers)

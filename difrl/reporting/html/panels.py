@@ -10,7 +10,7 @@ from difrl.reporting.html.charts import Line
 from difrl.reporting.html.read_run import RunRecord
 from difrl.reporting.summary import STDERR
 
-COLOURS = 6  # in page.css
+SERIES_COLOURS = 6  # in page.css
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def metric_title(key: str) -> str:
 
 def nth_colour(index: int) -> int:
     """Return the colour, 1 to COLOURS, of the curve or run at this index."""
-    return index % COLOURS + 1
+    return index % SERIES_COLOURS + 1
 
 
 def _each_reward(run: RunRecord) -> Chart:

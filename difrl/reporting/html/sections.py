@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.html.charts import Line, line_chart, sparkline
+from difrl.reporting.html.charts import Line, line_chart, render_sparkline
 from difrl.reporting.html.figures import figure, smoothing_note, training_figure
 from difrl.reporting.html.glossary import definition
 from difrl.reporting.html.image_frames import Picture
@@ -67,7 +67,7 @@ def headline(run: RunRecord) -> str:
         below = "".join(f'<p class="warning">{one}</p>' for one in warnings if one) + note(ERRORS_NOTE)
     elif values := run.series("reward/mean", "step")[1]:
         part = max(1, len(values) // 10)
-        before, after = formats.mean(values[:part]), formats.mean(values[-part:])
+        before, after = formats.mean_of_finite(values[:part]), formats.mean_of_finite(values[-part:])
         small = formats.signed(after - before)
         cards = _card("rollouts", "reward", (before, after, math.nan), small, "even", values, definition("reward/mean"))
         below = note(ROLLOUT_NOTE)
@@ -104,7 +104,7 @@ def _card(
     return (
         f'<div class="card {role}" tabindex="0" data-tip="{escape(tip, quote=True)}">'
         f'<p class="role">{role}</p><h3>{escape(name)}</h3><p class="value">{value}</p>'
-        f'<p class="change {tone}">{change}</p>{sparkline(history)}</div>'
+        f'<p class="change {tone}">{change}</p>{render_sparkline(history)}</div>'
     )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.html.charts import sparkline
+from difrl.reporting.html.charts import render_sparkline
 
-STEP = re.compile(r"step-(\d+)\.json$")
-SHOWN = 4
+STEP_TEXTS = re.compile(r"step-(\d+)\.json$")
+SHOWN_TEXTS = 4
 """Number of completions that a cell shows."""
 
 
@@ -43,7 +43,7 @@ def read_text_samples(folder: Path, problems: list[str]) -> list[TextSamples]:
     """Return the texts of a run's steps, in order. Files that belong to pictures are left out."""
     found = []
     for path in sorted(folder.glob("step-*.json")):
-        match = STEP.search(path.name)
+        match = STEP_TEXTS.search(path.name)
         if match is None or path.with_suffix(".png").exists():
             continue
         try:
@@ -81,7 +81,7 @@ def over_training(steps: Sequence[TextSamples]) -> str:
     shown = [steps[0], steps[-1]] if len(steps) > 1 else list(steps)
     rows = []
     for row, prompt in enumerate(steps[-1].prompts):
-        rewards = _rewards([formats.mean(samples.sets[0].scores[row]) for samples in steps])
+        rewards = _rewards([formats.mean_of_finite(samples.sets[0].scores[row]) for samples in steps])
         rows.append([prompt, *(_cell(samples.sets[0], row) for samples in shown), rewards])
     return _table(["prompt", *(f"step {samples.step}" for samples in shown), "reward"], rows)
 
@@ -104,10 +104,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(completions: CompletionSet, row: int) -> str:
     pairs = list(zip(completions.texts[row], completions.scores[row], strict=True))
     cell = ""
-    for text, score in pairs[:SHOWN]:
+    for text, score in pairs[:SHOWN_TEXTS]:
         small = f"<small>{formats.number(score)}</small>" if math.isfinite(score) else ""
         cell += f"<p><q>{escape(text) if text else '<i>empty</i>'}</q>{small}</p>"
-    return cell + (f"<p><small>and {len(pairs) - SHOWN} more</small></p>" if len(pairs) > SHOWN else "")
+    return cell + (f"<p><small>and {len(pairs) - SHOWN_TEXTS} more</small></p>" if len(pairs) > SHOWN_TEXTS else "")
 
 
 def _rewards(means: Sequence[float]) -> str:
@@ -115,4 +115,4 @@ def _rewards(means: Sequence[float]) -> str:
     if not finite:
         return ""
     first = f"{finite[0]} → " if len(finite) > 1 else ""
-    return f"{first}<b>{finite[-1]}</b>{sparkline(means)}"
+    return f"{first}<b>{finite[-1]}</b>{render_sparkline(means)}"

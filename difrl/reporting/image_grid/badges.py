@@ -39,7 +39,7 @@ def mean_score(scores: Sequence[Sequence[float | None]]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def span(sets: Sequence[Scores]) -> tuple[float, float]:
+def colour_scale_ends(sets: Sequence[Scores]) -> tuple[float, float]:
     """Return the ends of the colour scale: 0 and 1 if all scores lie between them, else the lowest and highest score."""
     values = [value for scores in sets for value in _finite(scores)]
     if not values or (min(values) >= 0 and max(values) <= 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
-from difrl.reporting.image_grid.badges import Scores, badge, mean_score, span
+from difrl.reporting.image_grid.badges import Scores, badge, colour_scale_ends, mean_score
 from difrl.reporting.image_grid.text_layout import (
     HAIRLINE,
     INK,
@@ -186,7 +186,7 @@ def _sheet(columns: Sequence[TileColumn], prompts: Sequence[str]) -> Image.Image
     x = left
     for column in columns:
         _header(sheet, column, (x, margin), lengths)
-        spread = span([one.scores for one in columns if one.scores is not None])
+        spread = colour_scale_ends([one.scores for one in columns if one.scores is not None])
         for index in range(len(prompts)):
             _row(sheet, column, index, spread, (x, top + index * lengths.pitch), lengths)
         x += lengths.column(column.most) + between
@@ -253,7 +253,7 @@ def _captioned(column: TileColumn, named: Sequence[Sequence[str]]) -> Image.Imag
     height = sum(heights) + between * (len(heights) - 1)
     sheet = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAGE)
     draw, y = ImageDraw.Draw(sheet), margin
-    spread = span([column.scores] if column.scores is not None else [])
+    spread = colour_scale_ends([column.scores] if column.scores is not None else [])
     for index, row in enumerate(wrapped):
         for position, lines in enumerate(row):
             x = margin + position * (lengths.width + between)

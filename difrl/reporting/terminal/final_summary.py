@@ -13,7 +13,7 @@ from rich.text import Text
 from difrl.reporting import number_format as formats
 from difrl.reporting.summary import RunSummary, changes, suspicious
 
-COLOURS = {formats.RISING: "green", formats.LEVEL: "dim", formats.FALLING: "red"}
+DIRECTION_COLOURS = {formats.RISING: "green", formats.LEVEL: "dim", formats.FALLING: "red"}
 
 
 def summary_table(
@@ -37,7 +37,7 @@ def summary_table(
     for column in table.columns:
         column.no_wrap = True
     for change in changes(before, after, stderr):
-        colour = COLOURS[change.direction]
+        colour = DIRECTION_COLOURS[change.direction]
         clear = "" if change.direction else " (not clear)"
         table.add_row(
             escape(change.name),

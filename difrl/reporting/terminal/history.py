@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from difrl.reporting import number_format as formats
-from difrl.reporting.number_format import mean
+from difrl.reporting.number_format import mean_of_finite
 from difrl.reporting.summary import STDERR, Change
 
 RECENT = 20  # steps over which speed and time left are averaged: about two evaluations at usual settings
@@ -110,11 +110,11 @@ class History:
     def stage_seconds(self) -> dict[str, float]:
         """Return the mean seconds of each stage (rollout, score, update) over recent steps."""
         stages = {key: values for key, values in self.steps.items() if key.startswith("time/")}
-        return {key.removeprefix("time/"): mean(values[-RECENT:]) for key, values in stages.items()}
+        return {key.removeprefix("time/"): mean_of_finite(values[-RECENT:]) for key, values in stages.items()}
 
     def step_seconds(self) -> float:
         """Return the mean wall time of recent steps, evaluations and checkpoints included."""
-        return mean(self._intervals[-RECENT:])
+        return mean_of_finite(self._intervals[-RECENT:])
 
     def samples_per_second(self) -> float:
         """Return the samples of a step over the time of its stages, or over its wall time if no stage is timed."""

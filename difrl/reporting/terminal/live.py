@@ -14,7 +14,7 @@ from rich.text import Text
 
 from difrl.reporting import number_format as formats
 from difrl.reporting.summary import RunSummary
-from difrl.reporting.terminal.final_summary import COLOURS, print_summary
+from difrl.reporting.terminal.final_summary import DIRECTION_COLOURS, print_summary
 from difrl.reporting.terminal.history import History, Row, RunFacts, started
 
 MOST_ROWS = 4  # watched rewards, and anchors, that get a line of their own
@@ -86,7 +86,7 @@ class LiveDisplay:
         rows.add_column(no_wrap=True, width=SPARK, style="cyan")
         rows.add_column(no_wrap=True, ratio=1, justify="right", style="dim")
         for row in [history.reward(), *history.evaluated()[: 1 + MOST_ROWS]]:
-            rows.add_row(*_cells(row, COLOURS[row.direction or 0]))
+            rows.add_row(*_cells(row, DIRECTION_COLOURS[row.direction or 0]))
         for row in history.anchors()[:MOST_ROWS]:
             rows.add_row(*_cells(row, "dim"))  # neither direction is better
         details = escape(DOT.join(history.facts.details))

@@ -9,14 +9,16 @@ from rich.text import Text
 from difrl.reporting.number_format import count
 from difrl.training.cost.estimate import Estimate
 
-UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+DURATION_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def estimate_table(estimate: Estimate) -> RenderableType:
     """Return the parameters, memory, evaluations and time of a run."""
     model = estimate.model
     time = _table("Time, a rough estimate", "a step", "the run")
-    time.add_row("in the model", span(*estimate.step_seconds), span(*estimate.run_seconds))
+    time.add_row(
+        "in the model", format_duration_range(*estimate.step_seconds), format_duration_range(*estimate.run_seconds)
+    )
     forward, training, speed = map(_flops, (model.forward, model.training, estimate.speed))
     low, high = model.efficiency
     basis = (
@@ -48,11 +50,11 @@ def _table(*headings: str) -> Table:
 def _memory(estimate: Estimate) -> Table:
     table = _table("Memory", "each process" if estimate.processes > 1 else "")
     for name, size in estimate.memory.items():
-        table.add_row(Text(name), size_of(size))
+        table.add_row(Text(name), format_size(size))
     total, capacity = sum(estimate.memory.values()), estimate.capacity
-    room = "" if capacity is None else f" of {size_of(capacity)}"
+    room = "" if capacity is None else f" of {format_size(capacity)}"
     style = "bold" if capacity is None or total <= capacity else "bold red"
-    table.add_row("in all, at least", f"[{style}]{size_of(total)}[/]{room}")
+    table.add_row("in all, at least", f"[{style}]{format_size(total)}[/]{room}")
     return table
 
 
@@ -86,7 +88,7 @@ def _flops(number: float) -> str:
     return f"{written}FLOP" if written[-1].isalpha() else f"{written} FLOP"
 
 
-def size_of(number: float) -> str:
+def format_size(number: float) -> str:
     """Return a number of bytes in a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 999.5:
@@ -95,8 +97,8 @@ def size_of(number: float) -> str:
     return f"{number:,.3g} TiB"
 
 
-def span(low: float, high: float) -> str:
+def format_duration_range(low: float, high: float) -> str:
     """Return two durations in the unit of the longer one, to two digits."""
-    length, unit = next((n, u) for n, u in UNITS if high >= n or n == UNITS[-1][0])
+    length, unit = next((n, u) for n, u in DURATION_UNITS if high >= n or n == DURATION_UNITS[-1][0])
     rough = [f"{float(f'{t / length:.2g}'):,.0f}" if t / length >= 99.5 else f"{t / length:.2g}" for t in (low, high)]
     return f"{rough[0]} – {rough[1]} {unit}"
