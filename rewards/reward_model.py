@@ -27,7 +27,7 @@ FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
 CUTS = (None, "start", "end")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-Row = Mapping[str, list[int]]
+TokenizedText = Mapping[str, list[int]]
 
 UNBOUNDED = 10**6
 """Tokenizers without a limit report one above this."""
@@ -97,7 +97,7 @@ class RewardModel:
             values[torch.tensor(batch)] = self._to_values(loaded, logits.float()).cpu()
         return Scores(values, torch.tensor(valid, dtype=torch.bool))
 
-    def _tokenize(self, loaded: _Classifier, prompts: Sequence[str], texts: Sequence[str]) -> list[Row]:
+    def _tokenize(self, loaded: _Classifier, prompts: Sequence[str], texts: Sequence[str]) -> list[TokenizedText]:
         """Return the model's input for each row, cut if that is allowed."""
         pairs = list(zip(prompts, texts, strict=True))
         seconds = None
@@ -168,7 +168,7 @@ def find_label(label: int | str | None, names: Mapping[int, str], count: int) ->
     return found
 
 
-def pad_rows(rows: Sequence[Row], padding: int | None) -> dict[str, Tensor]:
+def pad_rows(rows: Sequence[TokenizedText], padding: int | None) -> dict[str, Tensor]:
     """Return tensors [B,L] of rows, padded on the right: tokens with ``padding``, everything else with 0."""
     longest = max(len(row["input_ids"]) for row in rows)
     return {

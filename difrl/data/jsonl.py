@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 from difrl.runtime.errors import UserError
 
 T = TypeVar("T")
-Row = dict[str, object]
+JsonObject = dict[str, object]
 """The object of a line, as JSON."""
 
 SUFFIXES = (".txt", ".jsonl")
@@ -40,7 +40,7 @@ def read_text(path: Path, name: str) -> str:
         raise DataFileError(f"{name}: cannot be read: {error.strerror}") from error
 
 
-def read_json_lines(path: Path, name: str, build: Callable[[Row, str], T]) -> list[T]:
+def read_json_lines(path: Path, name: str, build: Callable[[JsonObject, str], T]) -> list[T]:
     """Return `build(row, place)` for each object of a .jsonl file, where `place` is NAME:LINE. Blank lines are skipped.
 
     Raise DataFileError with all ValueErrors, those of `build` included.
@@ -71,7 +71,7 @@ def quote(key: str) -> str:
     return f'"{key}"'
 
 
-def describe_keys(row: Row) -> str:
+def describe_keys(row: JsonObject) -> str:
     """Return the keys of a row for a message."""
     return ", ".join(map(quote, row)) or "no keys"
 
@@ -83,7 +83,7 @@ def describe_value(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _parse_row(line: str) -> Row:
+def _parse_row(line: str) -> JsonObject:
     try:
         row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
@@ -97,7 +97,7 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON; expected a finite number, or null")
 
 
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> Row:
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> JsonObject:
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from difrl.data.jsonl import Row, describe_keys, describe_value, quote
+from difrl.data.jsonl import JsonObject, describe_keys, describe_value, quote
 from difrl.data.rollout import Content
 
 Item = Path | str
@@ -28,7 +28,7 @@ class Modality:
 
     key: str
     """The key of the sample in a row of data.rows: samples."""
-    item_reader: Callable[[Path], Callable[[Row, str], Item]]
+    item_reader: Callable[[Path], Callable[[JsonObject, str], Item]]
     """Folder of the file → (row, key) → the item, which is removed from the row. ValueError if there is none."""
     read: Callable[[Sequence[Item]], Content]
     """Items → samples."""
@@ -51,7 +51,7 @@ class _ImageReader:
     folder: Path
     first: tuple[str, tuple[int, int]] | None = field(default=None, init=False)
 
-    def __call__(self, row: Row, key: str) -> Path:
+    def __call__(self, row: JsonObject, key: str) -> Path:
         name = row.pop(key, None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{quote(key)} must be the path of an image, found {describe_value(name)}")
@@ -84,7 +84,7 @@ def _save_image(image: Tensor, folder: Path, name: str) -> str:
     return path.as_posix()
 
 
-def _read_text(row: Row, key: str) -> str:
+def _read_text(row: JsonObject, key: str) -> str:
     if key not in row:
         raise ValueError(f"{quote(key)} is missing, found {describe_keys(row)}")
     text = row.pop(key)

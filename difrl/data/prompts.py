@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difrl.data.jsonl import DataFileError, Row, describe_keys, describe_value, quote, read_json_lines, read_text
+from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote, read_json_lines, read_text
 from difrl.tasks import arithmetic, shapes
 
 
@@ -74,7 +74,7 @@ def _built_in_prompts(name: str) -> list[Prompt]:
     return [Prompt(row.text, row.metadata, place=f"{name}, number {number}") for number, row in rows]
 
 
-def build_prompt(row: Row, place: str) -> Prompt:
+def build_prompt(row: JsonObject, place: str) -> Prompt:
     """Build the prompt of a row, with its negative prompt, weight and metadata. ValueError if the row has no valid prompt."""
     text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
     if "prompt" not in row:
@@ -90,7 +90,7 @@ def build_prompt(row: Row, place: str) -> Prompt:
     return Prompt(text, _metadata(row), negative, float(weight), place)
 
 
-def _metadata(row: Row) -> Mapping[str, Any]:
+def _metadata(row: JsonObject) -> Mapping[str, Any]:
     if "negative_prompt" in row:
         raise ValueError('"negative_prompt" is not a key; write "negative"')
     if "metadata" not in row:

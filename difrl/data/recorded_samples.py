@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from difrl.config import DataConfig, RehearsalConfig, RunConfig
-from difrl.data.jsonl import DataFileError, Row, describe_value, read_json_lines
+from difrl.data.jsonl import DataFileError, JsonObject, describe_value, read_json_lines
 from difrl.data.modality import MODALITIES, Item, Modality
 from difrl.data.prompts import Prompt, build_prompt, load_prompts
 
@@ -67,12 +67,12 @@ def load_training_prompts(config: RunConfig) -> list[Prompt]:
     return [group.prompt for group in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
 
 
-def _read_pair(read_item: Callable[[Row, str], Item], row: Row, place: str) -> RecordedGroup:
+def _read_pair(read_item: Callable[[JsonObject, str], Item], row: JsonObject, place: str) -> RecordedGroup:
     items = read_item(row, "chosen"), read_item(row, "rejected")
     return RecordedGroup(build_prompt(row, place), items, (1.0, 0.0), (place, place))
 
 
-def _read_sample(read_item: Callable[[Row, str], Item], key: str, row: Row, place: str) -> RecordedGroup:
+def _read_sample(read_item: Callable[[JsonObject, str], Item], key: str, row: JsonObject, place: str) -> RecordedGroup:
     item, reward = read_item(row, key), row.pop("reward", None)
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')

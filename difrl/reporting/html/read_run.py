@@ -16,7 +16,7 @@ from difrl.reporting.html.text_tables import TextSamples, parse_text_samples, re
 from difrl.reporting.inference_defaults import InferenceDefaults, InferenceDefaultsError, read_inference_defaults
 from difrl.reporting.summary import Change, changes
 
-Row = dict[str, float]
+MetricsRow = dict[str, float]
 AXES = ("step", "nfe", "minutes")
 
 
@@ -39,7 +39,7 @@ class RunRecord:
 
     name: str
     folder: Path
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MetricsRow] = field(default_factory=list)
     config_text: str = ""
     config: dict[str, object] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
@@ -58,7 +58,7 @@ class RunRecord:
         pairs = [(row[axis], row[key]) for row in self.rows if key in row and math.isfinite(row[axis])]
         return [x for x, _ in pairs], [y for _, y in pairs]
 
-    def evaluation(self, which: int) -> Row:
+    def evaluation(self, which: int) -> MetricsRow:
         """Return the first (0) or the last (-1) evaluation: from summary.json, or else from the rows."""
         saved = _numbers(self.summary.get("before" if which == 0 else "after"))
         if saved:
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> RunRecord:
             f"no run folder at {folder}; expected a folder with metrics.jsonl, as `difrl train` writes it"
         )
     run = RunRecord(folder.resolve().name, folder)
-    run.rows = read_metrics(folder / "metrics.jsonl", run.problems)
+    run.rows = read_metrics_leniently(folder / "metrics.jsonl", run.problems)
     config = folder / "config.yaml"
     if config.is_file():
         run.config_text = config.read_text(encoding="utf-8", errors="replace")
@@ -111,13 +111,13 @@ def read_run(folder: Path) -> RunRecord:
     return run
 
 
-def read_metrics(path: Path, problems: list[str]) -> list[Row]:
+def read_metrics_leniently(path: Path, problems: list[str]) -> list[MetricsRow]:
     """Return rows in step order. Steps that a resumed run repeated replace the earlier ones."""
     if not path.is_file():
         problems.append("metrics.jsonl is missing: the run stopped before its first step, or it was not copied.")
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows: dict[int, Row] = {}
+    rows: dict[int, MetricsRow] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -143,7 +143,7 @@ def read_metrics(path: Path, problems: list[str]) -> list[Row]:
     return _with_axes(found)
 
 
-def _numbers(values: object) -> Row:
+def _numbers(values: object) -> MetricsRow:
     """Return the metrics of a JSON object, with null as NaN. Leave out anything that is no number."""
     items = values.items() if isinstance(values, dict) else ()
     return {
@@ -153,7 +153,7 @@ def _numbers(values: object) -> Row:
     }
 
 
-def _report_gaps(rows: list[Row], problems: list[str]) -> None:
+def _report_gaps(rows: list[MetricsRow], problems: list[str]) -> None:
     for key in ("loss", "grad_norm", "reward/mean"):
         steps = [int(row["step"]) for row in rows if key in row and not math.isfinite(row[key])]
         if steps:
@@ -161,7 +161,7 @@ def _report_gaps(rows: list[Row], problems: list[str]) -> None:
             problems.append(f"{key} is not a finite number at step {shown}.")
 
 
-def _with_axes(rows: list[Row]) -> list[Row]:
+def _with_axes(rows: list[MetricsRow]) -> list[MetricsRow]:
     """Add nfe to rows that lack it, and minutes: the running sum of the seconds of all stages."""
     nfe, seconds = 0.0, 0.0
     known = any("nfe" in row for row in rows)

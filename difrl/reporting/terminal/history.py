@@ -32,7 +32,7 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Row:
+class HistoryRow:
     """One line of a display: the history of a metric, the direction of its change and a note."""
 
     name: str
@@ -78,13 +78,13 @@ class History:
         if not self._intervals:  # the evaluation before the first step is no part of a step's time
             self._last_time = self.clock()
 
-    def reward(self) -> Row:
+    def reward(self) -> HistoryRow:
         """Return the reward on training prompts. Its direction is the trend of recent steps."""
         name = self.facts.reward.removesuffix("/mean").replace("/", " ")
         values = self.steps.get(self.facts.reward, [])
-        return Row(name, values, "training prompts", formats.trend(values) if values else None)
+        return HistoryRow(name, values, "training prompts", formats.trend(values) if values else None)
 
-    def evaluated(self) -> list[Row]:
+    def evaluated(self) -> list[HistoryRow]:
         """Return the reward on evaluation prompts, then every watched one. Directions are changes since the first evaluation."""
         rows, trained = [], f"eval/{self.facts.reward}"
         # Three parts: neither standard errors nor the members of an ensemble.
@@ -97,14 +97,17 @@ class History:
                 since = f" since step {self.evaluated_at[0]}" if key == trained else ""
                 notes.append(formats.signed(change.difference) + since)
             name = "evaluation" if key == trained else key.removeprefix("eval/watch/")
-            rows.append(Row(name, values, ", ".join(notes), change.direction if len(values) > 1 else 0, errors[-1]))
+            rows.append(
+                HistoryRow(name, values, ", ".join(notes), change.direction if len(values) > 1 else 0, errors[-1])
+            )
         return rows
 
-    def anchors(self) -> list[Row]:
+    def anchors(self) -> list[HistoryRow]:
         """Return the divergence from every anchor."""
         found = {key: values for key, values in self.steps.items() if key.startswith("kl/")}
         return [
-            Row(f"KL to {key.removeprefix('kl/')}", values, "", formats.trend(values)) for key, values in found.items()
+            HistoryRow(f"KL to {key.removeprefix('kl/')}", values, "", formats.trend(values))
+            for key, values in found.items()
         ]
 
     def stage_seconds(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from difrl.reporting import number_format as formats
 from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import DIRECTION_COLOURS, print_summary
-from difrl.reporting.terminal.history import History, Row, RunFacts, started
+from difrl.reporting.terminal.history import History, HistoryRow, RunFacts, started
 
 MOST_ROWS = 4  # watched rewards, and anchors, that get a line of their own
 SPARK = 24  # characters of history beside each number
@@ -101,7 +101,7 @@ class LiveDisplay:
         )
 
 
-def _cells(row: Row, colour: str) -> tuple[str, str, Text, str, str]:
+def _cells(row: HistoryRow, colour: str) -> tuple[str, str, Text, str, str]:
     arrow = "" if row.direction is None else formats.ARROWS[row.direction]
     spark = formats.sparkline(row.values, SPARK) if len(row.values) > 1 else ""
     return escape(row.name), f"[bold]{row.text}[/bold]", Text(arrow, style=colour), spark, escape(row.note)
