@@ -26,7 +26,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 BACKGROUND: tuple[int, int, int] = (245, 245, 240)
 COLORS: tuple[str, ...] = tuple(PALETTE)
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
-UNKNOWN = "unknown"
+UNKNOWN_SHAPE = "unknown"
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -93,7 +93,7 @@ class ShapesDetector:
 
     def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> list[list[Detection]]:
         """Detect objects in images [B,3,H,W] in [0,1]."""
-        check_classes(wanted or (), (*SHAPES, UNKNOWN), "the detector of the shapes task")
+        check_classes(wanted or (), (*SHAPES, UNKNOWN_SHAPE), "the detector of the shapes task")
         pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1).numpy()
         found: list[list[Detection]] = [[] for _ in range(len(pixels))]
         if pixels.size == 0:
@@ -119,11 +119,11 @@ class ShapesDetector:
         window = _grown(place[2], region.shape[0]), _grown(place[3], region.shape[1])
         mask = region[window]
         if color >= len(COLORS) or mask.sum() < self.min_area * unit:
-            return UNKNOWN, 1.0
+            return UNKNOWN_SHAPE, 1.0
         cover = unmixed.coverage[(image, color, *window)]
         residual = unmixed.residual[(image, *window)]
         if cover[mask].mean() < self.min_coverage or residual[mask].mean() > self.max_residual:
-            return UNKNOWN, 1.0
+            return UNKNOWN_SHAPE, 1.0
         # Add the rim: partly covered pixels beside the candidate that belong to no other candidate.
         taken = unmixed.masks[(image, slice(None), *window)].any(0)
         own = mask | (ndimage.binary_dilation(mask, _NEIGHBOURS) & ~taken)
@@ -133,12 +133,12 @@ class ShapesDetector:
         """Return the class whose ideal shape overlaps ``cover`` [h,w] most, and a score; `unknown` if that is too little."""
         (x, y), (spread_x, spread_y) = _moments(cover)
         if max(spread_x, spread_y) > self.max_aspect * min(spread_x, spread_y):
-            return UNKNOWN, 1.0
+            return UNKNOWN_SHAPE, 1.0
         ideal = np.stack([draw(cover.shape, x, y, spread_x, spread_y) for draw in _IDEALS])
         overlaps = np.minimum(ideal, cover).sum((1, 2)) / np.maximum(ideal, cover).sum((1, 2))
         best = int(overlaps.argmax())
         if overlaps[best] < self.min_overlap[best]:
-            return UNKNOWN, 1.0
+            return UNKNOWN_SHAPE, 1.0
         return SHAPES[best], 0.9 + 0.1 * float(overlaps[best])
 
 

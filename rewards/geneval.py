@@ -39,7 +39,7 @@ from rewards.base import Metadata, RewardError, Scores, check_images
 from rewards.boxes import in_relation, suppress
 from rewards.classes import ANY, Clause, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
-from rewards.detectors import UNKNOWN, Detection, Detector, ShapesDetector
+from rewards.detectors import UNKNOWN_SHAPE, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
 from rewards.transformers_detector import TransformersDetector
 
@@ -238,7 +238,7 @@ def _assign(include: Sequence[Clause], objects: Mapping[str, Group]) -> list[Gro
 
 def _is_excluded(item: Detection, clause: Clause) -> bool:
     """Whether the object counts against an ``exclude`` clause."""
-    right_class = clause["class"] in (ANY, item.label) or item.label == UNKNOWN
+    right_class = clause["class"] in (ANY, item.label) or item.label == UNKNOWN_SHAPE
     return right_class and clause.get("color", item.color) == item.color
 
 

@@ -21,7 +21,7 @@ from difrl.reporting.html import write_report
 from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
 from difrl.reporting.summary import STDERR
-from difrl.reporting.sweep_peaks import WATCHED, argmax_known, best_weight_index, watched_series
+from difrl.reporting.sweep_peaks import WATCHED_PREFIX, argmax_known, best_weight_index, watched_series
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
@@ -102,7 +102,7 @@ def sweep_notes(result: Mapping[str, Any]) -> list[str]:
 
 def _peak_note(result: Mapping[str, Any], name: str) -> str:
     """Return a sentence on the highest value of a watched reward, and on its distance from the trained model's."""
-    weights, values, errors = result["weights"], result[WATCHED + name], result[WATCHED + name + STDERR]
+    weights, values, errors = result["weights"], result[WATCHED_PREFIX + name], result[WATCHED_PREFIX + name + STDERR]
     place = argmax_known(values)
     assert place is not None
     note = f"{PEAK} {name} (watched) is highest at w = {weights[place]:g}"
@@ -165,5 +165,5 @@ def _format_cell(result: Mapping[str, Any], name: str, row: int) -> str:
     spread = plus_minus(error[row]) if error else ""
     if not name.startswith(HIGHEST) or row != argmax_known(result[name]):
         return f"{number(value)}{spread}"
-    mark = f"{PEAK} " if name.startswith(WATCHED) else ""
+    mark = f"{PEAK} " if name.startswith(WATCHED_PREFIX) else ""
     return f"{mark}[bold]{number(value)}[/]{spread}"

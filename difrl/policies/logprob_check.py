@@ -66,11 +66,11 @@ def check_first_update(
     cause = diagnose(recorded, lambda one, other: deviation(one, other, mask) <= tolerance)
     raise FirstUpdateError(
         f"on the first update of a step {names.one} differs from {names.other} by {worst:.2e} of 1 + |ℓ| (float error for "
-        f"{dtype} stays below {tolerance:.0e}), so ratios and KL would be wrong. {cause or UNKNOWN}"
+        f"{dtype} stays below {tolerance:.0e}), so ratios and KL would be wrong. {cause or UNKNOWN_CAUSE}"
     )
 
 
-UNKNOWN = (
+UNKNOWN_CAUSE = (
     "Likely causes: dropout or another train-mode layer is active; guidance differs between rollout and likelihood; the "
     "forward pass runs in another precision than the rollout (model.dtype, an outer autocast); an attention backend whose "
     "result depends on the batch shape; weights changed between rollout and update"

@@ -12,16 +12,16 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from difrl.tasks import arithmetic
 
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 CONTEXT = 64
 """Number of tokens of the longest text, prompt included."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character and <bos> in front. Characters outside arithmetic become <unk>."""
-    words = [PAD, BOS, EOS, UNKNOWN, *arithmetic.CHARACTERS]
+    words = [PAD, BOS, EOS, UNK, *arithmetic.CHARACTERS]
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -32,7 +32,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
-        unk_token=UNKNOWN,
+        unk_token=UNK,
         model_max_length=CONTEXT,
         padding_side="left",
         clean_up_tokenization_spaces=False,

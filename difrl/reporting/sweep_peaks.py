@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-WATCHED = "watch/"
+WATCHED_PREFIX = "watch/"
 Series = Sequence[float | None]
 
 
@@ -17,8 +17,8 @@ def argmax_known(values: Series) -> int | None:
 
 def watched_series(series: Mapping[str, Series]) -> dict[str, Series]:
     """Return the measured watched rewards of a sweep by name, without the members of ensembles."""
-    names = [key for key in series if key.startswith(WATCHED) and "/" not in key.removeprefix(WATCHED)]
-    return {key.removeprefix(WATCHED): series[key] for key in names if argmax_known(series[key]) is not None}
+    names = [key for key in series if key.startswith(WATCHED_PREFIX) and "/" not in key.removeprefix(WATCHED_PREFIX)]
+    return {key.removeprefix(WATCHED_PREFIX): series[key] for key in names if argmax_known(series[key]) is not None}
 
 
 def best_weight_index(series: Mapping[str, Series]) -> int:

@@ -22,8 +22,8 @@ from difrl.config import GuardConfig
 from difrl.reporting.number_format import number, plus_minus
 from difrl.reporting.summary import STDERR
 
-TRAINED = "eval/reward/mean"
-WATCHED = "eval/watch/"
+TRAINED_REWARD = "eval/reward/mean"
+WATCHED_REWARDS = "eval/watch/"
 DIVERSITY = "eval/diversity/"
 
 Metrics = Mapping[str, float]
@@ -39,8 +39,10 @@ class Fall:
     now: Metrics
 
     def __str__(self) -> str:
-        name = self.key.removeprefix(WATCHED).removeprefix("eval/")
-        watched, trained = (f"{_format(self.best, key)} to {_format(self.now, key)}" for key in (self.key, TRAINED))
+        name = self.key.removeprefix(WATCHED_REWARDS).removeprefix("eval/")
+        watched, trained = (
+            f"{_format(self.best, key)} to {_format(self.now, key)}" for key in (self.key, TRAINED_REWARD)
+        )
         return f"{name} fell from {watched} while the trained reward rose from {trained} since step {self.best['step']:.0f}"
 
 
@@ -113,8 +115,8 @@ class Guard:
 def compute_verdict(rows: Sequence[Metrics], config: GuardConfig) -> Verdict:
     """Return the verdict after these evaluations, which are in the order of their steps."""
     struck = [bool(find_falls(rows[: n + 1], config)) for n in range(len(rows))]
-    sound = [row for row, strike in zip(rows, struck, strict=True) if not strike and math.isfinite(row[TRAINED])]
-    best = max(sound, key=lambda row: row[TRAINED], default={"step": 0.0})  # the first of equals
+    sound = [row for row, strike in zip(rows, struck, strict=True) if not strike and math.isfinite(row[TRAINED_REWARD])]
+    best = max(sound, key=lambda row: row[TRAINED_REWARD], default={"step": 0.0})  # the first of equals
     strikes = next((n for n, strike in enumerate(reversed(struck)) if not strike), len(struck))
     return Verdict(find_falls(rows, config), strikes, int(best["step"]))
 
@@ -134,18 +136,18 @@ def find_falls(rows: Sequence[Metrics], config: GuardConfig) -> tuple[Fall, ...]
 
 def _measures(row: Metrics, config: GuardConfig) -> list[str]:
     # Names with a slash are standard errors, and members of an ensemble, which is watched as a whole.
-    rewards = [key for key in row if key.startswith(WATCHED) and "/" not in key.removeprefix(WATCHED)]
+    rewards = [key for key in row if key.startswith(WATCHED_REWARDS) and "/" not in key.removeprefix(WATCHED_REWARDS)]
     if config.rewards is not None:
-        rewards = [key for key in rewards if key.removeprefix(WATCHED) in config.rewards]
+        rewards = [key for key in rewards if key.removeprefix(WATCHED_REWARDS) in config.rewards]
     diversity = [key for key in row if key.startswith(DIVERSITY) and not key.endswith(STDERR)]
     return [*rewards, *(diversity if config.diversity is not None else [])]
 
 
 def _fell(key: str, best: Metrics, now: Metrics, config: GuardConfig) -> bool:
-    drop, rise = best[key] - now[key], now[TRAINED] - best[TRAINED]
+    drop, rise = best[key] - now[key], now[TRAINED_REWARD] - best[TRAINED_REWARD]
     share = (config.diversity or 0.0) * abs(best[key]) if key.startswith(DIVERSITY) else 0.0
     fell = drop > max(share, config.margin * _stderr(key, best, now))
-    return fell and rise > config.margin * _stderr(TRAINED, best, now)
+    return fell and rise > config.margin * _stderr(TRAINED_REWARD, best, now)
 
 
 def _stderr(key: str, one: Metrics, other: Metrics) -> float:
@@ -155,7 +157,7 @@ def _stderr(key: str, one: Metrics, other: Metrics) -> float:
 
 
 def _is_finite(row: Metrics, key: str) -> bool:
-    return math.isfinite(row.get(key, math.nan)) and math.isfinite(row[TRAINED])
+    return math.isfinite(row.get(key, math.nan)) and math.isfinite(row[TRAINED_REWARD])
 
 
 def _format(row: Metrics, key: str) -> str:

@@ -16,7 +16,7 @@ from difrl.reporting.html.panels import metric_title, nth_colour, other_charts, 
 from difrl.reporting.html.read_run import RunRecord, Sweep
 from difrl.reporting.html.text_tables import over_training, side_by_side
 from difrl.reporting.summary import STDERR, Change, suspicious
-from difrl.reporting.sweep_peaks import WATCHED, argmax_known
+from difrl.reporting.sweep_peaks import WATCHED_PREFIX, argmax_known
 
 VERDICT = {1: "rose", 0: "no clear change", -1: "fell"}
 TONE = {1: "up", 0: "even", -1: "down"}
@@ -211,7 +211,7 @@ def _sweep_figure(sweep: Sweep, title: str, keys: list[str], marks: Mapping[floa
             nth_colour(index),
             sweep.series.get(key + STDERR, []),
             True,
-            ringed=argmax_known(sweep.series[key]) if key.removeprefix("eval/").startswith(WATCHED) else None,
+            ringed=argmax_known(sweep.series[key]) if key.removeprefix("eval/").startswith(WATCHED_PREFIX) else None,
         )
         for index, key in enumerate(keys)
     ]

@@ -22,8 +22,8 @@ __all__ = [
     "LiveDisplay",
     "PlainDisplay",
     "RunFacts",
-    "SilentDisplay",
     "RunSummary",
+    "SilentDisplay",
     "open_display",
     "summary_table",
 ]
