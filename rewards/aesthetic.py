@@ -18,7 +18,7 @@ from rewards.clip import DTYPES, ClipReward, TransformersClip
 from rewards.options import check_choice
 from rewards.weights import find_file, load_weights, read_tensors
 
-MODEL = "openai/clip-vit-large-patch14"
+CLIP_MODEL = "openai/clip-vit-large-patch14"
 HEAD = "camenduru/improved-aesthetic-predictor"
 FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
@@ -55,7 +55,7 @@ class Aesthetic(ClipReward):
 
     def __init__(
         self,
-        model: str = MODEL,
+        model: str = CLIP_MODEL,
         head: str = HEAD,
         filename: str = FILE,
         *,

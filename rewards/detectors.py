@@ -28,7 +28,7 @@ COLORS: tuple[str, ...] = tuple(PALETTE)
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 UNKNOWN_SHAPE = "unknown"
 
-Array = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
@@ -129,7 +129,7 @@ class ShapesDetector:
         own = mask | (ndimage.binary_dilation(mask, _NEIGHBOURS) & ~taken)
         return self._best_shape(np.where(own, cover, 0.0).astype(np.float32))
 
-    def _best_shape(self, cover: Array) -> tuple[str, float]:
+    def _best_shape(self, cover: Float32Array) -> tuple[str, float]:
         """Return the class whose ideal shape overlaps ``cover`` [h,w] most, and a score; `unknown` if that is too little."""
         (x, y), (spread_x, spread_y) = _moments(cover)
         if max(spread_x, spread_y) > self.max_aspect * min(spread_x, spread_y):
@@ -145,12 +145,12 @@ class ShapesDetector:
 class _Unmixed(NamedTuple):
     """Pixels [B,H,W,3] as mixtures of the background with one colour."""
 
-    coverage: Array  # [B,C,H,W], for each colour separately
-    residual: Array  # [B,H,W], distance from the best mixture
+    coverage: Float32Array  # [B,C,H,W], for each colour separately
+    residual: Float32Array  # [B,H,W], distance from the best mixture
     masks: Mask  # [B,C+1,H,W], at least half covered by the best colour; last, pixels of no palette colour
 
 
-def _unmix(pixels: Array, off_palette: float) -> _Unmixed:
+def _unmix(pixels: Float32Array, off_palette: float) -> _Unmixed:
     background = np.asarray(BACKGROUND, np.float32) / 255
     rays = np.asarray(list(PALETTE.values()), np.float32) / 255 - background  # [C,3]
     offset = pixels - background
@@ -179,7 +179,7 @@ def _grown(window: slice, size: int) -> slice:
     return slice(max(window.start - 2, 0), min(window.stop + 2, size))
 
 
-def _moments(cover: Array) -> tuple[tuple[float, float], tuple[float, float]]:
+def _moments(cover: Float32Array) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return centre (x, y) and standard deviations of the coverage [h,w] as a density, in pixels."""
     total = float(cover.sum())
     across, down = cover.sum(0) / total, cover.sum(1) / total
@@ -191,36 +191,36 @@ def _moments(cover: Array) -> tuple[tuple[float, float], tuple[float, float]]:
     return (x, y), (spread_x**0.5, spread_y**0.5)
 
 
-def _grid(shape: tuple[int, ...], x: float, y: float) -> tuple[Array, Array]:
+def _grid(shape: tuple[int, ...], x: float, y: float) -> tuple[Float32Array, Float32Array]:
     """Return the distances of pixels from (x, y) to the right and down."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     return (columns - x).astype(np.float32), (rows - y).astype(np.float32)
 
 
-def _circle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
+def _circle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Float32Array:
     """Return the coverage of the ellipse with these moments. Along an axis a disc of radius r has variance r²/4."""
     right, down = _grid(shape, x, y)
     radius_x, radius_y = 2 * spread_x, 2 * spread_y
     inward = (1 - np.sqrt((right / radius_x) ** 2 + (down / radius_y) ** 2)) * (radius_x * radius_y) ** 0.5
-    coverage: Array = np.clip(inward + 0.5, 0.0, 1.0)
+    coverage: Float32Array = np.clip(inward + 0.5, 0.0, 1.0)
     return coverage
 
 
-def _square(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
+def _square(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Float32Array:
     """Return the coverage of the rectangle with these moments. An interval of length w has variance w²/12."""
     right, down = _grid(shape, x, y)
     half_x, half_y = 3**0.5 * spread_x, 3**0.5 * spread_y
-    across: Array = np.clip(half_x - np.abs(right) + 0.5, 0, 1)
+    across: Float32Array = np.clip(half_x - np.abs(right) + 0.5, 0, 1)
     return across * np.clip(half_y - np.abs(down) + 0.5, 0, 1)
 
 
-def _triangle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Array:
+def _triangle(shape: tuple[int, ...], x: float, y: float, spread_x: float, spread_y: float) -> Float32Array:
     """Return the coverage of the upright triangle with these moments: variances w²/24 and h²/18, centre at 2h/3."""
     right, down = _grid(shape, x, y)
     width, height = 24**0.5 * spread_x, 18**0.5 * spread_y
     below_apex = down + height * 2 / 3
     slant = (below_apex * width / (2 * height) - np.abs(right)) / (1 + (width / (2 * height)) ** 2) ** 0.5
-    coverage: Array = np.clip(slant + 0.5, 0.0, 1.0) * np.clip(height / 3 - down + 0.5, 0.0, 1.0)
+    coverage: Float32Array = np.clip(slant + 0.5, 0.0, 1.0) * np.clip(height / 3 - down + 0.5, 0.0, 1.0)
     return coverage
 
 

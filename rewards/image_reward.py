@@ -142,7 +142,7 @@ class ImageReward:
         """The network and its tokenizer."""
         path = find_file(self.weights, FILE, self.revision)
         network = load_network(path)
-        tokenizer = load_tokenizer(self.vocabulary)
+        tokenizer = load_blip_tokenizer(self.vocabulary)
         if len(tokenizer) > network.words:
             raise ValueError(
                 f"the tokenizer {self.vocabulary} has {len(tokenizer)} tokens and {path} has {network.words}; "
@@ -158,7 +158,7 @@ def published_name(name: str) -> str:
     return name
 
 
-def load_tokenizer(source: str) -> Any:
+def load_blip_tokenizer(source: str) -> Any:
     """Load BERT's tokenizer and append BLIP's two additional tokens, [DEC] and [ENC]."""
     from transformers import BertTokenizer
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from rewards.base import Metadata, Samples, Scores, check_texts
 from rewards.options import check_at_least_one, check_choice
 
-FORMS = ("auto", "chat", "pair", "joined", "text")
+INPUT_FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
 CUTS = (None, "start", "end")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
 TokenizedText = Mapping[str, list[int]]
 
 UNBOUNDED = 10**6
@@ -67,7 +67,12 @@ class RewardModel:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         revision: str | None = None,
     ) -> None:
-        choices = (("form", form, FORMS), ("output", output, OUTPUTS), ("cut", cut, CUTS), ("dtype", dtype, DTYPES))
+        choices = (
+            ("form", form, INPUT_FORMS),
+            ("output", output, OUTPUTS),
+            ("cut", cut, CUTS),
+            ("dtype", dtype, DTYPE_CHOICES),
+        )
         for option, value, known in choices:
             check_choice(self.name, option, value, known)
         check_at_least_one(self.name, batch_size=batch_size, longest=1 if longest is None else longest)
