@@ -24,9 +24,9 @@ __all__ = [
     "ConfigError",
     "expand_preset",
     "load_mapping",
+    "read_argument",
     "read_config",
     "read_model",
-    "read_text",
     "recipe_summary",
     "to_yaml",
 ]
@@ -44,7 +44,7 @@ def read_model(model_class: type[M], path: Path | str, overrides: Sequence[str] 
     return _validate(model_class, _read_file(path, overrides))
 
 
-def read_text(model_class: type[M], text: str, place: str) -> M:
+def read_argument(model_class: type[M], text: str, place: str) -> M:
     """Return the model of an argument in YAML; errors call it `place`."""
     return _validate(model_class, parse(text, place))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from difrl.config import RewardConfig
-from difrl.config.load import read_text
+from difrl.config.load import read_argument
 
 
 def parse_reward(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
@@ -14,5 +14,5 @@ def parse_reward(text: str, known: Sequence[RewardConfig] = ()) -> RewardConfig:
     if text in labels:
         return labels[text]
     if text.lstrip().startswith("{"):
-        return read_text(RewardConfig, text, "reward")
+        return read_argument(RewardConfig, text, "reward")
     return RewardConfig.model_validate({"import" if "." in text or ":" in text else "name": text})

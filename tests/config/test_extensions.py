@@ -11,7 +11,7 @@ import torch
 
 from difrl.config import ClippedObjective, ObjectiveSection, RunConfig, register_kernel, register_objective
 from difrl.config.load import ConfigError, read_config, to_yaml
-from difrl.config.schema.kernels import KERNELS
+from difrl.config.schema.kernels import KERNEL_ENTRIES
 from difrl.config.schema.objective import OBJECTIVES
 from difrl.core import Likelihoods
 from difrl.policies.load import load_policy
@@ -31,7 +31,7 @@ rewards: [{name: geneval}]
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install("my_objectives", OBJECTIVES, tmp_path / "site", monkeypatch)
-    install("my_kernels", KERNELS, tmp_path / "site", monkeypatch)
+    install("my_kernels", KERNEL_ENTRIES, tmp_path / "site", monkeypatch)
 
 
 def read(folder: Path, *overrides: str) -> RunConfig:
@@ -128,4 +128,4 @@ def test_a_name_is_taken_once() -> None:
     with pytest.raises(ValueError, match="two objective extensions are called 'clipped'"):
         register_objective("clipped", Other)
     with pytest.raises(ValueError, match="two kernel extensions are called 'ode'"):
-        register_kernel("ode", lambda noise_level, grid: KERNELS["cps"].build(noise_level, grid))
+        register_kernel("ode", lambda noise_level, grid: KERNEL_ENTRIES["cps"].build(noise_level, grid))

@@ -22,7 +22,7 @@ from difrl.config.load import (
     to_yaml,
 )
 from difrl.config.presets import PRESETS
-from difrl.config.schema.kernels import KERNELS
+from difrl.config.schema.kernels import KERNEL_ENTRIES
 from difrl.config.yaml_source import parse
 from difrl.runtime import paths
 from samplers import kernels
@@ -259,7 +259,7 @@ def test_conflicting_settings_are_refused(folder: Path, overrides: list[str], pa
 
 def test_highest_noise_levels_are_those_of_the_kernels() -> None:
     highest = {name: entry.highest for name, entry in kernels.KERNELS.items()}
-    assert {name: KERNELS[name].highest_noise for name in highest} == highest
+    assert {name: KERNEL_ENTRIES[name].highest_noise for name in highest} == highest
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from difrl.config.checks.objectives import check_objectives
 from difrl.config.checks.rehearsal import check_rehearsal
 from difrl.config.checks.rewards import check_rewards
 from difrl.config.checks.sampling import check_sampling
-from difrl.config.checks.texts import check_texts
+from difrl.config.checks.texts import check_text_settings
 from difrl.config.schema.run import RunSections
 
 __all__ = ["ConfigConflict", "ConfigConflictError", "find_conflicts"]
@@ -34,7 +34,7 @@ _CHECKS: tuple[Callable[[RunSections], Iterator[ConfigConflict]], ...] = (
     check_data,
     check_anchors,
     check_objectives,
-    check_texts,
+    check_text_settings,
     check_rehearsal,
     check_rewards,
     check_advantages,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from difrl.config.checks.conflict import ConfigConflict
-from difrl.config.schema.kernels import KERNELS
+from difrl.config.schema.kernels import KERNEL_ENTRIES
 from difrl.config.schema.run import RunSections
 
 
@@ -20,7 +20,7 @@ def check_sampling(config: RunSections) -> Iterator[ConfigConflict]:
 
 def _kernel_takes_noise_level(config: RunSections) -> Iterator[ConfigConflict]:
     kernel, noise_level = config.rollout.kernel, config.rollout.noise_level
-    highest = KERNELS[kernel].highest_noise
+    highest = KERNEL_ENTRIES[kernel].highest_noise
     if noise_level > highest:
         advice = "has no noise; set 0, or another kernel" if highest == 0 else f"takes at most {highest:g}"
         yield ConfigConflict(("rollout", "noise_level"), f"found {noise_level:g}, and the kernel {kernel} {advice}")

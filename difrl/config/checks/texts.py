@@ -19,7 +19,7 @@ _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_
 """Implementations of transformers, the default first."""
 
 
-def check_texts(config: RunSections) -> Iterator[ConfigConflict]:
+def check_text_settings(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the settings that do not apply to the modality of the likelihood."""
     if config.likelihood.kind == "tokens":
         yield from _not_of_images(config)

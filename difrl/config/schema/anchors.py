@@ -11,7 +11,7 @@ from difrl.config.schema.base import Section
 from difrl.config.schema.schedules import (
     AnchorCoefficient,
     RewardAdaptiveCoefficient,
-    Schedule,
+    ScheduleConfig,
     build_coefficient,
     value_range,
 )
@@ -103,7 +103,7 @@ class DecaySnapshot(SnapshotSection):
     """snapshot ← decay · snapshot + (1 − decay) · θ, once a step."""
 
     kind: Literal["decay"] = "decay"
-    decay: Schedule = Field(
+    decay: ScheduleConfig = Field(
         0.0, description="0 copies the weights, 0.99 follows them slowly; schedules count optimizer updates"
     )
 

@@ -27,12 +27,12 @@ class KernelEntry:
     """The largest noise_level that it takes; 0 for a deterministic kernel."""
 
 
-KERNELS = Registry[KernelEntry]("kernel", "difrl.kernels")
+KERNEL_ENTRIES = Registry[KernelEntry]("kernel", "difrl.kernels")
 
 
 def register_kernel(name: str, build: Callable[[float, Grid], Kernel], highest_noise: float = math.inf) -> None:
     """Make a kernel available as `rollout.kernel: NAME`. Raise ValueError if another kernel has that name."""
-    KERNELS.register(name, KernelEntry(build, highest_noise))
+    KERNEL_ENTRIES.register(name, KernelEntry(build, highest_noise))
 
 
 def _build_shipped(name: str, noise_level: float, grid: Grid) -> Kernel:
@@ -55,9 +55,9 @@ for _name, _highest in {
 
 def _check_known(name: str) -> str:
     try:
-        KERNELS[name]
+        KERNEL_ENTRIES[name]
     except LookupError as error:
-        *most, last = (f"'{known}'" for known in KERNELS.names())
+        *most, last = (f"'{known}'" for known in KERNEL_ENTRIES.names())
         raise PydanticKnownError("literal_error", {"expected": f"{', '.join(most)} or {last}"}) from error
     return name
 

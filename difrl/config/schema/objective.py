@@ -16,7 +16,7 @@ from difrl.runtime.registry import Registry
 if TYPE_CHECKING:
     from difrl.core import Objective
 
-Reduction = Literal["each", "mean", "sum"]
+DecisionReduction = Literal["each", "mean", "sum"]
 
 _DECISIONS = "each decision separately, or the mean or sum over the decisions of a sample"
 
@@ -35,9 +35,9 @@ class ObjectiveSection(Section):
     """True if the mixed likelihoods ℓ⁺ and ℓ⁻ of likelihood.mix are read."""
 
     @property
-    def reduction(self) -> Reduction:
+    def reduction(self) -> DecisionReduction:
         """The value of the key `decisions`; "each" for a section without that key."""
-        reduction: Reduction = dict(self).get("decisions", "each")
+        reduction: DecisionReduction = dict(self).get("decisions", "each")
         return reduction
 
     @property
@@ -76,7 +76,7 @@ class ClippedObjective(ObjectiveSection):
     kind: Literal["clipped"]
     clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
     clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import Clipped
@@ -93,7 +93,7 @@ class RatioNormalisedObjective(ObjectiveSection):
     bias: Literal["closed_form", "batch"] = Field(
         "closed_form", description="KL(old‖θ) of a reverse step, or the mean of −log ρ over the step's samples"
     )
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import RatioNormalised
@@ -114,7 +114,7 @@ class ClipCovObjective(ObjectiveSection):
     )
     lowest: float = Field(1.0, description="covariance above which a decision may be left out")
     highest: float = Field(5.0, description="covariance below which a decision may be left out")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import ClipCov
@@ -128,7 +128,7 @@ class KLCovObjective(ObjectiveSection):
     kind: Literal["kl_cov"]
     share: float = Field(2e-3, gt=0, le=1, description="share of an update's decisions with the penalty")
     coefficient: float = Field(1.0, gt=0, description="factor of |log ρ|")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import KLCov
@@ -141,7 +141,7 @@ class DivergenceMaskedObjective(ObjectiveSection):
 
     kind: Literal["divergence_masked"]
     delta: float = Field(1e-5, gt=0, description="KL of the trust region, in the reduction of the likelihood")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import DivergenceMasked
@@ -163,7 +163,7 @@ class CentredObjective(ObjectiveSection):
     temperature: float | None = Field(
         None, gt=0, description="temperature of softmax-weighted means in both directions; null: plain means"
     )
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import CentredRewardDistillation
@@ -201,7 +201,7 @@ class PreferenceObjective(ObjectiveSection):
     alpha: float = Field(0.5, gt=0, le=1, description="parameter of the alpha-divergence")
     flip: float = Field(0.0, ge=0, lt=0.5, description="share of wrong labels: rDPO (arXiv:2403.00409)")
     reference: str = Field("base", description="base, or the name of a snapshot; Δ is the log-ratio to it")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import Preference
@@ -227,7 +227,7 @@ class AnchoredPreferenceObjective(ObjectiveSection):
         1.0, gt=0, description="temperature of advantages; a small one is close to hard labels"
     )
     reference: str = Field("base", description="base, or the name of a snapshot; Δ is the log-ratio to it")
-    decisions: Reduction = Field("each", description=_DECISIONS)
+    decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import AnchoredPreference

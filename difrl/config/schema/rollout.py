@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.kernels import KERNELS, KernelName
+from difrl.config.schema.kernels import KERNEL_ENTRIES, KernelName
 
 if TYPE_CHECKING:
     from samplers import Grid, Kernel
@@ -101,4 +101,4 @@ class RolloutConfig(Section):
 
     def build_kernel(self, grid: Grid) -> Kernel:
         """Return the kernel, for the times of `grid`."""
-        return KERNELS[self.kernel].build(self.noise_level, grid)
+        return KERNEL_ENTRIES[self.kernel].build(self.noise_level, grid)

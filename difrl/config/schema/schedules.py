@@ -94,7 +94,7 @@ def _schedule_kind(value: Any) -> str:
     return str(value.get("kind", "constant")) if isinstance(value, Mapping) else "number"
 
 
-Schedule = Annotated[
+ScheduleConfig = Annotated[
     Annotated[float, Tag("number")]
     | Annotated[ConstantSchedule, Tag("constant")]
     | Annotated[LinearSchedule, Tag("linear")]
@@ -128,7 +128,7 @@ class RewardAdaptiveCoefficient(CoefficientSection):
     """A coefficient for each sample: floor + (value − floor) · r̃, r̃ = clip(A, ±limit) / (2 limit) + ½ (arXiv:2603.14128)."""
 
     kind: Literal["reward_adaptive"]
-    value: Schedule = Field(description="for the best samples")
+    value: ScheduleConfig = Field(description="for the best samples")
     floor: float = Field(1e-4, ge=0, description="for the worst samples")
     limit: float = Field(5.0, gt=0, description="advantage at which a sample counts as best")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from difrl.config.schema.base import Section
-from difrl.config.schema.schedules import Schedule
+from difrl.config.schema.schedules import ScheduleConfig
 
 
 class TrainConfig(Section):
@@ -23,7 +23,7 @@ class TrainConfig(Section):
         description="unit of equal weight in the loss: every decision (arXiv:2503.14476), every sample (2402.03300), or "
         "every decision over samples × their greatest length (2503.20783)",
     )
-    lr: Schedule = Field(1e-4, description="a number, or a schedule over train.steps")
+    lr: ScheduleConfig = Field(1e-4, description="a number, or a schedule over train.steps")
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="betas of AdamW")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

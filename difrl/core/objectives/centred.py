@@ -32,7 +32,7 @@ def _bce(implicit: Tensor, reward: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(implicit, reward.sigmoid(), reduction="none")
 
 
-FORMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"squared": _squared, "bce": _bce})
+FORM_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"squared": _squared, "bce": _bce})
 """(beta (D - mean D), r - mean r), both [B, J] -> loss [B, J]."""
 
 
@@ -82,9 +82,9 @@ class CentredRewardDistillation(Objective):
                 f"beta is {self.beta} and temperature {self.temperature}, expected positive numbers, or None "
                 "for no temperature"
             )
-        if self.form not in FORMS or self.reward not in ("unit", "raw"):
+        if self.form not in FORM_LOSSES or self.reward not in ("unit", "raw"):
             raise ValueError(
-                f"form is {self.form!r} and reward {self.reward!r}, expected one of {sorted(FORMS)}, and "
+                f"form is {self.form!r} and reward {self.reward!r}, expected one of {sorted(FORM_LOSSES)}, and "
                 "'unit' or 'raw'"
             )
 
@@ -111,7 +111,7 @@ class CentredRewardDistillation(Objective):
             for k in range(len(self.slopes))
         ]
         factor = (self.bound if self.reward == "unit" else RAW_BOUND) / self.beta
-        loss = factor * torch.stack([FORMS[self.form](x, y) for x, y in pairs]).mean(0)
+        loss = factor * torch.stack([FORM_LOSSES[self.form](x, y) for x, y in pairs]).mean(0)
         error = torch.stack([_squared(x.detach(), y) for x, y in pairs]).mean(0)
         return loss, ratio_metrics(delta) | {"centred/error": error}
 
