@@ -25,7 +25,7 @@ from difrl.tasks.exact.gaussian import GaussianTask
 from difrl.tasks.exact.gaussian_solutions import (
     Array,
     Chain,
-    Denoiser,
+    ExactDenoiser,
     Normal,
     build_exact_denoiser,
     constant_mean,
@@ -60,15 +60,15 @@ class Setting:
         return np.array(self.policy.family.denoiser.config.times)
 
     @property
-    def base(self) -> Denoiser:
+    def base(self) -> ExactDenoiser:
         """Exact denoiser of the data."""
         return build_exact_denoiser(self.policy.process, self.data.cov, constant_mean(self.data.mean))
 
-    def chain(self, output: Denoiser) -> Chain:
+    def chain(self, output: ExactDenoiser) -> Chain:
         """Return the chain of the cell's rollouts with a denoiser."""
         return build_chain(self.policy, output)
 
-    def end(self, output: Denoiser) -> Normal:
+    def end(self, output: ExactDenoiser) -> Normal:
         """Return the distribution at the end of the cell's rollouts with a denoiser."""
         return self.chain(output).end()
 
@@ -152,7 +152,7 @@ def train(config: RunConfig) -> Trainer:
     return trainer
 
 
-def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> Denoiser:
+def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current") -> ExactDenoiser:
     """Return the network for one prompt as a function of flat states."""
     denoiser = policy.denoiser(snapshot, policy.sampling.guidance)
 
@@ -165,7 +165,7 @@ def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current"
     return output
 
 
-def build_chain(policy: DiffusionPolicy, output: Denoiser) -> Chain:
+def build_chain(policy: DiffusionPolicy, output: ExactDenoiser) -> Chain:
     """Return the chain of the training sampler with a denoiser. A solver of diffusers is a single step, from start to end."""
     sampling = policy.sampling
     if sampling.scheduler is None:

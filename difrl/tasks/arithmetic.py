@@ -21,7 +21,7 @@ from samplers.noise import stable_seed
 
 Split = Literal["train", "eval", "all"]
 
-NUMBERS = range(100)
+OPERANDS = range(100)
 HELD_OUT = 10
 """One problem in ten is an evaluation problem."""
 CHARACTERS = "0123456789+-=;"
@@ -79,6 +79,6 @@ def list_problems(split: Split = "all") -> list[Problem]:
     """Return the problems of one side of the split, in a fixed order."""
     if split not in ("train", "eval", "all"):
         raise ValueError(f"unknown split {split!r} of the arithmetic task; expected train, eval or all")
-    sums = [Problem(a, "+", b) for a in NUMBERS for b in NUMBERS]
-    differences = [Problem(a, "-", b) for a in NUMBERS for b in NUMBERS if b <= a]
+    sums = [Problem(a, "+", b) for a in OPERANDS for b in OPERANDS]
+    differences = [Problem(a, "-", b) for a in OPERANDS for b in OPERANDS if b <= a]
     return [p for p in sums + differences if split == "all" or p.held_out == (split == "eval")]

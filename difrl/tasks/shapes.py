@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.detectors import BACKGROUND, PALETTE
+from rewards.boxes import RELATIONS
+from rewards.detectors import BACKGROUND, COLORS, PALETTE
 
 Split = Literal["train", "eval", "all"]
 
 CLASSES = ("circle", "square", "triangle")
-COLORS = tuple(PALETTE)
-NUMBERS = {"two": 2, "three": 3}
-RELATIONS = ("left of", "right of", "above", "below")
+COUNT_WORDS = {"two": 2, "three": 3}
 SIZE = 32
 """Width and height of a drawing in pixels."""
 
@@ -68,7 +67,7 @@ def _all_prompts() -> list[ShapesPrompt]:
     for color, shape in itertools.product(COLORS, CLASSES):
         name = f"{color} {shape}"
         prompts.append(_prompt("colors", f"a {name}", [{"class": shape, "color": color, "count": 1}], [name]))
-        for word, n in NUMBERS.items():
+        for word, n in COUNT_WORDS.items():
             include = [{"class": shape, "color": color, "count": n}]
             exclude = [{"class": shape, "count": n + 1}]
             prompts.append(_prompt("counting", f"{word} {name}s", include, [name, word], exclude=exclude))

@@ -42,9 +42,9 @@ from rewards import Scores
 LETTERS = "abcd"
 LENGTH = 3
 """Tokens of a completion. All completions have the same length."""
-PAD, END, ASK, FIRST = 0, 1, 2, 3
+PAD_ID, END_ID, ASK_ID, FIRST_LETTER_ID = 0, 1, 2, 3
 """Token ids. Padding is 0 because a static cache is filled with zeros."""
-VOCABULARY = FIRST + len(LETTERS)
+VOCABULARY = FIRST_LETTER_ID + len(LETTERS)
 NODES = sum(len(LETTERS) ** depth for depth in range(LENGTH))
 NEVER = -1e4
 """Logit of tokens that are never generated: probability and gradient are exactly 0 in float32 and in float64."""
@@ -62,7 +62,7 @@ class TabularConfig(PreTrainedConfig):
         self.hidden_size, self.vocab_size = prompts * NODES, VOCABULARY
         self.num_hidden_layers = self.num_attention_heads = self.num_key_value_heads = self.head_dim = 1
         self.max_position_embeddings = prompts + LENGTH
-        super().__init__(**{"pad_token_id": PAD, "eos_token_id": END, "tie_word_embeddings": False, **kwargs})
+        super().__init__(**{"pad_token_id": PAD_ID, "eos_token_id": END_ID, "tie_word_embeddings": False, **kwargs})
 
 
 class TabularPreTrainedModel(PreTrainedModel):
@@ -150,11 +150,11 @@ class TabularForCausalLM(TabularPreTrainedModel, GenerationMixin):
     def set_tables(self, tables: Tensor) -> None:
         """Set the logits of the letters at every node, [prompts, NODES, 4]."""
         self.lm_head.weight.fill_(NEVER)
-        self.lm_head.weight[FIRST:] = tables.flatten(0, 1).T
+        self.lm_head.weight[FIRST_LETTER_ID:] = tables.flatten(0, 1).T
 
     def tables(self) -> Tensor:
         """Return the logits of the letters at every node, [prompts, NODES, 4], detached."""
-        return self.lm_head.weight.detach()[FIRST:].T.reshape(self.config.prompts, NODES, len(LETTERS))
+        return self.lm_head.weight.detach()[FIRST_LETTER_ID:].T.reshape(self.config.prompts, NODES, len(LETTERS))
 
 
 AutoConfig.register(TabularConfig.model_type, TabularConfig)
@@ -163,10 +163,10 @@ AutoModelForCausalLM.register(TabularConfig, TabularForCausalLM)
 
 def table_rows(tokens: Tensor) -> Tensor:
     """Return prompt · NODES + node after each token, [B, T] -> [B, T] int64; -1 where the table has no row."""
-    prompt = (tokens == ASK).cumsum(dim=1)
+    prompt = (tokens == ASK_ID).cumsum(dim=1)
     node, nodes = tokens.new_zeros(len(tokens)), []
     for token in tokens.unbind(dim=1):
-        node = torch.where(token >= FIRST, len(LETTERS) * node + 1 + token - FIRST, node)
+        node = torch.where(token >= FIRST_LETTER_ID, len(LETTERS) * node + 1 + token - FIRST_LETTER_ID, node)
         nodes.append(node)
     after = torch.stack(nodes, dim=1)
     return torch.where((prompt > 0) & (after < NODES), (prompt - 1) * NODES + after, -1)
@@ -174,7 +174,12 @@ def table_rows(tokens: Tensor) -> Tensor:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character."""
-    names = {"<pad>": PAD, "<end>": END, "?": ASK, **{letter: FIRST + v for v, letter in enumerate(LETTERS)}}
+    names = {
+        "<pad>": PAD_ID,
+        "<end>": END_ID,
+        "?": ASK_ID,
+        **{letter: FIRST_LETTER_ID + v for v, letter in enumerate(LETTERS)},
+    }
     tokenizer = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()

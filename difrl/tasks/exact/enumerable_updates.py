@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from difrl.core import LOSS_ESTIMATORS, Clipped, Likelihoods, f_divergence, k1
-from difrl.tasks.exact.enumerable import ASK, COMPLETIONS, FIRST, LETTERS, table_rows
+from difrl.tasks.exact.enumerable import ASK_ID, COMPLETIONS, FIRST_LETTER_ID, LETTERS, table_rows
 from difrl.tasks.exact.enumerable_solutions import Array
 
 LETTER_IDS = torch.tensor([[LETTERS.index(letter) for letter in text] for text in COMPLETIONS])
 """Index of each letter of every completion, [64, 3]."""
-PREFIX_ROWS = table_rows(torch.cat([torch.full((len(LETTER_IDS), 1), ASK), LETTER_IDS[:, :-1] + FIRST], dim=1))
+PREFIX_ROWS = table_rows(
+    torch.cat([torch.full((len(LETTER_IDS), 1), ASK_ID), LETTER_IDS[:, :-1] + FIRST_LETTER_ID], dim=1)
+)
 """Row of the table from which each letter is drawn, [64, 3]."""
 
 

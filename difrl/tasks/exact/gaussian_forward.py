@@ -21,7 +21,7 @@ from scipy.stats import norm, qmc
 
 from difrl.tasks.exact.gaussian_solutions import (
     Array,
-    Denoiser,
+    ExactDenoiser,
     Normal,
     build_exact_denoiser,
     constant_mean,
@@ -53,7 +53,7 @@ class Setup:
     data: Normal
     direction: Array
     rows: Array
-    sample: Callable[[Denoiser], Normal]
+    sample: Callable[[ExactDenoiser], Normal]
     """Distribution at the end of the rollouts of a denoiser."""
 
     def end(self, means: Array) -> Normal:

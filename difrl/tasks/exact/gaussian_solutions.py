@@ -25,7 +25,7 @@ from torch import Tensor
 from samplers import Grid, Kernel, Process, Window, ode
 
 Array = NDArray[np.float64]
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+ExactDenoiser = Callable[[Tensor, Tensor], Tensor]
 """A denoiser for one prompt: states [B, D], times [B] -> raw outputs [B, D]."""
 
 
@@ -82,7 +82,7 @@ class Chain:
 
 
 def probe_chain(
-    output: Denoiser, process: Process, grid: Grid, kernel: Kernel, window: Window, dimensions: int
+    output: ExactDenoiser, process: Process, grid: Grid, kernel: Kernel, window: Window, dimensions: int
 ) -> Chain:
     """Return the chain that samplers.rollout runs with an affine denoiser, by probing it at the origin and unit vectors."""
     probes = torch.cat([torch.zeros(1, dimensions), torch.eye(dimensions)]).double()
@@ -97,7 +97,7 @@ def probe_chain(
     return Chain(np.array(matrices), np.array(offsets), np.array(stds))
 
 
-def build_exact_denoiser(process: Process, cov: Array, mean: Callable[[Tensor], Tensor]) -> Denoiser:
+def build_exact_denoiser(process: Process, cov: Array, mean: Callable[[Tensor], Tensor]) -> ExactDenoiser:
     """Return the float64 denoiser that is exact for N(mean(t), cov), with a mean [B, D] for each time t [B]."""
     covariance = torch.from_numpy(cov)
     eye = torch.eye(len(cov), dtype=torch.float64)

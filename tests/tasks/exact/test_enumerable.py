@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from difrl.tasks.exact import enumerable
 from difrl.tasks.exact.enumerable import (
     COMPLETIONS,
-    FIRST,
+    FIRST_LETTER_ID,
     LETTERS,
     NODES,
     EnumerableTask,
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nodes_by_hand() -> None:
     """Letters v after node n lead to 4 n + 1 + v; padding has no row; after the third letter there is no decision."""
-    pad, end, ask, (a, b, c, d) = 0, 1, 2, range(FIRST, FIRST + 4)
+    pad, end, ask, (a, b, c, d) = 0, 1, 2, range(FIRST_LETTER_ID, FIRST_LETTER_ID + 4)
     found = table_rows(torch.tensor([[pad, ask, b, c, d], [ask, ask, d, a, end]]))
     assert found.tolist() == [[-1, 0, 2, 11, -1], [0, NODES, NODES + 4, NODES + 17, NODES + 17]]
 
@@ -71,7 +71,7 @@ def test_the_probability_of_every_completion_is_the_product_over_its_prefixes(fo
                 node = 4 * node + 1 + letter
             assert value == pytest.approx(expected, abs=1e-6)  # float32 logits
         torch.testing.assert_close(found.exp().sum(), torch.ones(()).double(), rtol=1e-6, atol=0)
-        assert logp[..., :FIRST].exp().max() == 0
+        assert logp[..., :FIRST_LETTER_ID].exp().max() == 0
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static", None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difrl.policies.diffusion.families.base import Family
-from difrl.policies.diffusion.families.gaussian import Gaussian
+from difrl.policies.diffusion.families.gaussian import GaussianFamily
 from difrl.policies.diffusion.families.sd import StableDiffusion
 from difrl.policies.diffusion.families.sd3 import StableDiffusion3
 from difrl.runtime.registry import Registry
@@ -17,7 +17,7 @@ def register_family(pipeline_class_name: str, family: type[Family]) -> type[Fami
     return FAMILIES.register(pipeline_class_name, family)
 
 
-for _family in (StableDiffusion, StableDiffusion3, Gaussian):
+for _family in (StableDiffusion, StableDiffusion3, GaussianFamily):
     register_family(_family.pipeline_class.__name__, _family)
 
 __all__ = ["FAMILIES", "Family", "Gaussian", "StableDiffusion", "StableDiffusion3", "register_family"]

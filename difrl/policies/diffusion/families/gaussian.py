@@ -12,7 +12,7 @@ from difrl.tasks.exact.gaussian import GaussianPipeline
 from samplers import Process
 
 
-class Gaussian(Family):
+class GaussianFamily(Family):
     """Prompts are one-hot vectors, latents are images."""
 
     pipeline_class = GaussianPipeline
