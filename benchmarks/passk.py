@@ -17,7 +17,7 @@ from common import markdown
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from difrl.data.prompts import load_prompts
-from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, summarise_accuracy
+from difrl.pretraining.solve_rate import SolveRateSettings, check_answers, generate_completions, summarise_accuracy
 from difrl.runtime.paths import asset, assets
 from samplers.noise import stable_seed
 
@@ -50,7 +50,7 @@ def main() -> None:
     greedy, sampled = (
         check_answers(
             generate_completions(
-                model, tokenizer, prompts, count, Decoding(asked.max_new_tokens, temperature, seed=asked.seed)
+                model, tokenizer, prompts, count, SolveRateSettings(asked.max_new_tokens, temperature, seed=asked.seed)
             ),
             metadata,
         )

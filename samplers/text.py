@@ -139,7 +139,7 @@ def generate(
     return _cut_at_end(tokens, logp, decoding)
 
 
-def draw(logits: Tensor, temperature: float, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
+def perturb_logits(logits: Tensor, temperature: float, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
     """Return perturbed logits [b, V], whose argmax samples softmax(logits / temperature), and the sample's logp [b].
 
     logits [b, V]. The Gumbel-max trick: P(argmax(a + g) = i) = softmax(a)_i. At temperature 0 the logits are returned
@@ -171,7 +171,7 @@ class _KeyedSampling:
         for process in self.processors:
             scores = process(tokens, scores)
         position = tokens.shape[1] - self.prompts.tokens.shape[1]
-        perturbed, logp = draw(scores, self.prompts.decoding.temperature, self.keys, position)
+        perturbed, logp = perturb_logits(scores, self.prompts.decoding.temperature, self.keys, position)
         self.logp.append(logp)
         return perturbed
 

@@ -110,7 +110,7 @@ def make_pairs(
         raise ConfigError(
             f"data.rows: pairs are made by sampling prompts, found {config.data.rows}; set data.rows: prompts"
         )
-    settings = config.model_dump(mode="json", include=SETTINGS, exclude={"rollout": {"batch"}})
+    settings = config.model_dump(mode="json", include=RECORDED_SECTIONS, exclude={"rollout": {"batch"}})
     settings["keep"] = repr(selection)
     rows, progress = _read_folder(folder, selection.file, settings)
     if progress.pairs >= count:
@@ -141,7 +141,7 @@ def make_pairs(
     return progress
 
 
-SETTINGS = {"seed", "model", "data", "rewards", "references", "rollout", "generation"}
+RECORDED_SECTIONS = {"seed", "model", "data", "rewards", "references", "rollout", "generation"}
 """Sections of a recipe on which the rows depend."""
 
 

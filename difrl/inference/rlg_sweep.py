@@ -28,7 +28,7 @@ from difrl.scoring.diversity import Diversity
 from difrl.scoring.parse_reward import parse_reward
 from difrl.training.evaluation import Evaluator
 from difrl.training.run_folder import RunFolderError
-from difrl.training.sample_outputs import sweep
+from difrl.training.sample_outputs import run_sweep
 
 BEST = "best"
 PEAK = "▲"
@@ -70,7 +70,7 @@ def evaluate_run(
     scorer.check_modality(MODALITIES[config.likelihood.kind])
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(loaded.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
-    result = sweep(evaluator, config, run, processes, guidance)
+    result = run_sweep(evaluator, config, run, processes, guidance)
     if processes.is_main:
         if default is not None:
             _choose_default(result, guidance, default).write(run)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.pretraining import tiny_sd, tiny_sd3
-from difrl.pretraining.judge import JudgeConfig, train_judge
+from difrl.pretraining.judge import JudgeStageConfig, train_judge
 from difrl.pretraining.stages import Stage, StageConfig
 from difrl.tasks import shapes
 from rewards import make, score
@@ -83,7 +83,7 @@ class ImagesConfig(BaseModel):
     drawings: int = Field(gt=0, description="size of the training set")
     vae: VaeConfig | None = None
     denoiser: DenoiserConfig
-    judge: JudgeConfig | None = None
+    judge: JudgeStageConfig | None = None
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

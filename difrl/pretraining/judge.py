@@ -24,7 +24,7 @@ from rewards import judge
 log = logging.getLogger(__name__)
 
 
-class JudgeConfig(StageConfig):
+class JudgeStageConfig(StageConfig):
     """The judge: binary cross-entropy on pairs of a drawing and a prompt."""
 
     output: Path = Field(description="folder of the finished judge")
@@ -70,7 +70,7 @@ class _Pairs:
         return torch.cat([images, images]), ids, torch.tensor(labels, dtype=torch.float32)
 
 
-def train_judge(config: JudgeConfig, seed: int, work: Path) -> judge.JudgeNetwork:
+def train_judge(config: JudgeStageConfig, seed: int, work: Path) -> judge.JudgeNetwork:
     """Train the judge and return its network."""
     words = sorted({w for p in shapes.ALL_PROMPTS for w in judge.split_words(p.text)})
     torch.manual_seed(seed)

@@ -32,7 +32,7 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SolveRateSettings:
     """Settings of generation. Temperature 0 is greedy, and `batch` is the number of completions drawn together."""
 
     max_new_tokens: int
@@ -43,7 +43,11 @@ class Decoding:
 
 @torch.no_grad()
 def generate_completions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, decoding: Decoding
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    count: int,
+    decoding: SolveRateSettings,
 ) -> list[list[str]]:
     """Return `count` completions of every prompt, without special tokens."""
     sampling: dict[str, Any] = {"do_sample": False}

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from difrl.pretraining import tiny_lm
-from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, summarise_accuracy
+from difrl.pretraining.solve_rate import SolveRateSettings, check_answers, generate_completions, summarise_accuracy
 from difrl.pretraining.stages import Stage, StageConfig
 from difrl.tasks import arithmetic
 
@@ -96,7 +96,9 @@ def evaluate_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     prompts, metadata = [p.text for p in problems], [p.metadata for p in problems]
     greedy, sampled = (
         check_answers(
-            generate_completions(model, tokenizer, prompts, count, Decoding(arithmetic.LONGEST + 1, temperature)),
+            generate_completions(
+                model, tokenizer, prompts, count, SolveRateSettings(arithmetic.LONGEST + 1, temperature)
+            ),
             metadata,
         )
         for count, temperature in ((1, 0.0), (config.evaluate_samples, 1.0))

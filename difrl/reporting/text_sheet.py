@@ -15,7 +15,7 @@ from rich.text import Text
 
 from difrl.reporting.number_format import number
 
-WIDTH = 80
+SHEET_WIDTH = 80
 EMPTY = "(empty)"
 """Shown in the place of a completion without text."""
 
@@ -66,7 +66,7 @@ class TextSheet:
 
     def as_text(self) -> str:
         page = io.StringIO()
-        Console(file=page, force_terminal=False, no_color=True, highlight=False, width=WIDTH).print(self)
+        Console(file=page, force_terminal=False, no_color=True, highlight=False, width=SHEET_WIDTH).print(self)
         return "\n".join(line.rstrip() for line in page.getvalue().split("\n"))
 
     def as_json(self) -> str:

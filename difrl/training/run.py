@@ -42,7 +42,7 @@ from difrl.training.run_folder import (
     find_stretched_schedules,
     prepare_folder,
 )
-from difrl.training.sample_outputs import save_before_after, save_step_samples, sweep
+from difrl.training.sample_outputs import run_sweep, save_before_after, save_step_samples
 from difrl.training.trainer import Trainer, TrainingError
 from rewards import RewardError
 from samplers import stable_seed
@@ -296,7 +296,7 @@ class Run:
         """Write the RLG sweep, the trained model, samples before and after training, the summary and the report."""
         picture = ""
         if self.evaluator is not None and self.config.eval.rlg:
-            sweep(self.evaluator, self.config, self.folder, self.processes)
+            run_sweep(self.evaluator, self.config, self.folder, self.processes)
         if self.processes.is_main:
             self.policy.save(self.folder / "model")
             if self.evaluator is not None and self.config.eval.show > 0:

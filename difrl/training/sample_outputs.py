@@ -39,7 +39,7 @@ def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> 
     return str(sheet.save(folder / "samples" / "before-after"))
 
 
-def sweep(
+def run_sweep(
     evaluator: Evaluator,
     config: RunConfig,
     folder: Path,

@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difrl.pretraining.solve_rate import Decoding, check_answers, generate_completions, pass_at_k, summarise_accuracy
+from difrl.pretraining.solve_rate import (
+    SolveRateSettings,
+    check_answers,
+    generate_completions,
+    pass_at_k,
+    summarise_accuracy,
+)
 from difrl.pretraining.tiny_lm import build_model, build_tokenizer
 
 
@@ -59,8 +65,8 @@ def tiny() -> tuple[Any, Any]:
 def test_greedy_completions_are_the_argmax_whatever_the_batch(tiny: tuple[Any, Any]) -> None:
     model, tokenizer = tiny
     prompts = ["1+2=", "47+38=", "9-0="]
-    found = generate_completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0))
-    assert found == generate_completions(model, tokenizer, prompts, 1, Decoding(5, temperature=0.0, batch=1))
+    found = generate_completions(model, tokenizer, prompts, 1, SolveRateSettings(5, temperature=0.0))
+    assert found == generate_completions(model, tokenizer, prompts, 1, SolveRateSettings(5, temperature=0.0, batch=1))
     for prompt, (text,) in zip(prompts, found, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         for _ in range(5):
@@ -75,7 +81,7 @@ def test_samples_are_by_prompt_and_by_seed_and_leave_the_generator_alone(tiny: t
     model, tokenizer = tiny
     state = torch.get_rng_state()
     first, again, other = (
-        generate_completions(model, tokenizer, ["1+2=", "3+4="], 6, Decoding(4, seed=seed, batch=6))
+        generate_completions(model, tokenizer, ["1+2=", "3+4="], 6, SolveRateSettings(4, seed=seed, batch=6))
         for seed in (0, 0, 1)
     )
     assert [len(texts) for texts in first] == [6, 6]

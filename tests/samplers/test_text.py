@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from samplers import Completions, Decoding, Prompts, generate, gumbel, sample_keys
-from samplers.text import _cut_at_end, draw
+from samplers.text import _cut_at_end, perturb_logits
 from tests.samplers.causal import (
     logits_after,
     next_logp,
@@ -203,13 +203,13 @@ def test_processors_are_made_for_each_batch_and_act_before_the_temperature(model
 
 def test_draw_by_hand():
     logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    perturbed, logp = draw(logits, 2.0, keys(2), 4)
+    perturbed, logp = perturb_logits(logits, 2.0, keys(2), 4)
     torch.testing.assert_close(perturbed, torch.tensor([[1.0, 0.0], [0.0, 0.0]]) + gumbel(keys(2), 4, 2))
     winners = perturbed.argmax(dim=1)
     # softmax of (1, 0) is (0.7311, 0.2689); log 0.5 is -0.6931
     expected = torch.tensor([[-0.313262, -1.313262], [-0.693147, -0.693147]]).gather(1, winners[:, None])[:, 0]
     torch.testing.assert_close(logp, expected, atol=1e-6, rtol=0)
-    same, nothing = draw(logits, 0.0, keys(2), 4)
+    same, nothing = perturb_logits(logits, 0.0, keys(2), 4)
     assert same is logits
     assert nothing.tolist() == [0.0, 0.0]
 

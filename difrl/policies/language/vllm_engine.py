@@ -22,7 +22,7 @@ from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.merge_lora import compute_fingerprint, plain_weights
 from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
 
-SETTINGS: Mapping[str, Any] = {
+ENGINE_SETTINGS: Mapping[str, Any] = {
     # Log-probabilities of the sampled distribution; the default, raw, is before the temperature.
     "logprobs_mode": "processed_logprobs",
     "worker_extension_cls": "difrl.policies.language.vllm_worker.Receiver",
@@ -111,7 +111,7 @@ def start_vllm(
         max_num_seqs=batch,
         gpu_memory_utilization=generation.gpu_memory,
         enable_sleep_mode=generation.sleep,
-        **SETTINGS,
+        **ENGINE_SETTINGS,
     )
     return Vllm(vllm, llm, network, decoding, sleep=generation.sleep)
 

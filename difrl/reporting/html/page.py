@@ -44,12 +44,12 @@ def render_page(runs: Sequence[RunRecord]) -> str:
 
 def _parts(run: RunRecord) -> str:
     parts = (
-        sections.problems,
-        sections.headline,
-        sections.samples,
-        sections.curves,
-        sections.sweep,
-        sections.settings,
+        sections.render_problems,
+        sections.render_headline,
+        sections.render_samples,
+        sections.render_curves,
+        sections.render_sweep,
+        sections.render_settings,
     )
     return "".join(part(run) for part in parts)
 

@@ -43,7 +43,7 @@ def note(text: str) -> str:
     return f'<p class="note">{text}</p>' if text else ""
 
 
-def problems(run: RunRecord) -> str:
+def render_problems(run: RunRecord) -> str:
     """Return the list of problems of the run folder."""
     if not run.problems:
         return ""
@@ -51,7 +51,7 @@ def problems(run: RunRecord) -> str:
     return f'<aside class="problems"><h2>Worth knowing about this run folder</h2><ul>{items}</ul></aside>'
 
 
-def headline(run: RunRecord) -> str:
+def render_headline(run: RunRecord) -> str:
     """Return before → after of every metric on evaluation prompts.
 
     Without two evaluations, return the reward of the first and the last tenth of the steps.
@@ -108,7 +108,7 @@ def _card(
     )
 
 
-def curves(run: RunRecord) -> str:
+def render_curves(run: RunRecord) -> str:
     """Return all charts, with a switch for the horizontal axis. Charts of further metrics are folded away."""
     charts = training_charts(run)
     figures = "".join(training_figure(chart, run.nfe_name) for chart in charts)
@@ -130,7 +130,7 @@ def axis_switch(nfe_name: str) -> str:
     return f'<div class="switch" role="group" aria-label="horizontal axis">{buttons}</div>'
 
 
-def samples(run: RunRecord) -> str:
+def render_samples(run: RunRecord) -> str:
     """Return a table of texts, or the image grids with a slider over the steps.
 
     Without a script every grid is shown; on paper, the first and the last.
@@ -164,7 +164,7 @@ def picture(one: Picture, alt: str) -> str:
     )
 
 
-def sweep(run: RunRecord) -> str:
+def render_sweep(run: RunRecord) -> str:
     """Return rewards, divergences and costs against the RLG weight, with the samples of the sweep."""
     found, default = run.sweep, run.defaults
     if found is None:
@@ -234,7 +234,7 @@ def _describe_peaks(sweep: Sweep, keys: list[str]) -> str:
     return "; ".join(parts) + "." if parts else ""
 
 
-def settings(run: RunRecord) -> str:
+def render_settings(run: RunRecord) -> str:
     """Return config.yaml with its keys and comments coloured."""
     if not run.config_text:
         return ""
