@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pydantic.fields import FieldInfo
 from difrl.config.checks import ConfigConflictError
 from difrl.config.schema.base import KeyPath, Section
 from difrl.config.yaml_source import YamlSource, dotted
+from difrl.runtime.suggestions import did_you_mean
 
 Model = type[BaseModel]
 
@@ -104,7 +104,7 @@ def _wrong_value(error: str, expected: str, value: Any, kinds: list[str]) -> str
     if error == "string_type" and isinstance(value, bool | int | float):
         return f"{sentence}; put it in quotes"
     if error == "literal_error":
-        return sentence + _did_you_mean(value, re.findall("'([^']*)'", expected))
+        return sentence + did_you_mean(value, re.findall("'([^']*)'", expected), "; did you mean {}?")
     return sentence
 
 
@@ -117,8 +117,8 @@ def _unknown_key(path: KeyPath, model: Model, data: Any, loc: KeyPath) -> str:
         found, belongs = _either(_kinds(section)), _either(_kinds(others))
         return f"not a key of kind: {found}; it belongs to kind: {belongs}"
     known = [name for member in section for name in _keys(member)]
-    if near := difflib.get_close_matches(key, known, n=1):
-        return f"unknown key; did you mean {dotted((*parent, near[0]))}?"
+    if near := did_you_mean(key, known, "{}"):
+        return f"unknown key; did you mean {dotted((*parent, near))}?"
     if elsewhere := [other for other in _all_paths(model) if other[-1] == key]:
         nearest = [dotted(other) for other in elsewhere if len(other) == min(map(len, elsewhere))]
         return f"unknown key here; did you mean {_either(nearest)}?"
@@ -138,7 +138,7 @@ def _wrong_kind(path: KeyPath, model: Model, data: Any) -> str:
     if "kind" not in section:
         return f"missing; expected {_either(kinds)}"
     found = section["kind"]
-    return f"expected {_either(kinds)}, found {_describe(found)}{_did_you_mean(found, kinds)}"
+    return f"expected {_either(kinds)}, found {_describe(found)}{did_you_mean(found, kinds, '; did you mean {}?')}"
 
 
 def _describe(value: Any) -> str:
@@ -150,11 +150,6 @@ def _describe(value: Any) -> str:
     if value is None:
         return "nothing"
     return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _did_you_mean(word: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _either(words: Iterable[str]) -> str:

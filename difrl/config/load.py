@@ -19,6 +19,7 @@ from difrl.config.error_messages import describe_errors
 from difrl.config.presets import PRESETS
 from difrl.config.yaml_source import ConfigError, YamlSource, dump, parse, parse_overrides
 from difrl.runtime.paths import find_config
+from difrl.runtime.suggestions import did_you_mean
 
 __all__ = [
     "ConfigError",
@@ -106,8 +107,7 @@ def _on_preset(source: YamlSource) -> YamlSource:
         return source
     preset = PRESETS.get(algorithm) if isinstance(algorithm, str) else None
     if preset is None:
-        near = difflib.get_close_matches(str(algorithm), PRESETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(algorithm, PRESETS)
         problem = f"algorithm: no preset is called {algorithm!r}; {hint}Presets: {', '.join(PRESETS)}"
         raise ConfigError(f"{source.find_place(('algorithm',))}: {problem}")
     return source.over(YamlSource(deepcopy(preset.settings), {}, f"preset {algorithm}"))

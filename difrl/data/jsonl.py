@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from difrl.runtime.errors import UserError
+from difrl.runtime.suggestions import did_you_mean
 
 T = TypeVar("T")
 JsonObject = dict[str, object]
@@ -30,8 +30,8 @@ def read_text(path: Path, name: str) -> str:
     except FileNotFoundError as error:
         folder = path.parent
         files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES] if folder.is_dir() else []
-        near = difflib.get_close_matches(path.name, files, n=1)
-        hint = f"; did you mean {(folder / near[0]).as_posix()}?" if near else ""
+        near = did_you_mean(path.name, files, "{}")
+        hint = f"; did you mean {(folder / near).as_posix()}?" if near else ""
         raise DataFileError(f"{name}: no such file, looked for {path.absolute()}{hint}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

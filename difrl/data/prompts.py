@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote, read_json_lines, read_text
+from difrl.runtime.suggestions import did_you_mean
 from difrl.tasks import arithmetic, shapes
 
 
@@ -66,8 +66,7 @@ def _parse_text(source: str, text: str) -> list[Prompt]:
 def _built_in_prompts(name: str) -> list[Prompt]:
     if name not in _BUILT_IN:
         found = "there is no built-in set of that name" if ":" in name else "expected a .txt or .jsonl file"
-        near = difflib.get_close_matches(name, _BUILT_IN, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"Built-in sets: {', '.join(_BUILT_IN)}"
+        hint = did_you_mean(name, _BUILT_IN, "did you mean {}?") or f"Built-in sets: {', '.join(_BUILT_IN)}"
         raise DataFileError(f"{name}: {found}; {hint}")
     task, split = _BUILT_IN[name]
     rows = enumerate(_TASKS[task](split), 1)

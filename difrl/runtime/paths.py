@@ -6,10 +6,12 @@ difrl/configs. Assets are in difrl/assets in both.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
+from difrl.runtime.suggestions import did_you_mean
+
 PACKAGE = Path(__file__).resolve().parent.parent
+_HINT = " (did you mean '{}'?)"
 
 
 def recipes_folder(package: Path = PACKAGE) -> Path:
@@ -42,7 +44,7 @@ def find_config(name: str | Path) -> Path:
     if recipe in known:
         return known[recipe]
     raise FileNotFoundError(
-        f"no config file '{name}' and no recipe of that name{_nearest(recipe, known)}; "
+        f"no config file '{name}' and no recipe of that name{did_you_mean(recipe, known, _HINT)}; "
         "`difrl recipes` lists the recipes"
     )
 
@@ -53,7 +55,7 @@ def asset(name: str) -> Path:
     if name in (known := assets()):
         return folder / name
     raise FileNotFoundError(
-        f"difrl has no asset '{name}'{_nearest(name, known)}; it has {', '.join(known) or 'none'} in {folder}"
+        f"difrl has no asset '{name}'{did_you_mean(name, known, _HINT)}; it has {', '.join(known) or 'none'} in {folder}"
     )
 
 
@@ -63,8 +65,3 @@ def assets() -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(("_", ".")))
-
-
-def _nearest(name: str, known: list[str] | dict[str, Path]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from difrl.runtime.errors import UserError
+from difrl.runtime.suggestions import did_you_mean
 
 T = TypeVar("T")
 
@@ -38,8 +38,7 @@ class Registry(Generic[T]):
         if name not in self._registered:
             found = entry_points(group=self.group, name=name)
             if not found:
-                near = difflib.get_close_matches(name, self.names(), 1)
-                hint = f"did you mean '{near[0]}'? " if near else ""
+                hint = did_you_mean(name, self.names(), "did you mean '{}'? ")
                 raise LookupError(
                     f"there is no {self.noun} '{name}'; {hint}known: {', '.join(self.names())}. Another package can add one "
                     f"through the entry-point group {self.group} (docs/extending.md)"

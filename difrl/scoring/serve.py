@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
@@ -16,6 +15,7 @@ from difrl.config import RewardConfig
 from difrl.config.load import read_model
 from difrl.config.schema.base import Section
 from difrl.config.yaml_source import ConfigError, parse_overrides
+from difrl.runtime.suggestions import did_you_mean
 from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward
@@ -42,10 +42,9 @@ def parse_served(arguments: Sequence[str]) -> list[RewardConfig]:
     labels = [config.label for config in configs]
     for label, own in options.items():
         if label not in labels or not isinstance(own, Mapping):
-            near = difflib.get_close_matches(label, labels, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
-                f"option '{label}': expected REWARD.option=value with a served reward; {hint}Served: {', '.join(labels)}"
+                f"option '{label}': expected REWARD.option=value with a served reward; "
+                f"{did_you_mean(label, labels)}Served: {', '.join(labels)}"
             )
     return [_set_options(config, options.get(config.label, {})) for config in configs]
 
