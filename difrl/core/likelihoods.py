@@ -16,8 +16,7 @@ from torch import Tensor
 DecisionReduction = Literal["each", "mean", "sum"]
 
 FACTORS = ("scale", "weight")
-TERMS = ("references/", "divergence/", "bias", "mixed/plus", "mixed/minus", *FACTORS)
-"""Valid names of terms, or their beginnings."""
+TERMS = ("references/NAME", "divergence/NAME", "bias", "mixed/plus", "mixed/minus", *FACTORS)
 _DETACHED = ("references/", *FACTORS)
 
 
@@ -52,14 +51,14 @@ class Likelihoods:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"Likelihoods.mask is {self.mask.dtype}, expected torch.bool; compare it with 0 first")
+        for name in self.terms:
+            group, _, own_name = name.partition("/")
+            if name not in TERMS and not (own_name and f"{group}/NAME" in TERMS):
+                raise ValueError(f"Likelihoods: found a term {name!r}, expected {', '.join(TERMS)}")
         for name, tensor in {"mask": self.mask, **self.terms}.items():
             self._validate(name, tensor)
 
     def _validate(self, name: str, tensor: Tensor) -> None:
-        if name != "mask" and not name.startswith(TERMS):
-            raise ValueError(
-                f"Likelihoods: found a term {name!r}, expected {', '.join(TERMS)} (/ with a name after it)"
-            )
         if tensor.shape != self.logp.shape:
             raise ValueError(
                 f"Likelihoods: {name} has shape {list(tensor.shape)}, expected {list(self.logp.shape)} as logp has; "

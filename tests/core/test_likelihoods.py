@@ -111,8 +111,9 @@ def test_errors_name_the_term() -> None:
             Likelihoods(x, m, {name: x.clone().requires_grad_()})
     with pytest.raises(ValueError, match=r"mixed/minus has shape"):
         Likelihoods(x, m, {"mixed/minus": x[:1]})
-    with pytest.raises(ValueError, match="found a term 'reference/old'"):
-        Likelihoods(x, m, {"reference/old": x})
+    for name in ("reference/old", "references/", "divergence", "biased", "mixed/plus/2", "weight/old"):
+        with pytest.raises(ValueError, match=f"found a term '{name}'"):
+            Likelihoods(x, m, {name: x})
     with pytest.raises(ValueError, match=r"needs \['references/old'\].*hold only \['logp', 'mask'\]"):
         Likelihoods(x, m).log_ratio()
     with pytest.raises(ValueError, match="cannot concatenate"):
