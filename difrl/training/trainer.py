@@ -205,7 +205,7 @@ class Trainer:
         # Fresh (t, ε) for each update, and the same ones for θ and every reference.
         decisions = self.policy.decisions(batch.rollout, NoiseKey(self.config.seed, step, f"train/{update}"))
         decisions = replace(decisions, mask=decisions.mask & batch.scored.valid[:, None])
-        count = self._loss_denominator(decisions)
+        weights, count = self._loss_weights(decisions)
         if count == 0:
             return False
         statistics = self._statistics(batch, decisions)
@@ -226,7 +226,7 @@ class Trainer:
             }
             metrics |= {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
             metrics |= {"loss": loss.detach()}
-            self._backward(loss + anchor_penalty(lik, coefficients), lik, count, metrics, sums)
+            self._backward(loss + anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums)
         return True
 
     def _accumulate_rehearsal_gradient(self, step: int, update: int, rehearsed: Rollout, sums: LossSums) -> None:
@@ -235,19 +235,24 @@ class Trainer:
         updates = self.config.train.updates_per_step
         rehearsed = rehearsed.select(update_rows(rehearsed.groups, update, updates, self.rehearsal.groups_per_step))
         decisions = self.policy.decisions(rehearsed, NoiseKey(self.config.seed, step, f"rehearsal/{update}"))
-        count = self._loss_denominator(decisions)
+        weights, count = self._loss_weights(decisions)
         coefficients = {name: self.coefficients[name].value(step) for name in self.rehearsal.anchors}
         for rows, columns in self._microbatches(decisions):
             lik = self.policy.likelihoods(rehearsed.select(rows), decisions.select(rows, columns), self.rehearsal.needs)
             lik = reduce_over_decisions(lik, self.objective.decisions)
             metrics = {f"coefficient/{name}": torch.full_like(lik.logp, c) for name, c in coefficients.items()}
-            self._backward(anchor_penalty(lik, coefficients), lik, count, metrics, sums)
+            self._backward(anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums)
 
     def _backward(
-        self, loss: Tensor, lik: Likelihoods, count: float, metrics: Mapping[str, Tensor], sums: LossSums
+        self,
+        loss: Tensor,
+        lik: Likelihoods,
+        weights: Tensor,
+        count: float,
+        metrics: Mapping[str, Tensor],
+        sums: LossSums,
     ) -> None:
         """Add the gradient of a micro-batch's loss [B, J], whose mean over the update divides by `count`; sum its metrics."""
-        weights, _ = aggregation_weights(lik.mask, self.config.train.aggregation)
         total = weighted_mean(loss, weights, count)
         total.backward()
         sums.add(lik, metrics, total)
@@ -273,10 +278,11 @@ class Trainer:
             if math.isfinite(mean):  # not if the reward could score no sample of the step
                 self.weights[reward.label] = self.weights[reward.label].updated(mean)
 
-    def _loss_denominator(self, decisions: Decisions) -> float:
-        """Return the divisor of an update's sum of losses, over all processes; 0 if nothing was scored."""
+    def _loss_weights(self, decisions: Decisions) -> tuple[Tensor, float]:
+        """Return the weights of an update's losses [B, J], and the divisor of their sum over all processes: 0 if none counts."""
         mask = decisions.mask if self.objective.decisions == "each" else decisions.mask.any(dim=1, keepdim=True)
-        return self.processes.all_reduce_sums({"n": aggregation_weights(mask, self.config.train.aggregation)[1]})["n"]
+        weights, count = aggregation_weights(mask, self.config.train.aggregation)
+        return weights, self.processes.all_reduce_sums({"n": count})["n"]
 
     def _microbatches(self, decisions: Decisions) -> Iterator[tuple[slice, slice]]:
         return chunks(decisions.mask, self._extent(decisions))
