@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from difrl.config import AnchorConfig, RunConfig
-from difrl.core import Objective
+from difrl.policies.snapshots import BASE
 
 _REFERENCES = "references/"
 _NEEDS_OLD = frozenset({"references/old", "bias", "mixed/plus", "mixed/minus"})
@@ -62,15 +62,11 @@ def build_reference_set(config: RunConfig) -> ReferenceSet:
 def get_references(config: RunConfig) -> dict[str, Reference]:
     """Return the references of a run: anchors in the loss, those of the objective, and old weights if evaluated again."""
     references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
-    for name in sorted(get_references_read(config.objective.build(config.likelihood))):
+    needs = config.objective.build(config.likelihood).needs
+    for name in sorted(n.removeprefix(_REFERENCES) for n in needs if n.startswith(_REFERENCES)):
         if name != "old" or config.likelihood.old == "recompute":
             references.setdefault(name, Reference(name, None, None))
     return references
-
-
-def get_references_read(objective: Objective) -> set[str]:
-    """Return the names of the references that the objective reads."""
-    return {name.removeprefix(_REFERENCES) for name in objective.needs if name.startswith(_REFERENCES)}
 
 
 def _reference(anchor: AnchorConfig) -> Reference:
@@ -104,6 +100,11 @@ def reward_anchors(config: RunConfig) -> dict[str, Reference]:
     return {a.label: _reference(a) for a in config.anchors if a.place != "loss"}
 
 
-def snapshots_used(config: RunConfig) -> set[str]:
-    """Return the snapshots and teachers that training evaluates for comparison."""
-    return {r.snapshot for r in [*get_references(config).values(), *reward_anchors(config).values()]}
+def needs_base(config: RunConfig) -> bool:
+    """Return whether training evaluates the pretrained weights, or draws from them."""
+    likelihood = config.likelihood
+    inverted = (
+        [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
+    )
+    compared = [r.snapshot for r in [*get_references(config).values(), *reward_anchors(config).values()]]
+    return BASE in (*config.sampling_snapshots, *inverted, *compared)

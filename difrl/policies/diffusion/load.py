@@ -27,8 +27,8 @@ from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.references import build_reference_set, get_needs, snapshots_used
-from difrl.policies.snapshots import BASE, CURRENT
+from difrl.policies.references import build_reference_set, get_needs, needs_base
+from difrl.policies.snapshots import CURRENT
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
@@ -187,17 +187,6 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
         scheduler=scheduler,
     )
     return training, evaluation
-
-
-def needs_base(config: RunConfig) -> bool:
-    """Return whether training evaluates the pretrained weights, or draws from them."""
-    return BASE in (*config.sampling_snapshots, *get_inversion_snapshots(config), *snapshots_used(config))
-
-
-def get_inversion_snapshots(config: RunConfig) -> list[str]:
-    """Return the snapshots whose sampler is inverted for the noise of a forward likelihood: one, or none."""
-    likelihood = config.likelihood
-    return [likelihood.noise.snapshot] if likelihood.kind == "forward" and likelihood.noise.kind == "inversion" else []
 
 
 def load_diffusion_policy(

@@ -18,8 +18,7 @@ from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import build_reference_set, snapshots_used
-from difrl.policies.snapshots import BASE
+from difrl.policies.references import build_reference_set, needs_base
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
@@ -33,7 +32,8 @@ def load_language_policy(
 
     keep_base: keep the pretrained weights also where no anchor needs them.
     """
-    model, tokenizer = load_language_model(config.model, device)
+    tokenizer = load_tokenizer(config.model)
+    model = load_frozen(config.model.path, config.model.revision, config.model, device)
     teachers = {
         name: load_frozen(t.path, t.revision, config.model, device, get_teacher_key(name))
         for name, t in config.teachers.items()
@@ -56,7 +56,6 @@ def build_language_policy(
     teacher_networks = {name: CausalLM.build(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
         _check_vocabulary(name, network, teacher)
-    keep = keep_base or BASE in (*config.sampling_snapshots, *snapshots_used(config))
     temperature = generation.temperature
     settings = GenerationSettings(
         temperature,
@@ -71,7 +70,7 @@ def build_language_policy(
         texts,
         settings,
         build_engines(config, network, decoding),
-        build_snapshots(model, trained, config, keep),
+        build_snapshots(model, trained, config, keep_base or needs_base(config)),
         build_reference_set(config),
         teacher_networks,
         _build_save(model, tokenizer),
@@ -86,12 +85,6 @@ def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> E
     path = resolve(config.model.path, LANGUAGE_MODEL)
     other = start_vllm(path, config.model, config.generation, network, decoding, config.rollout.batch)
     return Engines(other, own, config.generation.correction)
-
-
-def load_language_model(model: ModelConfig, device: torch.device | str) -> tuple[Any, Any]:
-    """Load the frozen model and its tokenizer."""
-    tokenizer = load_tokenizer(model)
-    return load_frozen(model.path, model.revision, model, device), tokenizer
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

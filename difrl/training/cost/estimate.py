@@ -21,9 +21,9 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
-from difrl.policies.diffusion.load import needs_base
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import is_local_path
+from difrl.policies.references import needs_base
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.errors import UserError
 from difrl.scoring import build_reward, modality_mismatch
