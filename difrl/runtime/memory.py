@@ -23,17 +23,7 @@ def enough_for(stage: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(m in str(error) for m in _MESSAGES):
             raise
-        raise MemoryShortage(f"memory ran out in the {stage}: {advice}. ({_first_line(error)})") from error
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Return whether an error is an out-of-memory error."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(message in str(error) for message in _MESSAGES)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MemoryShortage(f"memory ran out in the {stage}: {advice}. ({first_line})") from error

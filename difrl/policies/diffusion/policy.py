@@ -9,8 +9,7 @@ The family (families/) adapts the pipeline, and the kind (likelihoods.py) define
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,16 +84,12 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
             self.evaluations += x_t.shape[0]
             gradient = torch.is_grad_enabled() and snapshot == CURRENT
             timestep = self.process.timestep(t).float()
-            with self.snapshots.use(snapshot), torch.set_grad_enabled(gradient), self._autocast():
+            # Trained weights are float32 whatever the dtype of the frozen ones; autocast runs them in the latter.
+            autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+            with self.snapshots.use(snapshot), torch.set_grad_enabled(gradient), autocast:
                 return self.family.call(x_t.to(self.dtype), timestep, condition.tensors).float()
 
         return classifier_free(evaluate, guidance)
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        # Trained weights are float32 whatever the dtype of the frozen ones; autocast runs them in the latter.
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            yield
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept every prompt: any text can be drawn, and its encoder cuts what is too long."""
