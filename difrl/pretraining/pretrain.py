@@ -26,8 +26,8 @@ class ModelKind(NamedTuple):
     run: Callable[[Any], None]
 
 
-IMAGE_MODEL, LANGUAGE_MODEL = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
-MODEL_KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGE_MODEL, "tiny-sd": IMAGE_MODEL, "tiny-lm": LANGUAGE_MODEL}
+IMAGE_KIND, TEXT_KIND = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
+MODEL_KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGE_KIND, "tiny-sd": IMAGE_KIND, "tiny-lm": TEXT_KIND}
 
 
 def pretrain(path: Path | str, overrides: Sequence[str] = ()) -> None:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+ScoreTable = Sequence[Sequence[float | None]]
+"""Scores [row][sample] of a sheet, None for a sample that was not scored."""
+
 BARS = "▁▂▃▄▅▆▇█"
 RISING, LEVEL, FALLING = 1, 0, -1
 ARROWS = {RISING: "↗", LEVEL: "→", FALLING: "↘"}

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from difrl.data.rollout import Rollout
 from difrl.reporting.image_grid import compare
-from difrl.reporting.text_sheet import Scores, TextSheet
+from difrl.reporting.number_format import ScoreTable
+from difrl.reporting.text_sheet import TextSheet
 
 
 class Sheet(Protocol):
@@ -39,7 +40,7 @@ class PictureSheet:
     prompts: Sequence[str]
     sets: Mapping[str, torch.Tensor]
     """Label -> [P, N, 3, H, W]."""
-    scores: Mapping[str, Scores]
+    scores: Mapping[str, ScoreTable]
     default: ClassVar[Path | None] = Path("samples.png")
 
     def show(self, console: Console) -> None: ...
@@ -54,7 +55,7 @@ class PictureSheet:
         return {"prompts": self.prompts, "scores": next(iter(self.scores.values()), [])}
 
 
-def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, Scores]) -> Sheet:
+def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, ScoreTable]) -> Sheet:
     """Build a sheet from one rollout a set. Each has equally many samples of every prompt, one prompt after the other."""
     images = {
         label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None

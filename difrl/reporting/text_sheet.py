@@ -13,13 +13,11 @@ from rich.console import Console, ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from difrl.reporting.number_format import number
+from difrl.reporting.number_format import ScoreTable, number
 
 SHEET_WIDTH = 80
 EMPTY = "(empty)"
 """Shown in the place of a completion without text."""
-
-Scores = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class TextSheet:
     prompts: Sequence[str]
     sets: Mapping[str, Sequence[Sequence[str]]]
     """Label -> [P][N]."""
-    scores: Mapping[str, Scores]
+    scores: Mapping[str, ScoreTable]
     """Label -> [P][N], None for a text that was not scored. Sets may be missing."""
 
     default: ClassVar[Path | None] = None

@@ -26,7 +26,7 @@ TRAINED_REWARD = "eval/reward/mean"
 WATCHED_REWARDS = "eval/watch/"
 DIVERSITY = "eval/diversity/"
 
-Metrics = Mapping[str, float]
+MetricsRow = Mapping[str, float]
 """An evaluation: its step, and its eval/… metrics with their standard errors."""
 
 
@@ -35,8 +35,8 @@ class Fall:
     """A watched measure that has fallen, with the rows of its best and of the last evaluation."""
 
     key: str
-    best: Metrics
-    now: Metrics
+    best: MetricsRow
+    now: MetricsRow
 
     def __str__(self) -> str:
         name = self.key.removeprefix(WATCHED_REWARDS).removeprefix("eval/")
@@ -71,13 +71,13 @@ class Guard:
     """The guard of a run, which observes every evaluation. Without a config it never acts."""
 
     config: GuardConfig | None
-    rows: list[Metrics] = field(default_factory=list)
+    rows: list[MetricsRow] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
         return Verdict() if self.config is None else compute_verdict(self.rows, self.config)
 
-    def observe(self, row: Metrics) -> dict[str, float]:
+    def observe(self, row: MetricsRow) -> dict[str, float]:
         """Add an evaluation, in place of earlier ones of the same or later steps. Return the guard/… metrics of its step."""
         self.rows = [*(r for r in self.rows if r["step"] < row["step"]), row]
         return {} if self.config is None else self.verdict.metrics()
@@ -112,7 +112,7 @@ class Guard:
         return f"guard: {self.verdict}{follows}"
 
 
-def compute_verdict(rows: Sequence[Metrics], config: GuardConfig) -> Verdict:
+def compute_verdict(rows: Sequence[MetricsRow], config: GuardConfig) -> Verdict:
     """Return the verdict after these evaluations, which are in the order of their steps."""
     struck = [bool(find_falls(rows[: n + 1], config)) for n in range(len(rows))]
     sound = [row for row, strike in zip(rows, struck, strict=True) if not strike and math.isfinite(row[TRAINED_REWARD])]
@@ -121,7 +121,7 @@ def compute_verdict(rows: Sequence[Metrics], config: GuardConfig) -> Verdict:
     return Verdict(find_falls(rows, config), strikes, int(best["step"]))
 
 
-def find_falls(rows: Sequence[Metrics], config: GuardConfig) -> tuple[Fall, ...]:
+def find_falls(rows: Sequence[MetricsRow], config: GuardConfig) -> tuple[Fall, ...]:
     """Return the measures that have fallen at the last of these evaluations."""
     if not rows:
         return ()
@@ -134,7 +134,7 @@ def find_falls(rows: Sequence[Metrics], config: GuardConfig) -> tuple[Fall, ...]
     return tuple(found)
 
 
-def _measures(row: Metrics, config: GuardConfig) -> list[str]:
+def _measures(row: MetricsRow, config: GuardConfig) -> list[str]:
     # Names with a slash are standard errors, and members of an ensemble, which is watched as a whole.
     rewards = [key for key in row if key.startswith(WATCHED_REWARDS) and "/" not in key.removeprefix(WATCHED_REWARDS)]
     if config.rewards is not None:
@@ -143,22 +143,22 @@ def _measures(row: Metrics, config: GuardConfig) -> list[str]:
     return [*rewards, *(diversity if config.diversity is not None else [])]
 
 
-def _fell(key: str, best: Metrics, now: Metrics, config: GuardConfig) -> bool:
+def _fell(key: str, best: MetricsRow, now: MetricsRow, config: GuardConfig) -> bool:
     drop, rise = best[key] - now[key], now[TRAINED_REWARD] - best[TRAINED_REWARD]
     share = (config.diversity or 0.0) * abs(best[key]) if key.startswith(DIVERSITY) else 0.0
     fell = drop > max(share, config.margin * _stderr(key, best, now))
     return fell and rise > config.margin * _stderr(TRAINED_REWARD, best, now)
 
 
-def _stderr(key: str, one: Metrics, other: Metrics) -> float:
+def _stderr(key: str, one: MetricsRow, other: MetricsRow) -> float:
     """Standard error of the difference of two evaluations. An evaluation of one sample has none and counts as exact."""
     errors = (row.get(key + STDERR, 0.0) for row in (one, other))
     return math.hypot(*(error if math.isfinite(error) else 0.0 for error in errors))
 
 
-def _is_finite(row: Metrics, key: str) -> bool:
+def _is_finite(row: MetricsRow, key: str) -> bool:
     return math.isfinite(row.get(key, math.nan)) and math.isfinite(row[TRAINED_REWARD])
 
 
-def _format(row: Metrics, key: str) -> str:
+def _format(row: MetricsRow, key: str) -> str:
     return number(row[key]) + plus_minus(row.get(key + STDERR))

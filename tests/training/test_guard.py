@@ -25,7 +25,7 @@ from difrl.scoring import Scorer
 from difrl.training import checkpoint
 from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
-from difrl.training.guard import Guard, Metrics, compute_verdict
+from difrl.training.guard import Guard, MetricsRow, compute_verdict
 from tests.fakes import in_threads
 from tests.recipes import recipe
 from tests.training.test_run import Killed, dies
@@ -39,7 +39,7 @@ def evaluation(step: int, reward: float, judged: float, spread: float = 0.5) -> 
     return {"step": step, **values, **{f"{key}/stderr": ERROR for key in values}}
 
 
-def rows(*values: tuple[float, ...]) -> list[Metrics]:
+def rows(*values: tuple[float, ...]) -> list[MetricsRow]:
     return [evaluation(10 * n, *one) for n, one in enumerate(values)]
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from difrl.reporting.image_grid.text_layout import MUTED, Colour, font
-
-Scores = Sequence[Sequence[float | None]]
+from difrl.reporting.number_format import ScoreTable
 
 # (fill, text) from the lowest score to the highest: brown and teal can be told apart with common colour blindness.
 SCALE: tuple[tuple[Colour, Colour], ...] = (
@@ -29,17 +28,17 @@ def badge(value: float | None, spread: tuple[float, float], size: int) -> Image.
     return pill(score_text(value), size, (value - low) / (high - low) if high > low else 0.5)
 
 
-def _finite(scores: Sequence[Sequence[float | None]]) -> list[float]:
+def _finite(scores: ScoreTable) -> list[float]:
     return [value for row in scores for value in row if value is not None and math.isfinite(value)]
 
 
-def mean_score(scores: Sequence[Sequence[float | None]]) -> float | None:
+def mean_score(scores: ScoreTable) -> float | None:
     """Return the mean of the scores that are known, None without any."""
     values = _finite(scores)
     return sum(values) / len(values) if values else None
 
 
-def colour_scale_ends(sets: Sequence[Scores]) -> tuple[float, float]:
+def colour_scale_ends(sets: Sequence[ScoreTable]) -> tuple[float, float]:
     """Return the ends of the colour scale: 0 and 1 if all scores lie between them, else the lowest and highest score."""
     values = [value for scores in sets for value in _finite(scores)]
     if not values or (min(values) >= 0 and max(values) <= 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
-from difrl.reporting.image_grid.badges import Scores, badge, colour_scale_ends, mean_score
+from difrl.reporting.image_grid.badges import badge, colour_scale_ends, mean_score
 from difrl.reporting.image_grid.text_layout import (
     HAIRLINE,
     INK,
@@ -23,6 +23,7 @@ from difrl.reporting.image_grid.text_layout import (
     line_height,
     wrap,
 )
+from difrl.reporting.number_format import ScoreTable
 
 SMALLEST_TILE = 120  # pixels: a smaller image would be dwarfed by its caption
 LARGEST_TILE = 384  # pixels: a sheet of 1024-pixel images would not open in most viewers
@@ -37,7 +38,7 @@ class TileColumn:
 
     label: str
     tiles: list[list[Image.Image]]
-    scores: Scores | None = None
+    scores: ScoreTable | None = None
 
     @property
     def most(self) -> int:
@@ -81,7 +82,7 @@ def grid(
     images: torch.Tensor,
     captions: Sequence[str],
     columns: int,
-    scores: Scores | None = None,
+    scores: ScoreTable | None = None,
     scale: int | None = None,
 ) -> Image.Image:
     """Return a sheet of samples [B,3,H,W] in [0,1] with `columns` images a row.
@@ -113,7 +114,7 @@ def grid(
 def compare(
     rows_by_label: Mapping[str, torch.Tensor],
     prompts: Sequence[str],
-    scores: Mapping[str, Scores] | None = None,
+    scores: Mapping[str, ScoreTable] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
     """Return several sets of samples side by side: one column a label, in the order of the mapping, and one row a prompt.
@@ -143,7 +144,7 @@ def _check_images(images: torch.Tensor, dimensions: int) -> None:
         raise ValueError("images hold NaN or infinite values; check how they were decoded")
 
 
-def _check_scores(scores: Scores | None, rows: int) -> None:
+def _check_scores(scores: ScoreTable | None, rows: int) -> None:
     if scores is not None and len(scores) != rows:
         raise ValueError(f"{len(scores)} lists of scores for {rows} rows of images; expected one a row")
 
