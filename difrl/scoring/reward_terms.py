@@ -37,16 +37,16 @@ class ScoresInContext:
     scores: Scores
     groups: Tensor
     """[B]."""
-    references: Scores | None = None
+    reference_scores: Scores | None = None
     """[B, M], of M reference samples of each sample's prompt, if there are any."""
 
-    def get_references(self) -> Scores:
+    def get_reference_scores(self) -> Scores:
         """Return the reference samples' scores [B, M]. Raise ValueError if there are none."""
-        if self.references is None:
+        if self.reference_scores is None:
             raise ValueError(
                 "its shape compares with reference samples, and there are none; set references: {count: 5}"
             )
-        return self.references
+        return self.reference_scores
 
 
 Shape = Callable[[ScoresInContext], Scores]
@@ -89,15 +89,15 @@ class RewardTerm:
         return self.combine(stack([scores[name] for name in self.members]))
 
     def shaped_scores(
-        self, scores: Mapping[str, Scores], groups: Tensor, references: Mapping[str, Scores]
+        self, scores: Mapping[str, Scores], groups: Tensor, reference_scores: Mapping[str, Scores]
     ) -> dict[str, Scores]:
         """Return the term's scores [B] under its label, and the shaped scores [B] of members with a shape under theirs.
 
-        scores: [B], by member. references: [B, M], by member, of those that scored reference samples.
+        scores: [B], by member. reference_scores: [B, M], by member, of those that scored reference samples.
         """
         try:
             parts = {
-                name: _apply_shape(ScoresInContext(scores[name], groups, references.get(name)), member.shape)
+                name: _apply_shape(ScoresInContext(scores[name], groups, reference_scores.get(name)), member.shape)
                 for name, member in self.members.items()
             }
             whole = _apply_shape(self._combine_parts(list(parts.values())), self.shape)
@@ -108,7 +108,7 @@ class RewardTerm:
 
     def _combine_parts(self, parts: list[ScoresInContext]) -> ScoresInContext:
         scores = self.combine(stack([part.scores for part in parts]))
-        known = [part.references for part in parts if part.references is not None]
+        known = [part.reference_scores for part in parts if part.reference_scores is not None]
         if len(known) < len(parts):
             return ScoresInContext(scores, parts[0].groups)
         flat = self.combine(stack([Scores(r.values.flatten(), r.valid.flatten()) for r in known]))
@@ -120,13 +120,13 @@ def _apply_shape(context: ScoresInContext, shape: Shape | None) -> ScoresInConte
     if shape is None:
         return context
     scores = shape(context)
-    if context.references is None:
+    if context.reference_scores is None:
         return replace(context, scores=scores)
-    values, valid = context.references
+    values, valid = context.reference_scores
     count, each = values.shape
     rows = torch.arange(count, device=values.device).repeat_interleave(each)
     own = ScoresInContext(Scores(values.flatten(), valid.flatten()), rows, Scores(values[rows], valid[rows]))
-    return replace(context, scores=scores, references=_reshape(shape(own), values.shape))
+    return replace(context, scores=scores, reference_scores=_reshape(shape(own), values.shape))
 
 
 def _reshape(scores: Scores, shape: torch.Size) -> Scores:
@@ -161,8 +161,8 @@ def build_shape(config: ShapeConfig | None) -> Shape | None:
         case MinMaxShape():
             return lambda c: min_max_of_groups(c.scores, c.groups)
         case ParShape():
-            return lambda c: par(c.scores, c.get_references())
+            return lambda c: par(c.scores, c.get_reference_scores())
         case LogSigmoidShape(quantile=quantile):
-            return lambda c: log_sigmoid(c.scores, c.get_references(), quantile=quantile)
+            return lambda c: log_sigmoid(c.scores, c.get_reference_scores(), quantile=quantile)
         case NoiseShape(false_positive=positive, false_negative=negative):
             return lambda c: denoised(c.scores, false_positive=positive, false_negative=negative)

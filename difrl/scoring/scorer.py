@@ -93,19 +93,19 @@ class Scorer:
         return self._sum(rollout, raw, self.weights, parts)
 
     def score_for_training(
-        self, rollout: Rollout, weights: Mapping[str, float], references: Mapping[str, Scores] | None = None
+        self, rollout: Rollout, weights: Mapping[str, float], reference_scores: Mapping[str, Scores] | None = None
     ) -> ScoredRollout:
         """Score every sample, and sum the shaped scores by the weights of a step. The sum is what the step optimises.
 
-        weights: by name, if they differ from those of evaluations. references: scores [B, M] of reference samples, by member,
-        for those in `reference_rewards`.
+        weights: by name, if they differ from those of evaluations. reference_scores: [B, M], scores of reference samples by
+        member, for those in `reference_rewards`.
         """
         scores, parts = self._score_members(rollout)
-        for name, known in (references or {}).items():
+        for name, known in (reference_scores or {}).items():
             parts[f"references/invalid/{name}"] = (~known.valid.any(dim=1)).float()
         shaped: dict[str, Scores] = {}
         for name, (term, _) in self.optimised.items():
-            shaped_parts = term.shaped_scores(scores, rollout.groups, references or {})
+            shaped_parts = term.shaped_scores(scores, rollout.groups, reference_scores or {})
             shaped[name] = shaped_parts[name]
             if term.has_shape:
                 parts |= {f"shaped/{key}": values_or_nan(part) for key, part in shaped_parts.items()}

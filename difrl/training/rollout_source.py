@@ -74,9 +74,9 @@ class PolicyRollouts:
     ) -> None:
         self.config, self.policy, self.scorer, self.prompts, self.device = config, policy, scorer, prompts, device
         self.order = PromptOrder(prompts, config.data.prompts_per_step, config.seed)
-        self.references: ReferenceScores | None = None
+        self.reference_scores: ReferenceScores | None = None
         if config.references is not None:
-            self.references = ReferenceScores(
+            self.reference_scores = ReferenceScores(
                 config.references, config.seed, policy, scorer.reference_rewards, prompts, device
             )
 
@@ -90,23 +90,23 @@ class PolicyRollouts:
     ) -> ScoredRollout:
         parts = self._split(groups)
         prompts = [self._prompt_numbers(step, attempt, part) for part in parts]
-        references: list[Mapping[str, Scores] | None] = [None] * len(parts)
-        if self.references is not None:
-            references = [self.references(numbers) for numbers in prompts]
+        reference_scores: list[Mapping[str, Scores] | None] = [None] * len(parts)
+        if self.reference_scores is not None:
+            reference_scores = [self.reference_scores(numbers) for numbers in prompts]
             time_section("references")
         rollouts = (self._rollout(step, attempt, *part) for part in zip(parts, prompts, strict=True))
         score = partial(self.scorer.score_for_training, weights=weights or {})
         if not self.config.rollout.overlap:
             (rollout,) = rollouts
             time_section("rollout")
-            scored = score(rollout, references=references[0])
+            scored = score(rollout, reference_scores=reference_scores[0])
             time_section("score")
             return scored
         # In one thread, no reward is called twice at a time, and calls keep their order.
         with ThreadPoolExecutor(1, "scoring") as thread:
             pending = [
-                thread.submit(score, rollout, references=part)
-                for rollout, part in zip(rollouts, references, strict=True)
+                thread.submit(score, rollout, reference_scores=part)
+                for rollout, part in zip(rollouts, reference_scores, strict=True)
             ]
             time_section("rollout")
             scored = ScoredRollout.cat([part.result() for part in pending])
@@ -114,15 +114,15 @@ class PolicyRollouts:
         return scored
 
     def commit_step(self) -> None:
-        if self.references is not None:
-            self.references.commit_step()
+        if self.reference_scores is not None:
+            self.reference_scores.commit_step()
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.references is None else self.references.state()
+        return {} if self.reference_scores is None else self.reference_scores.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        if self.references is not None:
-            self.references.load(state)
+        if self.reference_scores is not None:
+            self.reference_scores.load(state)
 
     def _split(self, groups: Sequence[int]) -> list[Sequence[int]]:
         """Return parts that are drawn at once: all groups, or with overlap a batch of whole prompts (at least one)."""

@@ -89,26 +89,26 @@ def test_reference_samples_are_counted_for_the_run() -> None:
     """2 of each prompt, 4 calls each: 3 steps of 4 prompts use 12 of 100, 10 of 10, and on two processes 12 again."""
     shaped = {"rewards": [{"name": "jpeg_compressibility", "shape": {"kind": "par"}}], "references": {"count": 2}}
     config = recipe("tiny-sd3", **shaped)
-    found = [dry_run(config, n, 0, prompts)[0].compared for n, prompts in ((1, 100), (1, 10), (2, 10))]
+    found = [dry_run(config, n, 0, prompts)[0].reference_samples for n, prompts in ((1, 100), (1, 10), (2, 10))]
     assert found == [12 * 2 * 4, 10 * 2 * 4, 12 * 2 * 4]
     counts, _ = dry_run(config, 1, 0, 10)
     assert counts.step == evaluations().step
-    assert dry_run(recipe("tiny-sd3"), 1, 0, 10)[0].compared == 0
+    assert dry_run(recipe("tiny-sd3"), 1, 0, 10)[0].reference_samples == 0
 
 
 def test_awm_by_hand() -> None:
     counts = evaluations()
     assert counts.rollout == 12 * 4
     assert counts.gradient == 12 * 3
-    assert counts.references == 0
+    assert counts.without_gradient == 0
     assert (counts.step, counts.run) == (48 + 36, 3 * 84)
 
 
 def test_each_anchor_and_old_weights_evaluate_every_decision_again() -> None:
-    assert evaluations(anchors=[TO_EMA], snapshots=EMA).references == 36
-    assert evaluations(anchors=[TO_EMA, TO_BASE], snapshots=EMA).references == 2 * 36
+    assert evaluations(anchors=[TO_EMA], snapshots=EMA).without_gradient == 36
+    assert evaluations(anchors=[TO_EMA, TO_BASE], snapshots=EMA).without_gradient == 2 * 36
     guided = {**TO_BASE, "guidance": 2.0}
-    assert evaluations(anchors=[TO_EMA, guided], snapshots=EMA).references == 36 + 2 * 36
+    assert evaluations(anchors=[TO_EMA, guided], snapshots=EMA).without_gradient == 36 + 2 * 36
 
 
 def test_statistics_of_split_groups_take_another_pass() -> None:
@@ -119,8 +119,8 @@ def test_statistics_of_split_groups_take_another_pass() -> None:
         "anchors": [TO_EMA],
         "snapshots": EMA,
     }
-    assert evaluations(**sections).references == 36 * 2 + 36 * 2
-    assert evaluations(**sections, train={"micro_batch": 9}).references == 36 * 2
+    assert evaluations(**sections).without_gradient == 36 * 2 + 36 * 2
+    assert evaluations(**sections, train={"micro_batch": 9}).without_gradient == 36 * 2
 
 
 def test_several_updates_divide_the_samples_and_need_old_weights() -> None:
@@ -129,7 +129,7 @@ def test_several_updates_divide_the_samples_and_need_old_weights() -> None:
         snapshots={"old": {"decay": 0.0}},
         likelihood={"kind": "forward", "decisions": 3, "old": "recompute"},
     )
-    assert (counts.rollout, counts.gradient, counts.references) == (48, 36, 36)
+    assert (counts.rollout, counts.gradient, counts.without_gradient) == (48, 36, 36)
 
 
 def test_flow_grpo_under_guidance_with_a_window_by_hand() -> None:
@@ -137,9 +137,11 @@ def test_flow_grpo_under_guidance_with_a_window_by_hand() -> None:
     counts = evaluations(**flow, anchors=[{**TO_BASE, "divergence": "gaussian"}])
     assert counts.rollout == 12 * 4 * 2
     assert counts.gradient == 12 * 2 * 2
-    assert counts.references == 12 * 2 * 2  # under the guidance of the likelihood, unless the anchor says otherwise
+    assert (
+        counts.without_gradient == 12 * 2 * 2
+    )  # under the guidance of the likelihood, unless the anchor says otherwise
     plain = {**TO_BASE, "divergence": "gaussian", "guidance": 1.0}
-    assert evaluations(**flow, anchors=[plain]).references == 12 * 2
+    assert evaluations(**flow, anchors=[plain]).without_gradient == 12 * 2
 
 
 def test_a_window_of_all_steps_leaves_out_the_last() -> None:

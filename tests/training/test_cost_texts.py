@@ -38,7 +38,7 @@ def test_tokens_by_hand(lm: Path, tmp_path: Path) -> None:
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), anchors=[TO_BASE])
     found = estimate(config)
     counts, tally = found.evaluations, found.model.dry.tally
-    assert (found.model.generated, counts.rollout, counts.gradient, counts.references) == (30, 54, 54, 54)
+    assert (found.model.generated, counts.rollout, counts.gradient, counts.without_gradient) == (30, 54, 54, 54)
     assert counts.evaluation == (2 * 6 + 2 * 4) * 9
     assert (tally.together, tally.drawn) == (6, 6)
     sections: dict[str, Any] = {"train": {"micro_batch": 12}, "data": {"evaluation": None}}
@@ -50,7 +50,7 @@ def test_reference_texts_are_counted_for_the_run(lm: Path, tmp_path: Path) -> No
     """3 texts of 4 + 5 tokens for each prompt; 2 steps of 2 prompts use 4 prompts."""
     shaped = {"rewards": [{"import": "tests.texts:Ones", "shape": {"kind": "par"}}], "references": {"count": 3}}
     config = shown_recipe(lm, tmp_path / "run", prompt_file(tmp_path), **shaped)
-    assert estimate(config).evaluations.compared == 4 * 3 * 9
+    assert estimate(config).evaluations.reference_samples == 4 * 3 * 9
 
 
 def test_a_step_generates_no_more_than_was_estimated(lm: Path, tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_centred_anchors_and_texts_of_another_engine_take_one_more_pass(
     plain, centred, drawn = (
         estimate(config).evaluations for config in (config_of(False), config_of(True), config_of(False, engine="vllm"))
     )
-    assert (plain.rollout, plain.references) == (54, 2 * 54)
-    assert (centred.rollout, centred.references) == (54, 3 * 54)
-    assert (drawn.rollout, drawn.references) == (2 * 54, 2 * 54)
+    assert (plain.rollout, plain.without_gradient) == (54, 2 * 54)
+    assert (centred.rollout, centred.without_gradient) == (54, 3 * 54)
+    assert (drawn.rollout, drawn.without_gradient) == (2 * 54, 2 * 54)
     read = texts_read(config_of(False), monkeypatch, None)
     assert texts_read(config_of(True), monkeypatch, None) - read == 6
     assert texts_read(config_of(False), monkeypatch, 2.0) - read == 6

@@ -46,20 +46,20 @@ class Evaluations:
     """Evaluations of one draw of a step's samples."""
     gradient: int
     """Evaluations of a step with gradient: the likelihoods of θ."""
-    references: int
+    without_gradient: int
     """Evaluations of a step without gradient: old weights, anchors, and statistics over micro-batches."""
     evaluation: int
     """Evaluations of the run for evaluation prompts, sample grids and the RLG sweep, without the pictures at its end."""
     draws: int
     """Most draws of a step (collect.max_draws)."""
     steps: int
-    compared: int = 0
+    reference_samples: int = 0
     """Most evaluations of the run for the reference samples of rewards. The run's `nfe` leaves them out."""
 
     @property
     def step(self) -> int:
         """Evaluations of a step whose first draw is enough: the increase of `nfe` in metrics.jsonl."""
-        return self.rollout + self.gradient + self.references
+        return self.rollout + self.gradient + self.without_gradient
 
     @property
     def run(self) -> int:
@@ -136,7 +136,7 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
         tally.gradient = 0
         step += share * spent(trainer.step, number)
         gradient += share * tally.gradient
-    evaluation = compared = 0
+    evaluation = reference_samples = 0
     sizes = [size for done in range(total + 1) if inputs.evaluation and (size := samples_due(config, done))]
     if sizes:
         settings = config.eval
@@ -153,15 +153,15 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
     if config.references is not None:
         met = min(total * config.collect.max_draws * config.data.prompts_per_step, processes * len(inputs.train))
         cost = spent(policy.reference, inputs.train[:1], one, NoiseKey(0, 0), config.references.snapshot)
-        compared = config.references.count * met * cost
+        reference_samples = config.references.count * met * cost
     return Evaluations(
         rollout=round(rollout) * dry.length,
         gradient=round(gradient) * dry.length,
-        references=round(step - rollout - gradient) * dry.length,
+        without_gradient=round(step - rollout - gradient) * dry.length,
         evaluation=round(evaluation * dry.evaluation_length),
         draws=config.collect.max_draws,
         steps=total,
-        compared=compared * dry.length,
+        reference_samples=reference_samples * dry.length,
     )
 
 

@@ -64,14 +64,14 @@ class Estimate:
     def step_seconds(self) -> tuple[float, float]:
         """Rough bounds of the model's time in a step; the upper one has every draw that collect allows."""
         counts, forward = self.evaluations, self.model.forward
-        rest = counts.references * forward + counts.gradient * self.model.training
+        rest = counts.without_gradient * forward + counts.gradient * self.model.training
         return self._seconds(counts.rollout * forward + rest, counts.draws * counts.rollout * forward + rest)
 
     @property
     def run_seconds(self) -> tuple[float, float]:
         """The same of the whole run, evaluations and reference samples included."""
         counts, forward = self.evaluations, self.model.forward
-        once = self._seconds(counts.evaluation * forward, (counts.evaluation + counts.compared) * forward)
+        once = self._seconds(counts.evaluation * forward, (counts.evaluation + counts.reference_samples) * forward)
         low, high = self.step_seconds
         return counts.steps * low + once[0], counts.steps * high + once[1]
 

@@ -66,7 +66,7 @@ def _evaluations(estimate: Estimate) -> Table:
     rows = {
         wording.rollout: counts.rollout,
         "updates, with gradient": counts.gradient,
-        "old weights and anchors": counts.references,
+        "old weights and anchors": counts.without_gradient,
     }
     for name, number in rows.items():
         if number:
@@ -75,8 +75,8 @@ def _evaluations(estimate: Estimate) -> Table:
     if counts.draws > 1:
         extra = (counts.draws - 1) * counts.rollout
         table.add_row("further draws (collect), up to", count(extra), count(extra * counts.steps))
-    if counts.compared:
-        table.add_row("reference samples, up to", "", count(counts.compared))
+    if counts.reference_samples:
+        table.add_row("reference samples, up to", "", count(counts.reference_samples))
     if counts.evaluation:
         table.add_row("evaluation", "", count(counts.evaluation))
     return table
