@@ -2,7 +2,7 @@
 
     python -m benchmarks.verification --seeds 0 1 2        trains what is missing, then writes the page
 
-A world is a module of benchmarks/arenas with cells to train and a section of the page to write. Cells that are done are only
+An arena is a module of benchmarks/arenas with cells to train and a section of the page to write. Finished cells are only
 read (--runs), so the command may be stopped and called again. On one CPU thread all of it takes about ten minutes.
 """
 
@@ -26,8 +26,8 @@ Results = Mapping[str, Sequence[Result]]
 
 
 @dataclass(frozen=True)
-class World:
-    """A world with known answers."""
+class Arena:
+    """A task with known answers, and the cells that are trained on it."""
 
     name: str
     cells: Sequence[str]
@@ -37,9 +37,9 @@ class World:
     """Return its section in Markdown."""
 
 
-WORLDS = (
-    World("gaussian", [cell.name for cell in CELLS], gaussian_page.run, gaussian_page.page),
-    World("text", [cell.name for cell in text_cells.CELLS], text_page.run, text_page.page),
+ARENAS = (
+    Arena("gaussian", [cell.name for cell in CELLS], gaussian_page.run, gaussian_page.page),
+    Arena("text", [cell.name for cell in text_cells.CELLS], text_page.run, text_page.page),
 )
 
 HEADER = """# Verification
@@ -49,18 +49,18 @@ solutions. Written by `python -m benchmarks.verification`; do not edit by hand.
 """
 
 
-def measured(world: World, cell: str, seed: int, runs: Path) -> Result:
+def measured(arena: Arena, cell: str, seed: int, runs: Path) -> Result:
     """Return the result of a cell from its file, or else train and measure it."""
-    path = runs / world.name / f"{cell}-{seed}.json"
+    path = runs / arena.name / f"{cell}-{seed}.json"
     if not path.exists():
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            result = world.run(cell, seed, Path(folder))
+            result = arena.run(cell, seed, Path(folder))
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(result))
         aside.replace(path)
-        print(f"{world.name} {cell} seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        print(f"{arena.name} {cell} seed {seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     found: Result = json.loads(path.read_text())
     return found
 
@@ -73,10 +73,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/verification.md"))
     options = parser.parse_args()
     sections = [HEADER]
-    for world in WORLDS:
-        pairs = [(cell, seed) for seed in options.seeds for cell in world.cells]
-        done = {pair: measured(world, *pair, options.runs) for pair in pairs}
-        sections.append(world.page({c: [done[c, seed] for seed in options.seeds] for c in world.cells}))
+    for arena in ARENAS:
+        pairs = [(cell, seed) for seed in options.seeds for cell in arena.cells]
+        done = {pair: measured(arena, *pair, options.runs) for pair in pairs}
+        sections.append(arena.page({c: [done[c, seed] for seed in options.seeds] for c in arena.cells}))
     options.out.write_text("\n".join(sections), encoding="utf-8")
     print(options.out)
 

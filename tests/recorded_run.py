@@ -1,6 +1,6 @@
 """`python -m tests.recorded_run CONFIG.yaml`: a run that also keeps its rollouts, for the tests of several processes.
 
-Beside what a run writes there are world-R.json, with what process R knew of the others, and rollout-R-K.safetensors,
+Beside what a run writes there are context-R.json, with what process R knew of the others, and rollout-R-K.safetensors,
 the K-th draw of process R.
 """
 
@@ -27,13 +27,13 @@ def main(path: Path) -> None:
     config, processes = read_config(path), DistributedContext()
     folder = path.parent
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    world = {
+    context = {
         "rank": processes.rank,
         "count": processes.count,
         "torch": torch.distributed.get_world_size() if together else 1,
         "device": processes.device.type,
     }
-    (folder / f"world-{processes.rank}.json").write_text(json.dumps(world))
+    (folder / f"context-{processes.rank}.json").write_text(json.dumps(context))
     draw, drawn = DiffusionPolicy.rollout, []
 
     def recorded(policy: DiffusionPolicy, *args: object) -> Rollout:

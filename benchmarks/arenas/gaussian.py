@@ -1,4 +1,4 @@
-"""Gaussian arena: cells of the grid trained by the real trainer on a world with known answers.
+"""Gaussian arena: cells of the grid trained by the real trainer on a task with known answers.
 
 A cell is a recipe and the closed form at which it should end. `train` runs it; `measure` reads the trained weights as affine
 maps, so the results are exact up to the noise of training itself.
@@ -35,8 +35,8 @@ from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from samplers import Condition, Grid, Window, ode, solve
 
-WORLD = GaussianTask()
-DIMENSIONS = len(WORLD.covariance)
+TASK = GaussianTask()
+DIMENSIONS = len(TASK.covariance)
 STEPS = 12
 """Number of denoising steps of a rollout."""
 FINE = 200
@@ -48,7 +48,7 @@ BETA = 1.0
 
 @dataclass(frozen=True)
 class Setting:
-    """Arguments of an answer: a prompt of the world, and the sampler of the cell."""
+    """Arguments of an answer: a prompt of the task, and the sampler of the cell."""
 
     policy: DiffusionPolicy
     data: Normal
@@ -101,7 +101,7 @@ class Measured:
     to_optimum: float
     """KL(end of the training sampler ‖ π*)."""
     answer_to_optimum: float
-    """KL(fixed point ‖ π*): the bias of the method in this world."""
+    """KL(fixed point ‖ π*): the bias of the method on this task."""
     ode_to_optimum: float
     """KL(end of the same network's ODE in many steps ‖ π*)."""
     nearest_beta: float
@@ -119,7 +119,7 @@ def build_config(folder: Path, sections: Mapping[str, Any], *, seed: int = 0, bu
         "model": {"path": str(folder / "model"), "train": "full"},
         "data": {
             "train": str(folder / "prompts.jsonl"),
-            "prompts_per_step": len(WORLD.prompts),
+            "prompts_per_step": len(TASK.prompts),
             "group_size": GROUP,
         },
         "rewards": [{"import": "difrl.tasks.exact.gaussian:LinearReward"}],
@@ -158,7 +158,7 @@ def build_output(policy: DiffusionPolicy, prompt: int, snapshot: str = "current"
 
     @torch.no_grad()
     def output(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        one_hot = torch.zeros(len(x_t), len(WORLD.prompts))
+        one_hot = torch.zeros(len(x_t), len(TASK.prompts))
         one_hot[:, prompt] = 1.0
         return denoiser(x_t.float()[:, :, None, None], t, Condition({"prompt": one_hot})).flatten(1)
 
@@ -184,10 +184,10 @@ def build_chain(policy: DiffusionPolicy, output: ExactDenoiser) -> Chain:
 
 def build_settings(policy: DiffusionPolicy) -> list[Setting]:
     """Return the arguments of the answers, for each prompt."""
-    cov = np.array(WORLD.covariance)
+    cov = np.array(TASK.covariance)
     return [
         Setting(policy, Normal(np.array(mean), cov), np.array(direction))
-        for mean, direction in zip(WORLD.means, WORLD.directions, strict=True)
+        for mean, direction in zip(TASK.means, TASK.directions, strict=True)
     ]
 
 

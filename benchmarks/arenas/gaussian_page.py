@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, WORLD, Cell, build_config, measure, train
+from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, TASK, Cell, build_config, measure, train
 from benchmarks.arenas.gaussian_forward import FORWARD
 from benchmarks.arenas.gaussian_reverse import REVERSE
 from difrl.tasks.exact.gaussian_solutions import Normal
@@ -21,7 +21,7 @@ BUDGET = 400_000
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
     """Train a cell within the budget and measure it."""
     cell = next(cell for cell in CELLS if cell.name == name)
-    WORLD.save(folder, STEPS)
+    TASK.save(folder, STEPS)
     return asdict(measure(train(build_config(folder, cell.sections, seed=seed, budget=BUDGET)), cell.answer))
 
 
@@ -46,17 +46,17 @@ def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _introduction(seeds: int) -> str:
-    cov = np.array(WORLD.covariance)
+    cov = np.array(TASK.covariance)
     start = np.mean(
         [
             Normal(np.array(mean), cov).kl(Normal(np.array(mean), cov).tilted(np.array(direction), BETA))
-            for mean, direction in zip(WORLD.means, WORLD.directions, strict=True)
+            for mean, direction in zip(TASK.means, TASK.directions, strict=True)
         ]
     )
     counted = f"{seeds} seeds" if seeds > 1 else "one seed"
     return f"""## The Gaussian task
 
-For each of {len(WORLD.means)} prompts the base model generates N(m, Σ) in three dimensions by flow matching, the reward is a·x0,
+For each of {len(TASK.means)} prompts the base model generates N(m, Σ) in three dimensions by flow matching, the reward is a·x0,
 and the optimum of E[r] − β KL at β = {BETA:g} is π\\* = N(m + Σa, Σ). The network is the exact denoiser of N(μ(t), Σ);
 training moves the table μ(t) ({STEPS} times, linear between them), in which both π\\* and the optimum over paths of
 every sampler lie. Untrained it is {start:.2f} nats from π\\*. Every cell spends the same {BUDGET:,} denoiser

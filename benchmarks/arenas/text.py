@@ -108,11 +108,11 @@ def tables(policy: LanguagePolicy) -> Array:
     return np.asarray(policy.network.model.tables().double().numpy())
 
 
-def measure(trainer: Trainer, cell: Cell, world: EnumerableTask) -> Measured:
+def measure(trainer: Trainer, cell: Cell, task: EnumerableTask) -> Measured:
     """Measure the distances of a trained policy from the cell's fixed point and from π*."""
     policy: LanguagePolicy = trainer.policy  # type: ignore[assignment]
     found = []
-    for trained, base, reward in zip(tables(policy), world.logits, world.rewards, strict=True):
+    for trained, base, reward in zip(tables(policy), task.logits, task.rewards, strict=True):
         end, reference = completion_probabilities(trained), completion_probabilities(base)
         optimum = exponential_tilt(reference, reward, BETA)
         gaps = (float("nan"),) * 2

@@ -15,10 +15,10 @@ from difrl.tasks.exact.enumerable_solutions import completion_probabilities, exp
 
 
 def run(name: str, seed: int, folder: Path) -> dict[str, float]:
-    """Train a cell in the world of a seed and measure it."""
-    cell, world = next(cell for cell in CELLS if cell.name == name), EnumerableTask(seed)
-    config = build_config(world.save(folder), cell, prompts=world.prompts, seed=seed)
-    return asdict(measure(train(config), cell, world))
+    """Train a cell on the task of a seed and measure it."""
+    cell, task = next(cell for cell in CELLS if cell.name == name), EnumerableTask(seed)
+    config = build_config(task.save(folder), cell, prompts=task.prompts, seed=seed)
+    return asdict(measure(train(config), cell, task))
 
 
 def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -28,11 +28,11 @@ def page(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _introduction(seeds: int) -> str:
-    worlds = [EnumerableTask(seed) for seed in range(seeds)]
+    tasks = [EnumerableTask(seed) for seed in range(seeds)]
     starts = [
         kl(completion_probabilities(base), exponential_tilt(completion_probabilities(base), reward, BETA))
-        for world in worlds
-        for base, reward in zip(world.logits, world.rewards, strict=True)
+        for task in tasks
+        for base, reward in zip(task.logits, task.rewards, strict=True)
     ]
     counted = f"{seeds} seeds" if seeds > 1 else "one seed"
     return f"""## The enumerable language model
@@ -41,7 +41,7 @@ A causal language model of transformers whose vocabulary is four letters (and sp
 three tokens, and whose logits after every prefix are free: any distribution over the 64 completions of a prompt is one
 setting of its weights. Logits of the base model and rewards of all completions are standard normal, drawn anew for
 every prompt and seed. Untrained it is {np.mean(starts):.2f} nats from π\\* ∝ π_ref exp(r/β), the optimum of
-E[r] − β KL(π ‖ π_ref) at β = {BETA:g}. Every cell is a recipe for the ordinary trainer: {worlds[0].prompts} prompts with
+E[r] − β KL(π ‖ π_ref) at β = {BETA:g}. Every cell is a recipe for the ordinary trainer: {tasks[0].prompts} prompts with
 {GROUP} samples each a step, one update a step, `clipped` with leave-one-out advantages (unless the row differs),
 {CELLS[0].steps} steps with a learning rate that falls to 0.
 

@@ -344,7 +344,7 @@ def test_a_detector_of_photographs_has_the_lower_of_two_thresholds() -> None:
         assert reward.detector.threshold == 0.2
 
 
-def test_metadata_of_photographs_for_the_shapes_world_are_an_error() -> None:
+def test_metadata_of_photographs_for_the_shapes_task_are_an_error() -> None:
     rows = [{"include": [{"class": "dog", "count": 1}]}]
     with pytest.raises(RewardError, match="'dog', which is none of"):
         score(make("geneval"), torch.ones(1, 3, 32, 32), ["a dog"], rows)

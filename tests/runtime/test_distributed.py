@@ -137,8 +137,8 @@ def recorded(model: Path, place: Path, count: int, sections: dict[str, Any]) -> 
     config = recipe(model, place / "run", rewards=smooth, **sections)
     (place / "config.yaml").write_text(to_yaml(config))
     launch(count, "tests.recorded_run", str(place / "config.yaml"))
-    worlds = [json.loads(path.read_text()) for path in sorted(place.glob("world-*.json"))]
-    assert worlds == [{"rank": r, "count": count, "torch": count, "device": "cpu"} for r in range(count)]
+    contexts = [json.loads(path.read_text()) for path in sorted(place.glob("context-*.json"))]
+    assert contexts == [{"rank": r, "count": count, "torch": count, "device": "cpu"} for r in range(count)]
     return place / "run"
 
 

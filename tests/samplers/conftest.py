@@ -1,4 +1,4 @@
-"""A world with known solutions: Gaussian data, and the denoiser that is exact for it."""
+"""A task with known solutions: Gaussian data, and the denoiser that is exact for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samplers import Condition, Denoiser, Grid, Kernel, Process, ode
 
 
 @dataclass
-class GaussianWorld:
+class SamplingTask:
     """x0 ~ N(mean, cov), so x_t ~ N(alpha mean, alpha^2 cov + sigma^2 I) and E[x0 | x_t] is affine in x_t."""
 
     process: Process
@@ -58,11 +58,11 @@ def moments(denoiser: Denoiser, process: Process, kernel: Kernel, grid: Grid, me
 
 
 @pytest.fixture
-def world() -> Callable[[Process], GaussianWorld]:
-    def build(process: Process) -> GaussianWorld:
+def build_task() -> Callable[[Process], SamplingTask]:
+    def build(process: Process) -> SamplingTask:
         mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
         cov = torch.tensor([[0.5, 0.3], [0.3, 1.2]], dtype=torch.float64)
-        return GaussianWorld(process, mean, cov)
+        return SamplingTask(process, mean, cov)
 
     return build
 

@@ -30,9 +30,9 @@ def resampled(denoiser, process, grid, states, step, nothing):
 
 
 @pytest.mark.parametrize("process", [FLOW, VariancePreserving(SD.alphas_cumprod, "epsilon")], ids=["flow", "vp"])
-def test_sampling_from_an_inverted_state_returns_the_sample(process, world, nothing):
+def test_sampling_from_an_inverted_state_returns_the_sample(process, build_task, nothing):
     """The error is first order in the step: at most 0.16 (VP) at 100 steps for samples of size 1, and half of that at 200."""
-    data = world(process)
+    data = build_task(process)
     x0 = data.mean + torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
     for steps in (100, 200):
@@ -70,8 +70,8 @@ def test_ddim_inversion_is_diffusers(nothing):
     torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-5, atol=1e-6)  # their alphas are float32
 
 
-def test_each_step_is_one_evaluation_and_no_noise(world, nothing):
-    model = counting(with_its_limit(world(FLOW)))
+def test_each_step_is_one_evaluation_and_no_noise(build_task, nothing):
+    model = counting(with_its_limit(build_task(FLOW)))
     grid, x0 = Grid(torch.linspace(1, 0, 6)), torch.ones(3, 2)
     first, second = (invert(model, FLOW, grid, x0, nothing(3)) for _ in range(2))
     assert torch.equal(first, second)

@@ -127,8 +127,8 @@ def test_nothing_is_differentiated():
     assert not trajectory.log_prob.requires_grad
 
 
-def test_gaussian_data_come_out_of_a_sampled_run(world, nothing):
-    data = world(FLOW)
+def test_gaussian_data_come_out_of_a_sampled_run(build_task, nothing):
+    data = build_task(FLOW)
     grid = Grid(torch.linspace(1, 0, 101))
     samples = range(2048)
     x_init = keyed((2,), seed=1, step=0, samples=samples, use="init")

@@ -157,9 +157,9 @@ def test_temperature_0_takes_the_best(candidates, mean):
     assert found.mean().item() / STD == pytest.approx(mean, abs=4 / math.sqrt(batch))
 
 
-def test_a_whole_run_samples_the_tilted_data(world):
+def test_a_whole_run_samples_the_tilted_data(build_task):
     """Gaussian data and a linear value: the posterior mean's value is the soft value up to a constant."""
-    data = world(FLOW)
+    data = build_task(FLOW)
     data.mean, data.cov = torch.zeros(1).double(), torch.eye(1).double() * 0.8
     steps, batch, slope = 40, 600, 1.0
     grid = Grid(torch.linspace(1, 0, steps + 1))

@@ -34,9 +34,9 @@ def by_ode(denoiser, process, scheduler, steps, x_init, condition):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_euler_is_the_ode(shift, world, nothing):
+def test_flow_euler_is_the_ode(shift, build_task, nothing):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    denoiser, x_init = world(FLOW).denoiser, torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    denoiser, x_init = build_task(FLOW).denoiser, torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     before = dict(vars(scheduler))
     run = (denoiser, FLOW, scheduler, 12, x_init, nothing(5))
     torch.testing.assert_close(solve(*run), by_ode(*run), rtol=0, atol=1e-5)
@@ -46,11 +46,11 @@ def test_flow_euler_is_the_ode(shift, world, nothing):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_ddim_is_the_ode(prediction, world, nothing):
+def test_ddim_is_the_ode(prediction, build_task, nothing):
     scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, steps_offset=1, **SD_BETAS)
     process = VariancePreserving(scheduler.alphas_cumprod, prediction)
     x_init = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    run = (world(process).denoiser, process, scheduler, 20, x_init, nothing(5))
+    run = (build_task(process).denoiser, process, scheduler, 20, x_init, nothing(5))
     torch.testing.assert_close(solve(*run), by_ode(*run), rtol=0, atol=1e-5)
 
 
@@ -63,8 +63,8 @@ def test_ddim_is_the_ode(prediction, world, nothing):
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
-def test_higher_order_flow_solvers_beat_euler(scheduler, world, nothing):
-    data = world(FLOW)
+def test_higher_order_flow_solvers_beat_euler(scheduler, build_task, nothing):
+    data = build_task(FLOW)
     x_init = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = [
         (solve(data.denoiser, FLOW, each, 20, x_init, nothing(64)) - data.end(x_init)).abs().max()
@@ -84,18 +84,18 @@ def test_higher_order_flow_solvers_beat_euler(scheduler, world, nothing):
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
-def test_variance_preserving_solvers_end_where_the_ode_ends(scheduler, world, nothing):
+def test_variance_preserving_solvers_end_where_the_ode_ends(scheduler, build_task, nothing):
     """This includes solvers that work on a rescaled state."""
     process = VariancePreserving(scheduler.alphas_cumprod, "epsilon")
-    data = world(process)
+    data = build_task(process)
     x_init = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = solve(data.denoiser, process, scheduler, 100, x_init, nothing(64))
     # Euler's error is 0.05; the others' are 0.02 and less.
     assert (found - data.end(x_init)).abs().max() < 0.06
 
 
-def test_a_half_precision_model_is_integrated_in_float32(world, nothing):
-    denoiser = world(FLOW).denoiser
+def test_a_half_precision_model_is_integrated_in_float32(build_task, nothing):
+    denoiser = build_task(FLOW).denoiser
     found = solve(
         lambda x_t, t, condition: denoiser(x_t, t, condition).bfloat16(),
         FLOW,
@@ -107,6 +107,6 @@ def test_a_half_precision_model_is_integrated_in_float32(world, nothing):
     assert found.dtype == torch.float32
 
 
-def test_a_scheduler_for_other_outputs_is_refused(world, nothing):
+def test_a_scheduler_for_other_outputs_is_refused(build_task, nothing):
     with pytest.raises(ValueError, match="configured for 'epsilon'"):
-        solve(world(FLOW).denoiser, FLOW, DDIMScheduler(), 4, torch.zeros(1, 2), nothing(1))
+        solve(build_task(FLOW).denoiser, FLOW, DDIMScheduler(), 4, torch.zeros(1, 2), nothing(1))

@@ -22,12 +22,12 @@ from difrl.tasks.exact.enumerable import (
 )
 from rewards import score
 
-WORLD = EnumerableTask(seed=3)
+TASK = EnumerableTask(seed=3)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return WORLD.save(tmp_path_factory.mktemp("enumerable"))
+    return TASK.save(tmp_path_factory.mktemp("enumerable"))
 
 
 def test_nodes_by_hand() -> None:
@@ -42,7 +42,7 @@ def test_the_folder_is_transformers_own(folder: Path) -> None:
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
     )
-    np.testing.assert_array_equal(model.tables().double().numpy(), WORLD.logits)
+    np.testing.assert_array_equal(model.tables().double().numpy(), TASK.logits)
     assert tokenizer("??abd").input_ids == [2, 2, 3, 4, 6]
     assert tokenizer.decode([3, 6, 5]) == "adc"
     assert tokenizer.decode([3, 6, 5, 1, 0], skip_special_tokens=True) == "adc"
@@ -59,8 +59,8 @@ def test_the_probability_of_every_completion_is_the_product_over_its_prefixes(fo
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
     )
-    tables = torch.from_numpy(WORLD.logits).log_softmax(-1)
-    for number, prompt in enumerate(WORLD.texts):
+    tables = torch.from_numpy(TASK.logits).log_softmax(-1)
+    for number, prompt in enumerate(TASK.texts):
         tokens = every(tokenizer, prompt)
         logp = model(tokens).logits.double().log_softmax(-1)[:, number:-1]
         found = logp.gather(2, tokens[:, number + 1 :, None]).sum(dim=(1, 2))
@@ -81,13 +81,13 @@ def test_generation_follows_the_table_with_any_cache_and_padding(folder: Path, c
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
     )
-    batch = tokenizer(WORLD.texts, padding=True, return_tensors="pt")
+    batch = tokenizer(TASK.texts, padding=True, return_tensors="pt")
     kept = {"use_cache": False} if cache is None else {"cache_implementation": cache}
     made = model.generate(**batch, max_new_tokens=3, do_sample=False, disable_compile=True, **kept)
     for number, text in enumerate(tokenizer.batch_decode(made[:, -3:])):
         node, expected = 0, ""
         for _ in range(3):
-            best = int(WORLD.logits[number, node].argmax())
+            best = int(TASK.logits[number, node].argmax())
             node, expected = 4 * node + 1 + best, expected + LETTERS[best]
         assert text == expected
 
@@ -112,12 +112,12 @@ def test_rewards_are_read_from_the_rows_of_the_prompts(folder: Path) -> None:
         ["?", "??", "?"],
         [rows[0]["metadata"], rows[1]["metadata"], rows[0]["metadata"]],
     )
-    assert found.values[:2].tolist() == pytest.approx(WORLD.rewards[:, 0, 1, 3].tolist())
+    assert found.values[:2].tolist() == pytest.approx(TASK.rewards[:, 0, 1, 3].tolist())
     assert found.valid.tolist() == [True, True, False]
 
 
 def test_another_seed_gives_another_task() -> None:
     other = EnumerableTask(seed=4)
-    assert np.abs(other.logits - WORLD.logits).min() > 0
-    assert np.abs(other.rewards - WORLD.rewards).min() > 0
+    assert np.abs(other.logits - TASK.logits).min() > 0
+    assert np.abs(other.rewards - TASK.rewards).min() > 0
     assert enumerable.VOCABULARY == 7

@@ -22,8 +22,8 @@ from difrl.tasks.exact.enumerable_solutions import (
 )
 from difrl.tasks.exact.enumerable_updates import Surrogate
 
-WORLD = EnumerableTask(seed=0)
-BASE, REWARD, BETA = WORLD.logits[0], WORLD.rewards[0], 1.0
+TASK = EnumerableTask(seed=0)
+BASE, REWARD, BETA = TASK.logits[0], TASK.rewards[0], 1.0
 REFERENCE = completion_probabilities(BASE)
 OPTIMUM = exponential_tilt(REFERENCE, REWARD, BETA)
 INSIDE = ["reverse_kl", "forward_kl", "jensen_shannon", "alpha", "hellinger"]

@@ -15,13 +15,13 @@ from difrl.tasks.exact.enumerable import EnumerableTask
 from difrl.tasks.exact.enumerable_solutions import completion_probabilities
 
 BY_NAME = {cell.name: cell for cell in CELLS}
-WORLD = EnumerableTask(seed=0, prompts=1)
+TASK = EnumerableTask(seed=0, prompts=1)
 STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return WORLD.save(tmp_path_factory.mktemp("enumerable"))
+    return TASK.save(tmp_path_factory.mktemp("enumerable"))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def trained(folder: Path) -> Callable[[str], arena.Measured]:
     def measured(name: str) -> arena.Measured:
         cell = BY_NAME[name]
         config = arena.build_config(folder, cell, prompts=1, steps=STEPS)
-        return arena.measure(arena.train(config), cell, WORLD)
+        return arena.measure(arena.train(config), cell, TASK)
 
     return cache(measured)
 
@@ -57,9 +57,9 @@ def test_a_kl_in_the_loss_ends_at_its_own_fixed_point(trained: Callable[..., are
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.answer is not None], ids=lambda cell: cell.name)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_setting_ends_at_its_fixed_point(cell: arena.Cell, seed: int, tmp_path: Path) -> None:
-    world = EnumerableTask(seed)
-    config = arena.build_config(world.save(tmp_path), cell, prompts=world.prompts, seed=seed)
-    assert arena.measure(arena.train(config), cell, world).to_answer < 0.01
+    task = EnumerableTask(seed)
+    config = arena.build_config(task.save(tmp_path), cell, prompts=task.prompts, seed=seed)
+    assert arena.measure(arena.train(config), cell, task).to_answer < 0.01
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_every_setting_ends_at_its_fixed_point(cell: arena.Cell, seed: int, tmp_
 def test_what_nothing_holds_goes_to_one_completion(name: str, folder: Path) -> None:
     cell = BY_NAME[name]
     trainer = arena.train(arena.build_config(folder, cell, prompts=1, steps=cell.steps))
-    assert arena.measure(trainer, cell, WORLD).to_optimum > 0.5
+    assert arena.measure(trainer, cell, TASK).to_optimum > 0.5
     assert completion_probabilities(arena.tables(trainer.policy)[0]).max() > 0.9
 
 

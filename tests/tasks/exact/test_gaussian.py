@@ -30,12 +30,12 @@ def policy_of(folder: Path, **sections: Any) -> DiffusionPolicy:
 
 
 @pytest.fixture(scope="module", params=["flow", "variance_preserving"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return GaussianTask(kind=request.param).save(tmp_path_factory.mktemp(request.param), arena.STEPS)
 
 
-def test_saved_and_loaded_it_is_the_exact_denoiser(world: Path) -> None:
-    policy = policy_of(world)
+def test_saved_and_loaded_it_is_the_exact_denoiser(task: Path) -> None:
+    policy = policy_of(task)
     x_t, t = torch.randn(50, 3, dtype=torch.float64), torch.linspace(0.02, 1, 50).double()
     for prompt, setting in enumerate(arena.build_settings(policy)):
         # float32 against float64, of outputs up to 10
@@ -45,12 +45,12 @@ def test_saved_and_loaded_it_is_the_exact_denoiser(world: Path) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "noise_level"), [("ode", 0.0), ("ddim", 1.0), ("precise", 0.7)])
-def test_every_sampler_of_the_policy_ends_at_the_data(world: Path, kernel: str, noise_level: float) -> None:
+def test_every_sampler_of_the_policy_ends_at_the_data(task: Path, kernel: str, noise_level: float) -> None:
     """Samplers of first order: four times the steps leave about a quarter of the error."""
 
     def error(steps: int) -> float:
         kind = {"likelihood": {"kind": "reverse"}} if noise_level else {}
-        policy = policy_of(world, rollout={"kernel": kernel, "noise_level": noise_level, "steps": steps}, **kind)
+        policy = policy_of(task, rollout={"kernel": kernel, "noise_level": noise_level, "steps": steps}, **kind)
         end, data = (
             arena.build_settings(policy)[1].end(arena.build_output(policy, 1)),
             arena.build_settings(policy)[1].data,
@@ -62,12 +62,12 @@ def test_every_sampler_of_the_policy_ends_at_the_data(world: Path, kernel: str, 
     assert fine < 0.35 * coarse
 
 
-def test_rollouts_have_the_moments_of_their_chain(world: Path) -> None:
+def test_rollouts_have_the_moments_of_their_chain(task: Path) -> None:
     """The policy's own samples against the closed form: four standard errors of 4096 samples."""
     policy = policy_of(
-        world, rollout={"kernel": "ddim", "noise_level": 1.0, "steps": arena.STEPS}, likelihood={"kind": "reverse"}
+        task, rollout={"kernel": "ddim", "noise_level": 1.0, "steps": arena.STEPS}, likelihood={"kind": "reverse"}
     )
-    count, prompt = 4096, load_prompts(str(world / "prompts.jsonl"))[1]
+    count, prompt = 4096, load_prompts(str(task / "prompts.jsonl"))[1]
     drawn = policy.rollout([prompt] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
     assert drawn.images is not None
     found = drawn.images.flatten(1).double().numpy()
@@ -80,11 +80,11 @@ def test_rollouts_have_the_moments_of_their_chain(world: Path) -> None:
 
 def test_the_affine_task_reaches_any_covariance(tmp_path: Path) -> None:
     """gain = (Σ' − Σ) S'⁻¹ S^½ turns the denoiser of N(mean, Σ) into that of N(mean, Σ')."""
-    policy = policy_of(arena.WORLD.save(tmp_path, arena.STEPS, affine=True))
-    old, new = np.array(arena.WORLD.covariance), np.array([[0.5, 0.1, 0.0], [0.1, 2.0, 0.3], [0.0, 0.3, 1.0]])
+    policy = policy_of(arena.TASK.save(tmp_path, arena.STEPS, affine=True))
+    old, new = np.array(arena.TASK.covariance), np.array([[0.5, 0.1, 0.0], [0.1, 2.0, 0.3], [0.0, 0.3, 1.0]])
     times = torch.tensor(policy.family.denoiser.config.times, dtype=torch.float64)
     believe(policy, old, new)
-    tuned = arena.Setting(policy, Normal(np.array(arena.WORLD.means[1]), new), np.zeros(3))
+    tuned = arena.Setting(policy, Normal(np.array(arena.TASK.means[1]), new), np.zeros(3))
     x_t = torch.randn(len(times), 3, dtype=torch.float64)
     torch.testing.assert_close(
         arena.build_output(policy, 1)(x_t, times).double(), tuned.base(x_t, times), rtol=1e-4, atol=1e-4
@@ -127,27 +127,27 @@ def test_hats_interpolate_linearly_and_hold_at_the_ends() -> None:
     torch.testing.assert_close(rows, expected)
 
 
-def test_an_unknown_prompt_is_refused(world: Path) -> None:
+def test_an_unknown_prompt_is_refused(task: Path) -> None:
     with pytest.raises(ValueError, match="no prompt 'a cat'; expected one of"):
-        policy_of(world).family.encode_prompts(["a cat"], None)
+        policy_of(task).family.encode_prompts(["a cat"], None)
 
 
-def test_grid_rows_are_the_rollouts_own_times(world: Path) -> None:
-    policy = policy_of(world)
+def test_grid_rows_are_the_rollouts_own_times(task: Path) -> None:
+    policy = policy_of(task)
     rows = policy.family.denoiser.config.times
     np.testing.assert_allclose(rows, Grid(policy.sampling.grid.times).times[: arena.STEPS].flip(0).numpy())
 
 
-def test_the_weighted_divergence_of_elbo_is_the_kl_of_two_gaussians(world: Path) -> None:
+def test_the_weighted_divergence_of_elbo_is_the_kl_of_two_gaussians(task: Path) -> None:
     """N(m + δ, Σ) against N(m, Σ): its mean over times is δᵀΣ⁻¹δ / 2, for either process."""
     likelihood = {"kind": "forward", "weighting": "elbo", "times": {"kind": "uniform"}, "decisions": 64, "cutoff": 0.0}
-    policy = policy_of(world, likelihood=likelihood, anchors=[{"to": "base", "divergence": "weighted"}])
+    policy = policy_of(task, likelihood=likelihood, anchors=[{"to": "base", "divergence": "weighted"}])
     delta = torch.tensor([0.4, -0.3, 0.2])
     policy.parameters["mean"].data += delta
-    prompts, count = load_prompts(str(world / "prompts.jsonl")), 32
+    prompts, count = load_prompts(str(task / "prompts.jsonl")), 32
     drawn = policy.rollout([prompts[0]] * count, torch.zeros(count).long(), torch.arange(count), NoiseKey(0, 0))
     found = policy.likelihoods(drawn, policy.decisions(drawn, NoiseKey(0, 0)))["divergence/base"].double()
     shift = delta.double().numpy()
-    expected = shift @ np.linalg.inv(np.array(arena.WORLD.covariance)) @ shift / 2
+    expected = shift @ np.linalg.inv(np.array(arena.TASK.covariance)) @ shift / 2
     # 64 strata of a smooth integrand, 32 times over: the standard error is below 1e-3 of it.
     assert found.mean().item() == pytest.approx(expected, rel=5e-3)

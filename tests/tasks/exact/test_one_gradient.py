@@ -52,10 +52,10 @@ def first_gradient(folder: Path, sections: Mapping[str, Any]) -> Tensor:
 def test_three_methods_share_their_first_gradient(
     tmp_path: Path, weighting: str, objective: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    world = arena.WORLD.save(tmp_path, arena.STEPS)
-    awm = first_gradient(world, {"likelihood": likelihood(weighting), "objective": {"kind": "clipped"}})
+    task = arena.TASK.save(tmp_path, arena.STEPS)
+    awm = first_gradient(task, {"likelihood": likelihood(weighting), "objective": {"kind": "clipped"}})
     other = first_gradient(
-        world, {"likelihood": likelihood(weighting, old="recompute", **more), "objective": objective, **OLD}
+        task, {"likelihood": likelihood(weighting, old="recompute", **more), "objective": objective, **OLD}
     )
     # float32 sums of some 400 terms; unit rewards lose a bound's worth of digits
     torch.testing.assert_close(other, awm, rtol=1e-3, atol=2e-4 * float(awm.abs().max()))
