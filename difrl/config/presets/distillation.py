@@ -27,10 +27,6 @@ DISTILLATION: Mapping[str, Preset] = {
     "g_opd": Preset(
         summary="G-OPD: on-policy distillation past the teacher, in the direction from a reference to the teacher",
         source="2602.12125",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="teacher+base",
-        advantage="none-std",
         # λ = 1.25 (ExOPD): the teacher at λ, the reference at 1 − λ. The reference is the pretrained student. The paper's
         # reward correction replaces it by the model that the teacher was trained from, as a second teacher.
         settings=_distillation([{"to": "teacher", "coefficient": 1.25}, {"to": "base", "coefficient": -0.25}]),
@@ -38,20 +34,12 @@ DISTILLATION: Mapping[str, Preset] = {
     "vopd": Preset(
         summary="vOPD: on-policy distillation, each token's log-ratio minus its mean over the vocabulary, for less variance",
         source="2605.07865",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="teacher",
-        advantage="none-std",
         # The baseline is over the full vocabulary; the paper also has one over the student's most likely tokens.
         settings=_distillation([{"to": "teacher", "coefficient": 1.0, "centred": True}]),
     ),
     "dph_rl": Preset(
         summary="DPH-RL: a policy gradient, and forward KL on correct answers of the pretrained model against forgetting",
         source="2509.07430",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="base-rehearsal",
-        advantage="group-std",
         # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. The authors also do
         # not sample for the rehearsed prompts; those prompts whose samples are all correct have no advantage anyway.
         settings={

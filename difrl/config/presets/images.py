@@ -29,10 +29,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "awm": Preset(
         summary="Advantage Weighted Matching: the pretraining loss, weighted by the advantage",
         source="2509.25050",
-        likelihood="forward",
-        objective="clipped",
-        anchor="base+ema",
-        advantage="global-std",
         # The authors' settings for SD3.5-M on GenEval. Their samples come from SA-Solver at 14 steps.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0},
@@ -55,20 +51,12 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "ddpo": Preset(
         summary="DDPO: policy gradient on every step of the DDIM sampler at full noise",
         source="2305.13301",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # DDPO_IS. The authors' mean and standard deviation are over a prompt's last rewards; here they are over a group.
         settings=_reverse("ddim", 1.0, 1e-4, advantage={"baseline": "mean", "std": "group", "clip": 10.0}),
     ),
     "flow_grpo": Preset(
         summary="Flow-GRPO: policy gradient on every step of the Flow-SDE sampler, KL to the base model",
         source="2505.05470",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="base",
-        advantage="group-std",
         # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are
         # divided by the group's standard deviation, as in the paper; the authors' recipes divide by that of all rewards.
         settings=_reverse(
@@ -81,10 +69,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "flow_grpo_fast": Preset(
         summary="Flow-GRPO-Fast: Flow-GRPO on a random window of two steps, the others by the ODE",
         source="2505.05470",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="global-std",
         # As in the authors' later code; in their first code a group also shared the steps before the window. They keep
         # the window in the first half of the path; a recipe sets `end` to match its steps.
         settings=_reverse(
@@ -98,20 +82,12 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "dance_grpo": Preset(
         summary="DanceGRPO: policy gradient on steps of constant noise, without an anchor",
         source="2505.07818",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # The authors also train a random 60 % of the steps, and start all samples of a group from the same noise.
         settings=_reverse("dance_sde", 0.3, 1e-4),
     ),
     "cps": Preset(
         summary="Flow-CPS: policy gradient on coefficient-preserving sampling, which leaves no noise in the images",
         source="2509.05952",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="global-std",
         # The settings are those of the Flow-GRPO authors, whose code includes the method: the window stays in the first
         # half. They publish a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; the true one needs a larger range.
         settings=_reverse(
@@ -125,10 +101,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "grpo_guard": Preset(
         summary="GRPO-Guard: Flow-GRPO on ratios with mean 1 and equal spread at every step, so that clipping takes effect",
         source="2510.22319",
-        likelihood="reverse",
-        objective="ratio_normalised",
-        anchor="none",
-        advantage="group-std",
         # The published clip range is 2e-6, since a normalised ratio varies less than a plain one.
         settings={
             **_reverse("flow_sde", 0.7, 2e-6),
@@ -139,10 +111,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "flow_dppo": Preset(
         summary="Flow-DPPO: a trust region in the exact KL of a step; outside it only steps back towards old count",
         source="2606.11025",
-        likelihood="reverse",
-        objective="divergence_masked",
-        anchor="none",
-        advantage="global-std",
         # The authors' defaults with Flow-SDE; they also sample with Flow-CPS. A trust region takes effect from the
         # second update of a rollout on.
         settings={
@@ -154,10 +122,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "mix_grpo": Preset(
         summary="MixGRPO: policy gradient on a window of four steps that moves over the trajectory",
         source="2507.21802",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # Published for 25 steps, of which 300 iterations visit the first 15. At the end of the path the window stays, as
         # in the paper; in the authors' code it begins again.
         settings=_reverse(
@@ -167,20 +131,12 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "precise": Preset(
         summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation for a fixed clean sample",
         source="2605.23522",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # The kernel has the noise and the settings of Flow-SDE; the paper's own noise schedule is not included.
         settings=_reverse("precise", 0.7, 1e-4),
     ),
     "crd": Preset(
         summary="Centred reward distillation: log-ratios regressed on rewards, both centred within a prompt",
         source="2603.14128",
-        likelihood="forward",
-        objective="centred",
-        anchor="base-cfg4.5",
-        advantage="global-std",
         # Published: groups of 24, two updates a step, and for OCR the decays min(0.25 + 0.005 n, 0.999) of old and
         # min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. The authors' code takes 20 times a sample and compares
         # each separately; a recipe can raise `decisions`.
@@ -212,10 +168,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "nft": Preset(
         summary="DiffusionNFT: a mixture towards the trained weights fits good samples, a mixture away from them bad samples",
         source="2509.16117",
-        likelihood="forward",
-        objective="negative_aware",
-        anchor="base",
-        advantage="global-std",
         # The authors' settings for SD3.5-M on GenEval. The decay of old, which draws the samples, is min(0.001 n, 0.5).
         # They choose nine of the sampler's ten times at random, the first among them, which a grid here leaves out.
         settings={
@@ -237,10 +189,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "diffusion_dpo": Preset(
         summary="Diffusion-DPO: the better of two samples should gain more likelihood over the base model",
         source="2311.12908",
-        likelihood="forward",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         # Published: beta = 5000 on pairs of a file, one (t, noise) a pair, uniform t, squared errors averaged over
         # dimensions with the factor 1/2, which is 2500 here. The pairs are the best and worst of a group drawn online.
         settings={
@@ -261,10 +209,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "b2_diffurl": Preset(
         summary="B²-DiffuRL: the last denoising steps first, comparing samples that share the steps before",
         source="2503.11240",
-        likelihood="reverse",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # As in the authors' code, except that it keeps only the best and the worst sample of each branch, if they are far
         # enough from the mean of the prompt's last eight rounds. Here all samples are kept, with the branch as baseline.
         settings={
@@ -280,10 +224,6 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "ddim_inpo": Preset(
         summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler generates the images, found by inversion",
         source="2503.18454",
-        likelihood="forward",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         # Published: beta = 2000 with the factor 1/2, which is 1000 here, for Stable Diffusion 1.5. The paper inverts the
         # reference, as this preset does; the authors' code inverts the weights under training, adds a tenth of DDPM's
         # noise, and takes t between the inverted times.

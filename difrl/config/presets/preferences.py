@@ -26,48 +26,28 @@ PREFERENCES: Mapping[str, Preset] = {
     "dpo": Preset(
         summary="DPO: the better of two texts should gain more likelihood over the pretrained model",
         source="2305.18290",
-        likelihood="tokens",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         settings=_pairs(),
     ),
     "f_dpo": Preset(
         summary="f-DPO: DPO with another divergence from the pretrained model than the reverse KL, here Jensen-Shannon",
         source="2309.16240",
-        likelihood="tokens",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         # The other choices are forward_kl, and alpha with a value of alpha.
         settings=_pairs(divergence="jensen_shannon"),
     ),
     "rdpo": Preset(
         summary="rDPO: DPO's loss corrected for a share of wrong labels, so that its mean is that of clean labels",
         source="2403.00409",
-        likelihood="tokens",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         # The share depends on the labels, so a recipe should set its own.
         settings=_pairs(flip=0.1),
     ),
     "ipo": Preset(
         summary="IPO: the margin of a pair is regressed on 1 / 2β, which bounds it even for certain labels",
         source="2310.12036",
-        likelihood="tokens",
-        objective="preference",
-        anchor="none",
-        advantage="none-std",
         settings=_pairs(loss="squared"),
     ),
     "adpo": Preset(
         summary="ADPO: a softmax of log-ratios to the pretrained model is fitted to a softmax of rewards: soft labels",
         source="2510.18913",
-        likelihood="tokens",
-        objective="anchored_preference",
-        anchor="none",
-        advantage="none-std",
         # Temperatures of 1 are the paper's plain form. For a pair the loss is DPO's at β = 1 / temperature with soft labels.
         settings={
             "likelihood": {"kind": "tokens", "old": "detach"},

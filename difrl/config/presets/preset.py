@@ -9,13 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A method: its source, its place in the grid, and its settings."""
+    """A method: its purpose, its source and its settings."""
 
     summary: str
     source: str
     """arXiv number."""
-    likelihood: str
-    objective: str
-    anchor: str
-    advantage: str
     settings: Mapping[str, Any] = field(repr=False)

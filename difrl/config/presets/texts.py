@@ -33,10 +33,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "grpo": Preset(
         summary="GRPO: a clipped policy gradient on tokens, with rewards standardised within the group of a prompt",
         source="2402.03300",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="base",
-        advantage="group-std",
         # The KL is k3 in the loss, and every sample has equal weight regardless of its length (eq. 3, 4).
         settings=_tokens(
             aggregation="sample", anchors=[{"to": "base", "divergence": "k3", "coefficient": 0.04, "place": "loss"}]
@@ -45,29 +41,17 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "dr_grpo": Preset(
         summary="Dr.GRPO: GRPO without its two biases: no standard deviation, no division by the length of a text",
         source="2503.20783",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="none-std",
         settings=_tokens(std="none", aggregation="length"),
     ),
     "dapo": Preset(
         summary="DAPO: a higher upper clip bound, equal weight for tokens, prompts drawn again until rewards differ",
         source="2503.14476",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         # The fourth part, a soft penalty of texts that are almost too long, is the reward `length`.
         settings=_tokens(clip=(0.2, 0.28), collect={"max_draws": 10}),
     ),
     "rloo": Preset(
         summary="RLOO: REINFORCE on whole texts, with the mean of the prompt's other texts as baseline and the KL in the reward",
         source="2402.14740",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="base",
-        advantage="none-std",
         # A text is one action and every rollout has one update, so nothing is clipped. The KL is the k1 of a text.
         settings={
             "likelihood": {"kind": "tokens", "old": "recorded"},
@@ -79,10 +63,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "bnpo": Preset(
         summary="BNPO: rewards of 0 and 1 divided by a Beta density fitted to the success rates of the prompts",
         source="2506.02864",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="beta-std",
         # The authors' code sums over the tokens of a text and averages over texts, as `length` up to a factor that AdamW
         # cancels.
         settings=_tokens(clip=(0.2, 0.28), std="beta", aggregation="length"),
@@ -90,10 +70,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "gspo": Preset(
         summary="GSPO: GRPO with the ratio and clipping of a whole text: the geometric mean over its tokens",
         source="2507.18071",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="group-std",
         settings=_tokens(
             objective={"kind": "clipped", "clip_low": 3e-4, "clip_high": 4e-4, "decisions": "mean"},
         ),
@@ -101,10 +77,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "crd_text": Preset(
         summary="Centred reward distillation on texts: their log-ratios regressed on rewards, both centred in a group",
         source="2603.14128",
-        likelihood="tokens",
-        objective="centred",
-        anchor="base",
-        advantage="global-std",
         # Published for images. Only the sum over tokens is the log-likelihood of a text, so the sum precedes the square.
         # The anchor has no guidance and is the KL of full distributions. Snapshots and numbers are those of crd.
         settings={
@@ -128,10 +100,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "grpo_guard_text": Preset(
         summary="GRPO-Guard on tokens: log-ratios centred by the exact KL from old, so that clipping takes effect",
         source="2510.22319",
-        likelihood="tokens",
-        objective="ratio_normalised",
-        anchor="none",
-        advantage="group-std",
         # Published for images. The scale of a token is 1 and its bias KL(old || theta) of full distributions, so the old
         # weights are evaluated again; `bias: batch` estimates it from recorded values. The clip range is that of tokens.
         settings=_tokens(
@@ -142,10 +110,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "clip_cov": Preset(
         summary="Clip-Cov: tokens with a large covariance of log-probability and advantage are left out of the gradient",
         source="2505.22617",
-        likelihood="tokens",
-        objective="clip_cov",
-        anchor="none",
-        advantage="group-std",
         settings=_tokens(
             objective={
                 "kind": "clip_cov",
@@ -160,10 +124,6 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "kl_cov": Preset(
         summary="KL-Cov: a KL to old on the tokens with the largest covariance of log-probability and advantage",
         source="2505.22617",
-        likelihood="tokens",
-        objective="kl_cov",
-        anchor="none",
-        advantage="group-std",
         # The share is that of the 7B model; for 32B it is 2e-4. Recorded likelihoods differ from those of theta by
         # rounding errors, whose sign would determine the gradient of the penalty.
         settings=_tokens(objective={"kind": "kl_cov", "share": 2e-3, "coefficient": 1.0}, **_OLD_IS_EVALUATED),
@@ -171,20 +131,12 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "nsr": Preset(
         summary="NSR: only samples with a negative reward count, so that no single answer is made more likely",
         source="2506.01347",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="none-std",
         # For rewards of +1 and -1, which serve as advantages.
         settings=_tokens(advantage={"baseline": "none", "std": "none", "positive": 0.0}),
     ),
     "w_reinforce": Preset(
         summary="W-REINFORCE: NSR, with positive rewards at a tenth of their weight",
         source="2506.01347",
-        likelihood="tokens",
-        objective="clipped",
-        anchor="none",
-        advantage="none-std",
         settings=_tokens(advantage={"baseline": "none", "std": "none", "positive": 0.1}),
     ),
 }
