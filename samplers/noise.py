@@ -43,11 +43,7 @@ def keyed(
       index: a further number, such as the denoising step.
       device, dtype: of the result.
     """
-
-    def normal(generator: Generator) -> Tensor:
-        return torch.randn(tuple(shape), generator=generator)
-
-    return _draw(normal, shape, (int(seed), int(step), use, int(index)), samples, device, dtype)
+    return _draw(torch.randn, shape, (int(seed), int(step), use, int(index)), samples, device, dtype)
 
 
 def keyed_uniform(
@@ -62,15 +58,11 @@ def keyed_uniform(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return uniform numbers in [0, 1), [B, *shape]. The arguments are those of `keyed`."""
-
-    def uniform(generator: Generator) -> Tensor:
-        return torch.rand(tuple(shape), generator=generator)
-
-    return _draw(uniform, shape, (int(seed), int(step), use, int(index)), samples, device, dtype)
+    return _draw(torch.rand, shape, (int(seed), int(step), use, int(index)), samples, device, dtype)
 
 
 def _draw(
-    draw: Callable[[Generator], Tensor],
+    draw: Callable[..., Tensor],
     shape: Sequence[int],
     key: tuple[int | str, ...],
     samples: Sequence[int] | Tensor,
@@ -82,5 +74,5 @@ def _draw(
     out = torch.empty(len(numbers), *shape)
     generator = Generator()
     for row, number in enumerate(numbers):
-        out[row] = draw(generator.manual_seed(stable_seed(*key, int(number))))
+        out[row] = draw(tuple(shape), generator=generator.manual_seed(stable_seed(*key, int(number))))
     return out.to(device, dtype)

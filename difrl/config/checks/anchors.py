@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from difrl.config.checks.conflict import ConfigConflict
+from difrl.config.schema.anchors import DistributionDivergence
 from difrl.config.schema.base import KeyPath
 from difrl.config.schema.run import RunSections
 from difrl.config.schema.schedules import value_range
@@ -68,17 +70,7 @@ def _values_are_in_range(config: RunSections) -> Iterator[ConfigConflict]:
                 yield ConfigConflict(path, f"found {level:g}, expected {expected}")
 
 
-_OF_DISTRIBUTIONS = (
-    "reverse_kl",
-    "forward_kl",
-    "jensen_shannon",
-    "alpha",
-    "hellinger",
-    "total_variation",
-    "chi_squared",
-)
-
-
+_OF_DISTRIBUTIONS: tuple[str, ...] = get_args(DistributionDivergence)
 _DIVERGENCES: Mapping[str, tuple[str, ...]] = {
     "forward": ("velocity", "weighted"),
     "reverse": ("gaussian", "velocity", "k1", "k2", "k3"),

@@ -20,21 +20,11 @@ from difrl.config.schema.training import TrainConfig
 if TYPE_CHECKING:
     from difrl.core import Coefficient
 
-DivergenceName = Literal[
-    "velocity",
-    "weighted",
-    "gaussian",
-    "k1",
-    "k2",
-    "k3",
-    "reverse_kl",
-    "forward_kl",
-    "jensen_shannon",
-    "alpha",
-    "hellinger",
-    "total_variation",
-    "chi_squared",
+DistributionDivergence = Literal[
+    "reverse_kl", "forward_kl", "jensen_shannon", "alpha", "hellinger", "total_variation", "chi_squared"
 ]
+"""Divergences between the distributions of a token."""
+DivergenceName = Literal["velocity", "weighted", "gaussian", "k1", "k2", "k3", DistributionDivergence]
 
 
 class AnchorConfig(Section):

@@ -111,17 +111,9 @@ class ReverseEvaluation(DenoiserEvaluation):
         return None if divisor is None else (1 / divisor).to(self.logp.dtype)
 
 
-def _get_outputs(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return output, process.target(flat["x0"], flat["noise"], flat["t"])
-
-
-def _get_clean(process: Process, output: Tensor, flat: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return process.split(output, flat["x_t"], flat["t"])[0], flat["x0"]
-
-
 ERRORS: Mapping[str, Callable[[Process, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]] = {
-    "output": _get_outputs,
-    "clean": _get_clean,
+    "output": lambda process, output, flat: (output, process.target(flat["x0"], flat["noise"], flat["t"])),
+    "clean": lambda process, output, flat: (process.split(output, flat["x_t"], flat["t"])[0], flat["x0"]),
 }
 """likelihood.error -> (prediction, target), [N, ...] each: raw outputs, or clean samples."""
 
