@@ -21,7 +21,9 @@ import functools
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rewards.base import Metadata, Samples, Scores, WithoutDevice, check_texts
@@ -74,18 +76,35 @@ def _time_limit(seconds: int) -> int | None:
     return seconds if threading.current_thread() is threading.main_thread() else None
 
 
+@contextmanager
+def _limited(seconds: int, action: str) -> Iterator[None]:
+    """Raise TimeoutError if a block with calls of math-verify takes longer than the limit.
+
+    At the limit math-verify raises its own exception out of a signal handler. Python drops an exception that is raised
+    while a destructor runs, so the time is measured too.
+    """
+    from math_verify.errors import TimeoutException  # a BaseException, so that no handler of Exception catches it
+
+    started, ended = time.monotonic(), True
+    try:
+        yield
+    except TimeoutException:
+        ended = False
+    if not ended or (_time_limit(seconds) is not None and time.monotonic() - started >= seconds):
+        raise TimeoutError(f"{action} took over {seconds} s")
+
+
 @functools.lru_cache(CACHED)
 def _parse(text: str, seconds: int) -> tuple[Any, ...]:
     """Return the expressions that math-verify finds as a text's answer; none if it finds none."""
     from math_verify import parse  # takes some seconds: sympy and a grammar of LaTeX
-    from math_verify.errors import TimeoutException  # a BaseException, so that no handler of Exception catches it
 
     try:
-        return tuple(
-            parse(text, fallback_mode="no_fallback", parsing_timeout=_time_limit(seconds), raise_on_error=True)
-        )
-    except TimeoutException:
-        raise TimeoutError(f"parsing {text[:80]!r} took over {seconds} s") from None
+        with _limited(seconds, f"parsing {text[:80]!r}"):
+            limit = _time_limit(seconds)
+            return tuple(parse(text, fallback_mode="no_fallback", parsing_timeout=limit, raise_on_error=True))
+    except TimeoutError:
+        raise
     except Exception:  # it cannot be parsed as mathematics
         return ()
 
@@ -109,11 +128,11 @@ def _equal(truth: str, answer: str, seconds: int) -> bool:
 def _same_value(gold: object, found: object, seconds: int) -> bool:
     """Whether two expressions are equal. False if sympy cannot compare them."""
     from math_verify import verify
-    from math_verify.errors import TimeoutException
 
     try:
-        return bool(verify(gold, found, timeout_seconds=_time_limit(seconds), raise_on_error=True))
-    except TimeoutException:
-        raise TimeoutError(f"a comparison took over {seconds} s") from None
+        with _limited(seconds, "a comparison"):
+            return bool(verify(gold, found, timeout_seconds=_time_limit(seconds), raise_on_error=True))
+    except TimeoutError:
+        raise
     except Exception:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,7 @@ import math_verify
 import pytest
 import torch
 from math_verify.errors import TimeoutException
+from math_verify.utils import timeout
 
 from rewards import Scores, make, score
 from rewards.math_answers import _equal, _parse
@@ -163,3 +165,27 @@ def test_a_text_whose_parsing_or_comparison_never_ends_is_invalid_after_the_limi
     found = score(make("math", seconds=1), [text], [""], [{"answer": "0.5"}])
     assert not found.valid.any()
     assert time.monotonic() - started < 60
+
+
+def test_a_time_limit_whose_exception_is_lost_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops an exception that a signal raises while a destructor runs."""
+    dropped = list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(1.5)
+
+    def verify(*_: object, timeout_seconds: int, **__: object) -> bool:
+        @timeout(timeout_seconds)
+        def drop() -> bool:
+            held = [Slow()]
+            held.clear()
+            return True
+
+        return bool(drop())
+
+    monkeypatch.setattr(math_verify, "verify", verify)
+    found = score(make("math", seconds=1), ["12345"], [""], [{"answer": "54321"}])
+    assert dropped == [TimeoutException]
+    assert not found.valid.any()
