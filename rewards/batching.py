@@ -44,15 +44,15 @@ class Job:
         return self.samples.nbytes if isinstance(self.samples, Tensor) else sum(map(len, self.samples))
 
     @property
-    def kind(self) -> tuple[int, ...] | None:
-        """The shape of an image, None for texts. Only jobs of one kind are scored in one call."""
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of an image, None for texts. Only jobs of one shape are scored in one call."""
         return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
 
 
 class Batcher:
     """A thread that scores jobs with one reward.
 
-    A call takes the first job, and the jobs of its kind that fit into `max_batch` rows and `max_size` bytes. The first job
+    A call takes the first job, and the jobs of its shape that fit into `max_batch` rows and `max_size` bytes. The first job
     waits at most `wait` seconds for others; time spent behind another call counts. A job is never split: one above a limit
     gets its own call, and the reward splits it into batches. If a call of several jobs fails, each job is scored alone, so
     that only the job that causes the failure fails.
@@ -137,7 +137,7 @@ class Batcher:
         """Return how long the first job still waits for others; None if the queue is empty."""
         if not self._jobs:
             return None
-        rows, size = _total(job for job in self._jobs if job.kind == self._jobs[0].kind)
+        rows, size = _total(job for job in self._jobs if job.image_shape == self._jobs[0].image_shape)
         full = rows >= self.max_batch or size >= self.max_size
         return 0.0 if full else max(0.0, self._jobs[0].arrived + self.wait - time.monotonic())
 
@@ -146,7 +146,7 @@ class Batcher:
         rows = size = 0
         for job in self._jobs:
             fits = rows + len(job) <= self.max_batch and size + job.size <= self.max_size
-            if not batch or (job.kind == batch[0].kind and fits):
+            if not batch or (job.image_shape == batch[0].image_shape and fits):
                 batch.append(job)
                 rows, size = rows + len(job), size + job.size
             else:

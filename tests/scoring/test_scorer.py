@@ -14,7 +14,7 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data import modality as media
+from difrl.data.modality import MODALITIES, Modality
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.scoring import SHIPPED_OPTIONS, Scorer, build_reward
@@ -141,11 +141,19 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
 @pytest.mark.parametrize(
     ("modality", "wrong", "message"),
     [
-        (media.IMAGES, READS, "'{}': it reads texts, and the samples here are images; .* lists the rewards of images"),
-        (media.TEXTS, SEES, "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts"),
+        (
+            MODALITIES["forward"],
+            READS,
+            "'{}': it reads texts, and the samples here are images; .* lists the rewards of images",
+        ),
+        (
+            MODALITIES["tokens"],
+            SEES,
+            "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts",
+        ),
     ],
 )
-def test_rewards_of_another_modality_are_refused(modality: media.Modality, wrong: dict[str, Any], message: str) -> None:
+def test_rewards_of_another_modality_are_refused(modality: Modality, wrong: dict[str, Any], message: str) -> None:
     """This includes watched rewards and members of ensembles. A function without `needs` passes."""
     right = READS if wrong is SEES else SEES
     pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}

@@ -58,10 +58,10 @@ def _groups_can_be_compared(config: RunSections) -> Iterator[ConfigConflict]:
     advantage = config.advantage
     plain = advantage.baseline == "none" and advantage.std in ("global", "none")
     silent = config.data.rows == "prompts" and all(reward.silent for reward in config.rewards)
-    charged = any(anchor.place == "reward" for anchor in config.anchors)
+    penalised = any(anchor.place == "reward" for anchor in config.anchors)
     if config.objective.compares:
         reason = f"{config.objective.kind} compares the samples of a prompt"
-    elif plain or (silent and not charged):
+    elif plain or (silent and not penalised):
         return
     else:
         reason = "advantages compare the samples of a prompt"
