@@ -40,3 +40,11 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import tiny_lm
 
     return tiny_lm(tmp_path_factory.mktemp("models") / "lm")
+
+
+@pytest.fixture(scope="session")
+def sd35(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline with the extras of SD3.5: T5, QK norm, dual attention, shift 3."""
+    from tests.tiny_models import tiny_sd3
+
+    return tiny_sd3(tmp_path_factory.mktemp("models") / "sd35", like_35=True, shift=3.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from difrl.config import DataConfig
 from difrl.data.jsonl import DataFileError
 from difrl.data.modality import IMAGES, TEXTS, Modality
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
+from tests.helpers import write_rows
 
 
 def save_image(folder: Path, name: str, size: tuple[int, int] = (8, 8)) -> str:
     Image.new("RGB", size).save(folder / name)
     return name
-
-
-def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def load(path: Path, rows: str, modality: Modality) -> list[RecordedGroup]:

@@ -22,6 +22,7 @@ from difrl.config.load import to_yaml
 from difrl.reporting.metrics_file import read_metrics
 from difrl.runtime.distributed import DistributedContext
 from tests.fakes import in_threads
+from tests.helpers import without_times
 from tests.recipes import AWM, FLOW_GRPO, recipe
 
 ROOT = Path(__file__).parents[2]
@@ -153,10 +154,6 @@ def draws(run: Path, number: int) -> dict[str, Tensor]:
 def saved(run: Path, name: str) -> dict[str, Tensor]:
     """Return a file of the last checkpoint."""
     return load_file(run / f"checkpoints/step-{STEPS:06d}/{name}.safetensors")
-
-
-def without_times(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if not name.startswith("time/")}
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from difrl.training.step_metrics import Clock
 from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Listed, Told, in_threads, linear_trainer
+from tests.helpers import without_times
 from tests.recipes import FLOW_GRPO, recipe
 
 DIMS = 2
@@ -305,20 +306,16 @@ def adaptive_trainer() -> Trainer:
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     """Controller, soup, reset and restart: after 1, 2, 3 or 4 steps of 6."""
     whole = adaptive_trainer()
-    expected = [strip(whole.step(number)) for number in range(6)]
+    expected = [without_times(whole.step(number)) for number in range(6)]
     for pause in range(1, 5):
         first, second = adaptive_trainer(), adaptive_trainer()
         for number in range(pause):
             first.step(number)
         checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
         assert checkpoint.load(second, checkpoint.checkpoint_folder(tmp_path, pause), DistributedContext()) == pause
-        assert [strip(second.step(number)) for number in range(pause, 6)] == expected[pause:]
+        assert [without_times(second.step(number)) for number in range(pause, 6)] == expected[pause:]
         states = [{**t.policy.parameters, **t.policy.snapshots.state()} for t in (whole, second)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
-def strip(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if not name.startswith("time/")}
 
 
 def test_a_checkpoint_without_the_controller_is_refused(tmp_path: Path) -> None:

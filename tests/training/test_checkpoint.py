@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 from collections.abc import Iterator, Mapping
@@ -28,11 +27,6 @@ from difrl.training.checkpoint import CheckpointError
 from tests.fakes import Meeting, ThreadProcesses, in_threads
 
 FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")

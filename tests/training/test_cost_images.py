@@ -35,7 +35,6 @@ from difrl.training.cost.images import build_image_cost
 from difrl.training.cost.table import estimate_table, format_duration_range, format_size
 from difrl.training.trainer import Trainer
 from tests.recipes import FLOW_GRPO, recipe
-from tests.tiny_models import tiny_sd3
 
 SPEED = 1e9
 LORA = {"train": "lora", "lora": {"rank": 4}}
@@ -51,12 +50,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-sd3"
     build_pipeline([p.text for p in shapes.prompts()], 0).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def sd35(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with T5, QK norm and dual attention."""
-    return tiny_sd3(tmp_path_factory.mktemp("models") / "sd35", like_35=True, shift=3.0)
 
 
 @pytest.fixture(autouse=True)

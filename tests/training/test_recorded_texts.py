@@ -26,8 +26,8 @@ from difrl.training.cost.estimate import estimate
 from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
 from tests.fakes import Ones
+from tests.helpers import write_rows
 from tests.recipes import text_recipe
-from tests.tiny_models import tiny_lm
 
 PREFERENCE = {
     "likelihood": {"kind": "tokens", "old": "detach"},
@@ -35,17 +35,6 @@ PREFERENCE = {
     "advantage": {"std": "none"},
 }
 ROWS = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": "99", "metadata": {"number": i}} for i in range(6)]
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "lm")
-
-
-def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
@@ -69,7 +58,7 @@ def silent(name: str) -> None:
 
 
 def test_a_pair_is_a_group_of_two_texts(lm: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(lm, written(tmp_path, ROWS))
+    trainer = trainer_of(lm, write_rows(tmp_path, ROWS))
     scored = trainer.source.draw(0, 0, range(4), silent)
     numbers = [p.metadata["number"] for p in scored.rollout.prompts[::2]]
     assert scored.rewards.tolist() == [1, 0] * 4
@@ -95,7 +84,7 @@ def test_a_pair_is_a_group_of_two_texts(lm: Path, tmp_path: Path) -> None:
 def test_losses_at_the_reference_are_known_and_fall(
     lm: Path, tmp_path: Path, objective: dict[str, Any], loss: float
 ) -> None:
-    path = written(tmp_path, ROWS)
+    path = write_rows(tmp_path, ROWS)
     trainer = trainer_of(lm, path, objective={**objective, "decisions": "sum"}, train={"lr": 5e-4})
     rows = [trainer.step(number) for number in range(4)]
     assert rows[0]["loss"] == pytest.approx(loss, abs=1e-4)
@@ -106,7 +95,7 @@ def test_losses_at_the_reference_are_known_and_fall(
 
 def test_texts_longer_than_completions_may_be_are_all_told_before_the_first_step(lm: Path, tmp_path: Path) -> None:
     rows = [ROWS[0], {**ROWS[1], "rejected": "123456"}, ROWS[2], {**ROWS[3], "chosen": "12345"}]
-    path = written(tmp_path, rows)
+    path = write_rows(tmp_path, rows)
     with pytest.raises(ModelError) as caught:
         trainer_of(lm, path)
     first, second = str(caught.value).split("\n")
@@ -119,7 +108,7 @@ def test_texts_longer_than_completions_may_be_are_all_told_before_the_first_step
 
 
 def test_what_is_rehearsed_is_checked_without_weights(lm: Path, tmp_path: Path) -> None:
-    path = written(tmp_path, ROWS)
+    path = write_rows(tmp_path, ROWS)
     held = {"to": "base", "divergence": "forward_kl", "vocabulary": "sampled", "samples": "rehearsal"}
     broken = [{"prompt": "1+1=", "text": text, "reward": 1.0} for text in ("2", "123456")]
     for rows, error, problem in (

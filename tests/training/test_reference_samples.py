@@ -21,8 +21,9 @@ from difrl.training.checkpoint import CheckpointError
 from difrl.training.trainer import Trainer
 from rewards import RewardError, Scores
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, Moody, in_threads
+from tests.helpers import without_times
 from tests.recipes import recipe
-from tests.training.test_shaped_rewards import PAR, Counting, bright, dropping, run, strip, trainer_of
+from tests.training.test_shaped_rewards import PAR, Counting, bright, dropping, run, trainer_of
 
 NAN = math.nan
 
@@ -78,7 +79,7 @@ def test_a_reward_that_never_says_the_same_twice_is_asked_once_whenever_a_run_is
         run(first, pause)
         checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
         second, after = resumed(tmp_path, pause)
-        assert [strip(second.step(number)) for number in range(pause, 6)] == expected[pause:]
+        assert [without_times(second.step(number)) for number in range(pause, 6)] == expected[pause:]
         assert torch.equal(second.parameters[0], whole.parameters[0])
         assert before.asked + after.asked == policy.asked
 
@@ -102,7 +103,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     checkpoint.set_random_state(generators)
     checkpoint.save(first, tmp_path, 1, 1, DistributedContext())
     second, _ = resumed(tmp_path, 1)
-    assert [strip(second.step(number)) for number in range(1, 6)] == expected[1:]
+    assert [without_times(second.step(number)) for number in range(1, 6)] == expected[1:]
 
 
 def references(prompts: Sequence[Prompt] = PROMPTS, count: int = 3) -> ReferenceScores:

@@ -25,8 +25,8 @@ from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness, Ones, in_threads
+from tests.helpers import first_gradient, perturb, write_rows
 from tests.recipes import recipe, text_recipe
-from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt(text, {}) for text in ("1+", "2+5", "7=", "4+4=", "5+")]
 TEXTS = {"1+1=": "2", "2+5=": "77", "7+7=": "14", "3+4=": "345"}
@@ -39,17 +39,10 @@ ANCHOR = {
 }
 
 
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "lm")
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     rows = [{"prompt": prompt, "text": text, "reward": 1} for prompt, text in TEXTS.items()]
-    path = tmp_path / "samples.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_rows(tmp_path, rows))
 
 
 def trainer_of(lm: Path, file: str | None, processes: DistributedContext | None = None, /, **sections: Any) -> Trainer:
@@ -57,17 +50,10 @@ def trainer_of(lm: Path, file: str | None, processes: DistributedContext | None 
     train = {"max_grad_norm": 1e9, "lr": 1e-3, **sections.pop("train", {})}
     config = text_recipe(lm, train=train, **{**rehearsal, **sections})
     policy = load_policy(config)
-    generator = torch.Generator().manual_seed(0)
-    for p in policy.parameters.values():
-        p.data.add_(0.1 * torch.randn(p.shape, generator=generator))
+    perturb(policy.parameters, 0.1)
     return Trainer(
         config, policy, Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or DistributedContext()
     )
-
-
-def gradient(trainer: Trainer) -> Tensor:
-    trainer.step(0)
-    return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
 
 
 def divergence(lm: Path, policy: Any) -> Tensor:
@@ -93,7 +79,7 @@ def test_the_gradient_is_the_steps_own_and_that_of_the_samples_of_the_file(lm: P
     expected = divergence(lm, rehearsed.policy)
     parameters = list(rehearsed.parameters)
     added = torch.autograd.grad(expected, parameters, materialize_grads=True)
-    own, found = gradient(alone), gradient(rehearsed)
+    own, found = first_gradient(alone), first_gradient(rehearsed)
     wanted = own + 0.7 * torch.cat([g.flatten() for g in added])
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=2e-5 * float(wanted.abs().max()))
     assert (found - own).abs().max() > 1e-3
@@ -110,10 +96,10 @@ def test_metrics_are_of_the_samples_of_the_file(lm: Path, file: str) -> None:
 
 
 def test_micro_batches_and_processes_do_not_matter(lm: Path, file: str) -> None:
-    expected = gradient(trainer_of(lm, file, train={"micro_batch": 1000}))
+    expected = first_gradient(trainer_of(lm, file, train={"micro_batch": 1000}))
     close = {"rtol": 1e-3, "atol": 2e-5 * float(expected.abs().max())}
-    torch.testing.assert_close(gradient(trainer_of(lm, file, train={"micro_batch": 5})), expected, **close)
-    for found in in_threads(2, lambda processes: gradient(trainer_of(lm, file, processes))):
+    torch.testing.assert_close(first_gradient(trainer_of(lm, file, train={"micro_batch": 5})), expected, **close)
+    for found in in_threads(2, lambda processes: first_gradient(trainer_of(lm, file, processes))):
         torch.testing.assert_close(found, expected, **close)
 
 

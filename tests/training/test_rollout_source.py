@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from difrl.scoring import Scorer
 from difrl.training.rollout_source import DatasetRollouts, number_samples
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness, in_threads
+from tests.helpers import first_gradient, write_rows
 from tests.recipes import recipe
 
 PAIRS = {"rows": "pairs", "group_size": 2, "prompts_per_step": 4}
@@ -45,7 +45,7 @@ def pair_file(folder: Path, count: int = 6) -> Path:
         }
         for i in range(count)
     ]
-    return written(folder, rows)
+    return write_rows(folder, rows)
 
 
 def sample_file(folder: Path, rewards: dict[str, list[float]]) -> Path:
@@ -54,13 +54,7 @@ def sample_file(folder: Path, rewards: dict[str, list[float]]) -> Path:
         for prompt, values in rewards.items()
         for n, reward in enumerate(values)
     ]
-    return written(folder, rows[::2] + rows[1::2])
-
-
-def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(folder, rows[::2] + rows[1::2])
 
 
 def config_of(model: Path | str, path: Path, /, **sections: Any) -> RunConfig:
@@ -137,23 +131,18 @@ def test_the_trainer_learns_and_the_check_of_its_first_update_passes(sd3: Path, 
     assert any(not torch.equal(p, old) for p, old in zip(trainer.parameters, before, strict=True))
 
 
-def gradient(trainer: Trainer) -> Tensor:
-    trainer.step(0)
-    return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
-
-
 def test_micro_batches_caches_and_processes_do_not_matter(sd3: Path, tmp_path: Path) -> None:
     path, unclipped = pair_file(tmp_path), {"max_grad_norm": 1e9}
-    expected = gradient(trainer_of(sd3, path, train={"micro_batch": 1000, **unclipped}))
+    expected = first_gradient(trainer_of(sd3, path, train={"micro_batch": 1000, **unclipped}))
     close = {"rtol": 1e-3, "atol": 1e-4 * float(expected.abs().max())}
     small = trainer_of(sd3, path, train={"micro_batch": 2, **unclipped}, data={"cache": 0}, rollout={"batch": 1})
-    torch.testing.assert_close(gradient(small), expected, **close)
+    torch.testing.assert_close(first_gradient(small), expected, **close)
 
     config = config_of(sd3, path, train=unclipped)
     policies = [load_diffusion_policy(config) for _ in range(2)]
 
     def work(processes: DistributedContext) -> Tensor:
-        return gradient(trained(config, policies[processes.rank], processes))
+        return first_gradient(trained(config, policies[processes.rank], processes))
 
     for found in in_threads(2, work):
         torch.testing.assert_close(found, expected, **close)
@@ -195,7 +184,7 @@ def test_samples_of_one_prompt_are_a_group(sd3: Path, tmp_path: Path) -> None:
 
 def test_images_of_another_size_than_the_models(sd3: Path, tmp_path: Path) -> None:
     picture(tmp_path, "a.png", 1, (16, 12))
-    path = written(tmp_path, [{"prompt": "x", "chosen": "a.png", "rejected": "a.png"}])
+    path = write_rows(tmp_path, [{"prompt": "x", "chosen": "a.png", "rejected": "a.png"}])
     with pytest.raises(ModelError, match=r"have 16 × 12 pixels, and the model is sampled at 8 × 8.*rollout.width: 16"):
         trainer_of(sd3, path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import random
 import signal
 import subprocess
@@ -50,11 +49,6 @@ KEPT = ("trained.safetensors", "optimizer.safetensors", "snapshots.safetensors",
 
 class Killed(BaseException):
     """An exception in place of SIGKILL, for tests that stay in their own process. Nothing catches it."""
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def small(model: Path, run: Path, /, **sections: Any) -> RunConfig:

@@ -28,6 +28,7 @@ from difrl.training.step_metrics import Clock
 from difrl.training.trainer import Trainer, TrainingError
 from rewards import Failsafe, RewardError, Scores
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, in_threads, linear_trainer
+from tests.helpers import without_times
 from tests.recipes import FLOW_GRPO, recipe, text_recipe
 from tests.training.test_anchors import Chain
 
@@ -47,12 +48,8 @@ def trainer_of(
     return linear_trainer(rewards=list(rewards), scorer=scorer, processes=processes, **sections)
 
 
-def strip(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if not name.startswith("time/")}
-
-
 def run(trainer: Trainer, count: int) -> list[dict[str, float]]:
-    return [strip(trainer.step(number)) for number in range(count)]
+    return [without_times(trainer.step(number)) for number in range(count)]
 
 
 def preferences(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
@@ -304,7 +301,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         run(first, pause)
         checkpoint.save(first, tmp_path, pause, 9, DistributedContext())
         assert checkpoint.load(second, checkpoint.checkpoint_folder(tmp_path, pause), DistributedContext()) == pause
-        assert [strip(second.step(number)) for number in range(pause, 5)] == expected[pause:]
+        assert [without_times(second.step(number)) for number in range(pause, 5)] == expected[pause:]
         assert torch.equal(second.parameters[0], whole.parameters[0])
 
 

@@ -17,7 +17,6 @@ from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.graded_texts import Graded
 from tests.recipes import text_recipe
-from tests.tiny_models import tiny_lm
 from tests.training.test_combinations import OBJECTIVES
 
 PROMPTS = [Prompt(text, {}) for text in ("1+", "2+5", "7=", "4+4=")]
@@ -68,11 +67,6 @@ def fits(old: str, objective: str, decisions: str) -> bool:
 FITTING = [c for c in COMBINATIONS if fits(*c)]
 SEEN = list({objective: (old, objective, decisions) for old, objective, decisions in reversed(FITTING)}.values())
 """Of every objective the first."""
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "lm")
 
 
 @pytest.mark.parametrize(("old", "objective", "decisions"), COMBINATIONS)

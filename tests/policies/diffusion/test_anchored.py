@@ -16,6 +16,7 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
+from tests.helpers import perturb
 from tests.recipes import FLOW_GRPO, recipe
 
 KEY = NoiseKey(seed=3, step=5)
@@ -26,12 +27,6 @@ GUIDED = {"kernel": "flow_sde", "noise_level": 0.7, "guidance": 2.0}
 
 def drawn(policy: DiffusionPolicy) -> Any:
     return policy.rollout(PROMPTS[:3], torch.arange(3), torch.arange(3), KEY)
-
-
-def perturb(policy: DiffusionPolicy, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for p in policy.parameters.values():
-        p.data.add_(0.05 * torch.randn(p.shape, generator=generator))
 
 
 @pytest.mark.parametrize("model", [{"train": "full"}, LORA])
@@ -45,7 +40,7 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
         "anchors": [{"to": "base", **k1}, {"to": "base", "guidance": 1.0, **k1}],
     }
     policy, pretrained = (load_diffusion_policy(recipe(sd3, **sections)) for _ in range(2))
-    perturb(policy)
+    perturb(policy.parameters)
     rollout = drawn(policy)
     decisions = policy.decisions(rollout, KEY)
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
@@ -76,7 +71,7 @@ def test_reference_samples_are_what_the_weights_of_then_draw(sd3: Path, branch: 
         recipe(sd3, **{**sections, "rollout": {**sampling, "branch": branch}}), keep_base=True
     )
     pretrained = load_diffusion_policy(recipe(sd3, **{**sections, "rollout": sampling}))
-    perturb(policy)
+    perturb(policy.parameters)
     found = policy.reference(PROMPTS[:3], torch.arange(3), KEY, "base")
     expected, own = drawn(pretrained).images, drawn(policy).images
     torch.testing.assert_close(found.images, expected, atol=1e-5, rtol=0)
@@ -128,7 +123,7 @@ def test_sampler_draws_and_old_is_the_denominator(sd3: Path, model: dict[str, An
 def test_base_that_cannot_be_reached_leaves_the_model(sd3: Path) -> None:
     """After an exception in a pass under the base, in full training, θ is restored."""
     policy = load_diffusion_policy(recipe(sd3, model={"train": "full", "copies": "cpu"}), keep_base=True)
-    perturb(policy)
+    perturb(policy.parameters)
     before = {name: (p.data_ptr(), p.detach().clone()) for name, p in policy.parameters.items()}
     with policy.snapshots.use("base"):
         assert not any(torch.equal(p, before[name][1]) for name, p in policy.parameters.items())

@@ -17,14 +17,11 @@ from difrl.policies.diffusion.branching import Branching
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from difrl.runtime.distributed import DistributedContext
-from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
-from difrl.training.trainer import Trainer
 from samplers import keyed
-from tests.fakes import Brightness
 from tests.recipes import FLOW_GRPO, recipe
 from tests.tiny_models import tiny_sd
+from tests.training.test_trainer_sd3 import sd3_trainer
 
 KEY = NoiseKey(seed=3, step=5)
 WINDOW = {"kind": "fixed", "start": 1, "size": 2}
@@ -102,16 +99,10 @@ def test_one_sample_a_branch_is_a_rollout_without_branches(sd3: Path) -> None:
         torch.testing.assert_close(one.replay_data[name], two.replay_data[name], atol=0, rtol=0)
 
 
-def trainer_of(path: Path, **sections: Any) -> Trainer:
-    config = recipe(path, **sections)
-    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
-    return Trainer(config, load_diffusion_policy(config), scorer, load_prompts(config.data.train), DistributedContext())
-
-
 def test_shared_steps_are_evaluated_once_a_branch(sd3: Path) -> None:
     """2 prompts, 4 samples each, 5 steps of which 1 is before the window; 2 decisions a sample."""
     spent = {
-        count: trainer_of(sd3, **settings(None if count is None else {"count": count})).step(0)["nfe"]
+        count: sd3_trainer(sd3, **settings(None if count is None else {"count": count})).step(0)["nfe"]
         for count in (None, 2, 1)
     }
     assert spent == {None: 8 * 5 + 8 * 2, 2: 8 * 4 + 4 * 1 + 8 * 2, 1: 8 * 4 + 2 * 1 + 8 * 2}
@@ -119,13 +110,13 @@ def test_shared_steps_are_evaluated_once_a_branch(sd3: Path) -> None:
 
 @pytest.mark.parametrize("branch", [None, {"count": 1}, {"count": 2}])
 def test_the_estimate_counts_shared_steps_once(sd3: Path, branch: dict[str, int] | None) -> None:
-    trainer = trainer_of(sd3, **settings(branch))
+    trainer = sd3_trainer(sd3, **settings(branch))
     assert estimate(trainer.config).evaluations.step == trainer.step(0)["nfe"]
 
 
 def test_a_branch_is_a_group(sd3: Path) -> None:
     """Advantages are zero within each branch, although rewards differ between the branches of a prompt."""
-    trainer = trainer_of(sd3, **settings({"count": 2}))
+    trainer = sd3_trainer(sd3, **settings({"count": 2}))
     scored = trainer.source.draw(0, 0, range(trainer.config.groups), lambda name: None)
     assert scored.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [p.text for p in scored.rollout.prompts[:4]] == [scored.rollout.prompts[0].text] * 4
@@ -137,7 +128,7 @@ def test_a_branch_is_a_group(sd3: Path) -> None:
 
 def test_progressive_window_grows_with_the_step(sd3: Path) -> None:
     window = {"kind": "progressive", "first": 1, "last": 3}
-    trainer = trainer_of(sd3, **settings({"count": 1}, window))
+    trainer = sd3_trainer(sd3, **settings({"count": 1}, window))
     sizes = [trainer.policy.sampling.window(NoiseKey(0, step)) for step in range(3)]  # type: ignore[attr-defined]
     assert [(w.start, w.size) for w in sizes] == [(3, 1), (2, 2), (1, 3)]
     # 8 samples of 2 prompts: shared steps twice, the others and each decision for every sample
@@ -175,7 +166,7 @@ def test_progressive_window_outside_the_noisy_steps_is_refused(sd3: Path) -> Non
 @pytest.mark.parametrize("count", [1, 2])
 def test_micro_batches_do_not_matter_to_branches(sd3: Path, count: int) -> None:
     def gradient(size: int) -> Tensor:
-        trainer = trainer_of(sd3, **settings({"count": count}), train={"micro_batch": size, "max_grad_norm": 1e9})
+        trainer = sd3_trainer(sd3, **settings({"count": count}), train={"micro_batch": size, "max_grad_norm": 1e9})
         trainer.step(0)
         return torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
 

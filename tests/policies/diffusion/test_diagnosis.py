@@ -21,6 +21,7 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
+from tests.helpers import draw_from_snapshot
 from tests.recipes import AWM, FLOW_GRPO, recipe
 
 Fault = Callable[[DiffusionPolicy], None]
@@ -166,17 +167,7 @@ def update_alone(policy: DiffusionPolicy) -> None:
 
 def other_sampler(policy: DiffusionPolicy) -> None:
     """A snapshot draws the samples, although θ is the configured sampler."""
-    inner = policy.rollout
-
-    def drawn(*args: Any) -> Any:
-        truth, policy.sampling = policy.sampling, replace(policy.sampling, snapshot="sampler")
-        try:
-            found = inner(*args)
-        finally:
-            policy.sampling = truth
-        return replace(found, replay_data={k: v for k, v in found.replay_data.items() if k != "weights"})
-
-    policy.rollout = drawn  # type: ignore[method-assign]
+    draw_from_snapshot(policy, "sampling", "sampler")
 
 
 FAULTS: list[tuple[dict[str, Any], Fault, str]] = [

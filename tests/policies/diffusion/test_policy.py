@@ -18,6 +18,7 @@ from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from samplers import keyed
+from tests.helpers import perturb
 from tests.recipes import FLOW_GRPO, recipe
 
 TEXTS = ["a red circle", "two blue squares", "a green square and a yellow triangle"]
@@ -33,14 +34,6 @@ ANCHORED = {
 
 def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
     return load_diffusion_policy(recipe(path, **sections), keep_base=True)
-
-
-def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
-    """Move the trained weights away from their start, as training does."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in policy.parameters.values():
-            p.add_(size * torch.randn(p.shape, generator=generator))
 
 
 def rollout(policy: DiffusionPolicy, key: NoiseKey = KEY) -> Any:
@@ -100,7 +93,7 @@ def test_reverse_likelihood_repeats_what_the_rollout_recorded(sd35: Path, kernel
     assert lik.logp.shape[1] >= 2
     torch.testing.assert_close(lik.logp.detach(), drawn.replay_data["log_prob"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(lik.log_ratio("old").detach(), torch.zeros_like(lik.logp), atol=1e-4, rtol=0)
-    perturb(policy)
+    perturb(policy.parameters)
     assert policy.likelihoods(drawn, decisions).log_ratio("old").abs().max() > 1e-3
 
 
@@ -108,7 +101,7 @@ def test_reverse_likelihood_repeats_what_the_rollout_recorded(sd35: Path, kernel
 def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(sd3: Path, train: dict[str, Any]) -> None:
     """∇ mean(−A ℓ) = mean(A ∇ ‖out − (ε − x0)‖²), the second written out without difrl's likelihoods."""
     policy = policy_of(sd3, model=train)
-    perturb(policy)
+    perturb(policy.parameters)
     advantage = torch.tensor([1.0, -2.0, 0.5])
     found = gradient(policy, advantage)
     drawn = rollout(policy)
@@ -139,10 +132,10 @@ def test_passes_under_other_weights_leave_the_gradient_alone(
     model = {**train, "gradient_checkpointing": checkpointing}
     plain, anchored = policy_of(sd3, model=train, **kind), policy_of(sd3, model=model, **kind, **ANCHORED)
     for policy in (plain, anchored):
-        perturb(policy)
+        perturb(policy.parameters)
     anchored.snapshots.update(0)
-    perturb(anchored, seed=1)
-    perturb(plain, seed=1)
+    perturb(anchored.parameters, seed=1)
+    perturb(plain.parameters, seed=1)
     advantage = torch.tensor([1.0, -2.0, 0.5])
     expected, found = gradient(plain, advantage), gradient(anchored, advantage)
     assert expected.keys() == found.keys()
@@ -155,7 +148,7 @@ def test_passes_under_other_weights_leave_the_gradient_alone(
 def test_anchor_divergences_are_squared_differences_of_outputs(sd3: Path, train: dict[str, Any]) -> None:
     policy = policy_of(sd3, model=train, **ANCHORED)
     base = policy_of(sd3)
-    perturb(policy)
+    perturb(policy.parameters)
     drawn = rollout(policy)
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
@@ -169,7 +162,7 @@ def test_anchor_divergences_are_squared_differences_of_outputs(sd3: Path, train:
 
 def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
     policy = policy_of(sd3, **FLOW_GRPO, anchors=[{"to": "base", "divergence": "gaussian"}])
-    perturb(policy)
+    perturb(policy.parameters)
     drawn = rollout(policy)
     decisions = policy.decisions(drawn, KEY)
     found = policy.likelihoods(drawn, decisions)["divergence/base"]
@@ -186,7 +179,7 @@ def test_gaussian_anchor_is_the_kl_of_torch(sd3: Path) -> None:
 
 def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp_path: Path) -> None:
     policy = policy_of(sd35, model={**LORA, "max_sequence_length": 8})
-    perturb(policy, 0.3)
+    perturb(policy.parameters, 0.3)
     policy.save(tmp_path / "lora")
     images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
     untouched = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval"), GuidanceSettings(0.0)).images
@@ -210,7 +203,7 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd35: Path, tmp
 
 def test_full_fine_tune_loads_with_from_pretrained(sd3: Path, tmp_path: Path) -> None:
     policy = policy_of(sd3)
-    perturb(policy)
+    perturb(policy.parameters)
     policy.save(tmp_path / "full")
     images = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
     again = policy_of(tmp_path / "full").evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval")).images
@@ -221,7 +214,7 @@ def test_full_fine_tune_loads_with_from_pretrained(sd3: Path, tmp_path: Path) ->
 
 def test_rlg_blends_outputs_of_base_and_tuned(sd3: Path) -> None:
     policy = policy_of(sd3, rollout={"guidance": 2.0})
-    perturb(policy)
+    perturb(policy.parameters)
     seen = {
         w: policy.evaluation(PROMPTS, SAMPLES, NoiseKey(0, 0, "eval"), GuidanceSettings(w)).images
         for w in (0.0, 1.0, 2.0)

@@ -26,6 +26,7 @@ from difrl.training.cost.images import count_denoiser_cost
 from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Brightness
+from tests.helpers import perturb
 from tests.recipes import recipe
 from tests.tiny_models import SD_TABLE, tiny_sd
 
@@ -69,14 +70,6 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def policy_of(path: Path, /, **sections: Any) -> DiffusionPolicy:
     return load_diffusion_policy(recipe(path, **sections), keep_base=True)
-
-
-def perturb(policy: DiffusionPolicy, size: float = 0.05, seed: int = 0) -> None:
-    """Move the trained weights away from their start, as training does."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in policy.parameters.values():
-            p.add_(size * torch.randn(p.shape, generator=generator))
 
 
 def images_of(policy: DiffusionPolicy, rlg: float = 1.0) -> Tensor:
@@ -160,14 +153,14 @@ def test_reverse_likelihood_repeats_what_the_rollout_recorded(model: Path) -> No
     decisions = policy.decisions(drawn, KEY)
     lik = policy.likelihoods(drawn, decisions)
     torch.testing.assert_close(lik.logp.detach(), drawn.replay_data["log_prob"], atol=1e-4, rtol=1e-4)
-    perturb(policy)
+    perturb(policy.parameters)
     assert policy.likelihoods(drawn, decisions).log_ratio("old").abs().max() > 1e-3
 
 
 def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(model: Path) -> None:
     """∇ mean(−A ℓ) = mean(A ∇ ‖out − target‖²), written with diffusers' add_noise and get_velocity at whole timesteps."""
     policy = policy_of(model, likelihood={"kind": "forward", "decisions": 3, "times": {"kind": "grid"}})
-    perturb(policy)
+    perturb(policy.parameters)
     advantage = torch.tensor([1.0, -2.0, 0.5])
     drawn = policy.rollout(PROMPTS, SAMPLES, SAMPLES, KEY)
     decisions = policy.decisions(drawn, KEY)
@@ -197,7 +190,7 @@ def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(mode
 def test_anchors_rlg_and_guidance_need_nothing_of_the_family(sd: Path, train: dict[str, Any]) -> None:
     policy = policy_of(sd, model=train, **ANCHORED, snapshots={"ema": {"decay": 0.5}}, rollout={"guidance": 2.0})
     base = images_of(policy)
-    perturb(policy, 0.2)
+    perturb(policy.parameters, 0.2)
     drawn = policy.rollout(PROMPTS, SAMPLES, SAMPLES, KEY)
     lik = policy.likelihoods(drawn, policy.decisions(drawn, KEY))
     divergences = {name: term for name, term in lik.terms.items() if name.startswith("divergence/")}
@@ -211,7 +204,7 @@ def test_anchors_rlg_and_guidance_need_nothing_of_the_family(sd: Path, train: di
 def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd: Path, tmp_path: Path) -> None:
     """Alpha is twice the rank, which reveals an adapter that is loaded at another strength."""
     policy = policy_of(sd, model=LORA)
-    perturb(policy, 0.3)
+    perturb(policy.parameters, 0.3)
     policy.save(tmp_path / "lora")
     images = images_of(policy)
     pipeline = StableDiffusionPipeline.from_pretrained(sd)
@@ -226,7 +219,7 @@ def test_lora_loads_in_plain_diffusers_and_gives_the_same_images(sd: Path, tmp_p
 
 def test_full_fine_tune_loads_with_from_pretrained(sd: Path, tmp_path: Path) -> None:
     policy = policy_of(sd)
-    perturb(policy)
+    perturb(policy.parameters)
     policy.save(tmp_path / "full")
     torch.testing.assert_close(images_of(policy), images_of(policy_of(tmp_path / "full")), atol=1e-4, rtol=0)
 

@@ -19,6 +19,7 @@ from difrl.policies.logprob_check import FirstUpdateError
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
+from tests.helpers import draw_from_snapshot
 from tests.texts import Ones, prompt_file, shown_recipe
 
 Fault = Callable[[LanguagePolicy], None]
@@ -95,17 +96,7 @@ def update_alone(policy: LanguagePolicy) -> None:
 
 def other_sampler(policy: LanguagePolicy) -> None:
     """A snapshot draws the samples, although θ is the configured sampler."""
-    inner = policy.rollout
-
-    def drawn(*args: Any) -> Any:
-        truth, policy.generation = policy.generation, replace(policy.generation, snapshot="sampler")
-        try:
-            found = inner(*args)
-        finally:
-            policy.generation = truth
-        return replace(found, replay_data={k: v for k, v in found.replay_data.items() if k != "weights"})
-
-    policy.rollout = drawn  # type: ignore[method-assign]
+    draw_from_snapshot(policy, "generation", "sampler")
 
 
 FAULTS: list[tuple[dict[str, Any], Fault, str]] = [

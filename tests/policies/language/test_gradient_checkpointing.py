@@ -22,15 +22,9 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language.threes import recipe
-from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {})]
 TRAIN: Mapping[str, dict[str, Any]] = {"full": {"train": "full"}, "lora": {"train": "lora", "lora": {"rank": 2}}}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "m", tied=True)
 
 
 def stirred(policy: LanguagePolicy) -> LanguagePolicy:

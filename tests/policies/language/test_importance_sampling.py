@@ -20,14 +20,9 @@ from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from samplers import Completions, Processing
 from tests.policies.language.threes import recipe
-from tests.tiny_models import CHARACTERS, tiny_lm
+from tests.tiny_models import CHARACTERS
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {}), Prompt("7+8=", {})]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "m", tied=True)
 
 
 def drawn(engine: Tensor, mask: Tensor) -> Rollout:

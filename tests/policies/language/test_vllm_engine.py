@@ -19,16 +19,10 @@ from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language import vllm_double
 from tests.policies.language.threes import recipe
-from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {}), Prompt("7+8=", {}), Prompt("7+8=", {})]
 ENGINE = {"engine": "vllm", "temperature": 0.7}
 LORA = {"train": "lora", "lora": {"rank": 2}}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_lm(tmp_path_factory.mktemp("models") / "m", tied=True)
 
 
 @pytest.fixture
