@@ -14,7 +14,6 @@ from samplers.guidance import (
     Counting,
     Denoiser,
     classifier_free,
-    counting,
     reinforcement_learning,
     rows_of,
 )
@@ -88,7 +87,6 @@ __all__ = [
     "classifier_free",
     "context_of",
     "corrupt",
-    "counting",
     "cps",
     "dance_sde",
     "ddim",

@@ -215,8 +215,3 @@ def rows_of(condition: Condition) -> Tensor:
     rows = condition.numbered().rows
     assert rows is not None
     return rows
-
-
-def counting(denoiser: Denoiser) -> Counting:
-    """Return `denoiser` with counts of its evaluations: `.evaluations` in total, `.per_sample` for each sample."""
-    return Counting(denoiser)

@@ -8,13 +8,13 @@ import torch
 from samplers import (
     Agreement,
     Condition,
+    Counting,
     FlowMatching,
     Grid,
     Window,
     adaptive_classifier_free,
     adaptive_reinforcement_learning,
     classifier_free,
-    counting,
     ode,
     reinforcement_learning,
     rollout,
@@ -31,7 +31,7 @@ def turning(x_t, t, condition):
 
 
 def fixed(*outputs):
-    return counting(lambda x_t, t, condition: torch.tensor(outputs).double().expand(len(x_t), -1))
+    return Counting(lambda x_t, t, condition: torch.tensor(outputs).double().expand(len(x_t), -1))
 
 
 def condition_of(rates):
@@ -46,7 +46,7 @@ def run(guided, condition, times=TIMES):
 
 def test_guidance_ends_after_the_step_at_which_the_outputs_agree():
     """cos(t) at t = 1, 0.75, 0.5, 0.25 is 0.540, 0.732, 0.878, 0.969; at 0.8 the third step is the last guided one."""
-    agreement, counted = Agreement(0.8), counting(turning)
+    agreement, counted = Agreement(0.8), Counting(turning)
     condition = condition_of([1.0])
     found = run(adaptive_classifier_free(counted, 3.0, agreement), condition)
     plain = run(classifier_free(turning, 3.0), condition)
@@ -58,7 +58,7 @@ def test_guidance_ends_after_the_step_at_which_the_outputs_agree():
 
 def test_guidance_ends_for_each_sample_separately():
     """Rates 1, 0.1 and 4 against 0: cos(4 t) is negative at t = 0.5 and 0.54 at 0.25, so that sample is always guided."""
-    agreement, counted = Agreement(0.8), counting(turning)
+    agreement, counted = Agreement(0.8), Counting(turning)
     rates = [1.0, 0.1, 4.0]
     found = run(adaptive_classifier_free(counted, 3.0, agreement), condition_of(rates))
     assert agreement.saved.sums(3).tolist() == [1.0, 3.0, 0.0]
@@ -155,7 +155,7 @@ def test_rlg_over_guided_models_counts_what_it_saves():
         return turning(x_t, t, condition) + torch.tensor([0.0, 0.5])
 
     condition = condition_of([1.0, 0.1, 4.0, 0.5])
-    counted = [counting(turning), counting(tilted)]
+    counted = [Counting(turning), Counting(tilted)]
     inner = [Agreement(0.8), Agreement(0.8)]
     outer = Agreement(0.93, cost=2)
     base, tuned = (adaptive_classifier_free(c, 3.0, a) for c, a in zip(counted, inner, strict=True))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import Condition, Distance, Remembering, counting, reinforcement_learning
+from samplers import Condition, Counting, Distance, Remembering, reinforcement_learning
 
 X = torch.arange(6.0).reshape(2, 3)
 CONDITION = Condition({"none": torch.zeros(2, 0)})
 
 
 def constant(value):
-    return counting(lambda x_t, t, condition: torch.full_like(x_t, value) * t[:, None].float())
+    return Counting(lambda x_t, t, condition: torch.full_like(x_t, value) * t[:, None].float())
 
 
 def run(denoiser, times=(1.0, 0.5)):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import Condition, Grid, classifier_free, counting, reinforcement_learning
+from samplers import Condition, Counting, Grid, classifier_free, reinforcement_learning
 from samplers.guidance import rows_of, with_negatives
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -17,11 +17,11 @@ def shifted(x_t, t, condition):
 
 
 def constant(value):
-    return counting(lambda x_t, t, condition: torch.full_like(x_t, value))
+    return Counting(lambda x_t, t, condition: torch.full_like(x_t, value))
 
 
 def test_classifier_free_by_hand():
-    counted = counting(shifted)
+    counted = Counting(shifted)
     found = classifier_free(counted, 3.0)(X, T, CONDITION)
     # negative + 3 (conditional - negative) of the shifts: 10 + 3 (1 - 10) and 20 + 3 (2 - 20)
     torch.testing.assert_close(found, X + 0.5 + torch.tensor([[-17.0], [-34.0]]))
@@ -116,7 +116,7 @@ def test_rows_keep_the_number_of_their_sample():
     assert numbered.rows.tolist() == [0, 1]
     assert numbered.numbered() is numbered
     assert numbered.select([1]).repeat_interleave(2).rows.tolist() == [1, 1]
-    counted = counting(shifted)
+    counted = Counting(shifted)
     classifier_free(counted, 3.0)(X[1:], T[1:], numbered.select([1]))
     assert counted.per_sample.sums(3).tolist() == [0.0, 2.0, 0.0]
     both = with_negatives(numbered, torch.tensor([1]))

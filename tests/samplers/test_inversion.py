@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from samplers import FlowMatching, Grid, VariancePreserving, Window, counting, invert, ode, rollout
+from samplers import Counting, FlowMatching, Grid, VariancePreserving, Window, invert, ode, rollout
 
 FLOW = FlowMatching()
 SD = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
@@ -71,7 +71,7 @@ def test_ddim_inversion_is_diffusers(nothing):
 
 
 def test_each_step_is_one_evaluation_and_no_noise(build_task, nothing):
-    model = counting(with_its_limit(build_task(FLOW)))
+    model = Counting(with_its_limit(build_task(FLOW)))
     grid, x0 = Grid(torch.linspace(1, 0, 6)), torch.ones(3, 2)
     first, second = (invert(model, FLOW, grid, x0, nothing(3)) for _ in range(2))
     assert torch.equal(first, second)

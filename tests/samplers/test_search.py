@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from samplers import (
     Condition,
+    Counting,
     FlowMatching,
     Grid,
     Window,
     best_of,
     choose,
-    counting,
     keyed,
     keyed_uniform,
     make_kernel,
@@ -200,7 +200,7 @@ def test_values_depend_on_the_sample():
 
 def test_number_of_evaluations():
     """One evaluation before the first step, M for each stochastic step (one of which serves the next step), one for others."""
-    counted, grid = counting(still), Grid(torch.linspace(1, 0, 6))
+    counted, grid = Counting(still), Grid(torch.linspace(1, 0, 6))
     searched(
         counted,
         lambda x0, rows: x0[:, 0],

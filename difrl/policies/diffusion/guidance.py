@@ -20,7 +20,6 @@ from samplers import (
     adaptive_classifier_free,
     adaptive_reinforcement_learning,
     classifier_free,
-    counting,
     reinforcement_learning,
 )
 
@@ -53,7 +52,7 @@ def build_guidance(
 
     denoiser: snapshot -> conditional denoiser. The base is evaluated only where the weight or a measurement needs it.
     """
-    counted = [counting(denoiser(snapshot)) for snapshot in (BASE, CURRENT)]
+    counted = [Counting(denoiser(snapshot)) for snapshot in (BASE, CURRENT)]
     agreements: list[Agreement] = []
     if settings.adaptive is None:
         base, trained = (classifier_free(one, scale) for one in counted)
