@@ -75,12 +75,8 @@ def _sentences(detail: Mapping[str, Any], model: Model, data: Any) -> Iterator[t
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         yield (*path, "kind"), _wrong_kind(path, model, data)
     elif kind in _EXPECTED:
-        yield (
-            path,
-            _wrong_value(
-                kind, _EXPECTED[kind].format(**context), detail["input"], _kinds(_sections(model, path, data))
-            ),
-        )
+        expected, kinds = _EXPECTED[kind].format(**context), _kinds(_sections(model, path, data))
+        yield path, _wrong_value(kind, expected, detail["input"], kinds)
     else:
         yield path, f"{detail['msg']}, found {_describe(detail['input'])}"
 

@@ -14,15 +14,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.reporting.sample_sheets import Sheet, build_sheet
 from difrl.runtime.distributed import DistributedContext
-from difrl.scoring import Scorer
 from difrl.training.evaluation import Evaluator
-
-
-def sheet_rewards(scorer: Scorer, rollout: Rollout, columns: int) -> list[list[float | None]]:
-    """Return the total reward of every sample of a sheet, row by row; None where it could not be scored."""
-    scored = scorer(rollout)
-    values = [float(r) if v else None for r, v in zip(scored.rewards, scored.valid, strict=True)]
-    return [values[i : i + columns] for i in range(0, len(values), columns)]
 
 
 def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, step: int) -> None:
@@ -69,5 +61,7 @@ def _sheet(evaluator: Evaluator, settings: Mapping[str, GuidanceSettings], count
     captions: list[str] = []
     for label, guidance in settings.items():
         rollouts[label], captions = evaluator.draw_grid(count, columns, guidance)
-        scores[label] = sheet_rewards(evaluator.scorer, rollouts[label], columns)
+        scored = evaluator.scorer(rollouts[label])
+        rewards = [float(r) if v else None for r, v in zip(scored.rewards, scored.valid, strict=True)]
+        scores[label] = [rewards[i : i + columns] for i in range(0, len(rewards), columns)]
     return build_sheet(captions, rollouts, scores)
