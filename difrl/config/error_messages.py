@@ -16,7 +16,7 @@ from difrl.config.schema.base import KeyPath, Section
 from difrl.config.yaml_source import YamlSource, dotted
 from difrl.runtime.suggestions import did_you_mean
 
-Model = type[BaseModel]
+PydanticModel = type[BaseModel]
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -44,7 +44,7 @@ _EXPECTED = {
 }
 
 
-def describe_errors(error: ValidationError, model: Model, source: YamlSource) -> list[str]:
+def describe_errors(error: ValidationError, model: PydanticModel, source: YamlSource) -> list[str]:
     """Return a line for each error in the values of `source`, in the order of the file."""
     found = [
         (source.find_place(path), f"{dotted(path)}: {sentence}")
@@ -60,7 +60,7 @@ def _line(place: str) -> float:
     return int(number) if number.isdecimal() else math.inf
 
 
-def _sentences(detail: Mapping[str, Any], model: Model, data: Any) -> Iterator[tuple[KeyPath, str]]:
+def _sentences(detail: Mapping[str, Any], model: PydanticModel, data: Any) -> Iterator[tuple[KeyPath, str]]:
     kind, context = detail["type"], detail.get("ctx", {})
     path = _path_in(data, detail["loc"], missing=kind == "missing")
     cause = context.get("error")
@@ -104,7 +104,7 @@ def _wrong_value(error: str, expected: str, value: Any, kinds: list[str]) -> str
     return sentence
 
 
-def _unknown_key(path: KeyPath, model: Model, data: Any, loc: KeyPath) -> str:
+def _unknown_key(path: KeyPath, model: PydanticModel, data: Any, loc: KeyPath) -> str:
     parent, key = path[:-1], str(path[-1])
     every = _sections(model, parent, data)
     # Where the section leaves out its kind, pydantic's location has the one it was taken for.
@@ -121,7 +121,7 @@ def _unknown_key(path: KeyPath, model: Model, data: Any, loc: KeyPath) -> str:
     return f"unknown key; expected one of {', '.join(known)}" if known else "unknown key"
 
 
-def _missing(path: KeyPath, model: Model, data: Any) -> str:
+def _missing(path: KeyPath, model: PydanticModel, data: Any) -> str:
     for member in _of_kind(_sections(model, path[:-1], data), _get(data, path[:-1])):
         field = _keys(member).get(str(path[-1]))
         if field is not None and field.description:
@@ -129,7 +129,7 @@ def _missing(path: KeyPath, model: Model, data: Any) -> str:
     return "missing, and it has no default"
 
 
-def _wrong_kind(path: KeyPath, model: Model, data: Any) -> str:
+def _wrong_kind(path: KeyPath, model: PydanticModel, data: Any) -> str:
     kinds, section = _kinds(_sections(model, path, data)), _get(data, path)
     if "kind" not in section:
         return f"missing; expected {_either(kinds)}"
@@ -153,17 +153,17 @@ def _either(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _keys(section: Model) -> dict[str, FieldInfo]:
+def _keys(section: PydanticModel) -> dict[str, FieldInfo]:
     """Return the keys of a section under their names in YAML."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def _kinds(sections: Iterable[Model]) -> list[str]:
+def _kinds(sections: Iterable[PydanticModel]) -> list[str]:
     fields = [section.model_fields["kind"] for section in sections if "kind" in section.model_fields]
     return [word for field in fields if get_origin(field.annotation) is Literal for word in get_args(field.annotation)]
 
 
-def _of_kind(sections: list[Model], data: Any) -> list[Model]:
+def _of_kind(sections: list[PydanticModel], data: Any) -> list[PydanticModel]:
     """Return the sections of the kind in the data; all of them if it has none, or an unknown one."""
     kind = data.get("kind") if isinstance(data, dict) else None
     return [section for section in sections if kind in _kinds([section])] or sections
@@ -178,11 +178,11 @@ def _choices(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _only_sections(choices: list[Any]) -> list[Model]:
+def _only_sections(choices: list[Any]) -> list[PydanticModel]:
     return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
 
 
-def _sections(model: Model, path: KeyPath, data: Any) -> list[Model]:
+def _sections(model: PydanticModel, path: KeyPath, data: Any) -> list[PydanticModel]:
     """Return the sections that the schema allows at a path of the data, of every kind."""
     here: list[Any] = [model]
     for part in path:
@@ -204,7 +204,7 @@ def _get(data: Any, path: KeyPath) -> Any:
     return data
 
 
-def _all_paths(model: Model, start: KeyPath = ()) -> Iterator[KeyPath]:
+def _all_paths(model: PydanticModel, start: KeyPath = ()) -> Iterator[KeyPath]:
     """Yield the path of every key of the schema, with entry 0 for those of lists."""
     for key, field in _keys(model).items():
         path = (*start, key)
