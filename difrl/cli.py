@@ -88,10 +88,12 @@ def check(
 ) -> None:
     """Validate a recipe and estimate memory, evaluations and time, without loading weights."""
     from difrl.config.load import read_config
+
+    recipe = read_config(config, overrides or [])
     from difrl.training.cost.estimate import estimate
     from difrl.training.cost.table import estimate_table
 
-    out.print(estimate_table(estimate(read_config(config, overrides or []), processes)))
+    out.print(estimate_table(estimate(recipe, processes)))
 
 
 @app.command()
@@ -216,14 +218,16 @@ def pairs(
     ] = None,
 ) -> None:
     """Make a preference file: draw groups, score them, keep the best and the worst sample of each."""
+    from difrl.config.load import read_config
+
+    recipe = read_config(config, overrides or [])
     import torch
 
-    from difrl.config.load import read_config
     from difrl.inference.preference_pairs import BestAndWorst, Selection, Solved, make_pairs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     selection: Selection = BestAndWorst() if solved is None else Solved(solved)
-    made = make_pairs(read_config(config, overrides or []), folder, count, device, selection)
+    made = make_pairs(recipe, folder, count, device, selection)
     dropped = f"{made.ties} groups left out, {made.unscored} that could not be scored"
     out.print(f"{made.pairs} rows in {escape(str(folder / selection.file))} ({dropped})", soft_wrap=True)
 

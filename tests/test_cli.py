@@ -545,6 +545,8 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", 
         ("train quickstart --print-config", 0),
         ("train quickstart train.step=2", 1),
         ("train quikstart", 1),
+        ("check quickstart train.step=2", 1),
+        ("pairs quickstart train.step=2", 1),
     ],
 )
 def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments: str, status: int) -> None:
