@@ -131,8 +131,10 @@ def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSo
         raise ConfigError(f"{place(line)}: not valid YAML: {problem}") from error
     except YAMLError as error:
         raise ConfigError(f"{place(1)}: not valid YAML: {' '.join(str(error).split())}") from error
-    converter = _Converter(place, {_join(start): place(1)})
-    return YamlSource(None if root is None else converter.convert(root, start), converter.places)
+    if root is None:
+        return YamlSource(None, {_join(start): place(1)})
+    converter = _Converter(place, {})
+    return YamlSource(converter.convert(root, start), converter.places)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ def test_missing_sections_come_with_their_description(folder: Path) -> None:
     assert [line.split(": ")[1] for line in found] == ["model", "data", "rewards", "likelihood", "objective"]
     assert found[0] == "recipe.yaml:1: model: missing (the model that is trained, e.g. model: {path: tiny-sd3})"
     assert "algorithm: awm" in found[3]
+    assert problems(folder, "# A comment.\n\nseed: 1\n")[0].startswith("recipe.yaml:3: model: missing")
 
 
 @pytest.mark.parametrize(
