@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.arenas.gaussian import BETA, FINE, GROUP, STEPS, TASK, Cell, build_config, measure, train
 from benchmarks.arenas.gaussian_forward import FORWARD
 from benchmarks.arenas.gaussian_reverse import REVERSE
+from benchmarks.arenas.number_format import spread_of_seeds
 from difrl.tasks.exact.gaussian_solutions import Normal
 
 CELLS = (*REVERSE, *FORWARD)
@@ -95,19 +96,10 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, fl
             cell.objective,
             cell.anchor,
             *(
-                _spread([row[key] for row in rows])
+                spread_of_seeds([row[key] for row in rows])
                 for key in ("to_answer", "answer_to_optimum", "to_optimum", "ode_to_optimum")
             ),
             nearest,
         )
         lines.append("| " + " | ".join(cells_of_row) + " |")
     return "\n".join([*lines, ""])
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Return the mean, with the lowest and highest of the seeds if they differ after rounding."""
-    if np.isnan(values).any():
-        return "none"
-    form = "{:.4f}" if max(values) < 1 else "{:.1f}"
-    low, mean, high = (form.format(v) for v in (min(values), float(np.mean(values)), max(values)))
-    return mean if low == high else f"{mean} ({low} to {high})"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arenas.number_format import spread_of_seeds
 from benchmarks.arenas.text import BETA, GROUP, Cell, build_config, measure, train
 from benchmarks.arenas.text_cells import CELLS
 from difrl.tasks.exact.enumerable import EnumerableTask
@@ -66,19 +67,10 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Sequence[Mapping[str, fl
     ]
     for cell in cells:
         keys = ("to_answer", "answer_to_optimum", "to_optimum")
-        figures = [_spread([row[key] for row in results[cell.name]]) for key in keys]
+        figures = [spread_of_seeds([row[key] for row in results[cell.name]]) for key in keys]
         share = f"{np.mean([row['likeliest'] for row in results[cell.name]]):.2f}"
         lines.append("| " + " | ".join((cell.name, cell.estimator, cell.place, cell.optimises, *figures, share)) + " |")
     return "\n".join([*lines, ""])
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Return the mean, with the lowest and highest of the seeds if they differ after rounding."""
-    if np.isnan(values).any():
-        return "none"
-    form = "{:.4f}" if max(values) < 1 else "{:.1f}"
-    low, mean, high = (form.format(v) for v in (min(values), float(np.mean(values)), max(values)))
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def _reading() -> str:
