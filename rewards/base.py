@@ -75,6 +75,17 @@ class WithoutDevice:
         return self
 
 
+class OnDevice:
+    """Base class of rewards that move their model to the device at each use."""
+
+    _device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Self:
+        """Choose the device of the model, and return the reward."""
+        self._device = torch.device(device)
+        return self
+
+
 class RewardError(RuntimeError):
     """A reward failed. Holds the reward's name and, if one row is the cause, its index and prompt."""
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rewards.base import Metadata, Scores, all_valid, check_images
+from rewards.base import Metadata, OnDevice, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import CLIP_MEAN, CLIP_STD, to_pictures
 from rewards.weights import describe_differences, find_file, read_tensors
@@ -89,7 +89,7 @@ class ImageRewardNetwork(nn.Module):
         return scores
 
 
-class ImageReward:
+class ImageReward(OnDevice):
     """Human preference for the image, given its prompt, by ImageReward-v1.0: about −2 to 2.
 
     The score is unbounded; the published examples lie between −2 and 1. weights: hub id, folder or file of ImageReward.pt.
@@ -109,17 +109,11 @@ class ImageReward:
     ) -> None:
         check_at_least_one(self.name, batch_size=batch_size)
         self.weights, self.vocabulary, self.batch_size, self.revision = weights, tokenizer, batch_size, revision
-        self._device = torch.device("cpu")
 
     @property
     def network(self) -> ImageRewardNetwork:
         """The network, loaded at the first access."""
         return self._loaded[0].to(self._device)
-
-    def to(self, device: torch.device | str) -> ImageReward:
-        """Move the network, and return the reward."""
-        self._device = torch.device(device)
-        return self
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:

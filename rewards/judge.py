@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rewards.base import Metadata, Scores, check_images
+from rewards.base import Metadata, OnDevice, Scores, check_images
 from rewards.options import check_choice
 
 PADDING = 0  # word ids start at 1
@@ -122,7 +122,7 @@ class JudgeNetwork(nn.Module):
         return network.eval()
 
 
-class Judge:
+class Judge(OnDevice):
     """Probability, by a trained `JudgeNetwork`, that the image shows the prompt; or its logit, which is unbounded.
 
     A prompt with a word outside the network's vocabulary is an invalid row: the network has no features for it.
@@ -137,7 +137,7 @@ class Judge:
         if (path is None) == (network is None):
             raise ValueError("a judge needs either path=FOLDER, as written by JudgeNetwork.save, or network=")
         check_choice(self.name, "output", output, get_args(Output))
-        self.path, self.output, self._network, self._device = path, output, network, torch.device("cpu")
+        self.path, self.output, self._network = path, output, network
 
     @property
     def network(self) -> JudgeNetwork:
@@ -145,11 +145,6 @@ class Judge:
         if self._network is None:
             self._network = JudgeNetwork.load(self.path or "")
         return self._network.eval().to(self._device)
-
-    def to(self, device: torch.device | str) -> Judge:
-        """Move the network, and return the reward."""
-        self._device = torch.device(device)
-        return self
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, Samples, Scores, check_texts
+from rewards.base import Metadata, OnDevice, Samples, Scores, check_texts
 from rewards.options import check_at_least_one, check_choice
 
 INPUT_FORMS = ("auto", "chat", "pair", "joined", "text")
@@ -41,7 +41,7 @@ class _Classifier(NamedTuple):
     limit: int | None  # number of tokens that fit
 
 
-class RewardModel:
+class RewardModel(OnDevice):
     """Score of the text by a trained reward model or classifier of transformers.
 
     model: hub id or folder. form: the input: chat (prompt and text through the chat template of its tokenizer), pair,
@@ -78,12 +78,6 @@ class RewardModel:
         check_at_least_one(self.name, batch_size=batch_size, longest=1 if longest is None else longest)
         self.model, self.form, self.label, self.output = model, form, label, output
         self.batch_size, self.longest, self.cut, self.dtype, self.revision = batch_size, longest, cut, dtype, revision
-        self._device = torch.device("cpu")
-
-    def to(self, device: torch.device | str) -> RewardModel:
-        """Move the model, and return the reward."""
-        self._device = torch.device(device)
-        return self
 
     @torch.no_grad()
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
