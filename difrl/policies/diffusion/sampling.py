@@ -81,10 +81,6 @@ def _draw_branches(
         x0 = solve(denoiser, process, sampling.scheduler, grid.steps, x_init[owner], condition, sequence_length=length)
         return {"latents": x0}
     window = sampling.window(key)
-
-    def prefix_noise(step: int) -> Tensor:
-        return key.normal(sampling.shape, numbers, "prefix", step, device)
-
     shared = advance(
         denoiser,
         process,
@@ -93,7 +89,7 @@ def _draw_branches(
         x_init,
         condition.select(first.to(device)),
         steps=window.start,
-        noise=prefix_noise if branching.noisy else None,
+        noise=(lambda step: key.normal(sampling.shape, numbers, "prefix", step, device)) if branching.noisy else None,
     )
 
     def draw_own(rows: slice) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from difrl.policies.base import GuidanceSettings
@@ -34,23 +33,15 @@ def build_text_guidance(network: CausalLM, snapshots: Snapshots, settings: Guida
         raise ModelError(
             "adaptive guidance is for image models only; leave it out, or remove `adaptive` from inference.json"
         )
-    if settings.rlg == 0 and settings.first_steps == 0:
-        return TextGuidanceRun(BASE, (), _nowhere if settings.measure else _nothing)
-    if settings.rlg == 1 and not settings.measure:
-        return TextGuidanceRun(CURRENT, (), _nothing)
     divergence = BaseDivergence() if settings.measure else None
+
+    def measure(count: int) -> dict[str, Tensor]:
+        return {} if divergence is None else {DIVERGENCE: divergence.sums(count)}
+
+    if settings.rlg == 0 and settings.first_steps == 0:
+        return TextGuidanceRun(BASE, (), measure)  # a divergence to which nothing was added is 0
+    if settings.rlg == 1 and divergence is None:
+        return TextGuidanceRun(CURRENT, (), measure)
     under = partial(snapshots.use, BASE)
     guidance = TextGuidance(network.model, settings.rlg, under, settings.first_steps, divergence)
-    return TextGuidanceRun(CURRENT, (guidance,), _nothing if divergence is None else partial(_measured, divergence))
-
-
-def _nothing(count: int) -> dict[str, Tensor]:
-    return {}
-
-
-def _nowhere(count: int) -> dict[str, Tensor]:
-    return {DIVERGENCE: torch.zeros(count, dtype=torch.float64)}
-
-
-def _measured(divergence: BaseDivergence, count: int) -> dict[str, Tensor]:
-    return {DIVERGENCE: divergence.sums(count)}
+    return TextGuidanceRun(CURRENT, (guidance,), measure)
