@@ -273,7 +273,7 @@ class Told:
     score: Callable[[Rollout], ScoredRollout]
 
     def score_for_training(
-        self, rollout: Rollout, weights: Mapping[str, float], references: Any = None
+        self, rollout: Rollout, weights: Mapping[str, float], reference_scores: Any = None
     ) -> ScoredRollout:
         return self.score(rollout)
 
@@ -293,7 +293,7 @@ class Listed:
         return ScoredRollout(rollout, rewards, torch.tensor([v is not None for v in found]), {"reward/listed": rewards})
 
     def score_for_training(
-        self, rollout: Rollout, weights: Mapping[str, float], references: Any = None
+        self, rollout: Rollout, weights: Mapping[str, float], reference_scores: Any = None
     ) -> ScoredRollout:
         return self(rollout)
 

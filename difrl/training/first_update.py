@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from difrl.config import RunConfig
 from difrl.core import Likelihoods
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, Policy
-from difrl.policies.logprob_check import SAMPLES, EvaluationNames, check_first_update
+from difrl.policies.logprob_check import SAMPLES, Close, EvaluationNames, check_first_update
 from difrl.policies.snapshots import CURRENT
 from difrl.runtime.dtypes import DTYPES
 
@@ -59,8 +58,10 @@ class FirstUpdateCheck:
         """Compare with the likelihoods of the micro-batch. Raise FirstUpdateError, with the cause, if they do not agree."""
         mask, logp = self.decisions.mask, lik.logp[self.rows]
         found = logp if self.recomputed is None else self.recomputed
-        diagnose = partial(self.policy.diagnose, self.rollout, self.decisions)
-        check_first_update(found, self.recorded, mask, self.dtype, diagnose)
+        check_first_update(found, self.recorded, mask, self.dtype, self._diagnose)
         for name in self.equal_references:
             names = EvaluationNames(other=f"that of {name!r}, whose weights are the same,")
-            check_first_update(logp, lik[f"references/{name}"][self.rows], mask, self.dtype, diagnose, names)
+            check_first_update(logp, lik[f"references/{name}"][self.rows], mask, self.dtype, self._diagnose, names)
+
+    def _diagnose(self, expected: Tensor, close: Close) -> str:
+        return self.policy.diagnose(self.rollout, self.decisions, expected, close)

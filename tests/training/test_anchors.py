@@ -410,7 +410,9 @@ def test_rounding_of_published_decays() -> None:
 class TwoRewards:
     """Two listed rewards, of which the second is a hundred times as large."""
 
-    def score_for_training(self, rollout: Rollout, weights: Mapping[str, float], references: Any) -> ScoredRollout:
+    def score_for_training(
+        self, rollout: Rollout, weights: Mapping[str, float], reference_scores: Any
+    ) -> ScoredRollout:
         one = torch.tensor([0.0, 1.0, 0.0, 1.0])[rollout.samples % 4]
         two = 100 * torch.tensor([0.0, 0.0, 0.0, 1.0])[rollout.samples % 4]
         return ScoredRollout(
