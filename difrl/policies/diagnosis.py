@@ -9,10 +9,11 @@ The decisions are evaluated again while one possible cause after the other is re
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +40,39 @@ class Setting(NamedTuple):
     """Further values under which the samples may have been drawn by mistake."""
 
 
-class Diagnosable(Protocol):
-    """The parts of a policy that a diagnosis uses (see `TrainedPolicy`)."""
+class Diagnosable(ABC):
+    """The parts of a policy that a diagnosis uses."""
 
     module_name: ClassVar[str]
+    """Name of the trained module in messages."""
+    dtype: torch.dtype
+    """Precision of the model's passes."""
     snapshots: Snapshots
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The module that is trained."""
 
     @property
-    def module(self) -> nn.Module: ...
+    @abstractmethod
+    def sampler(self) -> str:
+        """Name of the snapshot whose samples are trained on."""
 
     @property
-    def sampler(self) -> str: ...
+    @abstractmethod
+    def setting(self) -> Setting:
+        """The setting of sampling that likelihoods depend on: guidance of images, temperature of texts."""
 
-    @property
-    def setting(self) -> Setting: ...
+    @abstractmethod
+    def sampler_fingerprint(self) -> Tensor:
+        """Return a number [1] that changes with the weights that draw samples."""
 
-    def sampler_fingerprint(self) -> Tensor: ...
+    @abstractmethod
+    def in_precision(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Run passes in another precision inside the block. For float32, narrower weights are widened."""
 
-    def in_precision(self, dtype: torch.dtype) -> AbstractContextManager[None]: ...
-
+    @abstractmethod
     def recompute_logprobs(
         self,
         rollout: Rollout,
@@ -69,7 +81,14 @@ class Diagnosable(Protocol):
         together: int | None = None,
         snapshot: str | None = None,
         setting: float | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return ℓ [B, J] evaluated again, without gradient.
+
+        Args:
+          together: samples in one pass, in the batch shapes of a rollout; default: all, as in training.
+          snapshot: default: the one that drew the samples.
+          setting: default: the policy's own.
+        """
 
 
 @dataclass(frozen=True, eq=False)

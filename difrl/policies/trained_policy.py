@@ -6,12 +6,12 @@ likelihoods of an update, penalties in the reward, recomputed log-probabilities 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +19,19 @@ from torch import Tensor, nn
 from difrl.core import Likelihoods, k1
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, Penalty
-from difrl.policies.diagnosis import Diagnosis, Setting, widened
+from difrl.policies.diagnosis import Diagnosable, Diagnosis, widened
 from difrl.policies.evaluation import E, get_old
 from difrl.policies.logprob_check import Close
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 
 
-class TrainedPolicy(ABC, Generic[E]):
+class TrainedPolicy(Diagnosable, Generic[E]):
     """A model under training. `E` is the evaluation of decisions of its modality."""
-
-    module_name: ClassVar[str]
-    """Name of the trained module in messages."""
-    dtype: torch.dtype
-    """Precision of the model's passes."""
 
     def __init__(self, snapshots: Snapshots, reference_set: ReferenceSet, save: Callable[[Path], None]) -> None:
         self.snapshots, self.reference_set, self.save = snapshots, reference_set, save
         self.evaluations = 0
-
-    @property
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """The module that is trained."""
-
-    @property
-    @abstractmethod
-    def sampler(self) -> str:
-        """Name of the snapshot whose samples are trained on."""
-
-    @property
-    @abstractmethod
-    def setting(self) -> Setting:
-        """The setting of sampling that likelihoods depend on: guidance of images, temperature of texts."""
 
     @abstractmethod
     def build_evaluator(
@@ -60,24 +40,6 @@ class TrainedPolicy(ABC, Generic[E]):
         """Return a function of a snapshot (or teacher) and a value of `setting` that evaluates the decisions.
 
         settings: every value that the function will be called with; None is the policy's own.
-        """
-
-    @abstractmethod
-    def recompute_logprobs(
-        self,
-        rollout: Rollout,
-        decisions: Decisions,
-        *,
-        together: int | None = None,
-        snapshot: str | None = None,
-        setting: float | None = None,
-    ) -> Tensor:
-        """Return ℓ [B, J] evaluated again, without gradient.
-
-        Args:
-          together: samples in one pass, in the batch shapes of a rollout; default: all, as in training.
-          snapshot: default: the one that drew the samples.
-          setting: default: the policy's own.
         """
 
     @property
@@ -146,7 +108,6 @@ class TrainedPolicy(ABC, Generic[E]):
         ]
 
     def sampler_fingerprint(self) -> Tensor:
-        """Return a number [1] that changes with the weights that draw samples."""
         return self.snapshots.fingerprint(self.sampler)
 
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
@@ -157,7 +118,6 @@ class TrainedPolicy(ABC, Generic[E]):
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[None]:
-        """Run passes in another precision inside the block. For float32, narrower weights are widened."""
         before = self.dtype
         with widened(self.module) if dtype == torch.float32 else nullcontext():
             self.dtype = dtype
