@@ -78,7 +78,7 @@ class ShapesDetector:
     """
 
     min_area: float = 20.0  # pixels of an object that are at least half covered
-    min_blob: float = 10.0  # larger blobs that are no object are `unknown`
+    min_blob: float = 10.0  # larger blobs that are not objects are `unknown`
     # For circle, square and triangle. Blur affects triangles most; a rotated square reaches 0.83 as a circle.
     min_overlap: tuple[float, float, float] = (0.87, 0.85, 0.82)
     max_aspect: float = 1.35

@@ -28,7 +28,7 @@ B = TypeVar("B")
 
 
 class HttpError(RewardError):
-    """A request without a response, or with a status that is no success. `detail` is the JSON object of the response."""
+    """A request without a response, or with a status that is not a success. `detail` is the JSON object of the response."""
 
     def __init__(
         self, name: str, problem: str, status: int | None = None, detail: dict[str, object] | None = None
@@ -116,7 +116,7 @@ class Connection:
             problem = f"{address} answered {response.status_code} ({_attempts(attempt)}): {_message(content, response)}"
             raise HttpError(self.name, problem, response.status_code, content if isinstance(content, dict) else None)
         if content is None:
-            raise HttpError(self.name, f"{address} answered something that is no JSON: {response.text[:_QUOTED]!r}")
+            raise HttpError(self.name, f"{address} answered something that is not JSON: {response.text[:_QUOTED]!r}")
         return content
 
 

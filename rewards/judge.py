@@ -115,7 +115,7 @@ class JudgeNetwork(nn.Module):
         folder = Path(folder)
         missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{folder} is no folder of a judge: {' and '.join(missing)} not found in it")
+            raise FileNotFoundError(f"{folder} is not the folder of a judge: {' and '.join(missing)} not found in it")
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         network = cls(JudgeConfig(**{**raw, "vocabulary": tuple(raw["vocabulary"])}))
         network.load_state_dict(load_file(folder / "model.safetensors"))

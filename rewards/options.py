@@ -28,7 +28,7 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"{option} is no regular expression: {error}; found {pattern!r}") from error
+        raise ValueError(f"{option} is not a regular expression: {error}; found {pattern!r}") from error
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:

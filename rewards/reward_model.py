@@ -7,7 +7,7 @@ The model's input is the prompt with its answer: through the chat template of it
 models), as a pair (reward models on encoders), concatenated, or the text alone (classifiers of sentiment, toxicity, …).
 
 The score of a row does not depend on the other rows. Rows of similar length share a batch. They are padded on the right
-with the *model's* padding token, because classifiers on decoders use the last token that is no padding. A decoder without
+with the *model's* padding token, because classifiers on decoders use the last token that is not padding. A decoder without
 a padding token gets one row at a time. A text longer than the model's limit is an invalid row, unless it may be cut.
 """
 
@@ -134,7 +134,7 @@ class RewardModel(OnDevice):
         )
         if report["missing_keys"]:
             raise ValueError(
-                f"{self.model} is no trained classifier: its weights lack {', '.join(sorted(report['missing_keys'])[:4])}, "
+                f"{self.model} is not a trained classifier: its weights lack {', '.join(sorted(report['missing_keys'])[:4])}, "
                 "which would be random; give a model that was trained to classify or to score"
             )
         form: str = self.form

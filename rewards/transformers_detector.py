@@ -172,7 +172,7 @@ class _OwlVit(_ZeroShot):
         texts = [[template.format(name) for name in classes] for classes in names]
         outputs = self.run(self.processor(images=images, text=texts, return_tensors="pt"))
         for logits, classes in zip(outputs.logits, names, strict=True):
-            logits[:, len(classes) :] = -torch.inf  # the processor adds blank queries, which are no class
+            logits[:, len(classes) :] = -torch.inf  # the processor adds blank queries, which are not classes
         sizes = [(image.height, image.width) for image in images]
         results = self.processor.post_process_grounded_object_detection(
             outputs, threshold=threshold, target_sizes=sizes

@@ -110,7 +110,7 @@ class VlmJudge(WithoutDevice):
             return self._parse_rating(response["choices"][0])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             address = f"{self.connection.url}/chat/completions"
-            problem = f"{address} answered something that is no chat completion: {str(response)[:300]}"
+            problem = f"{address} answered something that is not a chat completion: {str(response)[:300]}"
             if self.expected:
                 problem += "; score: expected needs an endpoint that returns logprobs"
             raise RewardError(self.name, problem, row, prompt) from error

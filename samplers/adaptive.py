@@ -51,7 +51,7 @@ class Agreement:
         return (~stopped).nonzero().flatten()
 
     def compare(self, rows: Tensor, main: Tensor, reference: Tensor) -> None:
-        """End the guidance of those of `rows` [B] whose outputs [B,...] agree."""
+        """End guidance for the rows of `rows` [B] whose outputs [B,...] agree."""
         # In float64: the sum over a latent of 65,000 numbers must not decide by its rounding.
         cosine = torch.cosine_similarity(main.double().flatten(1), reference.double().flatten(1))
         self._stopped[rows] = cosine >= self.threshold

@@ -109,7 +109,7 @@ def advance(
     """Return the state at grid.times[steps], [B,...], from `x_init` at grid.times[0]: a prefix for several rollouts.
 
     Every step is drawn from `kernel` with `noise(step)`. Without noise it takes the kernel's mean, which is the whole
-    step for `ode`. Nothing is recorded: these steps are no decisions.
+    step for `ode`. Nothing is recorded: these steps are not decisions.
     """
     if not 0 <= steps < grid.steps:
         raise ValueError(f"a prefix has 0 to {grid.steps - 1} of a run's {grid.steps} steps, got {steps}")

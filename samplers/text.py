@@ -81,7 +81,7 @@ class Prompts:
 
 
 class DecodingError(ValueError):
-    """The model's logits are no distribution of the next token."""
+    """The model's logits are not a distribution over the next token."""
 
 
 Processor = Callable[[Tensor, Tensor], Tensor]

@@ -383,7 +383,7 @@ def test_commands_about_runs_need_a_run(difrl: Command, sd3: Path, tmp_path: Pat
     assert_one_message(difrl("report", nothing), "no run folder at")
     assert_one_message(difrl("sample", nothing, "--prompt", "a red circle"), "no folder")
     for folder in (nothing, sd3):
-        assert_one_message(difrl("evaluate", folder), "is no run folder: config.yaml not found in it")
+        assert_one_message(difrl("evaluate", folder), "is not a run folder: config.yaml not found in it")
     assert not (sd3 / "rlg.json").exists()
 
 

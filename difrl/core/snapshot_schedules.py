@@ -1,4 +1,4 @@
-"""Decays with which a snapshot is another average than an exponential one.
+"""Decay schedules for averages of past weights other than the exponential one.
 
 A snapshot moves by snapshot <- d(n) snapshot + (1 - d(n)) theta once a step, where n = 0, 1, ... counts steps. So d
 alone determines the average of theta's past that it holds, and n alone is needed to resume it.

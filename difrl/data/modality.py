@@ -62,7 +62,7 @@ class _ImageReader:
         except FileNotFoundError as error:
             raise ValueError(f"{quote(key)}: there is no image {path}") from error
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{quote(key)}: {path} is no image that can be read") from error
+            raise ValueError(f"{quote(key)}: {path} is not an image that can be read") from error
         self.first = self.first or (name, size)
         if size != self.first[1]:
             raise ValueError(

@@ -25,7 +25,7 @@ class PromptOrder:
 
     def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
         if not prompts or per_step < 1:
-            raise ValueError(f"{len(prompts)} prompts and {per_step} a step, expected at least one of both")
+            raise ValueError(f"{len(prompts)} prompts and {per_step} a step, expected at least one of each")
         self.count, self.per_step, self.seed = len(prompts), per_step, seed
         weights = np.array([prompt.weight for prompt in prompts], dtype=np.float64)
         self.shares = None if (weights == weights[0]).all() else _expected_counts(weights, per_step)

@@ -93,7 +93,7 @@ def _metadata(row: JsonObject) -> Mapping[str, Any]:
     if "negative_prompt" in row:
         raise ValueError('"negative_prompt" is not a key; write "negative"')
     if "metadata" not in row:
-        # In GenEval's file the whole row is metadata, the prompt included. A prompt alone is no metadata.
+        # In GenEval's file the whole row is metadata, the prompt included. A prompt alone is not metadata.
         others = {key: value for key, value in row.items() if key not in ("negative", "weight")}
         return others if len(others) > 1 else {}
     if unknown := [key for key in row if key not in ("prompt", "metadata", "negative", "weight")]:

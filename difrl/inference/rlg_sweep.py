@@ -52,7 +52,7 @@ def evaluate_run(
     """
     if not (run / "config.yaml").is_file():
         raise RunFolderError(
-            f"{run} is no run folder: config.yaml not found in it; give a folder that `difrl train` made"
+            f"{run} is not a run folder: config.yaml not found in it; give a folder that `difrl train` made"
         )
     processes = DistributedContext()
     loaded = open_run(run, device=processes.device)

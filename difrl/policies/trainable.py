@@ -1,4 +1,4 @@
-"""The weights that are trained: an adapter or all of them, and the way back to the pretrained ones."""
+"""The weights that are trained, an adapter or all of them, and how to restore the pretrained ones."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def load(path: Path, rows: str, modality: Modality) -> list[RecordedGroup]:
 IMAGE_PROBLEMS = [
     ({"prompt": "x", "chosen": "a.png"}, '"rejected" must be the path of an image, found null'),
     ({"prompt": "x", "chosen": "a.png", "rejected": "none.png"}, '"rejected": there is no image'),
-    ({"prompt": "x", "chosen": "a.png", "rejected": "text.png"}, "is no image that can be read"),
+    ({"prompt": "x", "chosen": "a.png", "rejected": "text.png"}, "is not an image that can be read"),
     ({"prompt": "x", "chosen": "a.png", "rejected": "wide.png"}, "wide.png has 16 × 8 pixels, and a.png 8 × 8"),
     ({"chosen": "a.png", "rejected": "a.png"}, '"prompt" is missing'),
 ]

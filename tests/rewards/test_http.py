@@ -112,8 +112,8 @@ def test_the_last_failure_is_raised() -> None:
         (httpx.Response(400, text="plain words"), "plain words"),
         (httpx.Response(400, json=["a"]), "a"),
         (httpx.Response(400), "Bad Request"),
-        (httpx.Response(200, text="<html>"), "answered something that is no JSON: '<html>'"),
-        (httpx.Response(200, content=b"\xff\xfe{"), "answered something that is no JSON"),
+        (httpx.Response(200, text="<html>"), "answered something that is not JSON: '<html>'"),
+        (httpx.Response(200, content=b"\xff\xfe{"), "answered something that is not JSON"),
     ],
 )
 def test_the_other_sides_message_is_passed_on(answer: httpx.Response, message: str) -> None:

@@ -84,7 +84,7 @@ def test_key_and_extract() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"reward 'math': extract is no regular expression: .*found '\('"):
+    with pytest.raises(ValueError, match=r"reward 'math': extract is not a regular expression: .*found '\('"):
         make("math", extract="(")
     with pytest.raises(ValueError, match="seconds is 0"):
         make("math", seconds=0)

@@ -22,7 +22,7 @@ def test_numbers_below_one_are_named() -> None:
 
 def test_a_dot_matches_line_breaks() -> None:
     assert compile_pattern("a.b", "pattern").fullmatch("a\nb")
-    with pytest.raises(ValueError, match=r"reward 'far': pattern is no regular expression: .*; found '\('"):
+    with pytest.raises(ValueError, match=r"reward 'far': pattern is not a regular expression: .*; found '\('"):
         compile_pattern("(", "reward 'far': pattern")
 
 

@@ -236,7 +236,7 @@ def fake(*answers: Any, **options: Any) -> tuple[Remote, list[httpx.Request], li
         ({"values": 3}, 'without a list of "values"'),
         ([1.0, 2.0], 'without a list of "values"'),
         ({}, 'without a list of "values"'),
-        (b"<html>", "something that is no JSON: '<html>'"),
+        (b"<html>", "something that is not JSON: '<html>'"),
     ],
 )
 def test_a_malformed_response_is_an_error_and_not_requested_again(answer: Any, message: str) -> None:

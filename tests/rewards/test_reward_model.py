@@ -222,7 +222,7 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     body: BertModel = network.bert
     body.save_pretrained(tmp_path)
     with pytest.raises(
-        RewardError, match=r"is no trained classifier: its weights lack classifier\.bias, classifier\.w"
+        RewardError, match=r"is not a trained classifier: its weights lack classifier\.bias, classifier\.w"
     ):
         found(tmp_path)
 

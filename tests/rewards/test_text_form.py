@@ -25,7 +25,7 @@ def test_the_whole_text_must_match() -> None:
 
 
 def test_a_broken_pattern_is_named() -> None:
-    with pytest.raises(ValueError, match=r"reward 'format': pattern is no regular expression: .*found '\['"):
+    with pytest.raises(ValueError, match=r"reward 'format': pattern is not a regular expression: .*found '\['"):
         make("format", pattern="[")
 
 

@@ -85,7 +85,7 @@ def test_a_pattern_that_is_none_is_named_with_its_row() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="normalise is 'lower', expected one of none, spaces, case, words"):
         make("exact_match", normalise="lower")
-    with pytest.raises(ValueError, match=r"reward 'exact_match': extract is no regular expression: .*found '\('"):
+    with pytest.raises(ValueError, match=r"reward 'exact_match': extract is not a regular expression: .*found '\('"):
         make("exact_match", extract="(")
 
 

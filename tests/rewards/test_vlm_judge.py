@@ -225,7 +225,7 @@ def test_replies_without_a_rating_are_invalid_and_counted(caplog: pytest.LogCapt
 def test_a_malformed_chat_completion_is_an_error(answer: Any) -> None:
     judge, _ = scripted(lambda _: answer)
     with pytest.raises(
-        RewardError, match=r"at row 0 .*http://far/v1/chat/completions answered something that is no chat"
+        RewardError, match=r"at row 0 .*http://far/v1/chat/completions answered something that is not a chat"
     ):
         rate(judge)
 
@@ -290,7 +290,7 @@ def test_an_endpoint_without_probabilities_is_an_error(answer: Any) -> None:
 
 @given(st.lists(st.floats(-20, 0), min_size=5, max_size=5))
 def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> None:
-    """Tokens that are no rating, and the total probability of the response, have no effect."""
+    """Tokens that are not ratings, and the total probability of the response, have no effect."""
     p = torch.tensor(logits, dtype=torch.float64).softmax(0)
     told = [(str(rating), logit) for rating, logit in zip(range(1, 6), logits, strict=True)]
     found = expected_rating([("x", 0.0), *told, ("6", 0.0), ("0", 0.0)], 1, 5)
@@ -308,7 +308,7 @@ def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> No
         ({"score": "mean"}, "score is 'mean', expected one of text, expected"),
         ({"score": "expected"}, r"scale is \[1, 10\]; .* set a scale of digits"),
         ({"score": "expected", "scale": [-1, 5]}, r"scale is \[-1, 5\]; .* set a scale of digits"),
-        ({"pattern": "("}, "pattern is no regular expression"),
+        ({"pattern": "("}, "pattern is not a regular expression"),
         ({"pattern": r"\d+"}, r"expected a group \(…\) around the rating"),
         ({"max_concurrency": 0}, "max_concurrency is 0"),
         ({"max_tokens": 0}, "max_tokens is 0"),

@@ -32,7 +32,7 @@ def test_what_was_registered_is_found(shapes: Registry[object]) -> None:
     square = object()
     assert shapes.register("square", square) is square
     assert shapes["square"] is square
-    assert shapes.register("square", square) is square, "the same object twice is no conflict"
+    assert shapes.register("square", square) is square, "the same object twice is not a conflict"
 
 
 def test_a_name_is_taken_once(shapes: Registry[object]) -> None:

@@ -264,7 +264,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_the_operating_system_refusing_a_write_is_a_checkpoint_error(
     tmp_path: Path, processes: DistributedContext
 ) -> None:
-    """safetensors reports errors of the system by an exception that is no OSError."""
+    """safetensors reports errors of the system by an exception that is not an OSError."""
     trained = trainer(rank=20_000)
     checkpoint.save(trained, tmp_path, 1, 2, processes)
     before = contents(tmp_path)

@@ -51,7 +51,7 @@ DEFAULTS = GuardConfig()
         ((0.60, 0.67), ["eval/watch/judge"]),  # 0.03 down, 0.1 up
         ((0.60, 0.68), []),  # 0.02 down is not clear
         ((0.52, 0.60), []),  # 0.02 up is not clear
-        ((0.40, 0.60), []),  # both fell: that is no hacking
+        ((0.40, 0.60), []),  # both fell: that is not hacking
         ((0.60, 0.70, 0.38), []),  # 24 % of the diversity
         ((0.60, 0.70, 0.37), ["eval/diversity/pixels"]),  # 26 %
         ((0.60, 0.60, 0.30), ["eval/watch/judge", "eval/diversity/pixels"]),

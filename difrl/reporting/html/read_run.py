@@ -144,7 +144,7 @@ def read_metrics_leniently(path: Path, problems: list[str]) -> list[MetricsRow]:
 
 
 def _numbers(values: object) -> MetricsRow:
-    """Return the metrics of a JSON object, with null as NaN. Leave out anything that is no number."""
+    """Return the metrics of a JSON object, with null as NaN. Leave out anything that is not a number."""
     items = values.items() if isinstance(values, dict) else ()
     return {
         key: math.nan if value is None else float(value)

@@ -77,7 +77,7 @@ def _parse_completions(value: Any, count: int) -> CompletionSet:
 
 
 def over_training(steps: Sequence[TextSamples]) -> str:
-    """Return a row a prompt: completions of the first and the last step, and the mean reward of every step."""
+    """Return one row for each prompt: completions of the first and the last step, and the mean reward of every step."""
     shown = [steps[0], steps[-1]] if len(steps) > 1 else list(steps)
     rows = []
     for row, prompt in enumerate(steps[-1].prompts):

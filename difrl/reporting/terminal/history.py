@@ -75,7 +75,7 @@ class History:
         for key, value in metrics.items():
             if key.startswith("eval/"):
                 self.evaluations.setdefault(key, []).append(float(value))
-        if not self._intervals:  # the evaluation before the first step is no part of a step's time
+        if not self._intervals:  # the evaluation before the first step is not part of a step's time
             self._last_time = self.clock()
 
     def reward(self) -> HistoryRow:

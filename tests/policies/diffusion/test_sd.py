@@ -225,7 +225,7 @@ def test_full_fine_tune_loads_with_from_pretrained(sd: Path, tmp_path: Path) -> 
 
 
 def test_a_published_pndm_scheduler_gives_ddims_times(sd: Path, tmp_path: Path) -> None:
-    """SD 1.5 comes with PNDM, whose repeated times are no grid; DDPO samples with the same table under DDIM."""
+    """SD 1.5 comes with PNDM, whose repeated times are not a grid; DDPO samples with the same table under DDIM."""
     table = {k: v for k, v in SD_TABLE.items() if k != "clip_sample"}
     path = tiny_sd(tmp_path / "pndm", PNDMScheduler(**table, skip_prk_steps=True))
     torch.testing.assert_close(images_of(policy_of(path)), images_of(policy_of(sd)), atol=0, rtol=0)
