@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rewards import Scores
+
 if TYPE_CHECKING:
     from difrl.training.trainer import Trainer
 
@@ -20,6 +22,15 @@ def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]], name: str = "row
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def scores(values: Any, invalid: Sequence[int | tuple[int, ...]] = ()) -> Scores:
+    """Return float64 scores, in which NaN marks invalid rows."""
+    found = torch.tensor(values, dtype=torch.float64)
+    valid = torch.ones(found.shape, dtype=torch.bool)
+    for place in invalid:
+        found[place], valid[place] = torch.nan, False
+    return Scores(found, valid)
 
 
 def perturb(parameters: Mapping[str, nn.Parameter], size: float = 0.05, seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rewards import Scores
 from rewards.combination import mean, stack, uncertainty, weighted_sum, worst
+from tests.helpers import scores
 
 VALUES = [[1.0, 4.0, 0.0], [3.0, 4.0, 6.0]]
 COMBINED: list[Callable[[Scores], Scores]] = [
@@ -24,20 +25,12 @@ COMBINED: list[Callable[[Scores], Scores]] = [
 ]
 
 
-def members(values: Any, invalid: Any = ()) -> Scores:
-    found = torch.tensor(values, dtype=torch.float64)
-    valid = torch.ones(found.shape, dtype=torch.bool)
-    for place in invalid:
-        found[place], valid[place] = torch.nan, False
-    return Scores(found, valid)
-
-
 def test_by_hand() -> None:
     """The variances divide by K. They are 1, 0 and 9."""
-    assert mean(members(VALUES)).values.tolist() == [2.0, 4.0, 3.0]
-    assert worst(members(VALUES)).values.tolist() == [1.0, 4.0, 0.0]
-    assert uncertainty(members(VALUES), penalty=0.5).values.tolist() == [1.5, 4.0, -1.5]
-    assert weighted_sum(members(VALUES), [2.0, -1.0]).values.tolist() == [-1.0, 4.0, -6.0]
+    assert mean(scores(VALUES)).values.tolist() == [2.0, 4.0, 3.0]
+    assert worst(scores(VALUES)).values.tolist() == [1.0, 4.0, 0.0]
+    assert uncertainty(scores(VALUES), penalty=0.5).values.tolist() == [1.5, 4.0, -1.5]
+    assert weighted_sum(scores(VALUES), [2.0, -1.0]).values.tolist() == [-1.0, 4.0, -6.0]
 
 
 def test_members_are_stacked() -> None:
@@ -49,14 +42,14 @@ def test_members_are_stacked() -> None:
 
 @pytest.mark.parametrize("combine", COMBINED)
 def test_row_that_one_member_cannot_score_is_not_valid(combine: Callable[[Scores], Scores]) -> None:
-    found = combine(members(VALUES, invalid=[(1, 0)]))
+    found = combine(scores(VALUES, invalid=[(1, 0)]))
     assert found.valid.tolist() == [False, True, True]
     assert found.values[0] == 0
-    assert found.values[1:].tolist() == combine(members(VALUES)).values[1:].tolist()
+    assert found.values[1:].tolist() == combine(scores(VALUES)).values[1:].tolist()
 
 
 def test_a_member_of_weight_0_does_not_count_even_if_it_is_invalid() -> None:
-    found = weighted_sum(members(VALUES, invalid=[(1, 0)]), [2.0, 0.0])
+    found = weighted_sum(scores(VALUES, invalid=[(1, 0)]), [2.0, 0.0])
     assert found.valid.all()
     assert found.values.tolist() == [2.0, 8.0, 0.0]
 
@@ -68,7 +61,7 @@ tables = st.integers(1, 5).flatmap(
 
 @given(tables, st.floats(0, 3))
 def test_conservative_ones_are_below_the_mean_and_equal_where_members_agree(table: Any, penalty: float) -> None:
-    m = members(table)
+    m = scores(table)
     average, careful, pessimistic = mean(m).values, uncertainty(m, penalty=penalty).values, worst(m).values
     assert (careful <= average + 1e-12).all()
     assert (pessimistic <= average + 1e-12).all()
@@ -81,7 +74,7 @@ def test_conservative_ones_are_below_the_mean_and_equal_where_members_agree(tabl
 
 @given(tables, st.floats(0, 3))
 def test_a_shared_shift_passes_through(table: Any, penalty: float) -> None:
-    m = members(table)
+    m = scores(table)
     moved = Scores(m.values + 2.5, m.valid)
     for combine in (mean, worst, partial(uncertainty, penalty=penalty)):
         torch.testing.assert_close(combine(moved).values, combine(m).values + 2.5)
@@ -89,7 +82,7 @@ def test_a_shared_shift_passes_through(table: Any, penalty: float) -> None:
 
 @pytest.mark.parametrize("combine", COMBINED)
 def test_nan_in_a_valid_row_is_refused(combine: Callable[[Scores], Scores]) -> None:
-    broken = members(VALUES)
+    broken = scores(VALUES)
     broken.values[1, 2] = torch.nan
     with pytest.raises(ValueError, match="member 1 scores row 2 nan but marks it valid"):
         combine(broken)
@@ -99,8 +92,8 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="nothing to combine"):
         stack([])
     with pytest.raises(ValueError, match="3 weights for 2 members"):
-        weighted_sum(members(VALUES), [1.0, 1.0, 1.0])
+        weighted_sum(scores(VALUES), [1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match=r"expected \[K, B\]"):
-        worst(members([1.0, 2.0]))
+        worst(scores([1.0, 2.0]))
     with pytest.raises(ValueError, match="penalty is -1"):
-        uncertainty(members(VALUES), penalty=-1.0)
+        uncertainty(scores(VALUES), penalty=-1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +16,7 @@ from torch import Tensor
 
 from rewards import Scores
 from rewards.shaping import clip, denoised, log_sigmoid, min_max, min_max_of_groups, par
-
-
-def scores(values: Any, invalid: Any = ()) -> Scores:
-    """Return float64 scores, in which NaN marks invalid rows."""
-    found = torch.tensor(values, dtype=torch.float64)
-    valid = torch.ones(found.shape, dtype=torch.bool)
-    for place in invalid:
-        found[place], valid[place] = torch.nan, False
-    return Scores(found, valid)
+from tests.helpers import scores
 
 
 def listed(found: Scores) -> list[float | None]:
