@@ -14,8 +14,8 @@ from samplers.guidance import (
     Counting,
     Denoiser,
     classifier_free,
+    get_rows,
     reinforcement_learning,
-    rows_of,
 )
 from samplers.gumbel import gumbel, sample_keys
 from samplers.inversion import invert
@@ -46,8 +46,8 @@ from samplers.text import (
     Processor,
     Prompts,
     check_prompts,
-    context_of,
     generate,
+    get_context_length,
 )
 from samplers.text_guidance import BaseDivergence, TextGuidance
 
@@ -85,7 +85,6 @@ __all__ = [
     "check_prompts",
     "choose",
     "classifier_free",
-    "context_of",
     "corrupt",
     "cps",
     "dance_sde",
@@ -93,6 +92,8 @@ __all__ = [
     "expand",
     "flow_sde",
     "generate",
+    "get_context_length",
+    "get_rows",
     "gumbel",
     "invert",
     "keyed",
@@ -102,7 +103,6 @@ __all__ = [
     "precise",
     "reinforcement_learning",
     "rollout",
-    "rows_of",
     "sample_keys",
     "solve",
     "stable_seed",

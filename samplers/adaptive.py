@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid
-from samplers.guidance import Condition, Denoiser, PerSample, grow, rows_of, switch_after_steps, with_negatives
+from samplers.guidance import Condition, Denoiser, PerSample, get_rows, grow, switch_after_steps, with_negatives
 from samplers.process import at_least_float32
 
 
@@ -63,7 +63,7 @@ def adaptive_classifier_free(denoiser: Denoiser, scale: float, agreement: Agreem
         return denoiser
 
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        condition, rows = condition.numbered(), rows_of(condition)
+        condition, rows = condition.numbered(), get_rows(condition)
         active = agreement.active(rows, t)
         both = with_negatives(condition, active)
         outputs = at_least_float32(denoiser(torch.cat([x_t[active], x_t]), torch.cat([t[active], t]), both))
@@ -89,7 +89,7 @@ def adaptive_reinforcement_learning(
         return tuned
 
     def blended(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        condition, rows = condition.numbered(), rows_of(condition)
+        condition, rows = condition.numbered(), get_rows(condition)
         active = agreement.active(rows, t)
         main = at_least_float32(tuned(x_t, t, condition))
         if len(active) == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samplers.guidance import Condition, Denoiser, PerSample, rows_of
+from samplers.guidance import Condition, Denoiser, PerSample, get_rows
 from samplers.process import at_least_float32
 
 
@@ -41,7 +41,7 @@ class Distance:
         reference = self.remembered.last_output(x_t)
         if reference is None:
             reference = self.reference(x_t, t, condition)
-        rows = rows_of(condition)
+        rows = get_rows(condition)
         self._sums.add(
             rows, (at_least_float32(output) - at_least_float32(reference)).square().flatten(1).mean(1).double()
         )

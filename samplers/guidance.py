@@ -206,11 +206,11 @@ class Counting:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.evaluations += x_t.shape[0]
-        self.per_sample.add(rows_of(condition), 1.0)
+        self.per_sample.add(get_rows(condition), 1.0)
         return self.denoiser(x_t, t, condition)
 
 
-def rows_of(condition: Condition) -> Tensor:
+def get_rows(condition: Condition) -> Tensor:
     """Return the number of the sample that each row belongs to, [B] int64."""
     rows = condition.numbered().rows
     assert rows is not None

@@ -254,7 +254,7 @@ def _cut_at_end(tokens: Tensor, logp: Tensor, decoding: Decoding) -> Completions
 
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise ValueError if a prompt is empty, or does not fit into the model's context with max_new_tokens after it."""
-    context = context_of(model)
+    context = get_context_length(model)
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(
@@ -268,7 +268,7 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_
             )
 
 
-def context_of(model: PreTrainedModel) -> float:
+def get_context_length(model: PreTrainedModel) -> float:
     """Return the maximum number of tokens of prompt and completion together; infinity for models without a limit."""
     # Recurrent models and ALiBi have no max_position_embeddings.
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")

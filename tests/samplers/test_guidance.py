@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samplers import Condition, Counting, Grid, classifier_free, reinforcement_learning
-from samplers.guidance import rows_of, with_negatives
+from samplers.guidance import get_rows, with_negatives
 
 X = torch.arange(6.0).reshape(2, 3)
 T = torch.tensor([0.5, 0.5])
@@ -121,6 +121,6 @@ def test_rows_keep_the_number_of_their_sample():
     assert counted.per_sample.sums(3).tolist() == [0.0, 2.0, 0.0]
     both = with_negatives(numbered, torch.tensor([1]))
     assert both.tensors["shift"].flatten().tolist() == [20.0, 1.0, 2.0]
-    assert rows_of(both).tolist() == [1, 0, 1]
+    assert get_rows(both).tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match="one batch size"):
         Condition(CONDITION.tensors, rows=torch.arange(3))

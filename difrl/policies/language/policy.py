@@ -31,7 +31,7 @@ from difrl.policies.language.tokenization import TextTokenizer, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.policies.trained_policy import TrainedPolicy
-from samplers import Completions, context_of
+from samplers import Completions, get_context_length
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         return Setting("the temperature", "generation.temperature", own, sorted(others))
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
-        self.tokenizer.validate_prompts(prompts, context_of(self.network.model))
+        self.tokenizer.validate_prompts(prompts, get_context_length(self.network.model))
 
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         self.tokenizer.validate_completions([str(item) for item in items], places)

@@ -30,7 +30,7 @@ from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
 from difrl.training.cost.model_cost import ModelCost, Wording
-from samplers import Completions, Processing, context_of
+from samplers import Completions, Processing, get_context_length
 
 WORDING = Wording(
     heading="Tokens read and written, at most",
@@ -54,7 +54,7 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     network = _build_skeleton(model.path, model.revision, model)
     drawn = config.data.rows == "prompts"
     prompts = [*(inputs.train if drawn else []), *inputs.evaluation, *(e.prompt for e in inputs.recorded)]
-    texts.validate_prompts(prompts, context_of(network))
+    texts.validate_prompts(prompts, get_context_length(network))
     if inputs.recorded:
         items = [(str(item), place) for e in inputs.recorded for item, place in zip(e.items, e.places, strict=True)]
         texts.validate_completions([item for item, _ in items], [place for _, place in items])
