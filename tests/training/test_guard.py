@@ -16,15 +16,20 @@ from difrl import open_run
 from difrl.config import GuardConfig, RunConfig
 from difrl.config.load import read_config
 from difrl.config.yaml_source import ConfigError
+from difrl.data.prompts import load_prompts
+from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
-from difrl.reporting.terminal import SilentDisplay
+from difrl.reporting.terminal import RunSummary, SilentDisplay
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
+from difrl.scoring.diversity import Diversity
 from difrl.training import checkpoint
 from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
+from difrl.training.evaluation import Evaluator
 from difrl.training.guard import Guard, MetricsRow, compute_verdict
+from difrl.training.trainer import Trainer
 from tests.fakes import in_threads
 from tests.recipes import recipe
 from tests.training.test_run import Killed, dies
@@ -165,7 +170,7 @@ def hacked(model: Path, run: Path, **guard: Any) -> RunConfig:
     return recipe(model, run, **HACKED, guard={"diversity": None, **guard})
 
 
-def train(config: RunConfig, *, resume: bool = False, processes: DistributedContext | None = None) -> running.Summary:
+def train(config: RunConfig, *, resume: bool = False, processes: DistributedContext | None = None) -> RunSummary:
     return running.train(config, resume=resume, display=SilentDisplay(), processes=processes)
 
 
@@ -182,12 +187,12 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
 
 
 @pytest.fixture(scope="module")
-def rolled_back(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, running.Summary]:
+def rolled_back(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSummary]:
     run = tmp_path_factory.mktemp("hacked") / "run"
     return run, train(hacked(sd3, run))
 
 
-def test_a_hacked_run_is_taken_back_to_its_best(rolled_back: tuple[Path, running.Summary]) -> None:
+def test_a_hacked_run_is_taken_back_to_its_best(rolled_back: tuple[Path, RunSummary]) -> None:
     run, summary = rolled_back
     found = logged(run)
     assert [row["guard/strikes"] for row in found][-2:] == [1, 2]
@@ -201,7 +206,7 @@ def test_a_hacked_run_is_taken_back_to_its_best(rolled_back: tuple[Path, running
     assert [checkpoint.parse_step(p) for p in checkpoint.find_all(run)] == [best, last]  # though only one is kept
 
 
-def test_everything_a_run_reports_is_of_the_best(rolled_back: tuple[Path, running.Summary]) -> None:
+def test_everything_a_run_reports_is_of_the_best(rolled_back: tuple[Path, RunSummary]) -> None:
     run, summary = rolled_back
     place = checkpoint.find_result(run)
     assert place is not None
@@ -217,7 +222,7 @@ def test_everything_a_run_reports_is_of_the_best(rolled_back: tuple[Path, runnin
 
 @pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_killed_run_comes_to_the_same_verdict(
-    sd3: Path, tmp_path: Path, rolled_back: tuple[Path, running.Summary], monkeypatch: pytest.MonkeyPatch, at: int
+    sd3: Path, tmp_path: Path, rolled_back: tuple[Path, RunSummary], monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     config = hacked(sd3, tmp_path / "run")
     with monkeypatch.context() as patched:
@@ -263,17 +268,18 @@ def test_a_best_checkpoint_that_was_never_kept_is_named(sd3: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_are_taken_back_together(
-    sd3: Path, tmp_path: Path, rolled_back: tuple[Path, running.Summary]
-) -> None:
+def test_two_processes_are_taken_back_together(sd3: Path, tmp_path: Path, rolled_back: tuple[Path, RunSummary]) -> None:
     config = hacked(sd3, tmp_path / "run")
     policies = [load_diffusion_policy(config, keep_base=True) for _ in range(2)]  # loading knows no threads
 
-    def work(processes: DistributedContext) -> running.Summary:
+    def work(processes: DistributedContext) -> RunSummary:
         scorer = Scorer.build(config.rewards, config.watch, processes.device)
-        policy, prompts = policies[processes.rank], running.Prompts.load(config)
+        policy = policies[processes.rank]
+        trainer = Trainer(config, policy, scorer, load_training_prompts(config), processes)
+        prompts, diversity = load_prompts(str(config.data.evaluation)), Diversity.build(config.eval.diversity)
+        evaluator = Evaluator(policy, scorer, prompts, processes, config.seed, diversity)
         (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-        return running.Run(config, policy, scorer, prompts, processes, SilentDisplay())()
+        return running.Run(config, trainer, evaluator, processes, SilentDisplay())()
 
     one, two = in_threads(2, work)
     assert one.guard == two.guard == rolled_back[1].guard
