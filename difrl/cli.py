@@ -134,6 +134,7 @@ def sample(
     """Draw samples at one or more RLG weights, side by side: images in a file, texts in the terminal."""
     from difrl.inference.loaded_run import open_run
     from difrl.inference.search import build_search, draw_sheet
+    from difrl.reporting.number_format import pluralise
 
     _check_search(best_of, svdd, reward)
     loaded = open_run(
@@ -148,9 +149,9 @@ def sample(
         file.parent.mkdir(parents=True, exist_ok=True)
         file = sheet.save(file)
     number, listed = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
-    trained = f" after {loaded.step} steps of training at w = {listed}" if loaded.is_run else ""
+    trained = f" after {pluralise(loaded.step, 'step')} of training at w = {listed}" if loaded.is_run else ""
     written = "" if file is None else f": {escape(str(file))}"
-    out.print(f"{number} samples{trained}{written}", soft_wrap=True)
+    out.print(f"{pluralise(number, 'sample')}{trained}{written}", soft_wrap=True)
     for note in notes:
         out.print(escape(note), soft_wrap=True)
 

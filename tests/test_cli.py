@@ -204,7 +204,7 @@ def test_evaluate_makes_a_weight_the_default_of_the_run(difrl: Command, run: Pat
     assert f"The run is sampled at w = {best:g} by default" in (run / "report.html").read_text()
     assert difrl(*command, "--write-default", "0.5").status == 0
     sampled = difrl("sample", run, "--prompt", "a red circle", "-n", "1", "--out", tmp_path / "x.png")
-    assert sampled.out.startswith("1 samples after 2 steps of training at w = 0.5: ")
+    assert sampled.out.startswith("1 sample after 2 steps of training at w = 0.5: ")
 
 
 def test_evaluate_refuses_a_default_that_makes_no_sense(difrl: Command, run: Path) -> None:

@@ -15,6 +15,11 @@ ARROWS = {RISING: "↗", LEVEL: "→", FALLING: "↘"}
 CLEAR = 2.0  # a change counts if it is larger than this many standard errors
 
 
+def pluralise(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 step" and "2 steps"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def number(value: float) -> str:
     """Return three decimals below 100, one below 10,000, and scientific notation for other sizes and below 0.001."""
     if math.isnan(value):

@@ -44,6 +44,11 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize(("count", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps")])
+def test_counts_have_the_number_of_their_noun(count: int, text: str) -> None:
+    assert formats.pluralise(count, "step") == text
+
+
 def train(display, steps: int = 12) -> None:
     """Send a short run to a display, with an evaluation before it and at every fifth step."""
     display.start(FACTS)

@@ -65,7 +65,7 @@ def _facts(run: RunRecord) -> str:
     ]
     steps = int(run.rows[-1]["step"]) if run.rows else 0
     planned = run.planned_steps
-    facts.append(f"{steps} of {planned} steps" if planned and planned != steps else f"{steps} steps")
+    facts.append(f"{steps} of {planned} steps" if planned and planned != steps else formats.pluralise(steps, "step"))
     if run.rows and run.rows[-1]["nfe"] > 0:
         facts.append(f"{formats.count(run.rows[-1]['nfe'])} {run.nfe_name}")
     if run.rows and run.rows[-1]["minutes"] > 0:

@@ -63,7 +63,7 @@ def print_summary(console: Console, summary: RunSummary) -> None:
     if summary.guard:
         console.print(f"[red]{escape(summary.guard)}[/red]\n")
     took = f" in {formats.duration(summary.seconds)}" if math.isfinite(summary.seconds) else ""
-    console.print(f"[dim]done     [/dim]{summary.steps} steps{took}")
+    console.print(f"[dim]done     [/dim]{formats.pluralise(summary.steps, 'step')}{took}")
     for word, path in (("model", summary.model), ("samples", summary.picture), ("report", summary.report)):
         if path:
             console.print(Text.assemble((f"{word:<9}", "dim"), path), soft_wrap=True)

@@ -27,7 +27,7 @@ class PlainDisplay:
 
     def start(self, facts: RunFacts) -> None:
         self.history = History(facts)
-        size = f"{facts.steps} steps of {facts.samples_per_step} samples"
+        size = f"{formats.pluralise(facts.steps, 'step')} of {formats.pluralise(facts.samples_per_step, 'sample')}"
         self.message(" · ".join([facts.name, *facts.details, size]))
 
     def step(self, metrics: Mapping[str, float]) -> None:
