@@ -47,7 +47,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run at every RLG weight. Write rlg.json, rlg.png and the report into its folder, and return rlg.json.
 
-    default: the weight of samples drawn later, or "best" (difrl/reporting/sweep_peaks.py). It goes into inference.json with
+    default: the weight of samples drawn later, or "best" (difrl/reporting/sweep_peaks.py). It is written to inference.json with
     the settings of `guidance`. None: inference.json stays as it is.
     """
     if not (run / "config.yaml").is_file():

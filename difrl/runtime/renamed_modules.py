@@ -30,11 +30,9 @@ class RenamedModules(MetaPathFinder, Loader):
         new = RENAMED[module.__name__]
         vars(module).update({k: v for k, v in vars(import_module(new)).items() if not k.startswith("__")})
         if module.__name__ != "difrl.worlds":
-            warnings.warn(
-                f"{module.__name__} is now {new}; the old import path will be removed in difrl 0.3: change it in your recipe",
-                FutureWarning,
-                stacklevel=2,
-            )
+            problem = f"{module.__name__} is now {new}; difrl 0.3 will not have the old path: change it in your recipe"
+            # The line that imports is one of importlib, or of the reward registry: the old name is a better place.
+            warnings.warn_explicit(problem, FutureWarning, module.__name__, 1)
 
 
 def install_renamed_modules() -> None:

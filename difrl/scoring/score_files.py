@@ -75,7 +75,7 @@ class RewardColumn:
 
     @property
     def unexplained(self) -> bool:
-        """Whether a sample could not be scored without any warning."""
+        """True if a sample has no score and no warning explains it."""
         return None in self.values and not self.warned
 
 

@@ -118,7 +118,7 @@ def save(
         atomic_write_text(aside / "state.json", json.dumps(state, indent=2))
         if place.exists():
             shutil.rmtree(place)
-        os.replace(aside, place)
+        os.replace(aside, place)  # `atomic_write` for a whole folder
         for old in find_all(run)[:-keep]:
             if parse_step(old) not in spared:
                 shutil.rmtree(old)

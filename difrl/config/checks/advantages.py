@@ -87,7 +87,7 @@ def _draws_differ_by_a_reward(config: RunSections) -> Iterator[ConfigConflict]:
 
 
 def _something_is_learnt(config: RunSections) -> Iterator[ConfigConflict]:
-    """With rewards of weight 0 a run can still learn from anchors to other weights than the initial θ."""
+    """A run whose rewards have weight 0 can still learn from anchors to other weights than the initial θ."""
     if config.data.rows != "prompts" or not all(reward.silent for reward in config.rewards):
         return
     begins_elsewhere = config.model.train == "lora" and config.model.lora.warm_start is not None

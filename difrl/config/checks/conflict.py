@@ -15,7 +15,7 @@ class ConfigConflict(NamedTuple):
 
 
 class ConfigConflictError(ValueError):
-    """All conflicts of a config."""
+    """All conflicts of a config. pydantic collects it as a ValueError, and `describe_errors` gives every conflict its place."""
 
     def __init__(self, conflicts: list[ConfigConflict]) -> None:
         super().__init__("; ".join(f"{'.'.join(map(str, c.path))}: {c.problem}" for c in conflicts))

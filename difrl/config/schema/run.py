@@ -50,7 +50,7 @@ class RunSections(Section):
         None, description="ends a run whose watched rewards or diversity fall; {}: the defaults"
     )
     trackers: list[str] = Field([], description="copies of metrics.jsonl in other forms, e.g. [tensorboard]")
-    tensorboard: bool = Field(False, description="the same as tensorboard among the trackers")
+    tensorboard: bool = Field(False, description="short for trackers: [tensorboard]")
 
     @property
     def branches(self) -> int:

@@ -2,8 +2,8 @@
 
 An objective maps likelihoods, advantages and groups to a loss per element, [B, J]; the caller reduces it. Nothing here
 depends on the kind of model that the likelihoods come from. To write an objective, derive a frozen dataclass from
-`Objective`: its fields are the constants of the formula, `loss_and_metrics` is the formula, and `needs` names the
-likelihoods that it reads. For example, the policy gradient by importance sampling:
+`Objective`: its fields are the constants of the formula, `loss_and_metrics` is the formula, and `needs` lists the
+terms of `Likelihoods` that it reads. For example, the policy gradient by importance sampling:
 
     @dataclass(frozen=True)
     class ImportanceSampling(Objective):  # L_ij = -A_i rho_ij, rho = exp(l_theta - l_old)
