@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ ANCHOR = {
     "coefficient": 0.7,
 }
 
+LOADING = threading.Lock()
+"""Held while a model loads: transformers patches its classes meanwhile, and two threads could leave them patched."""
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
@@ -49,7 +53,8 @@ def trainer_of(lm: Path, file: str | None, processes: DistributedContext | None 
     rehearsal = {} if file is None else {"rehearsal": {"train": file, "prompts_per_step": 4}, "anchors": [ANCHOR]}
     train = {"max_grad_norm": 1e9, "lr": 1e-3, **sections.pop("train", {})}
     config = text_recipe(lm, train=train, **{**rehearsal, **sections})
-    policy = load_policy(config)
+    with LOADING:
+        policy = load_policy(config)
     perturb(policy.parameters, 0.1)
     return Trainer(
         config, policy, Scorer.from_rewards({"ones": (Ones(), 1.0)}, {}), PROMPTS, processes or DistributedContext()
