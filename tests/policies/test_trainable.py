@@ -34,3 +34,15 @@ def test_saved_adapters_list_their_modules_in_order(sd3: Path, lm: Path, tmp_pat
     described = described_in_diffusers(tmp_path) if modality == "images" else described_in_peft(tmp_path)
     assert len(described) > 2
     assert described == sorted(described)
+
+
+def test_an_adapter_that_gives_its_modules_as_a_pattern_keeps_it(lm: Path, tmp_path: Path) -> None:
+    pattern = r".*\.(q_proj|v_proj)"
+    lora = {"rank": 2, "targets": ["q_proj", "v_proj"]}
+    load_policy(text_recipe(lm, model={"train": "lora", "lora": lora}), "cpu").save(tmp_path / "first")
+    file = tmp_path / "first" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "target_modules": pattern}))
+    warm = {"rank": 2, "warm_start": str(tmp_path / "first")}
+    load_policy(text_recipe(lm, model={"train": "lora", "lora": warm}), "cpu").save(tmp_path / "second")
+    saved = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert saved["target_modules"] == pattern
