@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help install quickstart test test-slow test-long lint
+.PHONY: help install quickstart test test-slow test-long reliability lint
 
 help:
 	@echo "make install      the virtual environment with difrl in it, in $(VENV)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test         the fast tests"
 	@echo "make test-slow    the slow tests only"
 	@echo "make test-long    all tests"
+	@echo "make reliability  many trials of every fault that was found, with the table of docs/reliability.md; an hour or more"
 	@echo "make lint         ruff, mypy, import-linter"
 
 install: $(STAMP)
@@ -40,6 +41,9 @@ test-slow: $(STAMP)
 
 test-long: $(STAMP)
 	$(PYTEST)
+
+reliability: $(STAMP)
+	$(PYTEST) tests/reliability --full
 
 lint: $(STAMP)
 	$(BIN)/ruff check --output-format concise .
