@@ -136,8 +136,7 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     except RewardError:
         raise
     except Exception as error:
-        place = f"{_user_line(error)} ({_describe_batch(prompts)})"
-        raise RewardError(reward.name, f"{type(error).__name__}: {error}{place}") from error
+        raise RewardError(reward.name, f"{describe_exception(error)} ({_describe_batch(prompts)})") from error
     return _check_result(reward.name, result, prompts)
 
 
@@ -174,11 +173,11 @@ def _to_scores(name: str, result: object) -> Scores:
     )
 
 
-def _user_line(error: Exception) -> str:
-    """Return the last line of the user's own code in the traceback, as " in FILE, line N", or an empty string."""
+def describe_exception(error: Exception) -> str:
+    """Return the type and message of an exception in somebody's reward, and the last line of their own code, if any."""
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     own = [f" in {file.name}, line {line}" for file, line in frames if file.is_file() and not _is_library(file)]
-    return own[-1] if own else ""
+    return f"{type(error).__name__}: {error}{own[-1] if own else ''}"
 
 
 def _is_library(file: Path) -> bool:

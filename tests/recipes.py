@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from difrl.config import RunConfig
+from difrl.data.modality import MODALITIES
+from difrl.data.prompts import Prompt, load_prompts
+from difrl.data.recorded_samples import load_recorded_samples
 
 AWM: Mapping[str, Any] = {
     "likelihood": {"kind": "forward", "decisions": 3},
@@ -63,3 +66,10 @@ def _run(path: Path | str, folder: Path | str, own: Mapping[str, Any], sections:
         replaced = isinstance(section, Mapping) and isinstance(old, dict) and "kind" not in section
         base[name] = {**old, **section} if replaced else section  # type: ignore[dict-item]
     return RunConfig.model_validate(base)
+
+
+def load_training_prompts(config: RunConfig) -> list[Prompt]:
+    """Load the prompts that a run is trained on, from a file of prompts or of recorded samples."""
+    if config.data.rows == "prompts":
+        return load_prompts(config.data.train)
+    return [group.prompt for group in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]

@@ -344,7 +344,7 @@ def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_
             ["no reward 'jpeg_compresibility'", "did you mean 'jpeg_compressibility'?"],
         ),
         (["rewards=[{name: jpeg_compressibility, options: {qualty: 3}}]"], ["qualty", "it takes: quality"]),
-        (["rewards=[{name: math}]"], ["reward 'math': it reads texts, and the samples here are images"]),
+        (["rewards=[{name: math}]"], ["rewards.0 (math): it reads texts, and the samples here are images"]),
         (["rewards=[{import: no_such_module:Mine}]"], ["cannot import the reward 'no_such_module:Mine'"]),
         (["rollout.kernel=flow_sd"], ["rollout.kernel", "did you mean flow_sde?"]),
         (["rollout.solver=NoSuchScheduler"], ["diffusers has no scheduler 'NoSuchScheduler'"]),

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from difrl.config import DataConfig, RehearsalConfig, RunConfig
+from difrl.config import DataConfig, RehearsalConfig
 from difrl.data.jsonl import DataFileError, JsonObject, describe_value, read_json_lines
-from difrl.data.modality import MODALITIES, Item, Modality
-from difrl.data.prompts import Prompt, build_prompt, load_prompts
+from difrl.data.modality import Item, Modality
+from difrl.data.prompts import Prompt, build_prompt
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,6 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
                 f"{data.group_size}; lower it, or add {modality.key}s of this prompt"
             )
     return groups
-
-
-def load_training_prompts(config: RunConfig) -> list[Prompt]:
-    """Load the prompts that a run is trained on, from a file of prompts or of recorded samples."""
-    if config.data.rows == "prompts":
-        return load_prompts(config.data.train)
-    return [group.prompt for group in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
 
 
 def _read_pair(read_item: Callable[[JsonObject, str], Item], row: JsonObject, place: str) -> RecordedGroup:

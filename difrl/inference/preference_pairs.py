@@ -116,8 +116,7 @@ def make_pairs(
     if progress.pairs >= count:
         return progress
     place, modality = torch.device(device), MODALITIES[config.likelihood.kind]
-    scorer = Scorer.build(config.rewards, [], place)
-    scorer.check_modality(modality)
+    scorer = Scorer.build(config.rewards, [], place, modality)
     prompts = load_prompts(config.data.train)
     policy = load_policy(config, place)
     policy.validate_prompts(prompts)

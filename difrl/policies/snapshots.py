@@ -19,6 +19,7 @@ from difrl.core import Coefficient
 
 CURRENT = "current"
 BASE = "base"
+IN_USE = "copy of the weights in use"
 SUMMED = 2**20
 """Weights summed at once. On a CPU, a float64 sum makes float64 copies of its operand, and large ones fragment the heap."""
 
@@ -58,7 +59,7 @@ class Copy:
 
 
 def _copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
-    if device is None or torch.device(device).type == tensor.device.type:
+    if device is None or tensor.is_meta or torch.device(device).type == tensor.device.type:
         return tensor.clone()
     away = tensor.to(device)
     return away.pin_memory() if away.device.type == "cpu" and tensor.is_cuda else away
@@ -73,9 +74,11 @@ class Snapshots:
         decays: Mapping[str, Coefficient],
         base: Callable[[], AbstractContextManager[None]],
         device: torch.device | str | None = None,
+        pretrained: Copy | None = None,
     ) -> None:
-        """device: device of copies that are not in use; default: that of the parameters."""
+        """device: device of copies that are not in use; default: that of the parameters. pretrained: the copy behind `base`."""
         self.parameters, self.decays, self._base = dict(parameters), dict(decays), base
+        self.device, self.pretrained = device, pretrained
         self.copies = {name: Copy(self.parameters, device) for name in decays}
         self._used: str | None = None
 
@@ -120,6 +123,14 @@ class Snapshots:
             pieces = [piece for p in self.parameters.values() for piece in p.flatten().split(SUMMED)]
             scratch = torch.empty(SUMMED, dtype=torch.float64, device=pieces[0].device)
             return torch.stack([scratch[: len(piece)].copy_(piece).sum() for piece in pieces]).sum()[None]
+
+    def device_bytes(self) -> dict[str, int]:
+        """Return the bytes of copies on the device of the parameters, by name. Of copies on another device, one is in use."""
+        copies = {f"snapshot {name}": copy for name, copy in self.copies.items()}
+        if self.pretrained is not None:
+            copies["pretrained weights, kept"] = self.pretrained
+        size = sum(p.nbytes for p in self.parameters.values())
+        return dict.fromkeys(copies if self.device is None else [IN_USE] * bool(copies), size)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of every copy as `snapshot/parameter`."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from difrl.config import LoraConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
+from difrl.policies.references import needs_base
 from difrl.policies.snapshots import Copy, Snapshots
 from samplers import stable_seed
 
@@ -83,7 +84,10 @@ def _load_lora(module: Any, path: str, load_adapter: Callable[[str], object]) ->
 
 
 def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: RunConfig, keep_base: bool) -> Snapshots:
-    """Build the snapshots of a run. `keep_base` keeps a copy of the pretrained weights if all weights are trained."""
+    """Build the snapshots of a run. If all weights are trained, a copy of the pretrained ones is kept where it is needed.
+
+    keep_base: keep it also where nothing in training needs it.
+    """
     device = "cpu" if config.model.copies == "cpu" else None
 
     @contextmanager
@@ -97,9 +101,9 @@ def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: Ru
     def not_kept() -> AbstractContextManager[None]:
         raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
 
-    if config.model.train == "lora":
-        base: Callable[[], AbstractContextManager[None]] = without_adapter
-    else:
-        base = Copy(trained, device).swapped_in if keep_base else not_kept
+    keep_base = config.model.train == "full" and (keep_base or needs_base(config))
+    pretrained = Copy(trained, device) if keep_base else None
+    kept = not_kept if pretrained is None else pretrained.swapped_in
     decays = {name: section.build(config.train) for name, section in config.snapshots.items()}
-    return Snapshots(trained, decays, base, device)
+    base = without_adapter if config.model.train == "lora" else kept
+    return Snapshots(trained, decays, base, device, pretrained)

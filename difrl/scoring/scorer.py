@@ -13,9 +13,11 @@ from difrl.config import MemberConfig, RewardConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
+from difrl.runtime.errors import UserError
 from difrl.runtime.paths import PACKAGE
 from difrl.scoring.reward_terms import RewardTerm, build_term
-from rewards import Failsafe, Reward, Scores
+from rewards import Failsafe, Reward, RewardError, Scores
+from rewards.base import describe_exception
 from rewards.combination import stack, weighted_sum
 
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
@@ -53,11 +55,32 @@ class Scorer:
     watched: Mapping[str, RewardTerm]
 
     @classmethod
-    def build(cls, optimised: Sequence[RewardConfig], watched: Sequence[RewardConfig], device: torch.device) -> Scorer:
-        """Build the rewards of a recipe on a device."""
+    def build(
+        cls,
+        optimised: Sequence[RewardConfig],
+        watched: Sequence[RewardConfig],
+        device: torch.device | str,
+        modality: Modality | None = None,
+    ) -> Scorer:
+        """Build the rewards of a recipe on a device. Raise ConfigError with the problems of all of them.
+
+        modality: modality of the samples; a reward that cannot score it is a problem.
+        """
+        built, problems = dict[int, Reward](), list[str]()
+        for section, rewards_of in (("rewards", optimised), ("watch", watched)):
+            for index, member in [(i, member) for i, config in enumerate(rewards_of) for member in config.members]:
+                try:
+                    reward = built[id(member)] = build_reward(member).to(device)
+                    problem = modality and modality_mismatch(reward, modality)
+                except Exception as error:  # a reward is anybody's code
+                    problem = str(error) if isinstance(error, UserError | RewardError) else describe_exception(error)
+                if problem:
+                    problems.append(f"{section}.{index} ({member.label}): {problem}")
+        if problems:
+            raise ConfigError(*problems)
 
         def term(config: RewardConfig) -> RewardTerm:
-            return build_term(config, lambda member: build_reward(member).to(device))
+            return build_term(config, lambda member: built[id(member)])
 
         return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
 
@@ -66,14 +89,6 @@ class Scorer:
         """Return the scorer of rewards without shapes, by name, each optimised one with its weight."""
         terms = {name: (RewardTerm.from_reward(name, reward), weight) for name, (reward, weight) in optimised.items()}
         return cls(terms, {name: RewardTerm.from_reward(name, reward) for name, reward in watched.items()})
-
-    def check_modality(self, modality: Modality) -> None:
-        """Raise ConfigError if a reward cannot score samples of this modality."""
-        terms = [*(term for term, _ in self.optimised.values()), *self.watched.values()]
-        members = {name: member.reward for term in terms for name, member in term.members.items()}
-        mismatches = {name: modality_mismatch(reward, modality) for name, reward in members.items()}
-        if problems := [f"reward '{name}': {problem}" for name, problem in mismatches.items() if problem is not None]:
-            raise ConfigError(*problems)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -17,24 +17,20 @@ from safetensors import SafetensorError
 from difrl.config import RunConfig
 from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
-from difrl.data.modality import MODALITIES
-from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDisplay, open_display
-from difrl.reporting.trackers import TrackerFactory, find_trackers
+from difrl.reporting.trackers import TrackerFactory
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import route_warnings
 from difrl.runtime.memory import enough_for
-from difrl.scoring import Scorer
-from difrl.scoring.diversity import Diversity
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator, samples_due
 from difrl.training.guard import Guard
+from difrl.training.inputs import load_inputs
 from difrl.training.interrupts import stop_requested
 from difrl.training.run_folder import (
     RunFolderError,
@@ -72,20 +68,15 @@ def train(
     set_seed(stable_seed(config.seed, "global", processes.rank) % 2**32)
     place = find_checkpoint_to_resume(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
-    prompts = load_training_prompts(config)
-    evaluation_prompts = None if config.data.evaluation is None else load_prompts(config.data.evaluation)
-    trackers = find_trackers(config)
-    scorer = Scorer.build(config.rewards, config.watch, processes.device)
-    scorer.check_modality(MODALITIES[config.likelihood.kind])
+    inputs = load_inputs(config, processes.count, processes.device)
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config))
-    policy.validate_prompts([*prompts, *(evaluation_prompts or [])])
-    trainer = Trainer(config, policy, scorer, prompts, processes)
+    policy.validate_prompts([*inputs.train, *inputs.evaluation])
+    trainer = Trainer(config, policy, inputs.scorer, inputs.train, processes)
     evaluator = None
-    if evaluation_prompts is not None and config.eval.every > 0:
-        diversity = Diversity.build(config.eval.diversity)
-        evaluator = Evaluator(policy, scorer, evaluation_prompts, processes, config.seed, diversity)
+    if inputs.evaluation and config.eval.every > 0:
+        evaluator = Evaluator(policy, inputs.scorer, inputs.evaluation, processes, config.seed, inputs.diversity)
     display = (display or open_display()) if processes.is_main else SilentDisplay()
-    run = Run(config, trainer, evaluator, processes, display, trackers)
+    run = Run(config, trainer, evaluator, processes, display, inputs.trackers)
     try:
         if place is not None:
             run.resume(place)

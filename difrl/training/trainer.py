@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from difrl.config import RunConfig
+from difrl.config import RunConfig, TrainConfig
 from difrl.config.schema.schedules import build_coefficient
 from difrl.core import (
     Coefficient,
@@ -83,9 +83,7 @@ class Trainer:
         self.reward_kl = RewardKL.build(config.anchors)
         self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
         self.parameters = list(policy.parameters.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=1.0, betas=config.train.betas, weight_decay=config.train.weight_decay
-        )
+        self.optimizer = build_optimizer(self.parameters, config.train)
         self.evaluations = 0
         self.intact = True
         """True if weights, optimizer, snapshots and source are in the state after a whole number of steps."""
@@ -315,6 +313,11 @@ class Trainer:
         summary = {name: gather(value) for name, value in objective.summarise(lik).items()}
         statistics = objective.statistics(summary, gather(lik.mask), gather(advantages), gather(batch.groups))
         return {name: self.processes.local_rows(value) for name, value in statistics.items()}
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
+    """Build the optimizer of a run. Every step sets its learning rate."""
+    return torch.optim.AdamW(parameters, lr=1.0, betas=train.betas, weight_decay=train.weight_decay)
 
 
 def find_indivisible(config: RunConfig, processes: int) -> list[str]:

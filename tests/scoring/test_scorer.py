@@ -144,12 +144,12 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
         (
             MODALITIES["forward"],
             READS,
-            "'{}': it reads texts, and the samples here are images; .* lists the rewards of images",
+            "{}: it reads texts, and the samples here are images; .* lists the rewards of images",
         ),
         (
             MODALITIES["tokens"],
             SEES,
-            "'{}': it reads images, and the samples here are texts; .* lists the rewards of texts",
+            "{}: it reads images, and the samples here are texts; .* lists the rewards of texts",
         ),
     ],
 )
@@ -158,14 +158,14 @@ def test_rewards_of_another_modality_are_refused(modality: Modality, wrong: dict
     right = READS if wrong is SEES else SEES
     pair = {"label": "pair", "ensemble": [{**right, "label": "one"}, {**wrong, "label": "other"}]}
     optimised = [RewardConfig.model_validate(one) for one in (DOES_NOT_SAY, right, pair)]
-    scorer = Scorer.build(optimised, [RewardConfig.model_validate({**wrong, "label": "seen"})], torch.device("cpu"))
+    watched = [RewardConfig.model_validate({**wrong, "label": "seen"})]
     with pytest.raises(ConfigError) as caught:
-        scorer.check_modality(modality)
+        Scorer.build(optimised, watched, "cpu", modality)
     told = caught.value.problems
     assert len(told) == 2
-    assert re.search(message.format("pair/other"), told[0])
-    assert re.search(message.format("seen"), told[1])
-    Scorer.build(optimised[:2], [], torch.device("cpu")).check_modality(modality)
+    assert re.search(message.format(r"rewards\.2 \(other\)"), told[0])
+    assert re.search(message.format(r"watch\.0 \(seen\)"), told[1])
+    Scorer.build(optimised[:2], [], "cpu", modality)
 
 
 def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,15 @@ from difrl.policies.errors import ModelError
 from difrl.pretraining.tiny_sd3 import build_pipeline
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
+from difrl.scoring.diversity import Diversity
 from difrl.tasks import shapes
 from difrl.training import run as running
 from difrl.training.cost import flops as cost
-from difrl.training.cost.dry_run import Evaluations, Inputs, Tally, count_evaluations
+from difrl.training.cost.dry_run import Evaluations, Tally, count_evaluations
 from difrl.training.cost.estimate import estimate
 from difrl.training.cost.images import build_image_cost
 from difrl.training.cost.table import estimate_table, format_duration_range, format_size
+from difrl.training.inputs import Inputs
 from difrl.training.trainer import Trainer
 from tests.recipes import FLOW_GRPO, recipe
 
@@ -54,7 +56,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype: SPEED)
+    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype, threads: SPEED)
 
 
 def dry_run(
@@ -62,8 +64,8 @@ def dry_run(
 ) -> tuple[Evaluations, Tally]:
     """Count the evaluations of a run. evaluated, trained: number of evaluation and training prompts."""
     train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
-    inputs = Inputs(train, evaluation)
-    dry = build_image_cost(config, inputs).dry
+    inputs = Inputs(train, evaluation, [], Scorer.from_rewards({}, {}), Diversity(), [])
+    dry = build_image_cost(config).dry
     return count_evaluations(config, dry, inputs, processes), dry.tally
 
 
@@ -171,13 +173,22 @@ def test_evaluation_by_hand() -> None:
     ],
     ids=["awm", "flow_grpo", "kl_in_reward", "updates"],
 )
-def test_a_step_of_the_trainer_spends_what_was_estimated(sd35: Path, sections: dict[str, Any]) -> None:
+def test_a_step_of_the_trainer_spends_and_keeps_what_was_estimated(sd35: Path, sections: dict[str, Any]) -> None:
     config = recipe(sd35, **sections)
     processes = DistributedContext()
     policy = load_diffusion_policy(config, processes.device)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
-    spent = Trainer(config, policy, scorer, load_prompts(config.data.train), processes).step(0)["nfe"]
-    assert spent == estimate(config).evaluations.step
+    trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), processes)
+    found, spent = estimate(config), trainer.step(0)["nfe"]
+    assert spent == found.evaluations.step
+    moments = [
+        moment for state in trainer.optimizer.state.values() for moment in (state["exp_avg"], state["exp_avg_sq"])
+    ]
+    assert found.memory["AdamW's two moments"] == sum(moment.nbytes for moment in moments)
+    copies = {f"snapshot {name}": copy.tensors.values() for name, copy in policy.snapshots.copies.items()}
+    assert {name: found.memory[name] for name in copies} == {
+        name: sum(tensor.nbytes for tensor in tensors) for name, tensors in copies.items()
+    }
 
 
 @pytest.mark.parametrize("model", [LORA, {"train": "full"}])
@@ -289,13 +300,12 @@ def test_time_by_hand(small: Path) -> None:
 
 
 def test_speed_is_measured_with_the_threads_of_the_run(sd35: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        difrl.training.cost.estimate, "measure_matmul_speed", lambda d, t: float(torch.get_num_threads())
-    )
+    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype, threads: threads)
     before = torch.get_num_threads()
     assert estimate(recipe(sd35, train={"threads": before + 1})).speed == before + 1
+    assert estimate(recipe(sd35)).speed == before
+    assert cost.measure_matmul_speed(torch.device("cpu"), torch.float32, 1) > 1e6
     assert torch.get_num_threads() == before
-    assert cost.measure_matmul_speed(torch.device("cpu"), torch.float32, enough=1e-4) > 1e6
 
 
 def test_the_table_reads_well_at_80_columns(small: Path) -> None:

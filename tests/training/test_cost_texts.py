@@ -30,7 +30,7 @@ LORA = {"train": "lora", "lora": {"rank": 2}}
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype: 1e9)
+    monkeypatch.setattr(difrl.training.cost.estimate, "measure_matmul_speed", lambda device, dtype, threads: 1e9)
 
 
 def test_tokens_by_hand(lm: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from difrl.config import GuardConfig, RunConfig
 from difrl.config.load import read_config
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import load_prompts
-from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import RunSummary, SilentDisplay
@@ -31,7 +30,7 @@ from difrl.training.evaluation import Evaluator
 from difrl.training.guard import Guard, MetricsRow, compute_verdict
 from difrl.training.trainer import Trainer
 from tests.fakes import in_threads
-from tests.recipes import recipe
+from tests.recipes import load_training_prompts, recipe
 from tests.training.test_run import Killed, dies
 
 ERROR = 0.01

@@ -9,7 +9,6 @@ import pytest
 
 from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.images import IMAGE_PRESETS
-from difrl.data.recorded_samples import load_training_prompts
 from difrl.inference.preference_pairs import make_pairs
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
@@ -18,6 +17,7 @@ from difrl.runtime.paths import assets, recipes
 from difrl.scoring import Scorer
 from difrl.training.cost.estimate import estimate
 from difrl.training.trainer import Trainer
+from tests.recipes import load_training_prompts
 
 NAMES = [
     name

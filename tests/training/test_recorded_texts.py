@@ -15,7 +15,7 @@ from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import load_recorded_samples, load_training_prompts
+from difrl.data.recorded_samples import load_recorded_samples
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.inference.preference_pairs import Progress, Solved, make_pairs
 from difrl.policies.errors import ModelError
@@ -27,7 +27,7 @@ from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
 from tests.fakes import Ones
 from tests.helpers import write_rows
-from tests.recipes import text_recipe
+from tests.recipes import load_training_prompts, text_recipe
 
 PREFERENCE = {
     "likelihood": {"kind": "tokens", "old": "detach"},

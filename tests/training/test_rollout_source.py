@@ -13,7 +13,6 @@ from torch import Tensor
 from difrl.config import RunConfig
 from difrl.config.load import ConfigError
 from difrl.data.modality import read_images
-from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -23,7 +22,7 @@ from difrl.training.rollout_source import DatasetRollouts, number_samples
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness, in_threads
 from tests.helpers import first_gradient, write_rows
-from tests.recipes import recipe
+from tests.recipes import load_training_prompts, recipe
 
 PAIRS = {"rows": "pairs", "group_size": 2, "prompts_per_step": 4}
 

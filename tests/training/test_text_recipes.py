@@ -13,12 +13,12 @@ from difrl.config.load import load_mapping, read_config
 from difrl.config.presets.distillation import DISTILLATION
 from difrl.config.presets.preferences import PREFERENCES
 from difrl.config.presets.texts import TEXT_PRESETS
-from difrl.data.recorded_samples import load_training_prompts
 from difrl.policies.load import load_policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import recipes
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
+from tests.recipes import load_training_prompts
 from tests.samplers.causal import tiny_qwen2
 from tests.tiny_models import characters_tokenizer
 

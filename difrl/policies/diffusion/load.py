@@ -27,7 +27,7 @@ from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.references import build_reference_set, get_needs, needs_base
+from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.snapshots import CURRENT
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
@@ -82,9 +82,8 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
         family.pipeline.vae.to(torch.float32)
-    for part in family.pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
+    for part in family.modules:
+        part.requires_grad_(False).eval()
     family.pipeline.set_progress_bar_config(disable=True)
     set_attention(family.denoiser, model.attention)
     if model.gradient_checkpointing:
@@ -213,7 +212,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
         build_kind(likelihood, family.process, training.grid, training.kernel),
         training,
         evaluation,
-        build_snapshots(family.denoiser, trained, config, keep_base or needs_base(config)),
+        build_snapshots(family.denoiser, trained, config, keep_base),
         build_reference_set(config),
         PromptEncoder(
             family,

@@ -18,7 +18,7 @@ from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.references import build_reference_set, needs_base
+from difrl.policies.references import build_reference_set
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
@@ -70,7 +70,7 @@ def build_language_policy(
         texts,
         settings,
         build_engines(config, network, decoding),
-        build_snapshots(model, trained, config, keep_base or needs_base(config)),
+        build_snapshots(model, trained, config, keep_base),
         build_reference_set(config),
         teacher_networks,
         _build_save(model, tokenizer),

@@ -15,24 +15,21 @@ import torch
 from torch import Tensor
 
 from difrl.config import RunConfig
-from difrl.data.prompts import Prompt
-from difrl.data.recorded_samples import RecordedGroup
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.evaluation import samples_due
+from difrl.training.inputs import Inputs
 from difrl.training.trainer import Trainer
 from rewards.base import Metadata, Scores, WithoutDevice, all_valid
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of a run."""
-
-    train: Sequence[Prompt]
-    evaluation: Sequence[Prompt]
-    recorded: Sequence[RecordedGroup] = ()
-    """Samples of files, to learn from or to rehearse."""
+WITHOUT_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
+    "model": {"train": "full", "dtype": "float32", "gradient_checkpointing": False},
+    "generation": {"engine": "transformers", "chat": None, "system": None, "eos": None, "pad": None},
+    "collect": {"max_draws": 1, "by": None},
+    "eval": {"diversity": []},
+}
+"""Settings of a dry run: nothing in them needs weights or other programs, and the first draw is enough."""
 
 
 @dataclass(frozen=True)
@@ -100,69 +97,62 @@ class DryPolicy:
 
 
 def dry_config(config: RunConfig) -> RunConfig:
-    """Return the recipe of a dry run: nothing in it needs weights or other programs, and the first draw is enough."""
-
-    def replaced(section: str, **values: Any) -> dict[str, Any]:
-        return {section: getattr(config, section).model_copy(update=values)}
-
-    return config.model_copy(
-        update={
-            **replaced("model", train="full", dtype="float32", gradient_checkpointing=False),
-            **replaced("generation", engine="transformers", chat=None, system=None, eos=None, pad=None),
-            **replaced("collect", max_draws=1, by=None),
-            **replaced("eval", diversity=[]),
-            "rewards": [reward.model_copy(update={"shape": None, "ensemble": None}) for reward in config.rewards],
-            "watch": [],
-            "references": None,
-        }
-    )
+    """Return the recipe of a dry run."""
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in WITHOUT_WEIGHTS.items()}
+    rewards = [reward.model_copy(update={"shape": None, "ensemble": None}) for reward in config.rewards]
+    return config.model_copy(update={**sections, "rewards": rewards, "watch": [], "references": None})
 
 
 def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, processes: int) -> Evaluations:
     """Take the steps of a dry run, and return the number of evaluations of the whole run."""
-    policy, tally, total, one = dry.policy, dry.tally, config.train.steps, torch.zeros(1, dtype=torch.int64)
+    policy, tally, total = dry.policy, dry.tally, config.train.steps
     scorer = Scorer.from_rewards({reward.label: (_Alternating(), 1.0) for reward in config.rewards}, {})
     trainer = Trainer(dry_config(config), policy, scorer, inputs.train, _AlikeProcesses(processes))
-
-    def spent(work: Callable[..., object], *arguments: object) -> int:
-        before = policy.evaluations
-        work(*arguments)
-        return policy.evaluations - before
 
     rollout = gradient = step = 0.0
     for number, like in dry.steps.items():
         groups, share = range(0, config.groups, processes), processes * like / total
-        rollout += share * spent(trainer.source.draw, number, 0, groups, lambda part: None, {})
+        rollout += share * _spent(policy, trainer.source.draw, number, 0, groups, lambda part: None, {})
         tally.gradient = 0
-        step += share * spent(trainer.step, number)
+        step += share * _spent(policy, trainer.step, number)
         gradient += share * tally.gradient
-    evaluation = reference_samples = 0
-    sizes = [size for done in range(total + 1) if inputs.evaluation and (size := samples_due(config, done))]
-    if sizes:
-        settings = config.eval
-        sheets = len(sizes) * min(settings.show, len(inputs.evaluation)) * settings.columns
-        draws = [
-            (TRAINED, sum(sizes) + sheets),
-            *((GuidanceSettings(w, measure=True), settings.images) for w in settings.rlg),
-        ]
-        batch = min(config.rollout.batch, math.ceil(max(sizes) / processes))
-        prompts, numbers = [inputs.evaluation[0]] * batch, torch.arange(batch)
-        for guidance, samples in draws:
-            cost = spent(policy.evaluation, prompts, numbers, NoiseKey(0, 0, "eval"), guidance)
-            evaluation += samples * cost // batch
+    reference_samples = 0
     if config.references is not None:
         met = min(total * config.collect.max_draws * config.data.prompts_per_step, processes * len(inputs.train))
-        cost = spent(policy.reference, inputs.train[:1], one, NoiseKey(0, 0), config.references.snapshot)
+        one, key = torch.zeros(1, dtype=torch.int64), NoiseKey(0, 0)
+        cost = _spent(policy, policy.reference, inputs.train[:1], one, key, config.references.snapshot)
         reference_samples = config.references.count * met * cost
     return Evaluations(
         rollout=round(rollout) * dry.length,
         gradient=round(gradient) * dry.length,
         without_gradient=round(step - rollout - gradient) * dry.length,
-        evaluation=round(evaluation * dry.evaluation_length),
+        evaluation=round(_count_evaluation(config, policy, inputs, processes) * dry.evaluation_length),
         draws=config.collect.max_draws,
         steps=total,
         reference_samples=reference_samples * dry.length,
     )
+
+
+def _count_evaluation(config: RunConfig, policy: Policy, inputs: Inputs, processes: int) -> int:
+    """Return the evaluations for evaluation prompts, sample grids and the RLG sweep of the whole run."""
+    settings, prompts = config.eval, inputs.evaluation
+    sizes = [size for done in range(config.train.steps + 1) if prompts and (size := samples_due(config, done))]
+    if not sizes:
+        return 0
+    grids = len(sizes) * min(settings.show, len(prompts)) * settings.columns
+    draws = [
+        (TRAINED, sum(sizes) + grids),
+        *((GuidanceSettings(w, measure=True), settings.images) for w in settings.rlg),
+    ]
+    batch = min(config.rollout.batch, math.ceil(max(sizes) / processes))
+    batches = [[prompts[0]] * batch, torch.arange(batch), NoiseKey(0, 0, "eval")]
+    return sum(samples * _spent(policy, policy.evaluation, *batches, guidance) // batch for guidance, samples in draws)
+
+
+def _spent(policy: Policy, work: Callable[..., object], *arguments: object) -> int:
+    before = policy.evaluations
+    work(*arguments)
+    return policy.evaluations - before
 
 
 class _Alternating(WithoutDevice):

@@ -6,7 +6,6 @@ every token through every weight (an MMDiT has one set for image tokens and one 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import flop_registry
 
 
@@ -130,22 +130,11 @@ class _Attention(torch.autograd.Function):
         return inner @ key, inner.mT @ query, scores.mT @ gradient
 
 
-def measure_matmul_speed(device: torch.device, dtype: torch.dtype, enough: float = 0.02, largest: int = 8192) -> float:
-    """Measure FLOP/s of square matrix products: the best of growing sizes, up to one that takes `enough` seconds.
-
-    It takes some tenths of a second. Each size is measured three times, since the first run includes a warm-up.
-    """
-    size, best = 128, 0.0
-    while True:
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        seconds = min(_seconds(a) for _ in range(3))
-        best = max(best, 2 * size**3 / seconds)
-        if seconds >= enough or size >= largest:
-            return best
-        size *= 2
-
-
-def _seconds(a: Tensor) -> float:
-    start = time.perf_counter()
-    float((a @ a)[0, 0])  # reading a number waits for the device
-    return time.perf_counter() - start
+def measure_matmul_speed(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """Measure FLOP/s of a square matrix product that is large for the device: the best of some tenths of a second."""
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    timer = Timer(
+        "float((a @ a)[0, 0])", globals={"a": a}, num_threads=threads
+    )  # reading a number waits for the device
+    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=0.2).times)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difrl.config import RunConfig
+from difrl.config import ModelConfig, RunConfig
+from difrl.config.run import samples_base_at_end
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
@@ -18,8 +19,9 @@ from difrl.policies.diffusion.load import build_diffusion_policy, get_family_cla
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
+from difrl.policies.trainable import build_snapshots
 from difrl.runtime.dtypes import DTYPES
-from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
+from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
 from difrl.training.cost.model_cost import ModelCost, Wording
 
@@ -33,23 +35,23 @@ WORDING = Wording(
 EFFICIENCY = (0.25, 0.75)
 
 
-def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
-    """Build the pipeline of a recipe on the meta device, and a dry policy over it."""
-    path = resolve(config.model.path)
-    family = _build_skeleton(path, config)
+def build_image_cost(config: RunConfig) -> ModelCost:
+    """Build the pipeline of a recipe on the meta device, and a dry policy over it. Raise ConfigError or ModelError."""
+    model, path = config.model, resolve(config.model.path)
+    family = _build_skeleton(path, model)
     try:
         shape = family.latent_shape(config.rollout.height, config.rollout.width)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     dry = _build_dry_policy(config, family, shape)
-    with torch.device("meta"):
-        trained = make_denoiser_trainable(family, config.model)
-    model, dtype = config.model, DTYPES[config.model.dtype]
-    cost = count_denoiser_cost(family, shape, model.max_sequence_length, dtype, model.gradient_checkpointing)
+    trained = make_denoiser_trainable(family, model)
+    cost = count_denoiser_cost(
+        family, shape, model.max_sequence_length, DTYPES[model.dtype], model.gradient_checkpointing
+    )
     return ModelCost(
         name=f"{type(family.pipeline).__name__} at {path}",
-        modules=_parts(family),
-        trained_parameters=list(trained.values()),
+        snapshots=build_snapshots(family.denoiser, trained, config, samples_base_at_end(config)),
+        modules=family.modules,
         dry=dry,
         forward=cost.forward,
         training=cost.training,
@@ -115,6 +117,24 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
     return DryPolicy(policy, tally, {kinds.index(kind): count for kind, count in Counter(kinds).items()})
 
 
+def _build_skeleton(path: str, model: ModelConfig) -> Family:
+    """Build the pipeline as load_family leaves it, on the meta device."""
+    cls = get_family_class(path, model.revision)
+    try:
+        family = cls.build_skeleton(path, model.revision)
+    except OSError as error:
+        raise ModelError(f"model.path: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"model.path: the parts of {path} cannot be built from their config.json ({type(error).__name__}: "
+            f"{error}); download the model again, or use the version of diffusers and transformers it was made with"
+        ) from error
+    for part in family.modules:  # not by the methods of diffusers and transformers, which warn
+        nn.Module.to(part, DTYPES[model.dtype]).requires_grad_(False).eval()
+    nn.Module.to(family.pipeline.vae, torch.float32)
+    return family
+
+
 def _check_solver(policy: DiffusionPolicy, solver: str | None) -> None:
     if solver is None:
         return
@@ -126,28 +146,3 @@ def _check_solver(policy: DiffusionPolicy, solver: str | None) -> None:
         raise ConfigError(
             f"rollout.solver: {solver} cannot drive this model: {error}; choose another one, or set rollout.solver: null"
         ) from error
-
-
-def _build_skeleton(path: str, config: RunConfig) -> Family:
-    """Build the pipeline as load_family leaves it, on the meta device."""
-    cls = get_family_class(path, config.model.revision)
-    try:
-        family = cls.build_skeleton(path, config.model.revision)
-    except OSError as error:
-        raise ModelError(f"model.path: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"model.path: the parts of {path} cannot be built from their config.json ({type(error).__name__}: "
-            f"{error}); download the model again, or use the version of diffusers and transformers it was made with"
-        ) from error
-    for part in _parts(family):
-        # Not the method of diffusers and transformers, which warns: with weights, from_pretrained casts.
-        nn.Module.to(part, DTYPES[config.model.dtype])
-        part.requires_grad_(False).eval()
-    if config.model.dtype != "float32":
-        nn.Module.to(family.pipeline.vae, torch.float32)
-    return family
-
-
-def _parts(family: Family) -> list[nn.Module]:
-    return [part for part in family.pipeline.components.values() if isinstance(part, nn.Module)]

@@ -63,22 +63,17 @@ def _evaluations(estimate: Estimate) -> Table:
     table = _table(wording.heading, "a step", "the run")
     if estimate.model.generated is not None:
         table.add_row("generated", count(estimate.model.generated), count(estimate.model.generated * counts.steps))
-    rows = {
-        wording.rollout: counts.rollout,
-        "updates, with gradient": counts.gradient,
-        "old weights and anchors": counts.without_gradient,
-    }
-    for name, number in rows.items():
+    parts = (wording.rollout, counts.rollout), ("updates, with gradient", counts.gradient)
+    for name, number in (*parts, ("old weights and anchors", counts.without_gradient)):
         if number:
             table.add_row(name, count(number), count(number * counts.steps))
     table.add_row("in all", f"[bold]{count(counts.step)}[/]", f"[bold]{count(counts.run)}[/]")
     if counts.draws > 1:
         extra = (counts.draws - 1) * counts.rollout
         table.add_row("further draws (collect), up to", count(extra), count(extra * counts.steps))
-    if counts.reference_samples:
-        table.add_row("reference samples, up to", "", count(counts.reference_samples))
-    if counts.evaluation:
-        table.add_row("evaluation", "", count(counts.evaluation))
+    for name, number in (("reference samples, up to", counts.reference_samples), ("evaluation", counts.evaluation)):
+        if number:
+            table.add_row(name, "", count(number))
     return table
 
 

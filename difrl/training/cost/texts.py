@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from difrl.config import ModelConfig, RunConfig
+from difrl.config.run import samples_base_at_end
 from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines
@@ -26,10 +27,12 @@ from difrl.policies.language.load import (
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
+from difrl.policies.trainable import build_snapshots
 from difrl.runtime.dtypes import DTYPES
-from difrl.training.cost.dry_run import DryPolicy, Inputs, Tally, dry_config
+from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
 from difrl.training.cost.model_cost import ModelCost, Wording
+from difrl.training.inputs import Inputs
 from samplers import Completions, Processing, get_context_length
 
 WORDING = Wording(
@@ -44,7 +47,7 @@ EFFICIENCY = (0.03, 0.5)
 
 
 def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
-    """Build the model of a recipe and its teachers on the meta device, and a dry policy. Only the tokenizer is loaded.
+    """Build the model of a recipe on the meta device, and a dry policy. Only the tokenizer is loaded. Raise ModelError.
 
     Completions are taken to have all their tokens, prompts the mean number of theirs.
     """
@@ -52,20 +55,20 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     model, written, chunk = config.model, config.generation.max_new_tokens, config.likelihood.chunk
     texts = build_texts(load_tokenizer(model), config.generation)
     network = _build_skeleton(model.path, model.revision, model)
-    drawn = config.data.rows == "prompts"
-    prompts = [*(inputs.train if drawn else []), *inputs.evaluation, *(e.prompt for e in inputs.recorded)]
+    teachers = {
+        name: _build_skeleton(t.path, t.revision, model, get_teacher_key(name)) for name, t in config.teachers.items()
+    }
+    recorded, drawn = inputs.recorded, config.data.rows == "prompts"
+    prompts = [*(inputs.train if drawn else []), *inputs.evaluation, *(group.prompt for group in recorded)]
     texts.validate_prompts(prompts, get_context_length(network))
-    if inputs.recorded:
-        items = [(str(item), place) for e in inputs.recorded for item, place in zip(e.items, e.places, strict=True)]
-        texts.validate_completions([item for item, _ in items], [place for _, place in items])
+    if items := [(str(item), place) for g in recorded for item, place in zip(g.items, g.places, strict=True)]:
+        texts.validate_completions(*zip(*items, strict=True))
     lengths, evaluated = ([len(texts.tokenize(p)) for p in group] for group in (inputs.train, inputs.evaluation))
     length = round(sum(lengths) / len(lengths)) + written
     evaluation_length = sum(evaluated) / max(1, len(evaluated)) + written
     tally = Tally()
-    policy = _build_dry_policy(config, tally)
-    with torch.device("meta"):
-        trained = make_language_model_trainable(network, model, config.seed)
-
+    dry = DryPolicy(_build_dry_policy(config, tally), tally, {0: config.train.steps}, length, evaluation_length)
+    trained = make_language_model_trainable(network, model, config.seed)
     skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[model.dtype])  # autocast casts trained weights too
     cost, cache = _count_body_cost(skeleton, length, model.gradient_checkpointing)
     head = skeleton.get_output_embeddings()
@@ -82,18 +85,15 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
 
     return ModelCost(
         name=f"{type(network).__name__} at {resolve(model.path, LANGUAGE_MODEL)}",
+        snapshots=build_snapshots(network, trained, config, samples_base_at_end(config)),
         modules=[network],
-        trained_parameters=list(trained.values()),
-        dry=DryPolicy(policy, tally, {0: config.train.steps}, length, evaluation_length),
+        dry=dry,
         forward=cost.forward // length + head_flops,
         training=cost.training // length + 4 * head_flops,  # the backward pass makes the logits again
         working_memory=working_memory,
         efficiency=EFFICIENCY,
         wording=WORDING,
-        teachers={
-            name: _build_skeleton(t.path, t.revision, model, get_teacher_key(name))
-            for name, t in config.teachers.items()
-        },
+        teachers=teachers,
         generated=drawn * config.data.prompts_per_step * config.data.group_size * written,
     )
 

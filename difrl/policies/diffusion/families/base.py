@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
 from samplers import Process, Scheduler
@@ -57,6 +57,11 @@ class Family(ABC):
     def denoiser(self) -> ModelMixin:
         """The module that is trained."""
         return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The parts of the pipeline that have weights."""
+        return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
 
     @property
     def device(self) -> torch.device:
