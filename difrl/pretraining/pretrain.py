@@ -11,18 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
 from difrl.config.load import load_mapping, read_model
 from difrl.config.yaml_source import ConfigError
 from difrl.pretraining.images import ImagesConfig, pretrain_images
 from difrl.pretraining.text import TextConfig, pretrain_text
+from difrl.runtime.lock import lock_folder
 
 
 class ModelKind(NamedTuple):
     """Keys of a file of configs/pretrain, and the function that it starts."""
 
-    config: type[BaseModel]
+    config: type[ImagesConfig] | type[TextConfig]
     run: Callable[[Any], None]
 
 
@@ -36,4 +35,6 @@ def pretrain(path: Path | str, overrides: Sequence[str] = ()) -> None:
     kind = MODEL_KINDS.get(str(name))
     if kind is None:
         raise ConfigError(f"{path}: architecture is {name!r}, expected one of {', '.join(MODEL_KINDS)}")
-    kind.run(read_model(kind.config, path, overrides))
+    config = read_model(kind.config, path, overrides)
+    with lock_folder(config.work):
+        kind.run(config)

@@ -34,8 +34,9 @@ from difrl.training.inputs import load_inputs
 from difrl.training.interrupts import stop_requested
 from difrl.training.run_folder import (
     RunFolderError,
-    find_checkpoint_to_resume,
+    find_start,
     find_stretched_schedules,
+    lock_run,
     prepare_folder,
 )
 from difrl.training.sample_outputs import run_sweep, save_before_after, save_step_samples
@@ -62,11 +63,18 @@ def train(
     Seeds the global generators of torch, numpy and Python.
     """
     processes = processes or DistributedContext()
+    with lock_run(config.output_dir, processes) as warning:
+        return _train(config, resume, display, processes, warning)
+
+
+def _train(
+    config: RunConfig, resume: bool, display: Display | None, processes: DistributedContext, warning: str
+) -> RunSummary:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     # For rewards and models that draw from the global generators. difrl's own noise is keyed and does not use them.
     set_seed(stable_seed(config.seed, "global", processes.rank) % 2**32)
-    place = find_checkpoint_to_resume(config, resume, processes)
+    start = find_start(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
     inputs = load_inputs(config, processes.count, processes.device)
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config))
@@ -78,9 +86,11 @@ def train(
     display = (display or open_display()) if processes.is_main else SilentDisplay()
     run = Run(config, trainer, evaluator, processes, display, inputs.trackers)
     try:
-        if place is not None:
-            run.resume(place)
-        prepare_folder(config, processes)
+        for message in filter(None, (warning, start.message)):
+            display.message(message)
+        if start.checkpoint is not None:
+            run.resume(start.checkpoint)
+        prepare_folder(config, start, processes)
         return run()
     except (OSError, SafetensorError) as error:  # Rewards and models raise errors of their own.
         raise RunFolderError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,14 @@ from difrl.config import (
     RewardAdaptiveCoefficient,
     RunConfig,
 )
-from difrl.config.load import read_config, to_yaml
-from difrl.runtime.distributed import DistributedContext
+from difrl.config.load import ConfigError, read_config, to_yaml
+from difrl.reporting.metrics_file import read_metrics
+from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
+from difrl.runtime.lock import FolderInUse, lock_folder
 from difrl.training import checkpoint
+from difrl.training.sample_outputs import sample_files
 
 FREE: Mapping[str, Any] = {
     "output_dir": True,
@@ -41,25 +47,96 @@ class RunFolderError(UserError):
     """A run folder in which the run cannot start or resume."""
 
 
-def find_checkpoint_to_resume(config: RunConfig, resume: bool, processes: DistributedContext) -> Path | None:
-    """Return the checkpoint to resume from, None for a new run. Raise RunFolderError if the folder holds another run."""
+@contextmanager
+def lock_run(folder: Path, processes: DistributedContext) -> Iterator[str]:
+    """Hold the lock on a run folder, on the main process. Yield a warning about it, or "".
+
+    Raise an error on every process if another run holds it, or if the folder cannot be made.
+    """
+    refusal: UserError | None = None
+    warning = ""
+    with ExitStack() as stack:
+        if processes.is_main:
+            try:
+                warning = stack.enter_context(lock_folder(folder))
+            except FolderInUse as error:
+                refusal = RunFolderError(
+                    f"{error} with output_dir=runs/NAME. `difrl report` and `difrl sample` can read it"
+                )
+            except OSError as error:
+                refusal = RunFolderError(
+                    f"cannot write to {folder}: {error}; fix it, or choose another place with output_dir"
+                )
+        if processes.any(refusal is not None):
+            raise refusal or ProcessError(
+                f"the main process cannot use {folder}; its message is among the output above"
+            )
+        yield warning
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts in its folder."""
+
+    checkpoint: Path | None
+    """The checkpoint to resume from; None: the run starts from its first step."""
+    takes_over: bool = False
+    """Whether the folder holds an earlier run that did not finish a step."""
+
+    @property
+    def message(self) -> str:
+        """A message about the start, or "" for an ordinary one."""
+        return "an earlier run in this folder ended before its first step; its folder is taken over" * self.takes_over
+
+
+def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -> Start:
+    """Return the checkpoint to resume from, or a start from the first step. Raise RunFolderError if the folder holds another run.
+
+    A run that did not finish a step does not occupy its folder.
+    """
     folder = config.output_dir
     path = folder / "config.yaml"
+    begun, start = _has_finished_step(folder), Start(None)
     if path.exists():
-        if not resume:
+        begun = begun or not _is_written_by_difrl(path)
+        different = _find_differences(read_config(path), config) if resume else []
+        if begun and different:
             raise RunFolderError(
-                f"{folder} holds a run already; continue it with --resume, or choose another place with "
-                "output_dir=runs/NAME"
+                f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
+                "or start a new run with output_dir=runs/NAME"
             )
-        _check_same(read_config(path), config, path)
-    place = checkpoint.find_latest(folder) if resume else None
-    seen = processes.gather(torch.tensor([checkpoint.parse_step(place)], device=processes.device)).tolist()
+        start = Start(checkpoint.find_latest(folder)) if resume and not different else Start(None, takes_over=True)
+    elif begun:
+        raise RunFolderError(
+            f"{folder} holds a run whose config.yaml is missing; restore it (`difrl train RECIPE --print-config` prints one), "
+            "or choose another place with output_dir=runs/NAME"
+        )
+    if begun and not resume:
+        raise RunFolderError(
+            f"{folder} holds a run already; continue it with --resume, or choose another place with "
+            "output_dir=runs/NAME"
+        )
+    step = torch.tensor([checkpoint.parse_step(start.checkpoint)], device=processes.device)
+    seen = processes.gather(step).tolist()
     if len(set(seen)) > 1:
         raise RunFolderError(
             f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
             "machines share"
         )
-    return place
+    return start
+
+
+def _is_written_by_difrl(path: Path) -> bool:
+    """Return whether a config.yaml is that of a run. A recipe of the user's own is shorter, or has comments."""
+    try:
+        return path.read_text(encoding="utf-8") == to_yaml(read_config(path))
+    except (ConfigError, UnicodeDecodeError):
+        return False
+
+
+def _has_finished_step(folder: Path) -> bool:
+    saved = [checkpoint.parse_step(place) for place in checkpoint.find_all(folder)]
+    return any(step > 0 for step in [*saved, *(row["step"] for row in read_metrics(folder))])
 
 
 def find_stretched_schedules(before: RunConfig, now: RunConfig) -> list[str]:
@@ -86,21 +163,21 @@ def _spans_the_run(schedule: object) -> bool:
             return False
 
 
-def prepare_folder(config: RunConfig, processes: DistributedContext) -> None:
-    """Make the run folder and its config.yaml. Called after the model is loaded, so that a misspelt model leaves no folder."""
-    path = config.output_dir / "config.yaml"
+def prepare_folder(config: RunConfig, start: Start, processes: DistributedContext) -> None:
+    """Make the run folder and its config.yaml. Called after the model is loaded, so that a misspelt model changes nothing."""
+    folder = config.output_dir
     processes.wait()  # until every process has looked for a checkpoint
     if processes.is_main:
-        (config.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, to_yaml(config))
+        if start.takes_over:
+            shutil.rmtree(checkpoint.checkpoint_folder(folder, 0), ignore_errors=True)
+            for old in sample_files(folder, 0):
+                old.unlink()
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        atomic_write_text(folder / "config.yaml", to_yaml(config))
     processes.wait()
 
 
-def _check_same(before: RunConfig, now: RunConfig, path: Path) -> None:
+def _find_differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """Return the sections that differ and that a resumed run may not change."""
     one, two = (c.model_dump(exclude=FREE) for c in (before, now))
-    different = sorted(key for key in one if one[key] != two[key])
-    if different:
-        raise RunFolderError(
-            f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
-            "or start a new run with output_dir=runs/NAME"
-        )
+    return sorted(key for key in one if one[key] != two[key])

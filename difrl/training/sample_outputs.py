@@ -24,6 +24,11 @@ def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, ste
     place.with_suffix(".json").write_text(json.dumps(sheet.as_data()))
 
 
+def sample_files(folder: Path, step: int) -> list[Path]:
+    """Return the files that `save_step_samples` wrote after a step."""
+    return list((folder / "samples").glob(f"step-{step:06d}.*"))
+
+
 def save_before_after(evaluator: Evaluator, config: RunConfig, folder: Path) -> str:
     """Save samples/before-after: the same prompts and noise, sampled before and after training. Return its path."""
     settings = {"before": GuidanceSettings(0.0), "after": TRAINED}
