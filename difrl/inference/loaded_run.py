@@ -112,7 +112,7 @@ def open_run(
         update={name: getattr(config, name).model_copy(update=_given(values)) for name, values in changes.items()}
     )
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = load_policy(config, place, keep_base=is_run)
+    policy = load_policy(config, place, keep_base=is_run, run=folder if is_run else None)
     if not is_run:
         return LoadedRun(policy, config, 0, is_run=False)
     saved = checkpoint.find_result(folder) if step is None else checkpoint.checkpoint_folder(folder, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -11,11 +12,15 @@ from transformers import AutoConfig
 from difrl.config import RunConfig
 from difrl.policies.base import Policy
 from difrl.policies.diffusion.load import load_diffusion_policy
+from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
+from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, find_local, is_local_path
+from difrl.policies.trainable import check_adapter
+from difrl.policies.warm_start import with_kept_warm_start
 
-LOADERS: Mapping[str, Callable[..., Policy]] = {
+LOADERS: Mapping[str, Callable[..., DiffusionPolicy | LanguagePolicy]] = {
     "forward": load_diffusion_policy,
     "reverse": load_diffusion_policy,
     "tokens": load_language_policy,
@@ -23,12 +28,19 @@ LOADERS: Mapping[str, Callable[..., Policy]] = {
 """likelihood.kind -> loader."""
 
 
-def load_policy(config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False) -> Policy:
+def load_policy(
+    config: RunConfig, device: torch.device | str = "cpu", *, keep_base: bool = False, run: Path | None = None
+) -> Policy:
     """Load the policy of a run before its first step.
 
-    keep_base: keep the pretrained weights also where no anchor needs them.
+    keep_base: keep the pretrained weights also where no anchor needs them. run: the folder of a run with a checkpoint, whose
+    adapter is taken as the run has it.
     """
-    return LOADERS[config.likelihood.kind](config, device, keep_base=keep_base)
+    started = config if run is None else with_kept_warm_start(config, run)
+    policy = LOADERS[config.likelihood.kind](started, device, keep_base=keep_base)
+    if run is None:
+        check_adapter(policy.module, config.model.lora)
+    return policy
 
 
 def is_language_model(path: str) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from difrl.config import LoraConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
@@ -17,6 +20,8 @@ from difrl.policies.snapshots import Copy, Snapshots
 from samplers import stable_seed
 
 ADAPTER = "default"
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, LoraLayer)
+"""Modules that LoRA adapts (PEFT), and those that have an adapter."""
 
 
 def make_trainable(
@@ -56,9 +61,8 @@ def make_trainable(
 
 
 def _add_lora(module: Any, lora: LoraConfig, default: Sequence[str] | str, task_type: str | None) -> None:
-    names = [name for name, _ in module.named_modules()]
-    if absent := [target for target in lora.targets or [] if not any(name.endswith(target) for name in names)]:
-        raise ModelError(f"model.lora.targets: no module of {type(module).__name__} ends in {absent}")
+    if lora.targets is not None:
+        find_targets(module, lora.targets)
     targets = lora.targets or default
     if not targets:
         raise ModelError(
@@ -71,7 +75,12 @@ def _add_lora(module: Any, lora: LoraConfig, default: Sequence[str] | str, task_
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=task_type,
     )
-    module.add_adapter(config, adapter_name=ADAPTER)
+    try:
+        module.add_adapter(config, adapter_name=ADAPTER)
+    except (
+        ValueError
+    ) as error:  # a module that PEFT cannot adapt with this rank, or none that fits the family's defaults
+        raise ModelError(f"model.lora: no adapter can be added to {type(module).__name__}: {error}") from error
 
 
 def _load_lora(module: Any, path: str, load_adapter: Callable[[str], object]) -> None:
@@ -81,6 +90,59 @@ def _load_lora(module: Any, path: str, load_adapter: Callable[[str], object]) ->
         raise ModelError(f"model.lora.warm_start: {path!r} holds no LoRA weights for {type(module).__name__}")
     for p in adapter:
         p.requires_grad_(True)
+
+
+def find_targets(module: nn.Module, targets: Sequence[str]) -> set[str]:
+    """Return the names of the modules that `model.lora.targets` adapts. A target is a name, or its end after a dot.
+
+    Raise ModelError with every target that no module has, or whose modules LoRA cannot adapt.
+    """
+    modules = {name: part for name, part in module.named_modules() if name}
+    adaptable = [name for name, part in modules.items() if isinstance(part, ADAPTABLE)]
+    found, problems = set[str](), list[str]()
+    for target in targets:
+        matched = {name for name in modules if name == target or name.endswith(f".{target}")}
+        if unfit := sorted(matched.difference(adaptable)):
+            inside = {name.removeprefix(f"{unfit[0]}.") for name in adaptable if name.startswith(f"{unfit[0]}.")}
+            advice = f"; it holds {', '.join(sorted(inside)[:8])}" if inside else ""
+            kind = type(modules[unfit[0]]).__name__
+            problems.append(f"{target!r} is {kind} ({unfit[0]}), and LoRA adapts linear layers{advice}")
+        elif not matched:
+            ends = {".".join(name.split(".")[-n:]) for name in adaptable for n in (1, 2)}
+            near = get_close_matches(target, ends, n=5, cutoff=0.5) or sorted(end for end in ends if target in end)[:5]
+            problems.append(f"no module is called {target!r}" + (f"; similar names: {', '.join(near)}" if near else ""))
+        found |= matched
+    if problems:
+        raise ModelError(
+            f"model.lora.targets: {type(module).__name__}: {'. '.join(problems)}. Expected names of linear layers, or the ends "
+            "of names after a dot"
+        )
+    return found
+
+
+def check_adapter(module: nn.Module, lora: LoraConfig) -> None:
+    """Raise ModelError if the adapter of a new run is not the one that its recipe describes.
+
+    An adapter that the run continues from has a rank, a strength and modules of its own, which the recipe need not repeat.
+    """
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)}
+    if not layers:
+        return
+    strengths: Mapping[str, tuple[float | None, set[float]]] = {
+        "rank": (lora.rank, {layer.r[ADAPTER] for layer in layers.values()}),
+        "alpha": (lora.alpha, {layer.lora_alpha[ADAPTER] for layer in layers.values()}),
+    }
+    for key, (wanted, found) in strengths.items():
+        if wanted is not None and found != {wanted}:
+            raise ModelError(
+                f"model.lora.{key}: found {wanted:g}, and the adapter at model.lora.warm_start has "
+                f"{', '.join(f'{value:g}' for value in sorted(found))}, which cannot change; remove {key}"
+            )
+    if lora.targets is not None and (other := find_targets(module, lora.targets).symmetric_difference(layers)):
+        raise ModelError(
+            f"model.lora.targets: found {lora.targets}, and the adapter at model.lora.warm_start is on other modules (they "
+            f"differ by {min(other)}); remove targets"
+        )
 
 
 def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: RunConfig, keep_base: bool) -> Snapshots:

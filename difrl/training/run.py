@@ -18,6 +18,7 @@ from difrl.config import RunConfig
 from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
 from difrl.policies.load import load_policy
+from difrl.policies.warm_start import keep_warm_start
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDisplay, open_display
@@ -77,7 +78,8 @@ def _train(
     start = find_start(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
     inputs = load_inputs(config, processes.count, processes.device)
-    policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config))
+    resumed = None if start.checkpoint is None else config.output_dir
+    policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config), run=resumed)
     policy.validate_prompts([*inputs.train, *inputs.evaluation])
     trainer = Trainer(config, policy, inputs.scorer, inputs.train, processes)
     evaluator = None
@@ -91,6 +93,8 @@ def _train(
         if start.checkpoint is not None:
             run.resume(start.checkpoint)
         prepare_folder(config, start, processes)
+        if start.checkpoint is None and processes.is_main:
+            keep_warm_start(config)
         return run()
     except (OSError, SafetensorError) as error:  # Rewards and models raise errors of their own.
         raise RunFolderError(
@@ -322,7 +326,8 @@ class Run:
 
     def _facts(self) -> RunFacts:
         config = self.config
-        tuned = f"LoRA r{config.model.lora.rank}" if config.model.train == "lora" else "full"
+        rank = config.model.lora.rank
+        tuned = f"LoRA{f' r{rank}' if rank else ''}" if config.model.train == "lora" else "full"
         details = (
             config.algorithm or config.objective.kind,
             Path(config.model.path).name,

@@ -177,7 +177,15 @@ def prepare_folder(config: RunConfig, start: Start, processes: DistributedContex
     processes.wait()
 
 
+def _get_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that a resumed run may not change. An adapter that it started from has a rank of its own."""
+    settings = config.model_dump(exclude=FREE)
+    if config.model.lora.warm_start is not None:
+        del settings["model"]["lora"]["rank"]
+    return settings
+
+
 def _find_differences(before: RunConfig, now: RunConfig) -> list[str]:
     """Return the sections that differ and that a resumed run may not change."""
-    one, two = (c.model_dump(exclude=FREE) for c in (before, now))
+    one, two = map(_get_settings, (before, now))
     return sorted(key for key in one if one[key] != two[key])

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
+from difrl.training.cost.estimate import estimate
 from tests.recipes import recipe, text_recipe
 
 
@@ -46,3 +48,59 @@ def test_an_adapter_that_gives_its_modules_as_a_pattern_keeps_it(lm: Path, tmp_p
     load_policy(text_recipe(lm, model={"train": "lora", "lora": warm}), "cpu").save(tmp_path / "second")
     saved = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
     assert saved["target_modules"] == pattern
+
+
+def adapted(policy: Any) -> set[str]:
+    return {name.partition(".lora_")[0] for name in policy.parameters}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["attn.to_q"], {f"transformer_blocks.{i}.attn.to_q" for i in (0, 1)}),
+        (["transformer_blocks.1.attn.to_k"], {"transformer_blocks.1.attn.to_k"}),
+        (["proj_out", "attn.to_out.0"], {"proj_out", *(f"transformer_blocks.{i}.attn.to_out.0" for i in (0, 1))}),
+        (["context_embedder"], {"context_embedder"}),
+        (["pos_embed.proj"], {"pos_embed.proj"}),
+    ],
+)
+def test_a_target_is_a_name_or_its_end_after_a_dot(sd3: Path, targets: list[str], expected: set[str]) -> None:
+    """As PEFT matches them: `to_q` is not `add_to_q`, and a full name is one module."""
+    policy = load_policy(recipe(sd3, model={"train": "lora", "lora": {"rank": 2, "targets": targets}}))
+    assert adapted(policy) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "match"),
+    [
+        (["q", "attn.to_k"], r"no module is called 'q'; similar names: .*to_q"),
+        (
+            ["to_q", "attn.to_z", "nonsense"],
+            r"'attn\.to_z'; similar names: .*attn\.to_.*no module is called 'nonsense'",
+        ),
+        (["o_q"], "no module is called 'o_q'; similar names: .*to_q"),
+        (["attn"], r"'attn' is Attention \(transformer_blocks\.0\.attn\), .* linear layers; it holds .*to_k.*to_q"),
+        (["norm1"], r"'norm1' is AdaLayerNormZero \(transformer_blocks\.0\.norm1\).*it holds linear"),
+        (["transformer_blocks"], r"'transformer_blocks' is ModuleList"),
+        ([".to_q"], r"no module is called '\.to_q'; similar names: .*to_q"),
+        ([""], "no module is called ''"),
+        (["all-linear"], "no module is called 'all-linear'"),
+        (["to_q|to_k"], r"no module is called 'to_q\|to_k'"),
+    ],
+)
+def test_every_target_that_cannot_be_adapted_is_named(sd3: Path, targets: list[str], match: str) -> None:
+    config = recipe(sd3, model={"train": "lora", "lora": {"rank": 2, "targets": targets}})
+    for attempt in (estimate, load_policy):
+        with pytest.raises(ModelError, match=rf"model\.lora\.targets: SD3Transformer2DModel: .*{match}"):
+            attempt(config)
+
+
+@pytest.mark.parametrize("targets", [["q"], ["self_attn"], ["input_layernorm"], ["q_proj", "w_proj"]])
+def test_targets_of_a_language_model_are_named_too(lm: Path, targets: list[str]) -> None:
+    with pytest.raises(ModelError, match=rf"model\.lora\.targets: Qwen2ForCausalLM: .*'{targets[-1]}'"):
+        load_policy(text_recipe(lm, model={"train": "lora", "lora": {"targets": targets}}))
+
+
+def test_no_targets_at_all_are_not_the_default(sd3: Path) -> None:
+    with pytest.raises(ValueError, match="targets"):
+        recipe(sd3, model={"train": "lora", "lora": {"targets": []}})

@@ -12,6 +12,7 @@ from difrl.config.checks.anchors import check_anchors
 from difrl.config.checks.conflict import ConfigConflict, ConfigConflictError
 from difrl.config.checks.data import check_data
 from difrl.config.checks.likelihoods import check_likelihoods
+from difrl.config.checks.model import check_model
 from difrl.config.checks.monitoring import check_monitoring
 from difrl.config.checks.objectives import check_objectives
 from difrl.config.checks.rehearsal import check_rehearsal
@@ -29,6 +30,7 @@ def find_conflicts(config: RunSections) -> list[ConfigConflict]:
 
 
 _CHECKS: tuple[Callable[[RunSections], Iterator[ConfigConflict]], ...] = (
+    check_model,
     check_sampling,
     check_likelihoods,
     check_data,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from difrl.config.schema.base import Section
 
@@ -12,10 +12,23 @@ from difrl.config.schema.base import Section
 class LoraConfig(Section):
     """Low-rank adapters (PEFT)."""
 
-    rank: int = Field(16, gt=0)
-    alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank")
-    targets: list[str] | None = Field(None, description="module names; default: the family's attention layers")
-    warm_start: str | None = Field(None, description="folder or hub id of a LoRA to continue from")
+    rank: int | None = Field(None, gt=0, description="rank; default: 16, or that of warm_start")
+    alpha: float | None = Field(None, gt=0, description="scale numerator; default: the rank, or that of warm_start")
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="module names, or their ends after a dot; default: the family's attention layers, or those of warm_start",
+    )
+    warm_start: str | None = Field(
+        None, description="folder or hub id of a LoRA to continue from, with its rank, alpha and targets"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_rank(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("warm_start") is None and data.get("rank") is None:
+            return {**data, "rank": 16}
+        return data
 
 
 class ModelConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -30,6 +31,7 @@ from difrl.policies.model_paths import resolve
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.snapshots import CURRENT
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
+from difrl.policies.warm_start import DIFFUSERS_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Grid, Kernel, Process, Scheduler, Window, ode
@@ -118,7 +120,7 @@ def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -
         model,
         seed,
         lora_targets=family.lora_targets,
-        load_adapter=lambda path: family.pipeline.load_lora_weights(path, adapter_name=ADAPTER),
+        load_adapter=lambda path: load_warm_start(path, DIFFUSERS_LORA, partial(family.load_lora, adapter=ADAPTER)),
     )
 
 

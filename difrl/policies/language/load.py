@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import build_reference_set
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
+from difrl.policies.warm_start import PEFT_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
@@ -134,9 +136,15 @@ def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -
         model,
         seed,
         lora_targets="all-linear",
-        load_adapter=lambda path: network.load_adapter(path, adapter_name=ADAPTER, is_trainable=True),
+        load_adapter=lambda path: load_warm_start(path, PEFT_LORA, partial(_load_adapter, network)),
         task_type="CAUSAL_LM",
     )
+
+
+def _load_adapter(network: Any, path: str) -> list[str]:
+    """Load an adapter. Return the names of tensors that only the file or only the model has, or with different shapes."""
+    found = network.load_adapter(path, adapter_name=ADAPTER, is_trainable=True)
+    return sorted({*found.missing_keys, *found.unexpected_keys, *(str(key) for key in found.mismatched_keys)})
 
 
 def _check_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from difrl.config import RunConfig
-from difrl.policies.errors import ModelError
-from difrl.policies.model_paths import is_local_path
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import Evaluations, count_evaluations
 from difrl.training.cost.flops import measure_matmul_speed
@@ -62,7 +59,6 @@ class Estimate:
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Check a recipe as far as that takes no weights, and estimate its cost. Raise ConfigError or ModelError."""
     inputs = load_inputs(config, processes)
-    config = _without_warm_start(config)
     model = build_text_cost(config, inputs) if config.likelihood.kind == "tokens" else build_image_cost(config)
     evaluations = count_evaluations(config, model.dry, inputs, processes)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -77,12 +73,3 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
         capacity=torch.cuda.get_device_properties(device).total_memory if cuda else None,
         speed=measure_matmul_speed(device, DTYPES[config.model.dtype], threads),
     )
-
-
-def _without_warm_start(config: RunConfig) -> RunConfig:
-    """Return the recipe with a new adapter: one to continue from is taken to have the rank of the recipe."""
-    lora = config.model.lora
-    if (start := lora.warm_start) is not None and not Path(start).exists() and is_local_path(start):
-        raise ModelError(f"model.lora.warm_start: no folder {start!r}; expected a folder or a hub id of a LoRA")
-    model = config.model.model_copy(update={"lora": lora.model_copy(update={"warm_start": None})})
-    return config.model_copy(update={"model": model})

@@ -19,7 +19,7 @@ from difrl.policies.diffusion.load import build_diffusion_policy, get_family_cla
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
-from difrl.policies.trainable import build_snapshots
+from difrl.policies.trainable import build_snapshots, check_adapter
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
@@ -44,7 +44,9 @@ def build_image_cost(config: RunConfig) -> ModelCost:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     dry = _build_dry_policy(config, family, shape)
-    trained = make_denoiser_trainable(family, model)
+    with torch.device("meta"):
+        trained = make_denoiser_trainable(family, model)
+    check_adapter(family.denoiser, model.lora)
     cost = count_denoiser_cost(
         family, shape, model.max_sequence_length, DTYPES[model.dtype], model.gradient_checkpointing
     )

@@ -27,7 +27,7 @@ from difrl.policies.language.load import (
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.trainable import build_snapshots
+from difrl.policies.trainable import build_snapshots, check_adapter
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
@@ -68,7 +68,9 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     evaluation_length = sum(evaluated) / max(1, len(evaluated)) + written
     tally = Tally()
     dry = DryPolicy(_build_dry_policy(config, tally), tally, {0: config.train.steps}, length, evaluation_length)
-    trained = make_language_model_trainable(network, model, config.seed)
+    with torch.device("meta"):
+        trained = make_language_model_trainable(network, model, config.seed)
+    check_adapter(network, model.lora)
     skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[model.dtype])  # autocast casts trained weights too
     cost, cache = _count_body_cost(skeleton, length, model.gradient_checkpointing)
     head = skeleton.get_output_embeddings()

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
+from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora
 from samplers import Process, Scheduler
 
 
@@ -135,10 +135,37 @@ class Family(ABC):
         scaled: Tensor = (latents.float() - shift) * vae.config.scaling_factor
         return scaled
 
+    def load_lora(self, path: str, adapter: str) -> list[str]:
+        """Load an adapter onto the denoiser, and onto text encoders if it has weights for them. These stay frozen.
+
+        Return the names of tensors that only the file or only the pipeline has afterwards.
+        """
+        self.pipeline.load_lora_weights(path, adapter_name=adapter)
+        loaded = set[str]()
+        for name, part in self._adapted_parts().items():
+            if name != self.denoiser_name:
+                part.requires_grad_(False)
+            loaded |= {f"{name}.{key}" for key in get_peft_model_state_dict(part, adapter_name=adapter)}
+        found = self.pipeline_class.lora_state_dict(path)
+        weights = (
+            found[0] if isinstance(found, tuple) else found
+        )  # with kohya's alphas, which some pipelines return too
+        in_file = {name for name in weights if "lora" in name and not name.endswith(".alpha")}
+        # Names of other formats than PEFT's are converted, so only their number is compared.
+        return [] if len(in_file) == len(loaded) else sorted(in_file - loaded) or sorted(loaded - in_file)
+
     def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the pipeline's own load_lora_weights reads it, scale included."""
-        weights = get_peft_model_state_dict(self.denoiser)
-        layers = {name: value.detach().float().cpu().contiguous() for name, value in weights.items()}
-        # Without the metadata, alpha is lost on reload and the adapter comes back at another strength.
-        metadata = _collate_lora_metadata({self.denoiser_name: self.denoiser})
-        self.pipeline_class.save_lora_weights(folder, **{f"{self.denoiser_name}_lora_layers": layers}, **metadata)
+        """Write the adapter for the pipeline's own load_lora_weights, with alpha = rank: its scale is in the weights.
+
+        The file has a place for alpha in its header only, which many readers ignore. They take alpha = rank.
+        """
+        layers, metadata = dict[str, dict[str, Tensor]](), dict[str, Any]()
+        for name, part in self._adapted_parts().items():
+            layers[f"{name}_lora_layers"] = get_unscaled_lora(part)
+            metadata[f"{name}_lora_adapter_metadata"] = describe_unscaled_lora(part)
+        self.pipeline_class.save_lora_weights(folder, **layers, **metadata)
+
+    def _adapted_parts(self) -> dict[str, nn.Module]:
+        """Return the parts of the pipeline that have an adapter, by name."""
+        parts = {self.denoiser_name: self.denoiser, **self.pipeline.components}
+        return {name: part for name, part in parts.items() if getattr(part, "peft_config", None)}

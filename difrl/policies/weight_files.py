@@ -1,0 +1,90 @@
+"""Weight files of local models, checked by their headers: nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from difrl.policies.errors import ModelError
+
+LFS_POINTER = b"version https://git-lfs"
+"""First bytes of the text that git leaves in the place of a large file that was not downloaded."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor -> its shape."""
+
+
+def check_weight_file(file: Path, key: str) -> Shapes:
+    """Return the shapes of a safetensors file; {} for other files. ModelError: the file is cut off, or not there at all.
+
+    key: the key of the recipe that names the model, for messages.
+    """
+    try:
+        with file.open("rb") as handle:
+            start = handle.read(len(LFS_POINTER))
+    except OSError as error:
+        raise ModelError(f"{key}: {file} cannot be read ({error.strerror})") from error
+    if start == LFS_POINTER:
+        raise ModelError(
+            f"{key}: {file} is a pointer of git-lfs, expected weights; run `git lfs pull`, or download the file again"
+        )
+    if not start:
+        raise ModelError(f"{key}: {file} is empty, expected weights; copy or download it again")
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, "pt") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{key}: {file} is damaged or cut off ({error}, {file.stat().st_size} bytes); copy or download it again"
+        ) from error
+
+
+def check_weights(folder: Path, stem: str, formats: tuple[str, ...], module: nn.Module, key: str) -> None:
+    """Raise ModelError unless a folder holds whole weights for a module on the meta device.
+
+    stem, formats: of the files that the loader looks for, such as ("model", (".safetensors", ".bin")); the first is preferred.
+    Tensors are compared where a file and the module have one of the same name: loaders rename some.
+    """
+    files = _find_weight_files(folder, stem, formats, key)
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for file in files:
+        for name, shape in check_weight_file(file, key).items():
+            if own.get(name, shape) != shape:
+                raise ModelError(
+                    f"{key}: {name} has the shape {list(shape)} in {file}, and config.json says {list(own[name])}; download "
+                    "the folder again"
+                )
+
+
+def _find_weight_files(folder: Path, stem: str, formats: tuple[str, ...], key: str) -> list[Path]:
+    for suffix in formats:
+        if (file := folder / f"{stem}{suffix}").is_file():
+            return [file]
+        if (index := folder / f"{stem}{suffix}.index.json").is_file():
+            return _find_shards(index, key)
+    others = sorted(p.name for suffix in (".safetensors", ".bin", ".msgpack", ".h5") for p in folder.glob(f"*{suffix}"))
+    found = f"only {', '.join(others[:3])}" if others else "no weights"
+    expected = " or ".join(f"{stem}{suffix}" for suffix in formats)
+    advice = "download the model again"
+    if any(".safetensors" in name for name in others):
+        advice = "download the standard variant, or load this one in Python (variant=…) and save it again with save_pretrained"
+    elif others:
+        advice = "download its safetensors files, or load it in Python and save it again with save_pretrained"
+    raise ModelError(f"{key}: {folder} holds {found}, expected {expected}; {advice}")
+
+
+def _find_shards(index: Path, key: str) -> list[Path]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{key}: {index} cannot be read ({error}); copy or download it again") from error
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise ModelError(
+            f"{key}: {index.parent} lacks {absent[0]}, one of {len(names)} files of {index.name}; download it again"
+        )
+    return [index.parent / name for name in names]
