@@ -68,7 +68,7 @@ class TrainedPolicy(Diagnosable, Generic[E]):
         if "bias" in needs:
             terms["bias"] = theta.kl_from(get_old(old, theta, others))
         if "mixed/plus" in needs:
-            terms["mixed/plus"], terms["mixed/minus"] = theta.mixed(others["old"])
+            terms["mixed/plus"], terms["mixed/minus"] = theta.mixed(get_old(old, theta, others))
         if "scale" in needs:
             terms["scale"] = theta.scale
         if (weight := theta.weight) is not None:
@@ -87,11 +87,14 @@ class TrainedPolicy(Diagnosable, Generic[E]):
         """
         anchors, penalties = self.reference_set.reward_anchors, dict[str, Penalty]()
         evaluate = self.build_evaluator(rollout, decisions, [None, *(anchor.guidance for anchor in anchors.values())])
-        recorded = self.rollout_logprobs(rollout, decisions)
         evaluate_sampler = cache(partial(evaluate, self.sampler, None))
+        if self.reference_set.old == "recorded":
+            own = self.rollout_logprobs(rollout, decisions)
+        else:  # in the batch of the anchor: equal weights then have no distance, whatever the precision
+            own = decisions.unflat(evaluate_sampler().logp)
         for name, anchor in anchors.items():
             other = evaluate(anchor.snapshot, anchor.guidance)
-            estimate = k1(recorded, decisions.unflat(other.logp))
+            estimate = k1(own, decisions.unflat(other.logp))
             if anchor.centred:
                 expected = decisions.unflat(evaluate_sampler().kl_to(other))
                 penalties[name] = Penalty(estimate - expected, expected)

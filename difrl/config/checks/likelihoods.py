@@ -55,7 +55,7 @@ def _elbo_is_defined(config: RunSections) -> Iterator[ConfigConflict]:
 def _old_is_fixed_within_step(config: RunSections) -> Iterator[ConfigConflict]:
     likelihood, updates = config.likelihood, config.train.updates_per_step
     if updates > 1 and likelihood.old == "detach" and config.objective.measured_from == "old":
-        better = "recompute and snapshots: {old: {decay: 0.0}}" if likelihood.kind == "forward" else "recorded"
+        better = "recorded" if likelihood.kind == "reverse" else "recompute and snapshots: {old: {decay: 0.0}}"
         problem = f"detach changes ℓ_old with each of the {updates} updates of a step; set {better}"
         yield ConfigConflict(("likelihood", "old"), problem)
     if likelihood.old == "recompute" and "old" not in config.snapshots:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from difrl.config.presets.preset import Preset
+from difrl.config.presets.texts import OLD_IS_EVALUATED
 
 
 def _distillation(anchors: list[dict[str, Any]]) -> dict[str, Any]:
     """Return settings of on-policy distillation: the anchors give every token its own advantage."""
     return {
-        "likelihood": {"kind": "tokens", "old": "recorded"},
+        **OLD_IS_EVALUATED,
         "objective": {"kind": "clipped", "clip_low": 0.2, "clip_high": 0.2},
         "anchors": [{"divergence": "k1", "place": "decision", **anchor} for anchor in anchors],
         "advantage": {"baseline": "mean", "std": "none"},
@@ -43,7 +44,7 @@ DISTILLATION: Mapping[str, Preset] = {
         # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. The authors also do
         # not sample for the rehearsed prompts; those prompts whose samples are all correct have no advantage anyway.
         settings={
-            "likelihood": {"kind": "tokens", "old": "recorded"},
+            **OLD_IS_EVALUATED,
             "objective": {"kind": "clipped", "clip_low": 0.2, "clip_high": 0.28},
             "anchors": [
                 {
