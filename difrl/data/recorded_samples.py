@@ -11,6 +11,7 @@ the same size.
 
 from __future__ import annotations
 
+import filecmp
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,15 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
 
 def _read_pair(read_item: Callable[[JsonObject, str], Item], row: JsonObject, place: str) -> RecordedGroup:
     items = read_item(row, "chosen"), read_item(row, "rejected")
+    if _is_same(*items):
+        raise ValueError('"chosen" and "rejected" are the same, so neither is better; remove the row')
     return RecordedGroup(build_prompt(row, place), items, (1.0, 0.0), (place, place))
+
+
+def _is_same(one: Item, other: Item) -> bool:
+    if isinstance(one, Path) and isinstance(other, Path):
+        return filecmp.cmp(one, other, shallow=False)
+    return one == other
 
 
 def _read_sample(read_item: Callable[[JsonObject, str], Item], key: str, row: JsonObject, place: str) -> RecordedGroup:

@@ -32,7 +32,9 @@ class GenerationConfig(Section):
         None, description="apply the tokenizer's chat template to prompts; default: if it has one"
     )
     system: str | None = Field(None, description="system message of the chat template")
-    eos: list[str] | None = Field(None, description="tokens that end a completion; default: the tokenizer's own")
+    eos: list[str] | None = Field(
+        None, description="tokens that end a completion; default: the tokenizer's and the model's own"
+    )
     pad: str | None = Field(None, description="padding token; default: the tokenizer's own")
 
 

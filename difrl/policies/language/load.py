@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from difrl.config import ModelConfig, RunConfig
+from difrl.config import GenerationConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
-from difrl.policies.language.tokenization import build_texts
+from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import build_reference_set
@@ -34,22 +35,21 @@ def load_language_policy(
 
     keep_base: keep the pretrained weights also where no anchor needs them.
     """
-    tokenizer = load_tokenizer(config.model)
+    texts = load_texts(config.model, config.generation)
     model = load_frozen(config.model.path, config.model.revision, config.model, device)
     teachers = {
         name: load_frozen(t.path, t.revision, config.model, device, get_teacher_key(name))
         for name, t in config.teachers.items()
     }
-    return build_language_policy(config, model, tokenizer, teachers, keep_base=keep_base)
+    return build_language_policy(config, model, texts, teachers, keep_base=keep_base)
 
 
 def build_language_policy(
-    config: RunConfig, model: Any, tokenizer: Any, teachers: Mapping[str, Any], *, keep_base: bool = False
+    config: RunConfig, model: Any, texts: TextTokenizer, teachers: Mapping[str, Any], *, keep_base: bool = False
 ) -> LanguagePolicy:
     """Build the policy of a run over a frozen model and its teachers."""
     likelihood, generation = config.likelihood, config.generation
     assert likelihood.kind == "tokens"
-    texts = build_texts(tokenizer, generation)
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
         recompute_layers(model)
@@ -75,7 +75,7 @@ def build_language_policy(
         build_snapshots(model, trained, config, keep_base),
         build_reference_set(config),
         teacher_networks,
-        _build_save(model, tokenizer),
+        _build_save(model, texts.tokenizer),
     )
 
 
@@ -89,15 +89,35 @@ def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> E
     return Engines(other, own, config.generation.correction)
 
 
-def load_tokenizer(model: ModelConfig) -> Any:
-    """Load the tokenizer of the model."""
+def load_texts(model: ModelConfig, generation: GenerationConfig) -> TextTokenizer:
+    """Load the tokenizer of the model, with the tokens at which the model's texts end."""
     from transformers import AutoTokenizer
 
     path = resolve(model.path, LANGUAGE_MODEL)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=model.revision)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path: the tokenizer of {path!r} cannot be loaded: {error}") from error
+    return build_texts(tokenizer, generation, read_end_tokens(path, model.revision))
+
+
+def read_end_tokens(path: str, revision: str | None = None) -> tuple[int, ...]:
+    """Return the tokens that end a text by a model's generation_config.json and config.json.
+
+    Models that were tuned on conversations often have the end of a turn there, beside the tokenizer's end of a text.
+    """
+    from transformers import GenerationConfig as ModelGenerationConfig
+    from transformers import PreTrainedConfig
+
+    sources = list[Any]()
+    with suppress(OSError):  # not every model has a generation_config.json
+        sources.append(ModelGenerationConfig.from_pretrained(path, revision=revision).eos_token_id)
+    # The file itself: an object of the config has defaults of its class, which another tokenizer uses for other tokens.
+    with suppress(OSError):  # reported where the model is loaded
+        written = PreTrainedConfig.get_config_dict(path, revision=revision)[0]
+        sources += [written.get("eos_token_id"), (written.get("text_config") or {}).get("eos_token_id")]
+    tokens = [token for found in sources for token in (found if isinstance(found, list) else [found])]
+    return tuple(dict.fromkeys(token for token in tokens if isinstance(token, int) and token >= 0))
 
 
 def get_teacher_key(name: str) -> str:

@@ -49,6 +49,8 @@ class ModelCost:
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     generated: int | None = None
     """Tokens that a step generates; None for images."""
+    notes: Sequence[str] = ()
+    """Facts about the model that a user may not expect."""
 
     @property
     def trained(self) -> int:

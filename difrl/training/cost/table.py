@@ -27,7 +27,9 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     )
     return Group(
         Text(model.name, style="bold", overflow="fold"),
-        f"trains {count(model.trained)} parameters, {count(model.frozen)} are frozen\n",
+        f"trains {count(model.trained)} parameters, {count(model.frozen)} are frozen",
+        *map(Text, model.notes),
+        "",
         _memory(estimate),
         "",
         _evaluations(estimate),

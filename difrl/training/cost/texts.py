@@ -21,7 +21,7 @@ from difrl.policies.language.engines import Engines
 from difrl.policies.language.load import (
     build_language_policy,
     get_teacher_key,
-    load_tokenizer,
+    load_texts,
     make_language_model_trainable,
 )
 from difrl.policies.language.policy import LanguagePolicy
@@ -53,7 +53,7 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     """
     assert config.likelihood.kind == "tokens"
     model, written, chunk = config.model, config.generation.max_new_tokens, config.likelihood.chunk
-    texts = build_texts(load_tokenizer(model), config.generation)
+    texts = load_texts(model, config.generation)
     network = _build_skeleton(model.path, model.revision, model)
     teachers = {
         name: _build_skeleton(t.path, t.revision, model, get_teacher_key(name)) for name, t in config.teachers.items()
@@ -96,6 +96,7 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         efficiency=EFFICIENCY,
         wording=WORDING,
         teachers=teachers,
+        notes=texts.notes,
         generated=drawn * config.data.prompts_per_step * config.data.group_size * written,
     )
 
@@ -175,7 +176,9 @@ def _build_dry_policy(config: RunConfig, tally: Tally) -> LanguagePolicy:
     written = config.generation.max_new_tokens
     model, *others = (_TwoTokenModel() for _ in range(1 + len(config.teachers)))
     teachers = dict(zip(config.teachers, others, strict=True))
-    policy = build_language_policy(dry_config(config), model, _TwoTokens(written), teachers, keep_base=True)
+    dry = dry_config(config)
+    texts = build_texts(_TwoTokens(written), dry.generation)
+    policy = build_language_policy(dry, model, texts, teachers, keep_base=True)
 
     def count(module: nn.Module, arguments: object, inputs: dict[str, Tensor]) -> None:
         texts = len(inputs["input_ids"])

@@ -96,5 +96,6 @@ def test_recorded_completions_may_not_be_empty_or_too_long(lm: Path) -> None:
 def test_what_several_samples_are_asked_is_tokenized_once() -> None:
     tokenizer = Mock(wraps=build_tokenizer(), chat_template=None, pad_token="<pad>", eos_token="<end>")
     texts = build_texts(tokenizer, GenerationConfig(max_new_tokens=3))
+    tokenizer.reset_mock()
     assert texts.tokenize_prompts([Prompt(text, {}) for text in ("?", "??", "?", "?")]) == [[2], [2, 2], [2], [2]]
     assert tokenizer.call_count == 2
