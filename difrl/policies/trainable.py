@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
@@ -121,10 +122,12 @@ def find_targets(module: nn.Module, targets: Sequence[str]) -> set[str]:
 
 
 def check_adapter(module: nn.Module, lora: LoraConfig) -> None:
-    """Raise ModelError if the adapter of a new run is not the one that its recipe describes.
+    """Raise ModelError if the adapter of a new run is not the one that its recipe describes, or cannot be merged.
 
     An adapter that the run continues from has a rank, a strength and modules of its own, which the recipe need not repeat.
     """
+    if problem := describe_shared_adapter(module):
+        raise ModelError(f"model.lora.targets: {problem}; leave it out of the targets")
     layers = {name: part for name, part in module.named_modules() if isinstance(part, LoraLayer)}
     if not layers:
         return
@@ -143,6 +146,22 @@ def check_adapter(module: nn.Module, lora: LoraConfig) -> None:
             f"model.lora.targets: found {lora.targets}, and the adapter at model.lora.warm_start is on other modules (they "
             f"differ by {min(other)}); remove targets"
         )
+
+
+def describe_shared_adapter(module: nn.Module) -> str | None:
+    """Return a sentence about an adapter on weights that another module shares; None if there is none.
+
+    Such an adapter changes one of the two modules in training. Merged, or as another engine receives it, it changes both.
+    """
+    owners = defaultdict[int, list[str]](list)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name.rpartition(".")[0].removesuffix(".base_layer"))
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            others = {n for p in layer.get_base_layer().parameters(recurse=False) for n in owners[id(p)]} - {name}
+            if others:
+                return f"{name} shares its weights with {min(others)}, so an adapter on it can neither be merged nor sent to vLLM"
+    return None
 
 
 def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: RunConfig, keep_base: bool) -> Snapshots:

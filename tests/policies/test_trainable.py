@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
 from difrl.training.cost.estimate import estimate
 from tests.recipes import recipe, text_recipe
+from tests.texts import prompt_file
+from tests.tiny_models import tiny_lm
 
 
 def described_in_diffusers(folder: Path) -> list[str]:
@@ -99,6 +104,44 @@ def test_every_target_that_cannot_be_adapted_is_named(sd3: Path, targets: list[s
 def test_targets_of_a_language_model_are_named_too(lm: Path, targets: list[str]) -> None:
     with pytest.raises(ModelError, match=rf"model\.lora\.targets: Qwen2ForCausalLM: .*'{targets[-1]}'"):
         load_policy(text_recipe(lm, model={"train": "lora", "lora": {"targets": targets}}))
+
+
+@pytest.mark.parametrize(("target", "other"), [("lm_head", "model.embed_tokens"), ("embed_tokens", "lm_head")])
+def test_an_adapter_on_shared_weights_is_refused_where_it_is_chosen(tmp_path: Path, target: str, other: str) -> None:
+    """A new run is refused; one that exists already can be opened."""
+    tied = tiny_lm(tmp_path / "tied", tied=True)
+    lora = {"rank": 2, "targets": ["v_proj", target]}
+    config = text_recipe(
+        tied,
+        model={"train": "lora", "lora": lora},
+        data={"train": str(prompt_file(tmp_path)), "evaluation": None},
+        eval={"every": 0},
+    )
+    for attempt in (estimate, load_policy):
+        with pytest.raises(ModelError, match=rf"targets: .*{target} shares its weights with {other}.*leave it out"):
+            attempt(config)
+    load_policy(config, run=tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_that_is_accepted_merges_to_the_same_logits(tmp_path: Path, tied: bool) -> None:
+    targets = None if tied else ["lm_head", "embed_tokens", "q_proj", "down_proj"]
+    path = tiny_lm(tmp_path / "model", tied=tied)
+    model = {"train": "lora", "lora": {"rank": 2, "alpha": 6.0, "targets": targets}}
+    policy = load_policy(text_recipe(path, model=model))
+    generator = torch.Generator().manual_seed(3)
+    for p in policy.parameters.values():
+        p.data = torch.randn(p.shape, generator=generator)
+    policy.save(tmp_path / "adapter")
+    tokens = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        expected = policy.module(input_ids=tokens).logits  # type: ignore[attr-defined]
+        untouched = AutoModelForCausalLM.from_pretrained(path)
+        before = untouched(input_ids=tokens).logits
+        merged = PeftModel.from_pretrained(untouched, tmp_path / "adapter").merge_and_unload()
+        found = merged(input_ids=tokens).logits
+    assert (expected - before).abs().max() > 1
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_no_targets_at_all_are_not_the_default(sd3: Path) -> None:

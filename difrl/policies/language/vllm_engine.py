@@ -20,6 +20,7 @@ from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.merge_lora import compute_fingerprint, plain_weights
+from difrl.policies.trainable import describe_shared_adapter
 from samplers import Completions, Decoding, Processing, check_prompts, sample_keys
 
 ENGINE_SETTINGS: Mapping[str, Any] = {
@@ -103,7 +104,8 @@ def start_vllm(
             f"generation.engine: found {count} processes, and vllm draws in one; start one, or set "
             "generation.engine: transformers"
         )
-    _check_head(network)
+    if problem := describe_shared_adapter(network.model):
+        raise ModelError(f"model.lora.targets: {problem}; leave it out, or set generation.engine: transformers")
     llm = vllm.LLM(
         model=path,
         revision=model.revision,
@@ -124,16 +126,6 @@ def _installed() -> Any:
             f"generation.engine: vllm cannot be imported ({error}); install it (`pip install vllm`, which needs a GPU), or "
             "set generation.engine: transformers"
         ) from error
-
-
-def _check_head(network: CausalLM) -> None:
-    """Raise ModelError for an adapter on a tied head. Tied weights are sent once, as embeddings, without the adapter."""
-    head = network.model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear and network.model.config.get_text_config().tie_word_embeddings:
-        raise ModelError(
-            "model.lora.targets: the head shares its weights with the embeddings, and vLLM has no place for an adapter on one "
-            "of the two; leave the head out, or set generation.engine: transformers"
-        )
 
 
 def _completions(outputs: Iterable[Any], decoding: Decoding, device: torch.device) -> Completions:

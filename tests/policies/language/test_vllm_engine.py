@@ -19,6 +19,7 @@ from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.policies.language import vllm_double
 from tests.policies.language.threes import recipe
+from tests.tiny_models import tiny_lm
 
 PROMPTS = [Prompt("1+1=", {}), Prompt("12+30=", {}), Prompt("7+8=", {}), Prompt("7+8=", {})]
 ENGINE = {"engine": "vllm", "temperature": 0.7}
@@ -148,9 +149,15 @@ def test_prompts_beyond_the_context_are_refused_as_elsewhere(model: Path) -> Non
 
 
 @pytest.mark.usefixtures("vllm")
-def test_an_adapter_on_a_head_that_shares_its_weights_is_refused(model: Path) -> None:
-    with pytest.raises(ModelError, match="leave the head out"):
-        policy_of(model, model={"train": "lora", "lora": {"rank": 2, "targets": ["lm_head", "q_proj"]}})
+@pytest.mark.parametrize(("target", "other"), [("lm_head", "model.embed_tokens"), ("embed_tokens", "lm_head")])
+def test_an_adapter_on_weights_that_two_modules_share_is_refused(
+    vllm: None, tmp_path: Path, target: str, other: str
+) -> None:
+    """vLLM receives shared weights once, so it would use the adapter in both places."""
+    tied, lora = tiny_lm(tmp_path / "tied", tied=True), {"rank": 2, "targets": ["q_proj", target]}
+    with pytest.raises(ModelError, match=rf"targets: .*{target} shares its weights with {other}.*engine: transformers"):
+        policy_of(tied, model={"train": "lora", "lora": lora})
+    policy_of(tiny_lm(tmp_path / "untied"), model={"train": "lora", "lora": lora})
 
 
 @pytest.mark.parametrize("train", [{"train": "full"}, LORA])
