@@ -219,12 +219,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def widened(module: nn.Module) -> Iterator[None]:
-    """Convert every floating-point tensor of the module to float32 inside the block. Afterwards each is restored."""
+def widened(module: nn.Module, device: torch.device | str | None = None) -> Iterator[None]:
+    """Convert every floating-point tensor of the module to float32 inside the block. Afterwards each is restored.
+
+    device: the place of the converted tensors; default: theirs.
+    """
     tensors = [*module.parameters(), *module.buffers()]
     narrow = [(x, x.data) for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
     for x, data in narrow:
-        x.data = data.float()
+        x.data = data.to(device, torch.float32)
     try:
         yield
     finally:

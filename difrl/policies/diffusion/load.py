@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from difrl.config import (
     RolloutConfig,
     RunConfig,
 )
+from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
@@ -228,13 +230,19 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
 
 
 def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
-    """Return a function that writes the adapter for load_lora_weights (LoRA) or the pipeline for from_pretrained (full)."""
+    """Return a function that writes the adapter for load_lora_weights (LoRA) or the pipeline for from_pretrained (full).
+
+    All parts of a pipeline are written in float32, the type of the trained ones. from_pretrained keeps the type of text
+    encoders and loads a denoiser in float32, and the two must be equal.
+    """
 
     def save(folder: Path) -> None:
-        with silenced_libraries():
+        with silenced_libraries(), ExitStack() as stack:
             if model.train == "lora":
                 family.save_lora(folder)
-            else:
-                family.pipeline.save_pretrained(folder, safe_serialization=True)
+                return
+            for part in family.modules:
+                stack.enter_context(widened(part, "cpu"))  # the device may have no room
+            family.pipeline.save_pretrained(folder, safe_serialization=True)
 
     return save
