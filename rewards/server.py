@@ -35,7 +35,8 @@ from starlette.requests import ClientDisconnect
 
 from rewards.base import Reward, RewardError, Samples, Scores
 from rewards.batching import Batcher, Busy
-from rewards.encoding import BadImage, TooManyPixels, decode_images
+from rewards.encoding import BadImage, count_pixels, decode_images
+from rewards.image_files import TooManyPixels
 from rewards.protocol import PROTOCOL, is_token
 
 log = logging.getLogger(__name__)
@@ -238,7 +239,9 @@ def get_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward, limi
     if not files:
         return []
     try:
-        return decode_images(files, limits.megapixels * 10**6)
+        if (pixels := count_pixels(files)) > (most := limits.megapixels * 10**6):
+            raise Refusal(413, f"{pixels} pixels in {len(files)} images, expected at most {most} in a request")
+        return decode_images(files)
     except TooManyPixels as error:
         raise Refusal(413, str(error)) from error
     except BadImage as error:

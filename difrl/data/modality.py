@@ -6,17 +6,20 @@ Code that reads or writes samples uses the modality of the run, and needs no oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from difrl.data.jsonl import JsonObject, describe_keys, describe_value, quote
+from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote
 from difrl.data.rollout import Content
+from rewards.image_files import ImageFileError, read_image_file
 
 Item = Path | str
 """The value of a sample in a row: the path of an image, or the text itself."""
@@ -34,46 +37,67 @@ class Modality:
     """Items → samples."""
     write: Callable[[Any, Path, str], str]
     """(one sample, folder, name) → its value in a row of a file in the folder. An image is saved under the name."""
+    find_problems: Callable[[Sequence[tuple[str, Item]]], list[str]]
+    """Places (file:line) with their items → a line for each item that cannot be read. Images are decoded."""
     is_empty: Callable[[Any], bool]
     """True if a sample has no content, so that no row can be written for it."""
 
 
 def read_images(paths: Sequence[Item]) -> Tensor:
-    """Return the images of files, [B, 3, H, W] in [0, 1]."""
-    pictures = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
+    """Return the images of files, [B, 3, H, W] in [0, 1]. DataFileError if one is refused."""
+    pictures = [np.asarray(_read_image(Path(path)), dtype=np.float32) / 255 for path in paths]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
-@dataclass
-class _ImageReader:
-    """A reader of the image paths of rows. It checks that each image exists and has the size of the first."""
+def _read_image(path: Path) -> Image.Image:
+    try:
+        return read_image_file(path)
+    except ImageFileError as error:
+        raise DataFileError(f"{path}: {error}") from error
 
-    folder: Path
-    first: tuple[str, tuple[int, int]] | None = field(default=None, init=False)
 
-    def __call__(self, row: JsonObject, key: str) -> Path:
+def _read_path(folder: Path) -> Callable[[JsonObject, str], Path]:
+    """Return a reader of the image paths of rows, which start at a folder."""
+
+    def read(row: JsonObject, key: str) -> Path:
         name = row.pop(key, None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{quote(key)} must be the path of an image, found {describe_value(name)}")
-        path = self.folder / name
-        try:
-            with Image.open(path) as image:
-                size = image.size
-        except FileNotFoundError as error:
-            raise ValueError(f"{quote(key)}: there is no image {path}") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{quote(key)}: {path} is not an image that can be read") from error
-        self.first = self.first or (name, size)
-        if size != self.first[1]:
-            raise ValueError(
-                f"{quote(key)}: {name} has {_pixels(size)} pixels, and {self.first[0]} {_pixels(self.first[1])}; bring all "
-                "images to one size"
+        if not (folder / name).exists():
+            raise ValueError(f"{quote(key)}: there is no image {folder / name}")
+        return folder / name
+
+    return read
+
+
+def _find_image_problems(items: Sequence[tuple[str, Item]]) -> list[str]:
+    """Decode images, each after its place, and return a line for each that is refused or has not the size of the first."""
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter's lock
+        sizes = list(pool.map(lambda item: _size_or_problem(Path(item[1])), items))
+    known = [(Path(item).name, size) for (_, item), size in zip(items, sizes, strict=True) if isinstance(size, tuple)]
+    problems = list[str]()
+    for (place, item), size in zip(items, sizes, strict=True):
+        if isinstance(size, str):
+            problems.append(f"{place}: {item}: {size}")
+        elif size != known[0][1]:
+            found, first = (f"{width} × {height}" for width, height in (size, known[0][1]))
+            problems.append(
+                f"{place}: {Path(item).name} has {found} pixels, and {known[0][0]} {first}; bring all images to one size"
             )
-        return path
+    return problems
 
 
-def _pixels(size: tuple[int, int]) -> str:
-    return f"{size[0]} × {size[1]}"
+def _size_or_problem(path: Path) -> tuple[int, int] | str:
+    try:
+        status = path.stat()
+        return _decoded_size(path, status.st_size, status.st_mtime_ns)
+    except (OSError, ImageFileError) as error:
+        return str(error)
+
+
+@cache  # `check`, the prompts and the trainer each load a run's files
+def _decoded_size(path: Path, bytes: int, changed: int) -> tuple[int, int]:
+    return read_image_file(path).size
 
 
 def _save_image(image: Tensor, folder: Path, name: str) -> str:
@@ -97,9 +121,10 @@ def _read_text(row: JsonObject, key: str) -> str:
 
 IMAGES = Modality(
     key="image",
-    item_reader=_ImageReader,
+    item_reader=_read_path,
     read=read_images,
     write=_save_image,
+    find_problems=_find_image_problems,
     is_empty=lambda image: False,
 )
 TEXTS = Modality(
@@ -107,6 +132,7 @@ TEXTS = Modality(
     item_reader=lambda folder: _read_text,
     read=lambda items: tuple(map(str, items)),
     write=lambda text, folder, name: str(text),
+    find_problems=lambda items: [],
     is_empty=lambda text: not text,
 )
 MODALITIES: Mapping[str, Modality] = {"forward": IMAGES, "reverse": IMAGES, "tokens": TEXTS}

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from difrl.config import DataConfig, RehearsalConfig
-from difrl.data.jsonl import DataFileError, JsonObject, describe_value, read_json_lines
+from difrl.data.jsonl import DataFileError, JsonObject, describe_value, join_problems, read_json_lines
 from difrl.data.modality import Item, Modality
 from difrl.data.prompts import Prompt, build_prompt
 
@@ -50,6 +50,9 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
         groups = read_json_lines(path, data.train, partial(_read_pair, read_item))
     else:
         groups = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, modality.key)))
+    items = [item for group in groups for item in zip(group.places, group.items, strict=True)]
+    if problems := modality.find_problems(items):
+        raise DataFileError(join_problems(problems, "images"))
     if not groups:
         raise DataFileError(f"{path}: no row in it, expected at least one")
     for group in groups:

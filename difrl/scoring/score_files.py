@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
 from difrl.config import RewardConfig
@@ -53,15 +52,10 @@ def _read_content(file: Path) -> torch.Tensor | str:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
     try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
         return read_images([file])
-    except UnidentifiedImageError:
-        pass
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{file}: cannot be read as an image: {error}") from error
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: neither an image nor UTF-8 text") from error
+    return read_images([file]) if "\0" in text else text
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,35 @@ def test_errors_of_pairs_have_their_line(tmp_path: Path, modality: Modality, row
     assert problem in str(error.value)
 
 
+def test_every_image_that_is_refused_has_its_line_and_name(tmp_path: Path) -> None:
+    """Images are decoded before anything is trained: a truncated file has a whole header."""
+    whole = Image.effect_noise((64, 64), 90).convert("RGB")
+    whole.save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    whole.save(tmp_path / "moving.gif", save_all=True, append_images=[whole.rotate(90)])
+    Image.new("RGBA", (64, 64), (255, 0, 0, 9)).save(tmp_path / "clear.png")
+    (tmp_path / "empty.png").touch()
+    names = ["whole.png", "cut.png", "moving.gif", "clear.png", "empty.png"]
+    path = write_rows(tmp_path, [{"prompt": "x", "image": name, "reward": 1.0} for name in names])
+    with pytest.raises(DataFileError) as error:
+        load(path, "samples", IMAGES)
+    messages = str(error.value).splitlines()
+    problems = ["a damaged or truncated PNG", "a GIF file of several pictures", "transparent pixels", "an empty file"]
+    assert len(messages) == len(problems)
+    for line, (name, problem) in enumerate(zip(names[1:], problems, strict=True), 2):
+        assert messages[line - 2].startswith(f"{path}:{line}: {tmp_path / name}: {problem}")
+
+
+def test_the_size_of_an_image_is_that_in_which_it_is_shown(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8), (255, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
+    save_image(tmp_path, "tall.png", (8, 16))
+    path = write_rows(tmp_path, [{"prompt": "x", "chosen": "turned.jpg", "rejected": "tall.png"}])
+    (pair,) = load(path, "pairs", IMAGES)
+    assert IMAGES.read(pair.items).shape == (2, 3, 16, 8)
+
+
 @pytest.mark.parametrize("reward", ["1", None, True])
 def test_a_sample_needs_a_number_as_reward(tmp_path: Path, reward: Any) -> None:
     path = write_rows(tmp_path, [{"prompt": "x", "image": save_image(tmp_path, "a.png"), "reward": reward}])

@@ -224,7 +224,10 @@ def test_a_body_of_another_form(content: dict[str, Any], message: str) -> None:
 def test_a_bad_image_is_named_by_its_index() -> None:
     answer = post(app(), {"prompts": ["a", "b"]}, [*grey(1), b"\x80\x04]."])
     assert answer.status_code == 422
-    assert answer.json() == {"error": "image 1: neither a PNG nor a JPEG file", "index": 1}
+    assert answer.json() == {
+        "error": "image 1: it is not an image that can be read; expected a whole file in PNG or JPEG",
+        "index": 1,
+    }
 
 
 def test_the_largest_request_is_taken() -> None:

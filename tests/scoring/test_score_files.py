@@ -12,6 +12,7 @@ from PIL import Image
 
 from difrl.config import RewardConfig
 from difrl.config.load import ConfigError
+from difrl.data.jsonl import DataFileError
 from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.score_files import RewardColumn, Sample, read_samples, score_files
 from rewards import make
@@ -49,11 +50,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         read_samples([tmp_path / "none.png"], [""])
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ConfigError, match="neither an image nor UTF-8 text"):
+    with pytest.raises(DataFileError, match="bytes: it is not an image that can be read"):
         read_samples([tmp_path / "bytes"], [""])
     whole = picture(tmp_path, "whole.png", 64, 3).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="cannot be read as an image"):
+    with pytest.raises(DataFileError, match=r"half\.png: a damaged or truncated PNG file"):
         read_samples([tmp_path / "half.png"], [""])
 
 

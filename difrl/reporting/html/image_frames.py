@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from difrl.reporting.number_format import mean_of_finite
+from rewards.image_files import ImageFileError, read_image_file
 
 MOST_FRAMES = 24  # a long run is thinned to this many, evenly spaced from the first to the last
 LARGEST = 500_000  # bytes: a larger picture is converted to JPEG
@@ -59,15 +60,12 @@ def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
 def read_picture(path: Path, problems: list[str]) -> Picture | None:
     """Return a picture, converted to JPEG if it is large, or None and a problem if it is damaged."""
     try:
-        data = path.read_bytes()
-        image: Image.Image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image, data, kind = read_image_file(path), path.read_bytes(), "png"
+    except (OSError, ImageFileError):
         problems.append(f"The picture {path.name} is missing or damaged; it is left out.")
         return None
-    kind = (image.format or "png").lower()
     if len(data) > LARGEST:
-        image, kind = image.convert("RGB"), "jpeg"
+        kind = "jpeg"
         if image.width > WIDEST:
             image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
