@@ -20,6 +20,7 @@ from torch import Tensor
 
 Samples = Tensor | Sequence[str]
 Metadata = Sequence[Mapping[str, Any]]
+_HALF_STEP = 0.5 / 255  # of an 8-bit picture
 
 
 class Scores(NamedTuple):
@@ -102,15 +103,44 @@ def all_valid(values: Tensor) -> Scores:
 
 
 def check_images(images: Samples, name: str) -> Tensor:
-    """Return ``images`` clamped to [0,1]. Raise ValueError unless they are [B,3,H,W] floats."""
+    """Return ``images`` [B,3,H,W] as float32 in [0,1]. Raise ValueError for another shape, dtype or range.
+
+    A value outside by less than half a step of 8 bits, which arithmetic leaves, is clamped: the picture is the same.
+    """
+    expected = f"reward '{name}' expects float images [B,3,H,W] in [0,1]"
     if not isinstance(images, Tensor):
         found = "texts" if all(isinstance(image, str) for image in images) else type(images).__name__
-        raise ValueError(f"reward '{name}' expects float images [B,3,H,W] in [0,1], found {found}")
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(
-            f"reward '{name}' expects float images [B,3,H,W] in [0,1], found {images.dtype} {tuple(images.shape)}"
-        )
-    return images.detach().float().clamp(0.0, 1.0)
+        raise ValueError(f"{expected}, found {found}")
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or 0 in images.shape[2:]:
+        raise ValueError(f"{expected}, found {images.dtype} {tuple(images.shape)}{_advise_form(images)}")
+    images = images.detach().float()
+    if len(images) == 0:
+        return images
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -_HALF_STEP and high <= 1 + _HALF_STEP):  # NaN compares false
+        raise ValueError(f"{expected}, found {_describe_range(images, low, high)}")
+    return images.clamp(0.0, 1.0) if low < 0 or high > 1 else images
+
+
+def _advise_form(images: Tensor) -> str:
+    if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
+        return "; channels come second: images.permute(0, 3, 1, 2)"
+    if images.ndim == 4 and images.shape[1] in (1, 4):
+        return "; expand grey to three channels, and flatten alpha onto a background"
+    if images.ndim == 3 and images.shape[0] == 3:
+        return "; add the batch: images[None]"
+    return "" if images.is_floating_point() else "; if they are in 0 to 255, divide them by 255"
+
+
+def _describe_range(images: Tensor, low: float, high: float) -> str:
+    broken = [row for row, image in enumerate(images) if not image.isfinite().all()]
+    if broken:
+        return f"NaN or infinite values in image {broken[0]} of {len(images)}; look for an overflow where they are made"
+    if low < -_HALF_STEP:
+        advice = "images in [-1, 1] are mapped by images / 2 + 0.5" if low >= -1.01 and high <= 1.01 else "scale them"
+    else:
+        advice = "divide images in 0 to 255 by 255" if high > 2 else "scale them"
+    return f"values from {low:g} to {high:g}; {advice}, and clamp what a decoder overshoots by .clamp(0, 1)"
 
 
 def check_texts(samples: Samples, name: str) -> Sequence[str]:
@@ -130,6 +160,9 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     if not count == len(prompts) == len(metadata):
         problem = f"{count} samples, {len(prompts)} prompts, {len(metadata)} metadata entries; give one per sample"
         raise RewardError(reward.name, problem)
+    if isinstance(samples, Tensor) and not samples.isfinite().all():
+        row = int((~samples.flatten(1).isfinite()).any(1).nonzero()[0])
+        raise RewardError(reward.name, "the sample has NaN or infinite values", row, prompts[row])
     try:
         with torch.no_grad():
             result = reward(samples, prompts, metadata)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
-from rewards.pictures import to_pictures
+from rewards.pictures import crop_middle, to_pictures
 from rewards.weights import join_differences, load_weights, read_tensors
 
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -75,6 +75,8 @@ class TransformersClip:
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Return unit embeddings [B,D] of B pictures, which may differ in size."""
+        if self.processor.image_processor.do_center_crop:
+            pictures = [crop_middle(picture) for picture in pictures]
         inputs = self.processor(images=list(pictures), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
@@ -136,7 +138,10 @@ class OpenClip:
     def images(self, images: Tensor) -> Tensor:
         """Return unit embeddings [B,D] of images [B,3,H,W] in [0,1]."""
         if self._pixels is None:
-            pixels = torch.stack([self._transform(picture) for picture in to_pictures(images)])
+            pictures = to_pictures(images)
+            if self.model.visual.preprocess_cfg["resize_mode"] == "shortest":
+                pictures = [crop_middle(picture) for picture in pictures]
+            pixels = torch.stack([self._transform(picture) for picture in pictures])
         else:
             pixels = self._pixels(images.to(self._device), self._size)
         return _unit(self.model.encode_image(pixels.to(self._device, self._dtype)))

@@ -60,11 +60,11 @@ class HPSv2(ClipReward):
 def letterbox(images: Tensor, size: int, antialias: bool = True) -> Tensor:
     """Return images [B,3,H,W] in [0,1] as HPSv2's input [B,3,size,size].
 
-    They are rounded to 8 bits, resized as a whole, centred on black and normalised.
+    They are rounded to 8 bits, resized as a whole, centred on black and normalised. A side is at least one pixel.
     """
-    images = (images * 255).round() / 255
+    images = images.mul(255).round_().div_(255)
     scale = size / max(images.shape[-2:])
-    height, width = (round(side * scale) for side in images.shape[-2:])
+    height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
     if (height, width) != images.shape[-2:]:
         images = F.interpolate(images, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
     above, left = (size - height) // 2, (size - width) // 2

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from rewards.base import Metadata, OnDevice, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
-from rewards.pictures import CLIP_MEAN, CLIP_STD, to_pictures
+from rewards.pictures import CLIP_MEAN, CLIP_STD, crop_middle, to_pictures
 from rewards.weights import describe_differences, find_file, read_tensors
 
 FILE = "ImageReward.pt"
@@ -166,6 +166,7 @@ def preprocess(picture: Image.Image, size: int) -> Tensor:
 
     Lengths are rounded as in torchvision's Resize and CenterCrop.
     """
+    picture = crop_middle(picture)
     short, long = sorted(picture.size)
     to = [size if length == short else int(size * long / short) for length in picture.size]
     left, top = (round((length - size) / 2) for length in to)

@@ -31,6 +31,7 @@ from torch import Tensor
 from rewards.base import Metadata, Scores, WithoutDevice, check_images
 from rewards.pictures import to_pictures
 
+MOST_ASPECT = 16  # of a picture's sides
 _QUOTED = (re.compile(r'"([^"]*)"'), re.compile(r"“([^”]*)”"))
 
 
@@ -65,8 +66,18 @@ class Ocr(WithoutDevice):
             if self._reader is None:
                 self._reader = _load_reader(self.threads)
             # RapidOCR expects OpenCV's channel order. Its classifier of upside-down lines is off, as published.
-            lines, _ = self._reader(np.ascontiguousarray(image[:, :, ::-1]), use_cls=False)
+            lines, _ = self._reader(np.ascontiguousarray(limit_aspect(image)[:, :, ::-1]), use_cls=False)
         return "".join(str(text) for _, text, _ in lines or ())
+
+
+def limit_aspect(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image [H,W,3], of which a side shorter than the other by more than MOST_ASPECT is padded by its edges.
+
+    RapidOCR enlarges the shorter side, and would need gigabytes for a line of pixels.
+    """
+    least = -(-max(image.shape[:2]) // MOST_ASPECT)
+    missing = [max(0, least - side) for side in image.shape[:2]]
+    return np.pad(image, [*((more // 2, more - more // 2) for more in missing), (0, 0)], mode="edge")
 
 
 def quoted_text(prompt: str) -> str:

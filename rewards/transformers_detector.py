@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rewards.classes import ANY, UnknownClass, check_classes, key
 from rewards.detectors import ClassNames, Detection, Mask
-from rewards.pictures import to_pictures
+from rewards.pictures import MOST_ASPECT, to_pictures
 
 _SEGMENTATION = ("mask2former", "maskformer")
 _OWL_TEMPLATES = {"owlv2": "a photo of a {}", "owlvit": "a photo of a {}"}
@@ -68,6 +68,8 @@ class TransformersDetector:
         queries = names if names is not None else [[] for _ in images]
         rows = [row for row in range(len(images)) if queries[row] or not self._model.needs_names]
         found: Found = [[] for _ in images]
+        if max(images.shape[2:]) > MOST_ASPECT * min(images.shape[2:]):
+            return found  # a line of pixels shows no object, and processors scale its shorter side to nothing
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
             results = self._model(to_pictures(images[batch]), [queries[row] for row in batch], self.threshold)

@@ -130,11 +130,53 @@ def test_a_reward_error_passes_as_it_is() -> None:
     assert caught.value is error
 
 
-def test_images_are_checked_and_clamped() -> None:
-    assert check_images(torch.full((1, 3, 2, 2), 1.5), "fake").max() == 1.0
-    for wrong in (torch.zeros(3, 2, 2), torch.zeros(1, 2, 2, 3), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)):
+def test_images_are_checked() -> None:
+    for wrong in (
+        torch.zeros(3, 2, 2),
+        torch.zeros(1, 2, 2, 3),
+        torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+        torch.zeros(1, 4, 2, 2),
+        torch.zeros(1, 1, 2, 2),
+        torch.zeros(1, 3, 0, 2),
+    ):
         with pytest.raises(ValueError, match=r"'fake' expects float images \[B,3,H,W\]"):
             check_images(wrong, "fake")
+    assert check_images(torch.zeros(0, 3, 2, 2), "fake").shape == (0, 3, 2, 2)
+
+
+def with_pixel(value: float) -> torch.Tensor:
+    images = torch.full((2, 3, 2, 2), 0.5)
+    images[1, 2, 0, 1] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (with_pixel(torch.nan), "found NaN or infinite values in image 1 of 2"),
+        (with_pixel(torch.inf), "found NaN or infinite values in image 1 of 2"),
+        (with_pixel(255.0), r"found values from 0\.5 to 255; divide images in 0 to 255 by 255"),
+        (with_pixel(-1.0), r"found values from -1 to 0\.5; images in \[-1, 1\] are mapped by images / 2 \+ 0\.5"),
+        (with_pixel(1.05), r"found values from 0\.5 to 1\.05; .*clamp\(0, 1\)"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.uint8), r"found torch\.uint8 .*divide them by 255"),
+        (torch.zeros(1, 2, 2, 3), r"images\.permute\(0, 3, 1, 2\)"),
+    ],
+)
+def test_images_in_another_range_are_refused_with_what_was_found(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"'fake' expects float images .*{message}"):
+        check_images(images, "fake")
+
+
+def test_an_overshoot_that_changes_no_8_bit_picture_is_clamped() -> None:
+    images = torch.tensor([-1e-6, 1 + 1e-6, 0.5, 0.5 / 255 - 1e-6])[None, None, None].expand(1, 3, 1, 4)
+    checked = check_images(images, "fake")
+    assert (checked.min(), checked.max()) == (0, 1)
+    assert torch.equal(checked[..., 2:], images[..., 2:])
+
+
+def test_a_sample_that_is_not_finite_is_named_whatever_the_reward() -> None:
+    with pytest.raises(RewardError, match=r"'fake' failed at row 1 \(prompt 'two'\): the sample has NaN"):
+        score(Fake(lambda samples: [0.0] * 2), with_pixel(torch.nan), ["one", "two"], [{}] * 2)
 
 
 def test_texts_and_other_things_are_no_images() -> None:
