@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rewards.clip import DTYPES, ClipReward, TransformersClip
 from rewards.options import check_choice
+from rewards.random_state import preserved_random_state
 from rewards.weights import find_file, load_weights, read_tensors
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
@@ -76,6 +77,7 @@ class Aesthetic(ClipReward):
         scores: Tensor = self._head.to(embeddings.device)(embeddings)
         return scores
 
+    @preserved_random_state()
     def _load_head(self, width: int) -> AestheticHead:
         """Load the layers, always in float32, for embeddings of this width."""
         path = find_file(self._source, self._filename)

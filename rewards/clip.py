@@ -21,6 +21,7 @@ from torch import Tensor
 from rewards.base import Metadata, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import crop_middle, to_pictures
+from rewards.random_state import preserved_random_state
 from rewards.weights import join_differences, load_weights, read_tensors
 
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -51,6 +52,7 @@ class Encoder(Protocol):
 class TransformersClip:
     """A CLIPModel of transformers and its processor, each from a hub id or a local folder."""
 
+    @preserved_random_state()
     def __init__(self, model: str, processor: str | None = None, *, dtype: str = "float32") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
@@ -99,6 +101,7 @@ class OpenClip:
     """A model of open_clip: the name of an architecture with a tag or a checkpoint file, `hf-hub:owner/name`, or
     `local-dir:folder`. ``pixels`` replaces the model's own preprocessing, for rewards that were published with another."""
 
+    @preserved_random_state()
     def __init__(
         self, model: str, pretrained: str | None = None, *, dtype: str = "float32", pixels: Pixels | None = None
     ) -> None:

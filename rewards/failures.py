@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
+from rewards.random_state import FirstCall
 
 OnError = Literal["raise", "retry", "drop"]
 PROBES = 16
@@ -35,6 +36,8 @@ class Failsafe:
     sixteen samples can be scored alone, the whole batch is invalid. A call that exceeds the time limit ends the search, and
     rows not scored by then are invalid.
 
+    The first call may build a model. If it draws from the global random generators, it is made twice (`FirstCall`).
+
     With a `timeout` in seconds each call runs in its own thread; the first call includes loading the model. Python cannot
     end a thread. A call that is too late continues in its thread, its result is discarded, and the next call first waits
     for it to end, at most `timeout` seconds, because no reward is called twice at the same time.
@@ -47,6 +50,7 @@ class Failsafe:
     pause: float = 1.0
     sleep: Callable[[float], None] = time.sleep
     _busy: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _first: FirstCall = field(default_factory=FirstCall, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -65,6 +69,9 @@ class Failsafe:
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Return the reward's checked scores."""
+        return self._first(partial(self._call_by_rule, samples, prompts, metadata))
+
+    def _call_by_rule(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         if self.on_error == "retry":
             return self._call_with_retries(samples, prompts, metadata)
         if self.on_error == "drop":

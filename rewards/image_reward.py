@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from rewards.base import Metadata, OnDevice, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import CLIP_MEAN, CLIP_STD, crop_middle, to_pictures
+from rewards.random_state import preserved_random_state
 from rewards.weights import describe_differences, find_file, read_tensors
 
 FILE = "ImageReward.pt"
@@ -132,6 +133,7 @@ class ImageReward(OnDevice):
         return all_valid(torch.cat(scores).to(samples.device) if scores else torch.zeros(0))
 
     @cached_property
+    @preserved_random_state()
     def _loaded(self) -> tuple[ImageRewardNetwork, Any]:
         """The network and its tokenizer."""
         path = find_file(self.weights, FILE, self.revision)

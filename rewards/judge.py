@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rewards.base import Metadata, OnDevice, Scores, check_images
 from rewards.options import check_choice
+from rewards.random_state import preserved_random_state
 
 PADDING = 0  # word ids start at 1
 Output = Literal["probability", "logit"]
@@ -110,6 +111,7 @@ class JudgeNetwork(nn.Module):
         )
 
     @classmethod
+    @preserved_random_state()
     def load(cls, folder: str | Path) -> JudgeNetwork:
         """Load a network that `save` wrote, in evaluation mode."""
         folder = Path(folder)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, Scores, WithoutDevice, check_images
 from rewards.pictures import to_pictures
+from rewards.random_state import preserved_random_state
 
 MOST_ASPECT = 16  # of a picture's sides
 _QUOTED = (re.compile(r'"([^"]*)"'), re.compile(r"“([^”]*)”"))
@@ -109,6 +110,7 @@ def edit_distance(one: str, other: str) -> int:
     return previous[-1]
 
 
+@preserved_random_state()
 def _load_reader(threads: int) -> Any:
     try:
         from rapidocr_onnxruntime import RapidOCR

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rewards.base import Metadata, OnDevice, Samples, Scores, check_texts
 from rewards.options import check_at_least_one, check_choice
+from rewards.random_state import preserved_random_state
 
 INPUT_FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
@@ -124,6 +125,7 @@ class RewardModel(OnDevice):
         return (logits.sigmoid() if independent else logits.softmax(1))[:, loaded.label]
 
     @cached_property
+    @preserved_random_state()
     def _classifier(self) -> _Classifier:
         """The model with its tokenizer, on the CPU."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer

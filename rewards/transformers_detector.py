@@ -29,6 +29,7 @@ from torch import Tensor
 from rewards.classes import ANY, UnknownClass, check_classes, key
 from rewards.detectors import ClassNames, Detection, Mask
 from rewards.pictures import MOST_ASPECT, to_pictures
+from rewards.random_state import preserved_random_state
 
 _SEGMENTATION = ("mask2former", "maskformer")
 _OWL_TEMPLATES = {"owlv2": "a photo of a {}", "owlvit": "a photo of a {}"}
@@ -243,6 +244,7 @@ def _to_detections(result: Mapping[str, Tensor], labels: Sequence[str], size: tu
     ]
 
 
+@preserved_random_state()
 def _load(path: str, device: torch.device) -> _DetectionModel:
     """Load a checkpoint as the kind of detector that the model type of its config has."""
     from transformers import (

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families import FAMILIES, Family
+from difrl.policies.tokenizer_state import remember_padding
 from difrl.pretraining import tiny_sd, tiny_sd3
 from difrl.pretraining.judge import JudgeStageConfig, train_judge
 from difrl.pretraining.stages import Stage, StageConfig
@@ -196,12 +197,14 @@ def pretrain_images(config: ImagesConfig) -> None:
     images = shapes.draw_images([p.metadata for p in prompts], rng)
     architecture = ARCHITECTURES[config.architecture]
     pipeline = architecture.build([p.text for p in shapes.prompts()], config.seed)
+    restore_padding = remember_padding(pipeline.components.values())
     family = FAMILIES[type(pipeline).__name__](pipeline)
     if config.vae is not None:
         train_vae(pipeline.vae, images, config.vae, config.seed, config.work)
     latents = torch.cat([family.encode_images(chunk) for chunk in images.split(256)])
     texts = [p.text for p in prompts]
     train_denoiser(family, architecture, latents, texts, config.denoiser, config.seed, config.work)
+    restore_padding()
     pipeline.to(torch.float16).save_pretrained(config.output, safe_serialization=True)
     log.info("wrote %s", config.output)
     if config.judge is not None:

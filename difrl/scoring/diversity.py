@@ -10,9 +10,9 @@ the same layout and colours. A learned feature (`judge`, or CLIP's by import pat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from typing import Any
 from zlib import crc32
@@ -26,6 +26,7 @@ from difrl.core import group_index
 from difrl.data.rollout import Rollout
 from difrl.runtime.paths import PACKAGE
 from rewards.judge import JudgeNetwork
+from rewards.random_state import FirstCall
 
 THUMBNAIL = 16
 BUCKETS = 1024
@@ -58,7 +59,7 @@ def mean_distances(features: Tensor, groups: Tensor) -> Tensor:
     return means
 
 
-@functools.cache
+@cache
 def _load_judge() -> JudgeNetwork:
     return JudgeNetwork.load(PACKAGE / "assets" / "judge")
 
@@ -68,7 +69,7 @@ def judge_features(images: Tensor) -> Tensor:
     return _load_judge().to(images.device).features(images.float())
 
 
-@functools.lru_cache(65536)
+@lru_cache(65536)
 def _bucket(gram: str) -> int:
     return crc32(gram.encode(errors="surrogatepass")) % BUCKETS  # the same in every process; Python's hash is not
 
@@ -131,4 +132,5 @@ def _import_feature(name: str) -> Feature:
         feature: Feature = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"eval.diversity: cannot import {name!r}: {error}; {EXPECTED}") from error
-    return feature
+    first = FirstCall()
+    return lambda samples: first(partial(feature, samples))

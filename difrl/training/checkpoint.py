@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +29,7 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text, flush_to_disk
 from difrl.training.trainer import Trainer
+from rewards.random_state import get_random_state, set_random_state
 
 PREFIX = "step-"
 RESULT = "checkpoints/result.json"
@@ -256,33 +255,6 @@ def _coefficients(
             f"{section} the run was started with, or start a new run"
         )
     return {name: c.with_state(saved.get(name, {})) for name, c in coefficients.items()}
-
-
-def get_random_state() -> dict[str, Tensor]:
-    """Return the global random states of this process: of torch on CPU and GPU, numpy and Python."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    _, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        **({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}),
-        "numpy": torch.from_numpy(np.array(keys, dtype=np.int64)),
-        "numpy_position": torch.tensor([position, has_gauss]),
-        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
-        "python": torch.tensor(internal, dtype=torch.int64),
-        "python_gauss": torch.tensor([float("nan") if gauss_next is None else gauss_next], dtype=torch.float64),
-    }
-
-
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Restore the result of `get_random_state`."""
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    position, has_gauss = state["numpy_position"].tolist()
-    keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"])))
-    gauss = float(state["python_gauss"])
-    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -43,6 +43,7 @@ from difrl.training.run_folder import (
 from difrl.training.sample_outputs import run_sweep, save_before_after, save_step_samples
 from difrl.training.trainer import Trainer, TrainingError
 from rewards import RewardError
+from rewards.random_state import get_random_state, preserved_random_state, set_random_state
 from samplers import stable_seed
 
 
@@ -162,7 +163,8 @@ class Run:
         """Run the remaining steps with their evaluations and checkpoints, and finish the run."""
         self.display.start(self._facts())
         if self.processes.is_main:
-            trackers = [build(self.config, self.step) for build in self.trackers]
+            with preserved_random_state():  # a resumed run has restored it, and anybody's tracker may draw
+                trackers = [build(self.config, self.step) for build in self.trackers]
             self.metrics_file = MetricsFile(self.folder, self.step, trackers)
             if not self.guard.ends:
                 checkpoint.mark_result(self.folder, None)  # an earlier guard may have chosen a step; the run goes on
@@ -209,7 +211,7 @@ class Run:
 
     def _train_step(self) -> None:
         """Run the next step and the evaluation after it. If the step fails, the steps before it are saved."""
-        generators = checkpoint.get_random_state()
+        generators = get_random_state()
         try:
             metrics = {"step": self.step + 1, **self.trainer.step(self.step)}
         except Exception as error:
@@ -226,7 +228,7 @@ class Run:
         """Evaluate the last step if it is due. If the evaluation fails, the step is saved, to be evaluated when resumed."""
         if not samples_due(self.config, self.step):
             return {}
-        generators = checkpoint.get_random_state()
+        generators = get_random_state()
         try:
             return self._evaluate()
         except (RewardError, ProcessError):  # raised on every process
@@ -271,7 +273,7 @@ class Run:
         """Save the last step, with the random states from before the failed step or evaluation, which is repeated."""
         if not self.trainer.intact or self.step == self.saved:
             return
-        checkpoint.set_random_state(generators)
+        set_random_state(generators)
         try:
             self._save()
         except (CheckpointError, OSError) as error:  # must not hide the failure itself

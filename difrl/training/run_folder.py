@@ -76,10 +76,10 @@ def lock_run(folder: Path, processes: DistributedContext) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts in its folder."""
+    """The start of a run in its folder: from a checkpoint, or from its first step."""
 
     checkpoint: Path | None
-    """The checkpoint to resume from; None: the run starts from its first step."""
+    """Checkpoint to resume from; None: the run starts from its first step."""
     takes_over: bool = False
     """Whether the folder holds an earlier run that did not finish a step."""
 

@@ -20,6 +20,7 @@ from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.trainer import Trainer
 from rewards import RewardError, Scores
+from rewards.random_state import get_random_state, set_random_state
 from tests.fakes import PROMPTS, Brightness, LinearPolicy, Moody, in_threads
 from tests.helpers import without_times
 from tests.recipes import recipe
@@ -92,7 +93,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     torch.manual_seed(3)
     first, policy = moody()
     run(first, 1)
-    known, generators, asked = first.source.state(), checkpoint.get_random_state(), len(policy.asked)
+    known, generators, asked = first.source.state(), get_random_state(), len(policy.asked)
     term, _ = first.scorer.optimised["moody"]
     failsafe: Any = term.members["moody"].reward
     failsafe.reward.down = True
@@ -100,7 +101,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
         first.step(1)
     assert len(policy.asked) > asked
     assert all(torch.equal(rows, known[name]) for name, rows in first.source.state().items())
-    checkpoint.set_random_state(generators)
+    set_random_state(generators)
     checkpoint.save(first, tmp_path, 1, 1, DistributedContext())
     second, _ = resumed(tmp_path, 1)
     assert [without_times(second.step(number)) for number in range(1, 6)] == expected[1:]

@@ -32,6 +32,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.snapshots import CURRENT
+from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.policies.warm_start import DIFFUSERS_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
@@ -235,8 +236,10 @@ def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
     All parts of a pipeline are written in float32, the type of the trained ones. from_pretrained keeps the type of text
     encoders and loads a denoiser in float32, and the two must be equal.
     """
+    restore_padding = remember_padding(family.pipeline.components.values())
 
     def save(folder: Path) -> None:
+        restore_padding()
         with silenced_libraries(), ExitStack() as stack:
             if model.train == "lora":
                 family.save_lora(folder)

@@ -21,6 +21,7 @@ from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import build_reference_set
+from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.policies.warm_start import PEFT_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
@@ -178,8 +179,10 @@ def _check_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
 
 def _build_save(model: Any, tokenizer: Any) -> Callable[[Path], None]:
     """Return a function that writes the adapter (LoRA) or the model (full) in the format of transformers, with the tokenizer."""
+    restore_padding = remember_padding([tokenizer])
 
     def save(folder: Path) -> None:
+        restore_padding()
         with silenced_libraries():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
