@@ -212,7 +212,7 @@ class Trainer:
             part, part_decisions = batch.select(rows), decisions.select(rows, columns)
             check = None
             if first and number == 0:
-                check = FirstUpdateCheck.prepare(self.config, self.policy, part.rollout, part_decisions)
+                check = FirstUpdateCheck.prepare(self.config, self.policy, self.objective, part.rollout, part_decisions)
             lik = self.policy.likelihoods(part.rollout, part_decisions)
             if check is not None:
                 check(lik)

@@ -17,7 +17,9 @@ from difrl.config.presets.distillation import DISTILLATION
 from difrl.config.presets.preferences import PREFERENCES
 from difrl.config.presets.texts import TEXT_PRESETS
 from difrl.data.rollout import Rollout
+from difrl.policies.base import Policy
 from difrl.policies.load import load_policy
+from difrl.policies.logprob_check import FirstUpdateError
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import recipes
 from difrl.scoring import Scorer
@@ -91,20 +93,12 @@ def test_takes_steps(name: str, task: Task) -> None:
 ON_POLICY = [name for name in NAMES if read_config(recipes()[name]).data.rows == "prompts"]
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("train.updates_per_step=2", "likelihood.old=recompute")], ids=["shipped", "more"]
-)
-@pytest.mark.parametrize("name", ON_POLICY)
-def test_in_bfloat16_ratios_of_unchanged_weights_are_1_to_the_last_bit(
-    name: str, more: tuple[str, ...], task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights do not change at a learning rate of 0, so nothing is clipped in any update and no text is away from base.
+def record_rounded(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record likelihoods as tiny-lm does in bfloat16 in batches of 256, 0.004 a token away from those of the update.
 
-    The rollout records likelihoods as tiny-lm does in bfloat16 in batches of 256, 0.004 a token away from those of the
-    update. A model of a few thousand parameters rounds alike in every batch, and CPUs differ in where larger ones do not.
+    A model of a few thousand parameters rounds alike in every batch, and CPUs differ in where larger ones do not.
     """
-    trainer = trainer_of(name, task, *more, "model.dtype=bfloat16", "train.lr=0.0")
-    draw = trainer.policy.rollout
+    draw = policy.rollout
 
     def rounded(*given: Any) -> Rollout:
         drawn = draw(*given)
@@ -112,11 +106,43 @@ def test_in_bfloat16_ratios_of_unchanged_weights_are_1_to_the_last_bit(
         noise = torch.randn(recorded.shape, generator=torch.Generator().manual_seed(0))
         return replace(drawn, replay_data={**drawn.replay_data, "log_prob": recorded + 0.004 * noise})
 
-    monkeypatch.setattr(trainer.policy, "rollout", rounded)
+    monkeypatch.setattr(policy, "rollout", rounded)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("train.updates_per_step=2", "likelihood.old=recompute")], ids=["shipped", "more"]
+)
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_in_bfloat16_ratios_of_unchanged_weights_are_1_to_the_last_bit(
+    name: str, more: tuple[str, ...], task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights do not change at a learning rate of 0, so nothing is clipped in any update and no text is away from base."""
+    trainer = trainer_of(name, task, *more, "model.dtype=bfloat16", "train.lr=0.0")
+    record_rounded(trainer.policy, monkeypatch)
     row = trainer.step(0)
     assert (row["ratio/mean"], row["ratio/std"], row["approx_kl"]) == (1.0, 0.0, 0.0)
     assert row.get("clip_low", 0.0) == row.get("clip_high", 0.0) == 0.0
     assert row.get("kl/base", 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "refused"),
+    [
+        ("text/gspo", ("objective.clip_low=3e-4", "objective.clip_high=4e-4"), r"the objective clips at 3\.00e-04"),
+        ("text/dapo", (), ""),
+    ],
+)
+def test_recorded_likelihoods_are_refused_where_rounding_takes_up_the_range_that_clips(
+    name: str, more: tuple[str, ...], refused: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float error of 0.004 a token is below the tolerance, and passes beside DAPO's range of 0.2."""
+    trainer = trainer_of(name, task, *more, "model.dtype=bfloat16", "likelihood.old=recorded")
+    record_rounded(trainer.policy, monkeypatch)
+    if not refused:
+        assert trainer.step(0)["grad_norm"] > 0
+        return
+    with pytest.raises(FirstUpdateError, match=rf"{refused}.*likelihood\.old: recompute"):
+        trainer.step(0)
 
 
 @pytest.mark.parametrize("name", NAMES)

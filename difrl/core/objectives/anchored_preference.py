@@ -46,6 +46,10 @@ class AnchoredPreference(GroupObjective):
                 "positive numbers"
             )
 
+    @property
+    def clip_range(self) -> float:
+        return self.temperature
+
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         statistics = {
             "target": group_logsumexp(groups, advantages / self.target_temperature, mask),

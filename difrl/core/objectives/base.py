@@ -70,6 +70,15 @@ class Objective(ABC):
         """Names of the likelihoods' terms that are read beside logp and mask."""
         return frozenset({"references/old"})
 
+    @property
+    def clip_range(self) -> float:
+        """`excursion` at which the loss changes in kind: it is clipped, masked or saturated. 1 if it never is."""
+        return 1.0
+
+    def excursion(self, lik: Likelihoods) -> Tensor:
+        """Return |ρ − 1|, [B, J], or the distance from its value at theta = old of the quantity that is clipped instead."""
+        return lik.log_ratio("old").expm1().abs()
+
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         """Return the detached values, [B, J] each, that the statistics are computed from; {} if none."""
         return {}
@@ -135,6 +144,10 @@ class GroupObjective(Objective):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({f"references/{self.reference}"})
+
+    def excursion(self, lik: Likelihoods) -> Tensor:
+        """Return |D|, [B, J]."""
+        return lik.log_ratio(self.reference).abs()
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"delta": lik.log_ratio(self.reference).detach()}

@@ -89,6 +89,14 @@ class CentredRewardDistillation(Objective):
             )
 
     @property
+    def clip_range(self) -> float:
+        return 1.0 / self.beta
+
+    def excursion(self, lik: Likelihoods) -> Tensor:
+        """Return |D|, [B, J]."""
+        return lik.log_ratio("old").abs()
+
+    @property
     def slopes(self) -> tuple[float, ...]:
         """Slopes of the exponents that weight samples in the means, one for each direction."""
         return (0.0,) if self.temperature is None else (1.0 / self.temperature, -1.0 / self.temperature)

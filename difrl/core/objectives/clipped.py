@@ -37,6 +37,10 @@ class Clipped(Objective):
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
 
+    @property
+    def clip_range(self) -> float:
+        return narrower(self.low, self.high)
+
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
         loss, clipping = surrogate(advantages, log_ratio.exp(), self.low, self.high)
@@ -52,6 +56,11 @@ def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -
         "clip_high": ((a > 0) & (ratio > upper)).to(ratio.dtype),
         "clip_low": ((a < 0) & (ratio < lower)).to(ratio.dtype),
     }
+
+
+def narrower(low: float | None, high: float | None) -> float:
+    """Return the narrower of two bounds of a ratio; 1, its own size, if both are wider or absent."""
+    return min(1.0, *(math.inf if bound is None else bound for bound in (low, high)))
 
 
 def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:

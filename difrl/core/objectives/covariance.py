@@ -19,7 +19,7 @@ from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.objectives.base import LossAndMetrics, Objective, Tensors
-from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
+from difrl.core.objectives.clipped import check_bounds, narrower, ratio_metrics, surrogate
 
 
 def covariances(logp: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -70,6 +70,10 @@ class ClipCov(Objective):
             raise ValueError(
                 f"lowest is {self.lowest} and highest {self.highest}, expected lowest below highest; exchange the bounds"
             )
+
+    @property
+    def clip_range(self) -> float:
+        return narrower(self.low, self.high)
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {"logp": lik.logp.detach(), "delta": lik.log_ratio("old").detach()}

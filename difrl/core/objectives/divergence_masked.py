@@ -35,6 +35,14 @@ class DivergenceMasked(Objective):
         if not self.delta > 0:
             raise ValueError(f"delta is {self.delta}, expected a divergence above 0")
 
+    @property
+    def clip_range(self) -> float:
+        return self.delta
+
+    def excursion(self, lik: Likelihoods) -> Tensor:
+        """Return KL(old || theta), [B, J]."""
+        return lik["bias"]
+
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio, kl = lik.log_ratio("old"), lik["bias"].detach()
         away = ((advantages > 0) & (log_ratio > 0)) | ((advantages < 0) & (log_ratio < 0))

@@ -75,6 +75,10 @@ class Preference(GroupObjective):
                 f"and of {sorted(get_args(Divergence))}"
             )
 
+    @property
+    def clip_range(self) -> float:
+        return 1.0 / (self.beta if self.loss == "logistic" else 2.0 * self.beta)
+
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         # In a group with equal advantages one row is both, and its sign is 0.
         best, worst = group_first_max(groups, advantages, mask), group_first_max(groups, -advantages, mask)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difrl.core.likelihoods import Likelihoods
 from difrl.core.objectives.base import LossAndMetrics, Objective, Scope, Tensors
-from difrl.core.objectives.clipped import check_bounds, ratio_metrics, surrogate
+from difrl.core.objectives.clipped import check_bounds, narrower, ratio_metrics, surrogate
 
 Bias = Literal["closed_form", "batch"]
 
@@ -56,6 +56,15 @@ class RatioNormalised(Objective):
     def needs(self) -> frozenset[str]:
         closed = {"bias"} if self.bias == "closed_form" else set()
         return frozenset({"references/old", "scale"} | closed)
+
+    @property
+    def clip_range(self) -> float:
+        return narrower(self.low, self.high)
+
+    def excursion(self, lik: Likelihoods) -> Tensor:
+        """Return |ρ~ − 1|, [B, J], without the bias where it is that of a batch."""
+        bias = lik["bias"] if self.bias == "closed_form" else 0.0
+        return (lik["scale"] * (lik.log_ratio("old") + bias)).expm1().abs()
 
     def summarise(self, lik: Likelihoods) -> dict[str, Tensor]:
         return {} if self.bias == "closed_form" else {"bias": -lik.log_ratio("old").detach()}
