@@ -67,13 +67,13 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        vae=_vae(shift_factor=0.1),
+        vae=build_vae(shift_factor=0.1),
         text_encoder=CLIPTextModelWithProjection(clip),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(clip),
         tokenizer_2=tokenizer,
-        text_encoder_3=_t5() if like_35 else None,
-        tokenizer_3=_t5_tokenizer() if like_35 else None,
+        text_encoder_3=build_t5() if like_35 else None,
+        tokenizer_3=build_t5_tokenizer() if like_35 else None,
     )
     pipeline.save_pretrained(folder)
     return folder
@@ -98,7 +98,7 @@ def tiny_sd(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0
     pipeline = StableDiffusionPipeline(
         unet=unet,
         scheduler=scheduler or DDIMScheduler(**SD_TABLE),
-        vae=_vae(),
+        vae=build_vae(),
         text_encoder=CLIPTextModel(_clip(tokenizer)),
         tokenizer=tokenizer,
         safety_checker=None,
@@ -129,9 +129,9 @@ def tiny_auraflow(folder: Path, seed: int = 0) -> Path:
     pipeline = AuraFlowPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
-        vae=_vae(),
-        text_encoder=_t5(),
-        tokenizer=_t5_tokenizer(),
+        vae=build_vae(),
+        text_encoder=build_t5(),
+        tokenizer=build_t5_tokenizer(),
     )
     pipeline.save_pretrained(folder)
     return folder
@@ -162,7 +162,7 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def _vae(shift_factor: float | None = None) -> AutoencoderKL:
+def build_vae(shift_factor: float | None = None) -> AutoencoderKL:
     return AutoencoderKL(
         latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -177,12 +177,12 @@ def _vae(shift_factor: float | None = None) -> AutoencoderKL:
     )
 
 
-def _t5() -> T5EncoderModel:
+def build_t5() -> T5EncoderModel:
     config = T5Config(vocab_size=64, d_model=2 * WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return T5EncoderModel(config)
 
 
-def _t5_tokenizer() -> T5TokenizerFast:
+def build_t5_tokenizer() -> T5TokenizerFast:
     words = sorted({w for p in shapes.prompts() for w in p.text.split()})
     pieces = ["<pad>", "</s>", "<unk>", *(f"▁{w}" for w in words)]
     return T5TokenizerFast(vocab=[(p, -float(i > 2)) for i, p in enumerate(pieces)], extra_ids=0)
