@@ -302,7 +302,12 @@ PROMPTS = [Prompt(f"prompt {i}", {}) for i in range(10)]
 
 
 def linear_trainer(
-    *, scorer: Any = None, processes: DistributedContext | None = None, policy: Any = None, **sections: Any
+    *,
+    scorer: Any = None,
+    processes: DistributedContext | None = None,
+    policy: Any = None,
+    prompts: Sequence[Prompt] = PROMPTS,
+    **sections: Any,
 ) -> Trainer:
     """The real trainer of a linear policy; anchored to the base unless the sections say otherwise."""
     settings = {"anchors": [{"to": "base", "coefficient": 0.3}], **sections}
@@ -310,7 +315,7 @@ def linear_trainer(
         recipe("nowhere", **{**FLOW_GRPO, **settings}),
         LinearPolicy() if policy is None else policy,
         Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {}) if scorer is None else scorer,
-        PROMPTS,
+        prompts,
         processes or DistributedContext(),
     )
 

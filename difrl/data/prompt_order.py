@@ -11,7 +11,7 @@ from samplers.noise import stable_seed
 
 
 class PromptOrder:
-    """The prompts of each step, as a function of seed and step alone. Resuming needs no further state.
+    """The prompts of each step, as a function of seed, step and draw alone. Resuming needs no further state.
 
     With equal weights a run goes through one shuffled epoch after the other, across steps: after E epochs it has trained E
     times on every prompt. A step may contain the end of one epoch and the beginning of the next. Then the beginning omits
@@ -21,6 +21,9 @@ class PromptOrder:
     per_step · weight / Σ weights (systematic sampling in a shuffled order, Madow 1949). A prompt whose share would exceed 1
     is in every step, and the others share the rest. If a step is larger than the set, prompts repeat in proportion to
     their weights.
+
+    Groups that a step draws again take other prompts, from a stream of their own, so that the epochs go on as if no group
+    had been drawn again.
     """
 
     def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
@@ -39,6 +42,19 @@ class PromptOrder:
         order = np.concatenate([self._epoch(epoch) for epoch in epochs])
         first = start - epochs[0] * self.count
         return [int(index) for index in order[first : first + self.per_step]]
+
+    def redraw(self, step: int, draw: int) -> list[int]:
+        """Return the numbers of the `per_step` prompts for the groups that a step draws again: draw 1, 2, ….
+
+        With equal weights the draws of a step go through the prompts that are not in it, and then through those that are.
+        """
+        if self.shares is not None:
+            return self._draw(step, self.shares, f"/redraw/{draw}")
+        order = self._shuffle("redraw", step)
+        again = np.isin(order, self.step(step))
+        order = np.concatenate([order[~again], order[again]])
+        places = (np.arange(self.per_step) + (draw - 1) * self.per_step) % self.count
+        return [int(index) for index in order[places]]
 
     def _uniform(self, purpose: str, number: int, count: int) -> np.ndarray:
         generator = np.random.Generator(np.random.PCG64(stable_seed(self.seed, number, purpose)))
@@ -66,11 +82,11 @@ class PromptOrder:
             order = np.concatenate([head, following[~np.isin(following, head)]])
         return order
 
-    def _draw(self, step: int, shares: np.ndarray) -> list[int]:
-        order = self._shuffle("prompts", step)
+    def _draw(self, step: int, shares: np.ndarray, draw: str = "") -> list[int]:
+        order = self._shuffle(f"prompts{draw}", step)
         # Points at distance 1 fall into intervals as long as the shares, so the chance of an interval is its length.
         ends = np.cumsum(shares[order])
-        offset = self._uniform("offset", step, 1)
+        offset = self._uniform(f"offset{draw}", step, 1)
         points = (offset + np.arange(self.per_step)) * (ends[-1] / self.per_step)
         hit = np.searchsorted(ends, points, side="right").clip(max=self.count - 1)
         return [int(index) for index in order[hit]]

@@ -135,7 +135,7 @@ class PolicyRollouts:
     def _prompt_numbers(self, step: int, attempt: int, groups: Sequence[int]) -> list[int]:
         """Return the number of each sample's prompt."""
         config = self.config
-        numbers = self.order.step(step * config.collect.max_draws + attempt)
+        numbers = self.order.redraw(step, attempt) if attempt else self.order.step(step)
         return [numbers[g // config.branches] for g in groups for _ in range(config.samples_per_group)]
 
     def _rollout(self, step: int, attempt: int, groups: Sequence[int], numbers: Sequence[int]) -> Rollout:

@@ -74,3 +74,29 @@ def test_a_step_larger_than_a_weighted_set_repeats_by_weight() -> None:
 def test_nothing_to_order(count: int, per_step: int) -> None:
     with pytest.raises(ValueError, match="expected at least one"):
         PromptOrder(prompts(count), per_step, seed=0)
+
+
+@settings(max_examples=30)
+@given(count=st.integers(1, 40), per_step=st.integers(1, 40), step=st.integers(0, 50))
+def test_draws_of_a_step_go_through_the_other_prompts_first(count: int, per_step: int, step: int) -> None:
+    order = PromptOrder(prompts(count), per_step, seed=3)
+    own, draws = order.step(step), [order.redraw(step, draw) for draw in range(1, 10)]
+    others = set(range(count)) - set(own)
+    walked = [index for draw in draws for index in draw]
+    assert set(walked[: len(others)]) <= others
+    assert len(set(walked[:count])) == min(count, len(walked))
+    if per_step <= count:
+        assert all(len(set(draw)) == per_step for draw in draws)
+
+
+def test_draws_differ_with_step_and_draw() -> None:
+    for order in (PromptOrder(prompts(30), 4, 0), PromptOrder(prompts(30, [1.0 + i for i in range(30)]), 4, 0)):
+        found = [tuple(order.redraw(step, draw)) for step in range(3) for draw in (1, 2)]
+        assert len(set(found)) == 6
+        assert order.redraw(1, 2) == order.redraw(1, 2)
+
+
+def test_weights_set_how_often_a_prompt_is_drawn_again() -> None:
+    order = PromptOrder(prompts(4, [1.0, 1.0, 2.0, 4.0]), 2, seed=0)
+    drawn = Counter(index for step in range(2000) for draw in (1, 2) for index in order.redraw(step, draw))
+    assert [drawn[i] / 4000 for i in range(4)] == pytest.approx([0.25, 0.25, 0.5, 1.0], abs=0.03)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difrl.core import Clipped, Likelihoods, Objective
 from difrl.data.prompt_order import PromptOrder
+from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.logprob_check import FirstUpdateError
@@ -331,6 +332,29 @@ def test_idle_groups_are_drawn_again_with_other_prompts_and_noise() -> None:
     assert row["reward/mean"] == pytest.approx(5 / 6)  # of everything drawn, not of what was kept
     assert row["groups/zero_std"] == pytest.approx(1 / 3)
     assert row["nfe"] == 6 * 4 + 4 * 4
+
+
+@pytest.mark.parametrize("draws", [1, 2, 10])
+def test_an_epoch_meets_every_prompt_once_however_often_groups_are_drawn_again(draws: int) -> None:
+    """1,000 prompts in 40 steps. Every third sample is rewarded, so groups of two often have equal rewards."""
+    seen: list[list[str]] = []
+
+    def recording(rollout: Rollout) -> ScoredRollout:
+        seen.append([prompt.text for prompt in rollout.prompts[::2]])
+        return Listed({n: float(n % 3 == 0) for n in rollout.samples.tolist()})(rollout)
+
+    prompts = [Prompt(str(n), {}) for n in range(1000)]
+    data = {"prompts_per_step": 25, "group_size": 2}
+    trainer = linear_trainer(scorer=Told(recording), data=data, collect={"max_draws": draws}, prompts=prompts)
+    first, again = list[str](), 0
+    for number in range(40):
+        trainer.step(number)
+        first += seen[0]
+        again += len(seen) - 1
+        assert not {text for later in seen[1:] for text in later} & set(seen[0])
+        seen.clear()
+    assert sorted(first, key=int) == [prompt.text for prompt in prompts]
+    assert (again > 0) == (draws > 1)
 
 
 def test_groups_may_have_to_differ_in_one_of_the_rewards() -> None:
