@@ -99,6 +99,7 @@ def generate(
     *,
     processors: Sequence[Processing] = (),
     batch: int = 64,
+    on_drawn: Callable[[int], object] | None = None,
 ) -> Completions:
     """Sample one completion for each of the B prompts (token ids), with the noise of its key. Without gradient.
 
@@ -111,6 +112,7 @@ def generate(
       keys: [B] int64, from `sample_keys`.
       processors: applied to the logits in this order, before the temperature.
       batch: number of prompts decoded together. They are sorted by length, so that few positions are padding.
+      on_drawn: called after each batch with the number of its completions.
 
     Raises:
       ValueError: if a prompt is empty or does not fit into the model's context with max_new_tokens after it.
@@ -136,6 +138,8 @@ def generate(
             drawn, drawn_logp = _decode(model, part, keys[part.rows], [build(part) for build in processors])
             tokens[part.rows, : drawn.shape[1]] = drawn
             logp[part.rows, : drawn.shape[1]] = drawn_logp
+            if on_drawn is not None:
+                on_drawn(len(part.rows))
     return _cut_at_end(tokens, logp, decoding)
 
 

@@ -28,6 +28,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.reporting.inference_defaults import read_inference_defaults
+from difrl.runtime.progress import phase
 from difrl.training import checkpoint
 
 
@@ -56,7 +57,8 @@ class LoadedRun:
         self.policy.validate_prompts(given)
         repeated = [p for p in given for _ in range(per_prompt)]
         key, guidance = NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)
-        return self.policy.evaluation(repeated, torch.arange(len(repeated)), key, guidance)
+        with phase("sampling", total=len(repeated)):
+            return self.policy.evaluation(repeated, torch.arange(len(repeated)), key, guidance)
 
     def with_guidance(self, first_steps: int | None, adaptive: float | None) -> LoadedRun:
         """Return the run with other settings; None keeps one as it is."""

@@ -28,6 +28,7 @@ from difrl.policies.load import load_policy
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.runtime.lock import lock_folder
+from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import PolicyRollouts
 
@@ -124,24 +125,26 @@ def make_pairs(
         policy.validate_prompts(prompts)
         source = PolicyRollouts(config, policy, scorer, prompts, place)
         barren = 0
-        while progress.pairs < count:
-            scored = source.draw(progress.steps, 0, range(config.groups), lambda part: None)
-            new, progress = _select_rows(
-                scored, folder, replace(progress, steps=progress.steps + 1), selection, modality
-            )
-            barren = 0 if new else barren + 1
-            if barren == PATIENCE:
-                raise PairsError(
-                    f"{PATIENCE} steps of {config.groups} groups gave no pair ({progress.ties} ties, {progress.unscored} "
-                    "unscored groups so far); take a reward that tells these samples apart, a larger data.group_size, or more "
-                    "noise (with --solved: a lower threshold)"
+        with phase("rows", count, progress.pairs) as shown:
+            while progress.pairs < count:
+                scored = source.draw(progress.steps, 0, range(config.groups), lambda part: None)
+                new, progress = _select_rows(
+                    scored, folder, replace(progress, steps=progress.steps + 1), selection, modality
                 )
-            rows += new
-            atomic_write_text(
-                folder / selection.file, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-            )
-            state = {"made": asdict(progress), "settings": settings}
-            atomic_write_text(folder / "progress.json", json.dumps(state))
+                barren = 0 if new else barren + 1
+                if barren == PATIENCE:
+                    raise PairsError(
+                        f"{PATIENCE} steps of {config.groups} groups gave no pair ({progress.ties} ties, {progress.unscored} "
+                        "unscored groups so far); take a reward that tells these samples apart, a larger data.group_size, or more "
+                        "noise (with --solved: a lower threshold)"
+                    )
+                rows += new
+                shown.done = progress.pairs
+                atomic_write_text(
+                    folder / selection.file, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+                )
+                state = {"made": asdict(progress), "settings": settings}
+                atomic_write_text(folder / "progress.json", json.dumps(state))
         return progress
 
 

@@ -21,6 +21,7 @@ from difrl.policies.diffusion.svdd import SVDDSettings, draw_with_svdd
 from difrl.policies.errors import ModelError
 from difrl.reporting.number_format import number
 from difrl.reporting.sample_sheets import Sheet, build_sheet
+from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
 from difrl.scoring.parse_reward import parse_reward
 from rewards import RewardError
@@ -121,7 +122,8 @@ class SVDD:
         repeated = [p for p in prompts for _ in range(count)]
         key, numbers = NoiseKey(seed, 0, "sample"), torch.arange(len(repeated))
         score = partial(_score, self.scorer)
-        rollout = draw_with_svdd(policy, repeated, numbers, key, guidance, self.settings, score)
+        with phase("SVDD", total=len(repeated)):
+            rollout = draw_with_svdd(policy, repeated, numbers, key, guidance, self.settings, score)
         values = _score(self.scorer, rollout)
         cost = rollout.measures["cost/evaluations"].mean().item()
         note = (
@@ -163,8 +165,9 @@ def draw_sheet(
     prompts = [own.get(text, Prompt(text, {})) for text in texts]
     rollouts, scores, notes = {}, {}, []
     for weight in weights:
-        result = search(run, prompts, count, weight, seed)
         label = f"w = {weight:g}" if len(weights) > 1 else ""
+        with phase(f"w = {weight:g}"):
+            result = search(run, prompts, count, weight, seed)
         rollouts[label] = result.rollout
         if result.values is not None:
             values = [value if isfinite(value) else None for value in result.values.tolist()]

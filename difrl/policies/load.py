@@ -19,6 +19,7 @@ from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, find_local, is_local_path
 from difrl.policies.trainable import check_adapter
 from difrl.policies.warm_start import with_kept_warm_start
+from difrl.runtime.progress import phase
 
 LOADERS: Mapping[str, Callable[..., DiffusionPolicy | LanguagePolicy]] = {
     "forward": load_diffusion_policy,
@@ -37,7 +38,8 @@ def load_policy(
     adapter is taken as the run has it.
     """
     started = config if run is None else with_kept_warm_start(config, run)
-    policy = LOADERS[config.likelihood.kind](started, device, keep_base=keep_base)
+    with phase(f"loading {config.model.path}"):
+        policy = LOADERS[config.likelihood.kind](started, device, keep_base=keep_base)
     if run is None:
         check_adapter(policy.module, config.model.lora)
     return policy

@@ -23,6 +23,7 @@ from difrl.policies.tokenizer_state import remember_padding
 from difrl.pretraining import tiny_sd, tiny_sd3
 from difrl.pretraining.judge import JudgeStageConfig, train_judge
 from difrl.pretraining.stages import Stage, StageConfig
+from difrl.runtime.progress import advance, phase
 from difrl.tasks import shapes
 from rewards import make, score
 from samplers import Condition, Grid, Process, Window, corrupt, keyed, ode, rollout
@@ -194,14 +195,20 @@ def pretrain_images(config: ImagesConfig) -> None:
     rng = np.random.default_rng(config.seed)
     prompts = shapes.sample_prompts(config.drawings, rng)
     log.info("drawing %d scenes", config.drawings)
-    images = shapes.draw_images([p.metadata for p in prompts], rng)
+    with phase(f"drawing {config.drawings} scenes"):
+        images = shapes.draw_images([p.metadata for p in prompts], rng)
     architecture = ARCHITECTURES[config.architecture]
     pipeline = architecture.build([p.text for p in shapes.prompts()], config.seed)
     restore_padding = remember_padding(pipeline.components.values())
     family = FAMILIES[type(pipeline).__name__](pipeline)
     if config.vae is not None:
         train_vae(pipeline.vae, images, config.vae, config.seed, config.work)
-    latents = torch.cat([family.encode_images(chunk) for chunk in images.split(256)])
+    parts = []
+    with phase("encoding drawings", total=len(images)):
+        for chunk in images.split(256):
+            parts.append(family.encode_images(chunk))
+            advance(len(chunk))
+    latents = torch.cat(parts)
     texts = [p.text for p in prompts]
     train_denoiser(family, architecture, latents, texts, config.denoiser, config.seed, config.work)
     restore_padding()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from difrl.runtime.files import atomic_write
+from difrl.runtime.progress import phase
 
 log = logging.getLogger(__name__)
 
@@ -58,31 +59,40 @@ class Stage:
         """Run the remaining steps. `evaluate` reports on the averaged weights at every checkpoint."""
         started, first = time.monotonic(), self.step
         total = torch.zeros(())
-        while self.step < self.config.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * _lr_factor(self.config, self.step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                loss = compute_loss(self.step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            # A short average at first, so that it forgets the random initial weights.
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-            total = total + loss.detach()
-            self.step += 1
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
-                self._save()
-                rate = (self.step - first) / (time.monotonic() - started)
-                mean = total.item() / self.config.checkpoint_every
-                self._swap()
-                report = evaluate() if evaluate else ""
-                self._swap()
-                log.info(
-                    "%s %d/%d loss %.4f %.2f steps/s %s", self.name, self.step, self.config.steps, mean, rate, report
-                )
-                total = torch.zeros(())
+        with phase(self.name, self.config.steps, self.step) as shown:
+            while self.step < self.config.steps:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.config.lr * _lr_factor(self.config, self.step)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                    loss = compute_loss(self.step)
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                self.optimizer.step()
+                # A short average at first, so that it forgets the random initial weights.
+                decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+                total = total + loss.detach()
+                self.step += 1
+                shown.done = self.step
+                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+                    self._save()
+                    rate = (self.step - first) / (time.monotonic() - started)
+                    mean = total.item() / self.config.checkpoint_every
+                    self._swap()
+                    with phase("evaluation"):
+                        report = evaluate() if evaluate else ""
+                    self._swap()
+                    log.info(
+                        "%s %d/%d loss %.4f %.2f steps/s %s",
+                        self.name,
+                        self.step,
+                        self.config.steps,
+                        mean,
+                        rate,
+                        report,
+                    )
+                    total = torch.zeros(())
         self._swap()
 
     def _swap(self) -> None:

@@ -27,6 +27,7 @@ from difrl.config import ReferencesConfig
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
+from difrl.runtime.progress import phase
 from difrl.scoring.scorer import score_rollout, values_or_nan
 from rewards import Reward, Scores
 from rewards.combination import stack
@@ -69,8 +70,9 @@ class ReferenceScores:
         first.
         """
         evaluations = self.policy.evaluations
-        for number in dict.fromkeys(numbers):
-            self._cache[number] = self._add_draw(number)
+        with phase("reference samples", total=len(set(numbers)) * self.config.count):
+            for number in dict.fromkeys(numbers):
+                self._cache[number] = self._add_draw(number)
         self.policy.evaluations = evaluations
         return self._stack([self._cache[number] for number in numbers])
 

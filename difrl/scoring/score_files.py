@@ -16,6 +16,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
 from difrl.runtime.log_capture import route_warnings
+from difrl.runtime.progress import advance, phase
 from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
@@ -45,7 +46,12 @@ def read_samples(files: Sequence[Path], prompts: Sequence[str]) -> list[Sample]:
     if len(prompts) not in (1, len(files)):
         raise ConfigError(f"--prompt: found {len(prompts)} for {len(files)} files, expected one for all, or one a file")
     of_each = prompts if len(prompts) == len(files) else [*prompts] * len(files)
-    return [Sample(file, prompt, _read_content(file)) for file, prompt in zip(files, of_each, strict=True)]
+    samples = []
+    with phase("reading files", total=len(files)):
+        for file, prompt in zip(files, of_each, strict=True):
+            samples.append(Sample(file, prompt, _read_content(file)))
+            advance()
+    return samples
 
 
 def _read_content(file: Path) -> torch.Tensor | str:
@@ -111,7 +117,8 @@ def _score_samples(reward: Reward, samples: Sequence[Sample], metadata: Mapping[
         contents = [samples[i].content for i in rows]
         images = [image for image in contents if isinstance(image, torch.Tensor)]
         batch = torch.cat(images) if images else [text for text in contents if isinstance(text, str)]
-        scores = score(reward, batch, [samples[i].prompt for i in rows], [metadata] * len(rows))
+        with phase(f"reward {reward.name}"):
+            scores = score(reward, batch, [samples[i].prompt for i in rows], [metadata] * len(rows))
         for i, value, valid in zip(rows, scores.values.tolist(), scores.valid.tolist(), strict=True):
             values[i] = value if valid else None
     return values

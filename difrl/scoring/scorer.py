@@ -15,6 +15,7 @@ from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.runtime.errors import UserError
 from difrl.runtime.paths import PACKAGE
+from difrl.runtime.progress import phase
 from difrl.scoring.reward_terms import RewardTerm, build_term
 from rewards import Failsafe, Reward, RewardError, Scores
 from rewards.base import describe_exception
@@ -70,7 +71,8 @@ class Scorer:
         for section, rewards_of in (("rewards", optimised), ("watch", watched)):
             for index, member in [(i, member) for i, config in enumerate(rewards_of) for member in config.members]:
                 try:
-                    reward = built[id(member)] = build_reward(member).to(device)
+                    with phase(f"loading reward {member.label}"):
+                        reward = built[id(member)] = build_reward(member).to(device)
                     problem = modality and modality_mismatch(reward, modality)
                 except Exception as error:  # a reward is anybody's code
                     problem = str(error) if isinstance(error, UserError | RewardError) else describe_exception(error)
@@ -153,7 +155,9 @@ class Scorer:
 
 def score_rollout(reward: Reward, rollout: Rollout) -> Scores:
     """Return a reward's scores [B] of every sample, on the rollout's device."""
-    return rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata).to(rollout.groups.device)
+    with phase(f"reward {reward.name}"):
+        scores = rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata)
+    return scores.to(rollout.groups.device)
 
 
 def values_or_nan(scores: Scores) -> Tensor:

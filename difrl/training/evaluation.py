@@ -19,6 +19,7 @@ from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.runtime.distributed import DistributedContext
+from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity, mean_distances
 from samplers import stable_seed
@@ -52,10 +53,11 @@ class Evaluator:
         numbers = torch.arange(self.processes.rank, math.ceil(images / count) * count, count).clamp(max=images - 1)
         in_use = self._prompts_in_use(images)
         prompts = [in_use[int(i) % len(in_use)] for i in numbers]
-        rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), guidance)
-        rollout = rollout.to(self.processes.device)
-        with self.processes.fail_together():
-            scored = self.scorer(rollout)
+        with phase("evaluation", total=len(prompts)):
+            rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), guidance)
+            rollout = rollout.to(self.processes.device)
+            with self.processes.fail_together():
+                scored = self.scorer(rollout)
         columns = {"reward/mean": torch.where(scored.valid, scored.rewards, torch.nan), **scored.parts}
         if guidance.measure:
             columns |= rollout.measures
@@ -102,5 +104,7 @@ class Evaluator:
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
         prompts = [p for p in chosen for _ in range(columns)]
-        rollout = self.policy.evaluation(prompts, torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show"), guidance)
+        with phase("samples to show", total=len(prompts)):
+            numbers, key = torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show")
+            rollout = self.policy.evaluation(prompts, numbers, key, guidance)
         return rollout, [p.text for p in chosen]

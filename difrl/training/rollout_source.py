@@ -23,6 +23,7 @@ from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
 from difrl.data.rollout import Content, Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey, Policy
 from difrl.runtime.memory import enough_for
+from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
 from difrl.scoring.reference_samples import ReferenceScores
 from rewards import Scores
@@ -142,7 +143,8 @@ class PolicyRollouts:
         config = self.config
         prompts = [self.prompts[number] for number in numbers]
         ids, samples = number_samples(groups, config.samples_per_group, attempt * config.groups)
-        with enough_for("rollout", f"lower rollout.batch (now {config.rollout.batch} samples)"):
+        advice = f"lower rollout.batch (now {config.rollout.batch} samples)"
+        with phase("rollout", total=len(prompts)), enough_for("rollout", advice):
             return self.policy.rollout(prompts, ids, samples, NoiseKey(config.seed, step)).to(self.device)
 
 

@@ -27,6 +27,7 @@ from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import route_warnings
 from difrl.runtime.memory import enough_for
+from difrl.runtime.progress import phase
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator, samples_due
@@ -65,12 +66,16 @@ def train(
     Seeds the global generators of torch, numpy and Python.
     """
     processes = processes or DistributedContext()
-    with lock_run(config.output_dir, processes) as warning:
-        return _train(config, resume, display, processes, warning)
+    display = (display or open_display()) if processes.is_main else SilentDisplay()
+    try:
+        with lock_run(config.output_dir, processes) as warning:
+            return _train(config, resume, display, processes, warning)
+    finally:
+        display.close()
 
 
 def _train(
-    config: RunConfig, resume: bool, display: Display | None, processes: DistributedContext, warning: str
+    config: RunConfig, resume: bool, display: Display, processes: DistributedContext, warning: str
 ) -> RunSummary:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -86,7 +91,6 @@ def _train(
     evaluator = None
     if inputs.evaluation and config.eval.every > 0:
         evaluator = Evaluator(policy, inputs.scorer, inputs.evaluation, processes, config.seed, inputs.diversity)
-    display = (display or open_display()) if processes.is_main else SilentDisplay()
     run = Run(config, trainer, evaluator, processes, display, inputs.trackers)
     try:
         for message in filter(None, (warning, start.message)):
@@ -102,8 +106,6 @@ def _train(
             f"cannot write to {config.output_dir}: {error}. Earlier files are untouched; free some space or fix the "
             "permissions and continue with --resume"
         ) from error
-    finally:
-        display.close()
 
 
 @dataclass
@@ -266,7 +268,8 @@ class Run:
         if self.metrics_file is not None:
             self.metrics_file.sync()
         keep, kept = self.config.checkpoint.keep, self.guard.kept
-        checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept)
+        with phase("checkpoint"):
+            checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept)
         self.saved = self.step
 
     def _save_before_failure(self, generators: Mapping[str, torch.Tensor]) -> None:
@@ -305,7 +308,8 @@ class Run:
         if self.evaluator is not None and self.config.eval.rlg:
             run_sweep(self.evaluator, self.config, self.folder, self.processes)
         if self.processes.is_main:
-            self.policy.save(self.folder / "model")
+            with phase("saving the model"):
+                self.policy.save(self.folder / "model")
             if self.evaluator is not None and self.config.eval.show > 0:
                 picture = save_before_after(self.evaluator, self.config, self.folder)
         summary = RunSummary(

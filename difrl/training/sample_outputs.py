@@ -14,6 +14,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.reporting.sample_sheets import Sheet, build_sheet
 from difrl.runtime.distributed import DistributedContext
+from difrl.runtime.progress import phase
 from difrl.training.evaluation import Evaluator
 
 
@@ -46,7 +47,10 @@ def run_sweep(
     """Evaluate at every RLG weight. Save rlg.json (metrics, distance to the base, cost) and a sheet of samples."""
     weights = config.eval.rlg
     settings = {f"w = {w:g}": replace(guidance, rlg=w) for w in weights}
-    rows = [evaluator(config.eval.images, replace(one, measure=True)) for one in settings.values()]
+    rows = []
+    for label, one in settings.items():
+        with phase(label):
+            rows.append(evaluator(config.eval.images, replace(one, measure=True)))
     result: dict[str, Any] = {"weights": list(weights)}
     result |= {"first_steps": guidance.first_steps, "adaptive": guidance.adaptive}
     for name in rows[0]:

@@ -34,6 +34,7 @@ from difrl.policies.base import Decisions, NoiseKey, Policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
+from difrl.runtime.progress import advance, phase
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.training.batch import Batch, update_rows
@@ -178,12 +179,13 @@ class Trainer:
             f"lower train.micro_batch (now {train.micro_batch} decisions), set model.gradient_checkpointing: true, or train "
             "with model.train: lora and model.dtype: bfloat16"
         )
-        with enough_for("update", advice):
+        with phase("update", total=train.updates_per_step), enough_for("update", advice):
             for update in range(train.updates_per_step):
                 if self._accumulate_gradient(step, update, batch, sums, first=not norms):
                     if rehearsed is not None:
                         self._accumulate_rehearsal_gradient(step, update, rehearsed, rehearsal_sums)
                     norms.append(self._optimizer_step(step, update))
+                advance()
         if not norms:
             return [], {}, {}
         metrics, rehearsal = sums.means(self.processes, len(norms)), Metrics()

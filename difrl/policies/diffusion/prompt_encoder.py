@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.policies.diffusion.families import Family
+from difrl.runtime.progress import advance, phase
 from samplers import Condition
 
 
@@ -44,10 +45,12 @@ class PromptEncoder:
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         found = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts) if text in self._embeddings}
-        for text in new:
-            encoded = self.family.encode_prompts([text], self.max_sequence_length)
-            # A copy: a view may keep alive more than the row.
-            found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
+        with phase("encoding prompts", total=len(new)):
+            for text in new:
+                encoded = self.family.encode_prompts([text], self.max_sequence_length)
+                # A copy: a view may keep alive more than the row.
+                found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
+                advance()
         self._embeddings |= found
         self._size += sum(_bytes(found[text]) for text in new)
         while self._size > self.room:

@@ -13,6 +13,7 @@ from difrl.policies.base import NoiseKey, batches
 from difrl.policies.diffusion.branching import NO_BRANCHING, Branching
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
+from difrl.runtime.progress import advance, phase
 from samplers import (
     Condition,
     Denoiser,
@@ -65,6 +66,7 @@ def draw(
         condition = encoder([prompts[i] for i in rows.tolist()], sampling.guidance != 1)
         condition = replace(condition, rows=rows.to(device))
         parts.append(_draw_branches(denoiser, encoder.family, condition, samples[rows], key, sampling))
+        advance(len(rows))
     back = torch.cat(chunks).argsort().to(device)
     return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
@@ -124,4 +126,9 @@ def _draw_branches(
 
 def decode(family: Family, latents: Tensor, batch: int) -> Tensor:
     """Return the images of latents [B, ...], `batch` at a time."""
-    return torch.cat([family.decode(latents[rows]) for rows in batches(len(latents), batch)])
+    parts = []
+    with phase("decoding images", total=len(latents)):
+        for rows in batches(len(latents), batch):
+            parts.append(family.decode(latents[rows]))
+            advance(len(parts[-1]))
+    return torch.cat(parts)

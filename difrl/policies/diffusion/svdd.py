@@ -14,6 +14,7 @@ from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
+from difrl.runtime.progress import advance
 from samplers import Window, make_kernel, svdd, transition_std
 
 Score = Callable[[Rollout], Tensor]
@@ -77,6 +78,9 @@ def draw_with_svdd(
             uniform=lambda step: key.uniform((), numbers, "svdd/choice", step),
         )
 
-    latents = [draw(rows) for rows in batches(len(prompts), max(1, sampling.batch // settings.candidates))]
+    latents = []
+    for rows in batches(len(prompts), max(1, sampling.batch // settings.candidates)):
+        latents.append(draw(rows))
+        advance(len(latents[-1]))
     images = torch.cat([policy.family.decode(part) for part in latents])
     return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))

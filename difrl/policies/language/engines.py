@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difrl.policies.base import NoiseKey
 from difrl.policies.language.lm_head import CausalLM
+from difrl.runtime.progress import advance
 from samplers import Completions, Decoding, Processing, generate, sample_keys
 
 
@@ -57,4 +58,12 @@ class Transformers:
         keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         decoding = replace(self.decoding, temperature=temperature)
         with self.network.autocast():
-            return generate(self.network.model, prompts, decoding, keys, processors=processors, batch=self.batch)
+            return generate(
+                self.network.model,
+                prompts,
+                decoding,
+                keys,
+                processors=processors,
+                batch=self.batch,
+                on_drawn=advance,
+            )

@@ -8,6 +8,7 @@ from pathlib import Path
 from difrl.reporting.html.page import render_page
 from difrl.reporting.html.read_run import read_run
 from difrl.runtime.files import atomic_write_text
+from difrl.runtime.progress import phase
 
 __all__ = ["write_report"]
 
@@ -21,8 +22,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """
     if not run_dirs:
         raise ValueError("no run folders were given; expected at least one, e.g. runs/quickstart")
-    runs = [read_run(Path(folder)) for folder in run_dirs]
     target = out / "report.html" if out.is_dir() else out
     target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(target, render_page(runs))
+    with phase("writing the report"):
+        atomic_write_text(target, render_page([read_run(Path(folder)) for folder in run_dirs]))
     return target

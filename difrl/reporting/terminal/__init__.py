@@ -15,7 +15,9 @@ from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import summary_table
 from difrl.reporting.terminal.history import RunFacts
 from difrl.reporting.terminal.live import LiveDisplay
-from difrl.reporting.terminal.plain import PlainDisplay, accepts_unicode
+from difrl.reporting.terminal.phases import show_phases
+from difrl.reporting.terminal.plain import PlainDisplay
+from difrl.reporting.terminal.streams import is_plain
 
 __all__ = [
     "Display",
@@ -25,6 +27,7 @@ __all__ = [
     "RunSummary",
     "SilentDisplay",
     "open_display",
+    "show_phases",
     "summary_table",
 ]
 
@@ -42,14 +45,17 @@ class Display(Protocol):
 
 
 def open_display(stream: TextIO | None = None, plain: bool | None = None) -> Display:
-    """Return a live panel if `stream` (default: standard output) is a capable terminal, else plain lines.
+    """Return an open display: a live panel if `stream` (default: standard output) is a capable terminal, else plain lines.
 
-    Dumb terminals, and terminals without UTF-8, get plain lines. `plain` overrides the choice.
+    Dumb terminals, and terminals without UTF-8, get plain lines. `plain` overrides the choice. The display shows phases that
+    take long from now on, and must be closed.
     """
     console = Console(file=stream or sys.stdout, highlight=False)
     if plain is None:
-        plain = not console.is_terminal or console.is_dumb_terminal or not accepts_unicode(console.file)
-    return PlainDisplay(stream) if plain else LiveDisplay(console)
+        plain = is_plain(console)
+    display = PlainDisplay(stream) if plain else LiveDisplay(console)
+    display.open()
+    return display
 
 
 class SilentDisplay:

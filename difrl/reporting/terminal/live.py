@@ -16,6 +16,7 @@ from difrl.reporting import number_format as formats
 from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import DIRECTION_COLOURS, print_summary
 from difrl.reporting.terminal.history import History, HistoryRow, RunFacts, started
+from difrl.reporting.terminal.phases import PhaseLine
 
 MOST_ROWS = 4  # watched rewards, and anchors, that get a line of their own
 SPARK = 24  # characters of history beside each number
@@ -44,12 +45,18 @@ class LiveDisplay:
             console=console,
             expand=True,
         )
-        self.live = Live(console=console, refresh_per_second=4)
+        # Until the run starts, the line of phases is all there is, and nothing of it stays.
+        self.live = Live(PhaseLine(), console=console, refresh_per_second=4, transient=True)
+
+    def open(self) -> None:
+        """Begin to show slow phases, until `close`."""
+        self.live.start()
 
     def start(self, facts: RunFacts) -> None:
         self.history = History(facts)
         self.bar.add_task("", completed=facts.first_step, total=facts.steps, left=formats.duration(float("nan")))
-        self.live.start()
+        self.open()
+        self.live.transient = False
         self.live.update(self.panel(), refresh=True)
 
     def step(self, metrics: Mapping[str, float]) -> None:
@@ -91,7 +98,7 @@ class LiveDisplay:
             rows.add_row(*_cells(row, "dim"))  # neither direction is better
         details = escape(DOT.join(history.facts.details))
         return Panel(
-            Group(self.bar, Text(), rows, Text(), _speed(history)),
+            Group(self.bar, Text(), rows, Text(), _speed(history), PhaseLine(reserve=True)),
             title=f"[bold]{escape(history.facts.name)}[/bold]",
             title_align="left",
             subtitle=f"[dim]{details}[/dim]" if details else None,

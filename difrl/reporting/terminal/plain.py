@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -13,6 +14,8 @@ from difrl.reporting import number_format as formats
 from difrl.reporting.summary import RunSummary
 from difrl.reporting.terminal.final_summary import print_summary
 from difrl.reporting.terminal.history import History, RunFacts, started
+from difrl.reporting.terminal.phases import PhaseLog
+from difrl.reporting.terminal.streams import accepts_unicode
 
 ASCII = str.maketrans({"↗": "^", "→": ">", "↘": "v", "±": "+/-", "·": "-"})
 WIDTH = 100
@@ -24,6 +27,11 @@ class PlainDisplay:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
         self.history: History | None = None
+        self.phases = PhaseLog(self.message)
+
+    def open(self) -> None:
+        """Begin to write lines about slow phases, until `close`."""
+        self.phases.start()
 
     def start(self, facts: RunFacts) -> None:
         self.history = History(facts)
@@ -53,23 +61,20 @@ class PlainDisplay:
         """Print a line. Characters that the stream cannot encode are replaced by ASCII, so that a log never stops a run."""
         if not accepts_unicode(self.stream):
             text = text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+        self.phases.last = time.monotonic()
         print(text, file=self.stream, flush=True)
 
     def finish(self, summary: RunSummary) -> None:
+        self.close()
         page = io.StringIO()
         console = Console(file=page, force_terminal=False, no_color=True, highlight=False, width=WIDTH)
         print_summary(console, summary)
         for line in page.getvalue().splitlines():
             self.message(line.rstrip())
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.phases.stop()
 
 
 def _place(word: str, step: int, steps: int) -> str:
     return f"{word} {step:>{len(str(steps))}}/{steps}"
-
-
-def accepts_unicode(stream: object) -> bool:
-    """Return whether a stream accepts Unicode. A stream in memory has no encoding and accepts everything."""
-    encoding = getattr(stream, "encoding", None)
-    return encoding is None or encoding.lower().replace("-", "").startswith("utf")
