@@ -10,7 +10,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -93,7 +94,9 @@ def check(
     from difrl.training.cost.estimate import estimate
     from difrl.training.cost.table import estimate_table
 
-    out.print(estimate_table(estimate(recipe, processes)))
+    with _shown():
+        found = estimate(recipe, processes)
+    out.print(estimate_table(found))
 
 
 @app.command()
@@ -137,12 +140,13 @@ def sample(
     from difrl.reporting.number_format import pluralise
 
     _check_search(best_of, svdd, reward)
-    loaded = open_run(
-        source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
-    ).with_guidance(rlg_first_steps, adaptive_guidance)
-    weights = [loaded.guidance.rlg] if rlg is None else parse_numbers(rlg)
-    search = build_search(loaded, best_of, svdd, alpha, reward)
-    sheet, notes = draw_sheet(loaded, search, prompt, count, weights, seed)
+    with _shown():
+        loaded = open_run(
+            source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
+        ).with_guidance(rlg_first_steps, adaptive_guidance)
+        weights = [loaded.guidance.rlg] if rlg is None else parse_numbers(rlg)
+        search = build_search(loaded, best_of, svdd, alpha, reward)
+        sheet, notes = draw_sheet(loaded, search, prompt, count, weights, seed)
     sheet.show(out)
     file = path or sheet.default
     if file is not None:
@@ -195,7 +199,8 @@ def evaluate(
         parse_numbers([write_default], "--write-default", "a weight, or best")
     guidance = GuidanceSettings(first_steps=rlg_first_steps or 0, adaptive=adaptive_guidance)
     weights = parse_numbers(rlg or ["0:2:0.5"])
-    result = evaluate_run(run, weights, rewards or [], images, guidance, write_default)
+    with _shown():
+        result = evaluate_run(run, weights, rewards or [], images, guidance, write_default)
     out.print(sweep_table(result))
     for note in sweep_notes(result):
         out.print(escape(note))
@@ -228,7 +233,8 @@ def pairs(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     selection: Selection = BestAndWorst() if solved is None else Solved(solved)
-    made = make_pairs(recipe, folder, count, device, selection)
+    with _shown():
+        made = make_pairs(recipe, folder, count, device, selection)
     dropped = f"{made.ties} groups left out, {made.unscored} that could not be scored"
     out.print(f"{made.pairs} rows in {escape(str(folder / selection.file))} ({dropped})", soft_wrap=True)
 
@@ -243,7 +249,9 @@ def report(
     """Write a self-contained HTML page about one or more runs."""
     from difrl.reporting.html import write_report
 
-    out.print(escape(str(write_report(runs, path or runs[0] / "report.html"))), soft_wrap=True)
+    with _shown():
+        written = write_report(runs, path or runs[0] / "report.html")
+    out.print(escape(str(written)), soft_wrap=True)
 
 
 @app.command()
@@ -288,8 +296,9 @@ def score(
     facts = parse(metadata, "--metadata").data
     if not isinstance(facts, dict):
         raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
-    samples = read_samples(files, prompt or [""])
-    found = score_files([parse_reward(text) for text in reward], samples, facts, _warn)
+    with _shown():
+        samples = read_samples(files, prompt or [""])
+        found = score_files([parse_reward(text) for text in reward], samples, facts, _warn)
     if not as_json:
         out.print(build_table(samples, found))
         if any(column.unexplained for column in found.values()):
@@ -356,10 +365,22 @@ def pretrain(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
 ) -> None:
     """Train a shipped model from scratch. A killed command continues when it is run again."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     from difrl.pretraining.pretrain import pretrain as run
 
-    run(config, overrides or [])
+    with _shown():
+        # After the display of phases has taken over standard error.
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        run(config, overrides or [])
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Show long phases of a command, and warnings, on standard error during the block."""
+    from difrl.reporting.terminal import show_phases
+    from difrl.runtime.log_capture import count_library_warnings, route_warnings
+
+    with show_phases(), route_warnings(_warn), count_library_warnings(_warn):
+        yield
 
 
 def _warn(text: str) -> None:
@@ -414,6 +435,7 @@ def _is_number(word: str) -> bool:
 
 def main() -> NoReturn:
     """Run the command line. Print an error that the user can mend as one message, without a traceback."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # phases are shown by difrl itself, not by bars of the libraries
     sys.path.append(os.getcwd())  # where `import: my_module:my_reward` is looked for
     try:
         app(repeat_flags(sys.argv[1:]))

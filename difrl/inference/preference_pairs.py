@@ -135,8 +135,8 @@ def make_pairs(
                 if barren == PATIENCE:
                     raise PairsError(
                         f"{PATIENCE} steps of {config.groups} groups gave no pair ({progress.ties} ties, {progress.unscored} "
-                        "unscored groups so far); take a reward that tells these samples apart, a larger data.group_size, or more "
-                        "noise (with --solved: a lower threshold)"
+                        "unscored groups so far); take a reward that tells these samples apart, a larger data.group_size, "
+                        "or more noise (with --solved: a lower threshold)"
                     )
                 rows += new
                 shown.done = progress.pairs

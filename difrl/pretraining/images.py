@@ -23,7 +23,7 @@ from difrl.policies.tokenizer_state import remember_padding
 from difrl.pretraining import tiny_sd, tiny_sd3
 from difrl.pretraining.judge import JudgeStageConfig, train_judge
 from difrl.pretraining.stages import Stage, StageConfig
-from difrl.runtime.progress import advance, phase
+from difrl.runtime.progress import count_done, phase
 from difrl.tasks import shapes
 from rewards import make, score
 from samplers import Condition, Grid, Process, Window, corrupt, keyed, ode, rollout
@@ -207,7 +207,7 @@ def pretrain_images(config: ImagesConfig) -> None:
     with phase("encoding drawings", total=len(images)):
         for chunk in images.split(256):
             parts.append(family.encode_images(chunk))
-            advance(len(chunk))
+            count_done(len(chunk))
     latents = torch.cat(parts)
     texts = [p.text for p in prompts]
     train_denoiser(family, architecture, latents, texts, config.denoiser, config.seed, config.work)

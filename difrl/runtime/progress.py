@@ -5,7 +5,7 @@ Nothing is sent: an open phase is a record in this process, and a program withou
     with phase("evaluation", total=256):
         for rows in parts:
             ...
-            advance(len(rows))
+            count_done(len(rows))
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]
         _open.remove(opened)
 
 
-def advance(count: int = 1) -> None:
+def count_done(count: int = 1) -> None:
     """Count units of work as done, in the innermost phase that this thread has opened. Without a phase, do nothing."""
     own = threading.get_ident()
     for opened in reversed(_open):

@@ -16,7 +16,7 @@ from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
 from difrl.runtime.log_capture import route_warnings
-from difrl.runtime.progress import advance, phase
+from difrl.runtime.progress import count_done, phase
 from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
@@ -50,7 +50,7 @@ def read_samples(files: Sequence[Path], prompts: Sequence[str]) -> list[Sample]:
     with phase("reading files", total=len(files)):
         for file, prompt in zip(files, of_each, strict=True):
             samples.append(Sample(file, prompt, _read_content(file)))
-            advance()
+            count_done()
     return samples
 
 

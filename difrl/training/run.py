@@ -25,7 +25,7 @@ from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDispla
 from difrl.reporting.trackers import TrackerFactory
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
-from difrl.runtime.log_capture import route_warnings
+from difrl.runtime.log_capture import count_library_warnings, route_warnings
 from difrl.runtime.memory import enough_for
 from difrl.runtime.progress import phase
 from difrl.training import checkpoint
@@ -68,7 +68,8 @@ def train(
     processes = processes or DistributedContext()
     display = (display or open_display()) if processes.is_main else SilentDisplay()
     try:
-        with lock_run(config.output_dir, processes) as warning:
+        show = display.message
+        with route_warnings(show), count_library_warnings(show), lock_run(config.output_dir, processes) as warning:
             return _train(config, resume, display, processes, warning)
     finally:
         display.close()
@@ -172,7 +173,6 @@ class Run:
                 checkpoint.mark_result(self.folder, None)  # an earlier guard may have chosen a step; the run goes on
         with (
             stop_requested(self.display) as stop,
-            route_warnings(self.display.message),
             self.metrics_file or nullcontext(),
         ):
             if self.step == 0 and self.evaluator is not None:

@@ -34,7 +34,7 @@ from difrl.policies.base import Decisions, NoiseKey, Policy
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
-from difrl.runtime.progress import advance, phase
+from difrl.runtime.progress import count_done, phase
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.training.batch import Batch, update_rows
@@ -185,7 +185,7 @@ class Trainer:
                     if rehearsed is not None:
                         self._accumulate_rehearsal_gradient(step, update, rehearsed, rehearsal_sums)
                     norms.append(self._optimizer_step(step, update))
-                advance()
+                count_done()
         if not norms:
             return [], {}, {}
         metrics, rehearsal = sums.means(self.processes, len(norms)), Metrics()

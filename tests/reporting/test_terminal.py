@@ -250,9 +250,14 @@ def test_plain_lines_survive_a_stream_that_is_not_unicode():
 
 
 def test_open_display_looks_at_the_stream():
-    assert isinstance(open_display(io.StringIO()), PlainDisplay)
-    assert isinstance(open_display(plain=False), LiveDisplay)
-    assert isinstance(open_display(plain=True), PlainDisplay)
+    for stream, plain, kind in (
+        (io.StringIO(), None, PlainDisplay),
+        (None, False, LiveDisplay),
+        (None, True, PlainDisplay),
+    ):
+        display = open_display(stream, plain)
+        display.close()
+        assert isinstance(display, kind)
 
 
 def test_silent_display_accepts_everything():

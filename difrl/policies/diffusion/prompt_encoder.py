@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.data.prompts import Prompt
 from difrl.policies.diffusion.families import Family
-from difrl.runtime.progress import advance, phase
+from difrl.runtime.progress import count_done, phase
 from samplers import Condition
 
 
@@ -50,7 +50,7 @@ class PromptEncoder:
                 encoded = self.family.encode_prompts([text], self.max_sequence_length)
                 # A copy: a view may keep alive more than the row.
                 found[text] = {name: value[0].cpu().clone() for name, value in encoded.items()}
-                advance()
+                count_done()
         self._embeddings |= found
         self._size += sum(_bytes(found[text]) for text in new)
         while self._size > self.room:

@@ -13,7 +13,7 @@ from difrl.policies.base import NoiseKey, batches
 from difrl.policies.diffusion.branching import NO_BRANCHING, Branching
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
-from difrl.runtime.progress import advance, phase
+from difrl.runtime.progress import count_done, phase
 from samplers import (
     Condition,
     Denoiser,
@@ -66,7 +66,7 @@ def draw(
         condition = encoder([prompts[i] for i in rows.tolist()], sampling.guidance != 1)
         condition = replace(condition, rows=rows.to(device))
         parts.append(_draw_branches(denoiser, encoder.family, condition, samples[rows], key, sampling))
-        advance(len(rows))
+        count_done(len(rows))
     back = torch.cat(chunks).argsort().to(device)
     return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
@@ -130,5 +130,5 @@ def decode(family: Family, latents: Tensor, batch: int) -> Tensor:
     with phase("decoding images", total=len(latents)):
         for rows in batches(len(latents), batch):
             parts.append(family.decode(latents[rows]))
-            advance(len(parts[-1]))
+            count_done(len(parts[-1]))
     return torch.cat(parts)

@@ -14,7 +14,7 @@ from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
-from difrl.runtime.progress import advance
+from difrl.runtime.progress import count_done
 from samplers import Window, make_kernel, svdd, transition_std
 
 Score = Callable[[Rollout], Tensor]
@@ -81,6 +81,6 @@ def draw_with_svdd(
     latents = []
     for rows in batches(len(prompts), max(1, sampling.batch // settings.candidates)):
         latents.append(draw(rows))
-        advance(len(latents[-1]))
+        count_done(len(latents[-1]))
     images = torch.cat([policy.family.decode(part) for part in latents])
     return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))

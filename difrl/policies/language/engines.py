@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difrl.policies.base import NoiseKey
 from difrl.policies.language.lm_head import CausalLM
-from difrl.runtime.progress import advance
+from difrl.runtime.progress import count_done
 from samplers import Completions, Decoding, Processing, generate, sample_keys
 
 
@@ -65,5 +65,5 @@ class Transformers:
                 keys,
                 processors=processors,
                 batch=self.batch,
-                on_drawn=advance,
+                on_drawn=count_done,
             )
