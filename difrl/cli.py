@@ -135,11 +135,14 @@ def sample(
     ] = None,
 ) -> None:
     """Draw samples at one or more RLG weights, side by side: images in a file, texts in the terminal."""
+    from difrl.policies.model_paths import check_source
+
+    _check_search(best_of, svdd, reward)
+    check_source(source)
     from difrl.inference.loaded_run import open_run
     from difrl.inference.search import build_search, draw_sheet
     from difrl.reporting.number_format import pluralise
 
-    _check_search(best_of, svdd, reward)
     with _shown():
         loaded = open_run(
             source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
@@ -191,6 +194,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure rewards and the distance to the base model at several RLG weights: a table, a plot and samples."""
+    from difrl.policies.model_paths import check_run_folder
+
+    check_run_folder(run)
     from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
     from difrl.policies.base import GuidanceSettings
     from difrl.reporting.inference_defaults import read_inference_defaults
@@ -290,6 +296,9 @@ def score(
 ) -> None:
     """Score images or texts with one or more rewards."""
     from difrl.config.yaml_source import parse
+    from difrl.runtime.files import check_exist
+
+    check_exist(files)
     from difrl.scoring.parse_reward import parse_reward
     from difrl.scoring.score_files import build_table, read_samples, score_files
 
@@ -439,7 +448,7 @@ def main() -> NoReturn:
     sys.path.append(os.getcwd())  # where `import: my_module:my_reward` is looked for
     try:
         app(repeat_flags(sys.argv[1:]))
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
         _exit(error)
     except Exception as error:
         # The errors of packages that know nothing of difrl. Imported here, because torch comes with them.

@@ -18,6 +18,7 @@ from difrl.config import RunConfig
 from difrl.config.error_messages import describe_errors
 from difrl.config.presets import PRESETS
 from difrl.config.yaml_source import ConfigError, YamlSource, dump, parse, parse_overrides
+from difrl.runtime.errors import MissingFile
 from difrl.runtime.paths import find_config
 from difrl.runtime.suggestions import did_you_mean
 
@@ -95,7 +96,7 @@ def _find_file(path: Path) -> Path:
         raise ConfigError(f"{path.as_posix()} is a folder{hint}")
     try:
         return find_config(path)
-    except FileNotFoundError as error:
+    except MissingFile as error:
         nearby = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = [(path.parent / name).as_posix() for name in difflib.get_close_matches(path.name, nearby)]
         raise ConfigError(f"{error}" + (f"; nearby: {', '.join(near)}" if near else "")) from error

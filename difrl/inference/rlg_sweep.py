@@ -17,6 +17,7 @@ from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TRAINED, GuidanceSettings
+from difrl.policies.model_paths import check_run_folder
 from difrl.reporting.html import write_report
 from difrl.reporting.inference_defaults import InferenceDefaults
 from difrl.reporting.number_format import CLEAR, number, plus_minus
@@ -27,7 +28,6 @@ from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.scoring.parse_reward import parse_reward
 from difrl.training.evaluation import Evaluator
-from difrl.training.run_folder import RunFolderError
 from difrl.training.sample_outputs import run_sweep
 
 BEST = "best"
@@ -50,10 +50,7 @@ def evaluate_run(
     default: the weight of samples drawn later, or "best" (difrl/reporting/sweep_peaks.py). It is written to inference.json with
     the settings of `guidance`. None: inference.json stays as it is.
     """
-    if not (run / "config.yaml").is_file():
-        raise RunFolderError(
-            f"{run} is not a run folder: config.yaml not found in it; give a folder that `difrl train` made"
-        )
+    check_run_folder(run)
     processes = DistributedContext()
     loaded = open_run(run, device=processes.device)
     config, prompts = loaded.config, loaded.config.data.evaluation

@@ -16,7 +16,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
-from difrl.policies.model_paths import ASSETS, LANGUAGE_MODEL, PIPELINE, find_local, is_local_path
+from difrl.policies.model_paths import LANGUAGE_MODEL, PIPELINE, check_source, find_local
 from difrl.policies.trainable import check_adapter
 from difrl.policies.warm_start import with_kept_warm_start
 from difrl.runtime.progress import phase
@@ -60,14 +60,7 @@ def is_language_model(path: str) -> bool:
 
 
 def _is_language_model_on_hub(path: str) -> bool:
-    if is_local_path(path):
-        shipped = sorted(
-            {p.parent.name for format in (PIPELINE, LANGUAGE_MODEL) for p in ASSETS.glob(f"*/{format.marker}")}
-        )
-        raise ModelError(
-            f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "
-            f"shipped model ({', '.join(shipped)})"
-        )
+    check_source(path)
     try:
         DiffusionPipeline.load_config(path)
     except OSError as first:

@@ -50,3 +50,22 @@ def resolve(path: str, format: ModelFormat = PIPELINE, key: str = "model.path") 
             f"{key}: no folder {path!r}; expected {format.folder}, a hub id such as {format.example}{also}"
         )
     return path
+
+
+def check_source(path: str) -> None:
+    """Raise ModelError unless a path may be the folder of a run or of a model, a shipped model, or a hub id."""
+    if find_local(path) is None and is_local_path(path):
+        formats = (PIPELINE, LANGUAGE_MODEL)
+        shipped = sorted({place.parent.name for format in formats for place in ASSETS.glob(f"*/{format.marker}")})
+        raise ModelError(
+            f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "
+            f"shipped model ({', '.join(shipped)})"
+        )
+
+
+def check_run_folder(run: Path) -> None:
+    """Raise ModelError unless a folder is that of a run."""
+    if not (run / "config.yaml").is_file():
+        raise ModelError(
+            f"{run} is not a run folder: config.yaml not found in it; give a folder that `difrl train` made"
+        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -13,6 +14,7 @@ from difrl.policies.errors import ModelError
 
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of the text that git leaves in the place of a large file that was not downloaded."""
+_WEIGHTS = ("*.safetensors", "*.bin", "*.msgpack", "*.h5", "*.gguf")
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 
@@ -34,6 +36,11 @@ def check_weight_file(file: Path, key: str) -> Shapes:
     if not start:
         raise ModelError(f"{key}: {file} is empty, expected weights; copy or download it again")
     if file.suffix != ".safetensors":
+        # torch writes archives, whose list of contents is at the end.
+        if start.startswith(b"PK") and not is_zipfile(file):
+            raise ModelError(
+                f"{key}: {file} is damaged or cut off ({file.stat().st_size} bytes); copy or download it again"
+            )
         return {}
     try:
         with safe_open(file, "pt") as weights:
@@ -44,38 +51,38 @@ def check_weight_file(file: Path, key: str) -> Shapes:
         ) from error
 
 
-def check_weights(folder: Path, stem: str, formats: tuple[str, ...], module: nn.Module, key: str) -> None:
+def check_weights(folder: Path, names: Sequence[str], module: nn.Module, key: str) -> None:
     """Raise ModelError unless a folder holds whole weights for a module on the meta device.
 
-    stem, formats: of the files that the loader looks for, such as ("model", (".safetensors", ".bin")); the first is preferred.
-    Tensors are compared where a file and the module have one of the same name: loaders rename some.
+    names: the files that the loader looks for, by preference; an index of several files has the same name and .index.json.
+    Shapes are compared where a file and the module have a tensor of the same name: loaders rename some.
     """
-    files = _find_weight_files(folder, stem, formats, key)
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    for file in files:
+    for file in _find_weight_files(folder, names, key):
         for name, shape in check_weight_file(file, key).items():
             if own.get(name, shape) != shape:
                 raise ModelError(
-                    f"{key}: {name} has the shape {list(shape)} in {file}, and config.json says {list(own[name])}; download "
-                    "the folder again"
+                    f"{key}: {name} has the shape {list(shape)} in {file}, and {list(own[name])} by config.json; copy or "
+                    "download the model again"
                 )
 
 
-def _find_weight_files(folder: Path, stem: str, formats: tuple[str, ...], key: str) -> list[Path]:
-    for suffix in formats:
-        if (file := folder / f"{stem}{suffix}").is_file():
+def _find_weight_files(folder: Path, names: Sequence[str], key: str) -> list[Path]:
+    for name in names:
+        if (file := folder / name).is_file():
             return [file]
-        if (index := folder / f"{stem}{suffix}.index.json").is_file():
+        if (index := folder / f"{name}.index.json").is_file():
             return _find_shards(index, key)
-    others = sorted(p.name for suffix in (".safetensors", ".bin", ".msgpack", ".h5") for p in folder.glob(f"*{suffix}"))
+    others = sorted(file.name for pattern in _WEIGHTS for file in folder.glob(pattern))
     found = f"only {', '.join(others[:3])}" if others else "no weights"
-    expected = " or ".join(f"{stem}{suffix}" for suffix in formats)
-    advice = "download the model again"
-    if any(".safetensors" in name for name in others):
-        advice = "download the standard variant, or load this one in Python (variant=…) and save it again with save_pretrained"
+    advice = "copy or download the model again"
+    if any(file.endswith(".safetensors") for file in others):
+        advice = (
+            "download the standard variant, or load this one in Python (variant=…) and save it with save_pretrained"
+        )
     elif others:
-        advice = "download its safetensors files, or load it in Python and save it again with save_pretrained"
-    raise ModelError(f"{key}: {folder} holds {found}, expected {expected}; {advice}")
+        advice = "download the safetensors files, or load these in Python and save them with save_pretrained"
+    raise ModelError(f"{key}: {folder} holds {found}, expected {' or '.join(names)}; {advice}")
 
 
 def _find_shards(index: Path, key: str) -> list[Path]:

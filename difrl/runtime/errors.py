@@ -11,3 +11,7 @@ class UserError(Exception):
 
     exit_code = 1
     """Exit status of the command line."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file or folder that the user named and that does not exist."""

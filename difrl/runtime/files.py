@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from difrl.runtime.errors import MissingFile
+
+
+def check_exist(files: Iterable[Path]) -> None:
+    """Raise MissingFile unless all of these files exist."""
+    for file in files:
+        if not file.is_file():
+            raise MissingFile(f"{file}: there is no such file")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from difrl.runtime.errors import MissingFile
 from difrl.runtime.suggestions import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ def recipes_folder(package: Path = PACKAGE) -> Path:
         return checkout / "configs"
     if (package / "configs").is_dir():
         return package / "configs"
-    raise FileNotFoundError(
+    raise MissingFile(
         f"difrl's recipes are neither in {checkout / 'configs'} nor in {package / 'configs'}; reinstall difrl"
     )
 
@@ -43,7 +44,7 @@ def find_config(name: str | Path) -> Path:
     recipe = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     if recipe in known:
         return known[recipe]
-    raise FileNotFoundError(
+    raise MissingFile(
         f"no config file '{name}' and no recipe of that name{did_you_mean(recipe, known, _HINT)}; "
         "`difrl recipes` lists the recipes"
     )
@@ -54,7 +55,7 @@ def asset(name: str) -> Path:
     folder = PACKAGE / "assets"
     if name in (known := assets()):
         return folder / name
-    raise FileNotFoundError(
+    raise MissingFile(
         f"difrl has no asset '{name}'{did_you_mean(name, known, _HINT)}; it has {', '.join(known) or 'none'} in {folder}"
     )
 

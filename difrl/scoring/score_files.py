@@ -15,6 +15,7 @@ from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
 from difrl.reporting.number_format import number
+from difrl.runtime.errors import MissingFile
 from difrl.runtime.log_capture import route_warnings
 from difrl.runtime.progress import count_done, phase
 from difrl.scoring.scorer import modality_mismatch
@@ -56,7 +57,7 @@ def read_samples(files: Sequence[Path], prompts: Sequence[str]) -> list[Sample]:
 
 def _read_content(file: Path) -> torch.Tensor | str:
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file")
+        raise MissingFile(f"{file}: there is no such file")
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError:

@@ -65,7 +65,7 @@ def dry_run(
     """Count the evaluations of a run. evaluated, trained: number of evaluation and training prompts."""
     train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
     inputs = Inputs(train, evaluation, [], Scorer.from_rewards({}, {}), Diversity(), [])
-    dry = build_image_cost(config).dry
+    dry = build_image_cost(config, inputs).dry
     return count_evaluations(config, dry, inputs, processes), dry.tally
 
 

@@ -125,17 +125,8 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
     def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
         """Return the latents of images. Raise ModelError for another size than the model is sampled at."""
         assert isinstance(content, Tensor)
-        shape = self.sampling.shape
-        latents = [self.family.encode_images(content[rows]) for rows in batches(len(content), self.sampling.batch)]
-        if tuple(latents[0].shape[1:]) != shape:
-            height, width = content.shape[-2:]
-            factor = height // latents[0].shape[-2]
-            raise ModelError(
-                f"the images of data.train have {width} × {height} pixels, and the model is sampled at "
-                f"{shape[-1] * factor} × {shape[-2] * factor}; resize the images, or set rollout.width: {width} and "
-                f"rollout.height: {height}"
-            )
-        return {"latents": torch.cat(latents)}
+        parts = [content[rows] for rows in batches(len(content), self.sampling.batch)]
+        return {"latents": torch.cat([encode_recorded(self.family, part, self.sampling.shape) for part in parts])}
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         model = ModelAccess(self.denoiser, lambda drawn: self.prompts(drawn.prompts, False), self.sampling.batch)
@@ -179,3 +170,17 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
             own = slice(min(together, rows - start))
             output[index[own], column] = denoiser(x_t[index, column], t[index, column], condition.select(index))[own]
         return decisions.unflat(self.kind.evaluate(output[decisions.mask], decisions.flat()).logp)
+
+
+def encode_recorded(family: Family, images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the latents of images from a file. Raise ModelError unless they have the shape that the model is sampled at."""
+    latents = family.encode_images(images)
+    if tuple(latents.shape[1:]) != shape:
+        height, width = images.shape[-2:]
+        factor = height // latents.shape[-2]
+        raise ModelError(
+            f"the images of data.train have {width} × {height} pixels, and the model is sampled at "
+            f"{shape[-1] * factor} × {shape[-2] * factor}; resize the images, or set rollout.width: {width} and "
+            f"rollout.height: {height}"
+        )
+    return latents

@@ -18,7 +18,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
 
     `out` is a file or a folder. With several run folders the page begins with a comparison. The page contains its pictures,
     style and script, so it needs no network and no other file. An earlier report survives a full disk. Missing or damaged
-    files of a run are listed on the page. Raise ValueError without run folders, FileNotFoundError if one does not exist.
+    files of a run are listed on the page. Raise ValueError without run folders, MissingFile if one does not exist.
     """
     if not run_dirs:
         raise ValueError("no run folders were given; expected at least one, e.g. runs/quickstart")

@@ -15,6 +15,7 @@ from difrl.reporting.html.image_frames import Frame, Picture, read_frames, read_
 from difrl.reporting.html.text_tables import TextSamples, parse_text_samples, read_text_samples
 from difrl.reporting.inference_defaults import InferenceDefaults, InferenceDefaultsError, read_inference_defaults
 from difrl.reporting.summary import Change, changes
+from difrl.runtime.errors import MissingFile
 
 MetricsRow = dict[str, float]
 AXES = ("step", "nfe", "minutes")
@@ -87,9 +88,9 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run folder. Raise FileNotFoundError if it does not exist; damaged files become problems of the record."""
+    """Read a run folder. Raise MissingFile if it does not exist; damaged files become problems of the record."""
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"no run folder at {folder}; expected a folder with metrics.jsonl, as `difrl train` writes it"
         )
     run = RunRecord(folder.resolve().name, folder)

@@ -59,7 +59,7 @@ class Estimate:
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Check a recipe as far as that takes no weights, and estimate its cost. Raise ConfigError or ModelError."""
     inputs = load_inputs(config, processes)
-    model = build_text_cost(config, inputs) if config.likelihood.kind == "tokens" else build_image_cost(config)
+    model = (build_text_cost if config.likelihood.kind == "tokens" else build_image_cost)(config, inputs)
     evaluations = count_evaluations(config, model.dry, inputs, processes)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     cuda = device.type == "cuda"

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from difrl.config import ModelConfig, RunConfig
 from difrl.config.run import samples_base_at_end
 from difrl.config.yaml_source import ConfigError
+from difrl.data.modality import read_images
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import build_diffusion_policy, get_family_class, make_denoiser_trainable
-from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.diffusion.policy import DiffusionPolicy, encode_recorded
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.trainable import build_snapshots, check_adapter
@@ -24,6 +25,7 @@ from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
 from difrl.training.cost.model_cost import ModelCost, Wording
+from difrl.training.inputs import Inputs
 
 WORDING = Wording(
     heading="Model evaluations",
@@ -35,7 +37,7 @@ WORDING = Wording(
 EFFICIENCY = (0.25, 0.75)
 
 
-def build_image_cost(config: RunConfig) -> ModelCost:
+def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     """Build the pipeline of a recipe on the meta device, and a dry policy over it. Raise ConfigError or ModelError."""
     model, path = config.model, resolve(config.model.path)
     family = _build_skeleton(path, model)
@@ -43,6 +45,8 @@ def build_image_cost(config: RunConfig) -> ModelCost:
         shape = family.latent_shape(config.rollout.height, config.rollout.width)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for group in inputs.recorded[:1]:
+        encode_recorded(family, read_images(group.items[:1]), shape)
     dry = _build_dry_policy(config, family, shape)
     with torch.device("meta"):
         trained = make_denoiser_trainable(family, model)

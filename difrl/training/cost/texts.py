@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.trainable import build_snapshots, check_adapter
+from difrl.policies.weight_files import check_weights
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
@@ -132,6 +134,8 @@ def _build_skeleton(path: str, revision: str | None, model: ModelConfig, key: st
             f"{key}: {path} cannot be built from its config.json ({type(error).__name__}: {error}); expected a causal "
             "language model of transformers"
         ) from error
+    if Path(path).is_dir():
+        check_weights(Path(path), ["model.safetensors", "pytorch_model.bin"], network, key)
     return network.requires_grad_(False).eval()
 
 

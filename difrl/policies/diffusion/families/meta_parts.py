@@ -11,7 +11,8 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import nn
 
-_WEIGHTS = ("*.safetensors", "*.bin")
+from difrl.policies.errors import ModelError
+from difrl.policies.weight_files import check_weights
 
 
 def build_meta_parts(
@@ -31,22 +32,21 @@ def _build_part(path: str, name: str, library: str | None, class_name: str | Non
     cls = getattr(importlib.import_module(library), class_name, None)
     if cls is not None and issubclass(cls, SchedulerMixin):
         return cls.from_pretrained(path, subfolder=name, revision=revision)
+    folder = Path(path) / name
     if cls is None or not issubclass(cls, nn.Module):
+        if Path(path).is_dir() and not (folder.is_dir() and any(folder.iterdir())):
+            raise ModelError(
+                f"model.path: {folder} has no files, expected a {class_name}; copy or download the model again"
+            )
         return None
-    _check_weights(Path(path), name)
     if issubclass(cls, ModelMixin):
         config = cls.load_config(path, subfolder=name, revision=revision)
         with torch.device("meta"):
-            return cls.from_config(config)
-    config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
-    with torch.device("meta"):
-        return cls(config)
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    """Raise FileNotFoundError if a part of a local folder lacks weights. Files of the hub are checked when they are loaded."""
-    part = folder / name
-    if folder.is_dir() and not any(file for pattern in _WEIGHTS for file in part.glob(pattern)):
-        raise FileNotFoundError(
-            f"{part} holds no weights, expected a *.safetensors file; copy or download the model again"
-        )
+            module, file = cls.from_config(config), "diffusion_pytorch_model.safetensors"
+    else:
+        config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
+        with torch.device("meta"):
+            module, file = cls(config), "model.safetensors"
+    if Path(path).is_dir():
+        check_weights(folder, [file], module, "model.path")
+    return module

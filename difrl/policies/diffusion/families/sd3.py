@@ -67,6 +67,18 @@ class StableDiffusion3(Family):
         )[0]
         return output
 
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        shape = super().latent_shape(height, width)
+        largest = self.denoiser.config.pos_embed_max_size * self.patch_size
+        for name, side in zip(("height", "width"), shape[-2:], strict=True):
+            if side > largest:
+                unit = self.pipeline.vae_scale_factor
+                raise ValueError(
+                    f"rollout.{name}: found {side * unit} pixels, expected at most {largest * unit}: the model has no positions "
+                    "for more (pos_embed_max_size)"
+                )
+        return shape
+
     @property
     def patch_size(self) -> int:
         size: int = self.denoiser.config.patch_size
