@@ -15,26 +15,48 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DiffusionPipeline,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SchedulerMixin,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Mistral3Model,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -53,6 +75,15 @@ CHAT_TEMPLATE = (
 )
 """The turns of Qwen's chat template. Its parts for tools and reasoning are left out."""
 
+MISTRAL_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% set system = m['role'] == 'system' %}"
+    "{{ '[SYSTEM_PROMPT]' if system else '[INST]' }}{% for part in m['content'] %}"
+    "{{ '[IMG]' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ '[/SYSTEM_PROMPT]' if system else '[/INST]' }}{% endfor %}"
+)
+"""The turns of Mistral Small 3's chat template."""
+
+MISTRAL_SPECIAL = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
 QWEN_SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
@@ -124,7 +155,129 @@ def tiny_qwen_image(folder: Path, scheduler: SchedulerMixin | None = None, seed:
     return folder
 
 
-def randomize(model: nn.Module, std: float = 0.15) -> nn.Module:
+def tiny_z_image(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random Z-Image pipeline for 16x16 images. Its time embedding is of fixed width: 300,000 parameters."""
+    torch.manual_seed(seed)
+    tokenizer = build_qwen_tokenizer([])
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=WIDTH,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[2, 2, 4],
+        axes_lens=[256, 32, 32],
+    )
+    pipeline = ZImagePipeline(
+        transformer=randomize(transformer),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=build_vae(shift_factor=0.1),
+        text_encoder=Qwen3Model(_qwen3(tokenizer, WIDTH, layers=3)),
+        tokenizer=tokenizer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_flux2(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random FLUX.2-dev pipeline for 16x16 images: distilled guidance, text from layers 10, 20 and 30."""
+    torch.manual_seed(seed)
+    tokenizer = build_mistral_tokenizer([SYSTEM_MESSAGE])
+    processor = PixtralProcessor(
+        PixtralImageProcessor(patch_size=4, size={"longest_edge": 16}),
+        tokenizer,
+        patch_size=4,
+        chat_template=MISTRAL_TEMPLATE,
+    )
+    pipeline = Flux2Pipeline(
+        transformer=_flux2_transformer(guidance=True),
+        scheduler=scheduler or _flux2_scheduler(),
+        vae=_flux2_vae(),
+        text_encoder=Mistral3ForConditionalGeneration(_mistral3(tokenizer, WIDTH // 2, layers=31)),
+        tokenizer=processor,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_flux2_klein(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random FLUX.2 klein pipeline for 16x16 images: distilled to few steps, no guidance."""
+    torch.manual_seed(seed)
+    Flux2KleinPipeline(**_klein_parts(scheduler), is_distilled=True).save_pretrained(folder)
+    return folder
+
+
+def tiny_flux2_klein_base(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random FLUX.2 klein base pipeline for 16x16 images: not distilled, classifier-free guidance."""
+    torch.manual_seed(seed)
+    Flux2KleinPipeline(**_klein_parts(scheduler), is_distilled=False).save_pretrained(folder)
+    return folder
+
+
+def tiny_ernie_image(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random ERNIE-Image pipeline for 16x16 images, without its optional rewriter of prompts."""
+    torch.manual_seed(seed)
+    tokenizer = build_mistral_tokenizer([])
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=WIDTH,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=32,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=WIDTH,
+        rope_axes_dim=(2, 2, 4),
+    )
+    pipeline = ErnieImagePipeline(
+        transformer=randomize(transformer),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_flux2_vae(),
+        text_encoder=Mistral3Model(_mistral3(tokenizer, WIDTH, layers=3)),
+        tokenizer=tokenizer,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_krea2(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
+    """Save a random Krea 2 pipeline for 32x32 images, with text from three layers of a Qwen3-VL."""
+    torch.manual_seed(seed)
+    krea = inspect.signature(Krea2Pipeline).parameters
+    blank = Krea2Pipeline(**{name: None for name, p in krea.items() if p.default is p.empty})
+    tokenizer = build_qwen_tokenizer([blank.prompt_template_encode_prefix, blank.prompt_template_encode_suffix])
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=8,
+        text_hidden_dim=WIDTH,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=1,
+        text_intermediate_size=32,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=1.15, max_image_seq_len=6400)
+    pipeline = Krea2Pipeline(
+        transformer=randomize(transformer),
+        scheduler=scheduler or dynamic,
+        vae=_qwen_vae(),
+        text_encoder=Qwen3VLModel(_qwen3_vl(tokenizer, WIDTH, layers=4)),
+        tokenizer=tokenizer,
+        text_encoder_select_layers=(1, 2, 3),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def randomize(model: nn.Module, std: float = 0.25) -> nn.Module:
     """Draw every weight of two or more axes from a normal distribution, and return the model.
 
     Diffusers starts last layers and gates at zero in places. A picture would not depend on the layers before those.
@@ -141,23 +294,41 @@ def build_qwen_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
     Published vocabularies hold all words of the pipelines' prompt templates. The pipelines cut the templates off by their
     published number of tokens.
     """
-    vocab, merges = _train_bytes([*texts, CHAT_TEMPLATE, *(p.text for p in shapes.prompts())])
+    bpe = json.loads(_train_bytes([*texts, CHAT_TEMPLATE, *(p.text for p in shapes.prompts())]).to_str())["model"]
+    vocab, merges = bpe["vocab"], [tuple(pair) for pair in bpe["merges"]]
     vocab["<|endoftext|>"] = len(vocab)
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=list(QWEN_SPECIAL))
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def _train_bytes(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges of a byte-level BPE over the texts, with all 256 bytes in it."""
+def build_mistral_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with Mistral's special tokens: <s> comes first, padding is on the left."""
+    bpe = _train_bytes([*texts, *(p.text for p in shapes.prompts())])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        extra_special_tokens=list(MISTRAL_SPECIAL),
+    )
+    start = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = start
+    return tokenizer
+
+
+def _train_bytes(texts: Sequence[str]) -> Tokenizer:
+    """Return a byte-level BPE tokenizer that has all 256 bytes and every word of the texts."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
-    trained = json.loads(bpe.to_str())["model"]
-    return trained["vocab"], [tuple(pair) for pair in trained["merges"]]
+    return bpe
 
 
 def _template(pipeline: type[DiffusionPipeline]) -> str:
@@ -226,17 +397,8 @@ def _qwen_vae() -> AutoencoderKLQwenImage:
 def _qwen_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
+            **_language_model(tokenizer, WIDTH, layers=2),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-            "initializer_range": 0.3,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={
             "depth": 2,
@@ -254,6 +416,107 @@ def _qwen_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
         tie_word_embeddings=True,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3Config:
+    return Qwen3Config(**_language_model(tokenizer, width, layers), head_dim=width // 2, tie_word_embeddings=True)
+
+
+def _qwen3_vl(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3VLConfig:
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [width // 4 - 2, 1, 1]}
+    text = {**_language_model(tokenizer, width, layers), "head_dim": width // 2, "rope_parameters": rope}
+    vision = {
+        "depth": 2,
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "patch_size": 4,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+        "initializer_range": 0.3,
+    }
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=True)
+
+
+def _mistral3(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> Mistral3Config:
+    text = {**_language_model(tokenizer, width, layers), "model_type": "mistral", "head_dim": width // 2}
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "initializer_range": 0.3,
+    }
+    image = tokenizer.convert_tokens_to_ids("[IMG]")
+    return Mistral3Config(text_config=text, vision_config=vision, image_token_id=image, spatial_merge_size=1)
+
+
+def _language_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.3,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _flux2_transformer(guidance: bool) -> Flux2Transformer2DModel:
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=3 * (WIDTH // 2),
+        timestep_guidance_channels=32,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=guidance,
+    )
+    # A prompt is the last few of many tokens. With smaller weights hardly anything of it reaches the picture.
+    return randomize(transformer, std=0.4)
+
+
+def _flux2_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+
+
+def _flux2_vae() -> AutoencoderKLFlux2:
+    vae = AutoencoderKLFlux2(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        mid_block_add_attention=False,
+    )
+    nn.init.normal_(vae.bn.running_mean, std=0.2)
+    nn.init.uniform_(vae.bn.running_var, 0.5, 1.5)
+    return vae
+
+
+def _klein_parts(scheduler: SchedulerMixin | None) -> dict[str, Any]:
+    tokenizer = build_qwen_tokenizer([])
+    return {
+        "transformer": _flux2_transformer(guidance=False),
+        "scheduler": scheduler or _flux2_scheduler(),
+        "vae": _flux2_vae(),
+        "text_encoder": Qwen3ForCausalLM(_qwen3(tokenizer, WIDTH // 2, layers=28)),
+        "tokenizer": tokenizer,
+    }
 
 
 VISION_TOKENS = {
@@ -295,6 +558,34 @@ FAMILIES = {
         tiny_qwen_image,
         QwenImagePipeline,
         {"negative_prompt": NEGATIVE, "true_cfg_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 32},
+    ),
+    "z-image": Family(
+        tiny_z_image,
+        ZImagePipeline,
+        {"negative_prompt": NEGATIVE, "guidance_scale": 3.0, "height": 16, "width": 16, "max_sequence_length": 32},
+    ),
+    "flux2-dev": Family(
+        tiny_flux2, Flux2Pipeline, {"guidance_scale": 4.0, "height": 16, "width": 16, "max_sequence_length": 64}
+    ),
+    "flux2-klein": Family(
+        tiny_flux2_klein,
+        Flux2KleinPipeline,
+        {"guidance_scale": 1.0, "height": 16, "width": 16, "max_sequence_length": 32},
+    ),
+    "flux2-klein-base": Family(
+        tiny_flux2_klein_base,
+        Flux2KleinPipeline,
+        {"guidance_scale": 4.0, "height": 16, "width": 16, "max_sequence_length": 32},
+    ),
+    "ernie-image": Family(
+        tiny_ernie_image,
+        ErnieImagePipeline,
+        {"negative_prompt": NEGATIVE, "guidance_scale": 4.0, "height": 16, "width": 16},
+    ),
+    "krea2": Family(
+        tiny_krea2,
+        Krea2Pipeline,
+        {"negative_prompt": NEGATIVE, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 32},
     ),
 }
 
