@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,21 +29,35 @@ class MetricsFile:
         """
         self.path = run / "metrics.jsonl"
         self.trackers = trackers
-        kept = [line for line, row in _lines(self.path) if done and (row["step"] or 0) <= done]
-        atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
+        kept = [(line, row) for line, row in _lines(self.path) if done and (row["step"] or 0) <= done]
+        atomic_write_text(self.path, "".join(f"{line}\n" for line, _ in kept))
+        self._last, self._before, self._digest = -1, hashlib.sha256(), hashlib.sha256()
+        for line, row in kept:
+            self._note(int(row["step"] or 0), line)
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Append one line. NaN and infinity become null."""
-        row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        line = json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()})
         with self.path.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
+            handle.write(line + "\n")
+        self._note(int(metrics["step"]), line)
         for tracker in self.trackers:
             tracker.write(int(metrics["step"]), {k: v for k, v in metrics.items() if k != "step"})
 
     def amend(self, metrics: Mapping[str, float]) -> None:
-        """Write the last line again, with these metrics."""
-        atomic_write_text(self.path, "".join(self.path.read_text().splitlines(keepends=True)[:-1]))
+        """Write the line of the last step again, with these metrics."""
+        if self._last == int(metrics["step"]):
+            atomic_write_text(self.path, "".join(self.path.read_text().splitlines(keepends=True)[:-1]))
+            self._digest = self._before.copy()
         self.write(metrics)
+
+    def digest(self, step: int) -> str:
+        """Return the SHA-256 of the lines of steps up to `step`: all, or all but the last."""
+        return (self._digest if self._last <= step else self._before).hexdigest()
+
+    def _note(self, step: int, line: str) -> None:
+        self._last, self._before = step, self._digest.copy()
+        self._digest.update(f"{line}\n".encode())
 
     def sync(self) -> None:
         """Flush the file to the disk: a checkpoint that survives a crash must not be newer than its metrics."""
@@ -57,14 +72,23 @@ class MetricsFile:
                 stack.callback(tracker.close)
 
 
+def digest_metrics(run: Path, step: int) -> str:
+    """Return `MetricsFile.digest` of the metrics of a run folder."""
+    lines = [line for line, row in _lines(run / "metrics.jsonl") if (row["step"] or 0) <= step]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
 def _lines(path: Path) -> list[tuple[str, dict[str, float | None]]]:
     """Return every line with its row.
 
     A killed process may leave an incomplete last line. It is left out, because its step is repeated.
     """
-    if not path.exists():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read: {error.strerror}; make it readable for this user") from error
     rows = [(line, _row(line)) for line in lines]
     if rows and rows[-1][1] is None:
         rows.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ def check_exist(files: Iterable[Path]) -> None:
     for file in files:
         if not file.is_file():
             raise MissingFile(f"{file}: there is no such file")
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,21 +1,25 @@
 """Save and load checkpoints: the state from which a run continues as if it had never stopped, in safetensors and JSON.
 
     step-000050/  trained.safetensors  optimizer.safetensors  snapshots.safetensors  source.safetensors  random.safetensors
-                  state.json
+                  state.json  SHA256SUMS
 
-A checkpoint is written aside and renamed, so a folder of that name is complete. state.json lists the size of every file, by
-which later damage is found. Rollouts draw keyed noise and the order of prompts depends on the step alone, so the step is the
-position in the data. The global random states are saved for rewards that use them (random.safetensors, by process). So are the
-scores of reference samples, which a reward might not give again (source.safetensors, by process).
+A checkpoint is written aside and renamed, so a folder of that name is complete. Later damage is found by the digests in
+SHA256SUMS (`sha256sum -c` reads it too), and in checkpoints of earlier versions by the sizes in state.json. Rollouts draw keyed
+noise and the order of prompts depends on the step alone, so the step is the position in the data. The global random states are
+saved for rewards that use them (random.safetensors, by process). So are the scores of reference samples, which a reward might
+not give again (source.safetensors, by process).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +31,29 @@ from torch import Tensor
 from difrl.core import Coefficient
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
-from difrl.runtime.files import atomic_write_text, flush_to_disk
+from difrl.runtime.files import atomic_write_text, digest_file, flush_to_disk
 from difrl.training.trainer import Trainer
 from rewards.random_state import get_random_state, set_random_state
 
 PREFIX = "step-"
 RESULT = "checkpoints/result.json"
+DIGESTS = "SHA256SUMS"
+_NAME = re.compile(rf"{PREFIX}\d+")
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint with files that are not as they were written."""
+
+    def __init__(self, place: Path, problem: str) -> None:
+        self.place, self.problem = place, problem
+        others = ", ".join(p.name for p in find_all(place.parent.parent) if p != place) or "no other"
+        super().__init__(
+            f"the checkpoint {place} is damaged: {problem}. --resume passes it over; the run has {others} beside it"
+        )
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -52,8 +69,44 @@ def find_latest(run: Path) -> Path | None:
 
 def find_all(run: Path) -> list[Path]:
     """Return the checkpoints of a run folder, oldest first. Copies such as step-000050-best are left out."""
-    found = [p for p in (run / "checkpoints").glob(f"{PREFIX}*") if re.fullmatch(rf"{PREFIX}\d+", p.name)]
-    return sorted(found, key=lambda place: int(place.name.removeprefix(PREFIX)))
+    try:
+        places = list((run / "checkpoints").iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {run / 'checkpoints'}: {error.strerror}; make it readable for this user"
+        ) from error
+    return sorted((place for place in places if _NAME.fullmatch(place.name)), key=parse_step)
+
+
+def find_whole(run: Path) -> tuple[Path | None, list[DamagedCheckpoint]]:
+    """Return the newest checkpoint without damage, None for a run without checkpoints, and the damaged ones that are newer.
+
+    Raise CheckpointError if none of several is whole, or if one cannot be read.
+    """
+    damaged: list[DamagedCheckpoint] = []
+    for place in reversed(find_all(run)):
+        try:
+            check(place)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+        else:
+            return place, damaged
+    if damaged:
+        found = "; ".join(f"{error.place.name}: {error.problem}" for error in damaged)
+        raise CheckpointError(
+            f"no checkpoint of {run} is whole ({found}); restore the files from a copy, or start a new run with "
+            "output_dir=runs/NAME"
+        )
+    return None, []
+
+
+def set_aside(place: Path) -> Path:
+    """Rename a damaged checkpoint, so that the run does not continue from it and does not remove it. Return its new place."""
+    names = (f"{place.name}-damaged" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    free = next(place.with_name(name) for name in names if not place.with_name(name).exists())
+    return place.rename(free)
 
 
 def parse_step(place: Path | None) -> int:
@@ -64,7 +117,14 @@ def parse_step(place: Path | None) -> int:
 def find_result(run: Path) -> Path | None:
     """Return the checkpoint with the result of the run: the newest, or the one that the guard chose."""
     mark = run / RESULT
-    return checkpoint_folder(run, int(json.loads(mark.read_text())["step"])) if mark.is_file() else find_latest(run)
+    if not mark.is_file():
+        return find_latest(run)
+    try:
+        return checkpoint_folder(run, int(json.loads(mark.read_text())["step"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{mark} cannot be read ({error}); it names the step that the guard chose, and --resume writes it again"
+        ) from error
 
 
 def mark_result(run: Path, step: int | None) -> None:
@@ -76,9 +136,17 @@ def mark_result(run: Path, step: int | None) -> None:
 
 
 def save(
-    trainer: Trainer, run: Path, step: int, keep: int, processes: DistributedContext, spared: Collection[int] = ()
+    trainer: Trainer,
+    run: Path,
+    step: int,
+    keep: int,
+    processes: DistributedContext,
+    spared: Collection[int] = (),
+    metrics: Mapping[str, int | str] | None = None,
 ) -> None:
     """Write the state after `step` steps. Then remove all but the newest `keep` checkpoints and those of the `spared` steps.
+
+    metrics: the step up to which rows of metrics are complete, and the digest of these rows; part of the state.
 
     All processes must call it. Raise CheckpointError if the disk is full or not writable.
     """
@@ -99,28 +167,41 @@ def save(
     try:
         aside.mkdir(parents=True)
         optimizer, steps = _optimizer_state(trainer)
-        _write(aside / "trained.safetensors", {n: p.data for n, p in trainer.policy.parameters.items()})
-        _write(aside / "optimizer.safetensors", optimizer)
-        _write(aside / "snapshots.safetensors", trainer.policy.snapshots.state())
-        _write(aside / "source.safetensors", source)
-        _write(aside / "random.safetensors", generators)
-        state = {
-            "step": step,
-            "evaluations": trainer.evaluations,
-            "optimizer_steps": steps,
-            "coefficients": {name: c.state() for name, c in trainer.coefficients.items() if c.state()},
-            "weights": {name: c.state() for name, c in trainer.weights.items() if c.state()},
-            "threads": torch.get_num_threads(),
-            "processes": processes.count,
-            "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
+        parts = {
+            "trained": {n: p.data for n, p in trainer.policy.parameters.items()},
+            "optimizer": optimizer,
+            "snapshots": trainer.policy.snapshots.state(),
+            "source": source,
+            "random": generators,
         }
-        atomic_write_text(aside / "state.json", json.dumps(state, indent=2))
-        if place.exists():
-            shutil.rmtree(place)
+        # A file is digested while the next one is written. It is read from the memory in which the system caches files.
+        with ThreadPoolExecutor(1, "digests") as thread:
+            digests = {}
+            for name, tensors in parts.items():
+                path = aside / f"{name}.safetensors"
+                _write(path, tensors)
+                digests[path.name] = thread.submit(digest_file, path)
+            state = {
+                "step": step,
+                "evaluations": trainer.evaluations,
+                "optimizer_steps": steps,
+                "coefficients": {name: c.state() for name, c in trainer.coefficients.items() if c.state()},
+                "weights": {name: c.state() for name, c in trainer.weights.items() if c.state()},
+                "threads": torch.get_num_threads(),
+                "processes": processes.count,
+                "metrics": metrics,
+                "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())},
+                "digests": DIGESTS,
+            }
+            atomic_write_text(aside / "state.json", json.dumps(state, indent=2))
+            digests["state.json"] = thread.submit(digest_file, aside / "state.json")
+            lines = [f"{digest.result()}  {name}\n" for name, digest in digests.items()]
+        atomic_write_text(aside / DIGESTS, "".join(lines))
+        _remove(place)
         os.replace(aside, place)  # `atomic_write` for a whole folder
         for old in find_all(run)[:-keep]:
             if parse_step(old) not in spared:
-                shutil.rmtree(old)
+                _remove(old)
     except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
@@ -129,10 +210,21 @@ def save(
         ) from error
 
 
-def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
-    """Load a checkpoint into the trainer. Return the number of its steps."""
-    state = read_state(place)
-    load_trained(trainer.policy.parameters, place)
+def _remove(place: Path) -> None:
+    """Remove a checkpoint. Its name goes first, so that a process that is killed here leaves no damaged one."""
+    if place.exists():
+        old = place.with_name(f".{place.name}.old.partial")
+        os.replace(place, old)
+        shutil.rmtree(old)
+
+
+def load(trainer: Trainer, place: Path, processes: DistributedContext, *, checked: bool = False) -> int:
+    """Load a checkpoint into the trainer. Return the number of its steps. Raise DamagedCheckpoint if a file is not as written.
+
+    checked: leave out the digests, which this process or another one has compared.
+    """
+    state = read_state(place) if checked else check(place)
+    load_trained(trainer.policy.parameters, place, checked=True)
     trainer.policy.snapshots.load(_read(place, "snapshots"))
     _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
     trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place, "anchors")
@@ -147,42 +239,84 @@ def load(trainer: Trainer, place: Path, processes: DistributedContext) -> int:
 
 
 def read_state(place: Path) -> dict[str, Any]:
-    """Read state.json. Raise CheckpointError unless every file is there in its full length."""
-    if not place.is_dir():
-        existing = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
-        raise CheckpointError(f"there is no checkpoint {place}; the run has {existing}")
-    problem = None
-    try:
-        state: dict[str, Any] = json.loads((place / "state.json").read_text())
-        for name, size in state["files"].items():
-            found = (place / name).stat().st_size if (place / name).exists() else None
-            if found != size:
-                problem = (
-                    f"{name} has {found} bytes where {size} were written" if found is not None else f"{name} is missing"
-                )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = f"state.json cannot be read ({error})"
-    if problem:
-        raise _damaged(place, problem)
+    """Read state.json. Raise DamagedCheckpoint unless it is as written and every file is there in its full length."""
+    with _readable(place):
+        if not place.is_dir():
+            existing = ", ".join(p.name for p in find_all(place.parent.parent)) or "none"
+            raise CheckpointError(f"there is no checkpoint {place}; the run has {existing}")
+        return _read_state(place)
+
+
+def check(place: Path, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the state of a checkpoint. Raise DamagedCheckpoint if a file is not as written.
+
+    names: the files that are compared with their digests, all by default. Checkpoints of earlier versions have no digests.
+    """
+    state = read_state(place)
+    with _readable(place):
+        for name, digest in _read_digests(place).items():
+            if (names is None or name in names) and digest_file(place / name) != digest:
+                raise DamagedCheckpoint(place, f"{name} is not as it was written (its SHA-256 differs)")
     return state
 
 
-def _damaged(place: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint {place} is damaged: {problem}. Delete that folder to continue from the one before it"
-    )
+@contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    """Raise CheckpointError for a file that is there and that this user may not read: it is no damage."""
+    try:
+        yield
+    except PermissionError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename or place}: {error.strerror}; make it readable for this user, and continue"
+        ) from error
+    except OSError as error:
+        raise DamagedCheckpoint(place, f"{error.filename or 'a file'} cannot be read ({error})") from error
+
+
+def _read_state(place: Path) -> dict[str, Any]:
+    digests = _read_digests(place)
+    if "state.json" in digests and digest_file(place / "state.json") != digests["state.json"]:
+        raise DamagedCheckpoint(place, "state.json is not as it was written (its SHA-256 differs)")
+    try:
+        state: dict[str, Any] = json.loads((place / "state.json").read_text())
+        for name, size in state["files"].items():
+            if not (place / name).exists():
+                raise DamagedCheckpoint(place, f"{name} is missing")
+            if (found := (place / name).stat().st_size) != size:
+                raise DamagedCheckpoint(place, f"{name} has {found} bytes where {size} were written")
+        if _NAME.fullmatch(place.name) and state["step"] != parse_step(place):
+            raise DamagedCheckpoint(place, f"state.json is of step {state['step']}")
+        if digests.keys() != ({*state["files"], "state.json"} if "digests" in state else set()):
+            raise DamagedCheckpoint(place, f"{DIGESTS} does not list the files of the checkpoint")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(place, f"state.json cannot be read ({error})") from error
+    return state
+
+
+def _read_digests(place: Path) -> dict[str, str]:
+    """Return the digest of every file, by name; {} without the file of digests, as in a checkpoint of an earlier version."""
+    path = place / DIGESTS
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = [line.partition("  ") for line in text.splitlines(keepends=True)]
+    return {name.removesuffix("\n"): digest for digest, _, name in lines if name.endswith("\n")}
 
 
 def _read(place: Path, name: str) -> dict[str, Tensor]:
     try:
-        return load_file(place / f"{name}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise _damaged(place, f"{name}.safetensors cannot be read ({error})") from error
+        with _readable(place):
+            return load_file(place / f"{name}.safetensors")
+    except SafetensorError as error:
+        raise DamagedCheckpoint(place, f"{name}.safetensors cannot be read ({error})") from error
 
 
 @torch.no_grad()
-def load_trained(parameters: Mapping[str, torch.nn.Parameter], place: Path) -> None:
-    """Copy the trained weights of a checkpoint into parameters, whose names and shapes must be the same."""
+def load_trained(parameters: Mapping[str, torch.nn.Parameter], place: Path, *, checked: bool = False) -> None:
+    """Copy the trained weights of a checkpoint into parameters, whose names and shapes must be the same.
+
+    checked: leave out the comparison of the file with its digest.
+    """
+    if not checked:
+        check(place, ["trained.safetensors"])
     saved = _read(place, "trained")
     if saved.keys() != parameters.keys():
         unknown = sorted(saved.keys() ^ parameters.keys())[:3]

@@ -1,6 +1,6 @@
 """The lifecycle of a run, from its recipe to its report.
 
-runs/NAME/  config.yaml  metrics.jsonl  samples/  checkpoints/  model/  summary.json  rlg.json  report.html
+runs/NAME/  config.yaml  inputs.json  metrics.jsonl  samples/  checkpoints/  model/  summary.json  rlg.json  report.html
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from difrl.config.run import samples_base_at_end
 from difrl.policies.load import load_policy
 from difrl.policies.warm_start import keep_warm_start
 from difrl.reporting.html import write_report
-from difrl.reporting.metrics_file import MetricsFile, read_metrics
+from difrl.reporting.metrics_file import MetricsFile, digest_metrics, read_metrics
 from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDisplay, open_display
 from difrl.reporting.trackers import TrackerFactory
 from difrl.runtime.distributed import DistributedContext, ProcessError
@@ -94,11 +94,14 @@ def _train(
         evaluator = Evaluator(policy, inputs.scorer, inputs.evaluation, processes, config.seed, inputs.diversity)
     run = Run(config, trainer, evaluator, processes, display, inputs.trackers)
     try:
-        for message in filter(None, (warning, start.message)):
+        for message in filter(None, (warning, *start.messages)):
             display.message(message)
         if start.checkpoint is not None:
             run.resume(start.checkpoint)
-        prepare_folder(config, start, processes)
+        if changed := prepare_folder(config, start, processes):
+            display.message(
+                f"changed since the run was last started: {', '.join(changed)}; it ends differently from one without the change"
+            )
         if start.checkpoint is None and processes.is_main:
             keep_warm_start(config)
         return run()
@@ -129,6 +132,8 @@ class Run:
         """Number of completed steps."""
         self.saved = 0
         """Step of the newest checkpoint."""
+        self.complete = -1
+        """Step up to which the rows of metrics are complete, with their evaluations."""
         self.seconds = 0.0
         """Time spent in the completed steps."""
         self.before: dict[str, float] = {}
@@ -140,14 +145,27 @@ class Run:
 
     def resume(self, place: Path) -> None:
         """Restore the state of a checkpoint, and of the metrics up to it."""
-        self.step = self.saved = checkpoint.load(self.trainer, place, self.processes)
+        state = checkpoint.read_state(place)
+        self.step = self.saved = checkpoint.load(self.trainer, place, self.processes, checked=True)
         rows = [row for row in read_metrics(self.folder) if row["step"] <= self.step]
         evaluated = [row for row in rows if _evaluation(row)]
         self.guard.rows = [{"step": row["step"], **_evaluation(row)} for row in evaluated]
         if evaluated:
             self.before, self.after = _evaluation(evaluated[0]), _evaluation(evaluated[-1])
-        if rows and samples_due(self.config, self.step) and not _evaluation(rows[-1]):
-            self.unevaluated = rows[-1]
+        recorded = state.get("metrics")  # not in checkpoints of earlier versions
+        if recorded is not None and digest_metrics(self.folder, recorded["step"]) != recorded["sha256"]:
+            self.display.message(
+                f"{self.folder / 'metrics.jsonl'} does not hold the rows that the run wrote up to step {recorded['step']}: some "
+                "are missing or edited. The report shows them as they are now, and a guard decides by them"
+            )
+        last = next((row for row in rows if row["step"] == self.step), None)
+        failed = (
+            recorded is not None and recorded["step"] < self.step
+        )  # the evaluation, and its row may have been amended since
+        if self.step > 0 and samples_due(self.config, self.step) and (failed or (last and not _evaluation(last))):
+            row = last or {"step": self.step}
+            self.unevaluated = {k: v for k, v in row.items() if not k.startswith(("eval/", "guard/"))}
+        self.complete = self.step - (self.unevaluated is not None or self.step == 0)
         self.seconds = sum(map(_seconds, rows))
         before = read_config(self.folder / "config.yaml")
         if changed := find_stretched_schedules(before, self.config):
@@ -155,7 +173,7 @@ class Run:
                 f"train.steps is {self.config.train.steps} and was {before.train.steps}: from here on {', '.join(changed)} "
                 "span the new number, so the run differs from one that had it from the start"
             )
-        threads = checkpoint.read_state(place)["threads"]
+        threads = state["threads"]
         if threads != torch.get_num_threads():
             self.display.message(
                 f"this process has {torch.get_num_threads()} CPU threads and the checkpoint was made with {threads}: "
@@ -208,6 +226,7 @@ class Run:
         found = self._evaluate_step(unevaluated)
         if self.metrics_file is not None:
             self.metrics_file.amend({**unevaluated, **found})
+        self.complete = self.step
         if self._checkpoint_due():
             self._save()
 
@@ -235,7 +254,7 @@ class Run:
             return self._evaluate()
         except (RewardError, ProcessError):  # raised on every process
             if write_if_failed:
-                self._write(metrics)
+                self._write(metrics, complete=False)
             self._save_before_failure(generators)
             raise
 
@@ -256,7 +275,9 @@ class Run:
             self.display.message(warning)
         return metrics | verdict
 
-    def _write(self, metrics: Mapping[str, float]) -> None:
+    def _write(self, metrics: Mapping[str, float], *, complete: bool = True) -> None:
+        if complete:
+            self.complete = self.step
         if self.metrics_file is not None:
             self.metrics_file.write(metrics)
 
@@ -265,11 +286,13 @@ class Run:
         return self._ended or (every > 0 and self.step % every == 0) or self.step in self.guard.kept
 
     def _save(self) -> None:
+        metrics: dict[str, int | str] | None = None
         if self.metrics_file is not None:
             self.metrics_file.sync()
+            metrics = {"step": self.complete, "sha256": self.metrics_file.digest(self.complete)}
         keep, kept = self.config.checkpoint.keep, self.guard.kept
         with phase("checkpoint"):
-            checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept)
+            checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept, metrics)
         self.saved = self.step
 
     def _save_before_failure(self, generators: Mapping[str, torch.Tensor]) -> None:

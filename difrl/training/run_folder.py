@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.runtime.lock import FolderInUse, lock_folder
 from difrl.training import checkpoint
+from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint
+from difrl.training.input_digests import digest_inputs, find_changes, read_inputs, write_inputs
 from difrl.training.sample_outputs import sample_files
 
 FREE: Mapping[str, Any] = {
@@ -82,11 +84,27 @@ class Start:
     """Checkpoint to resume from; None: the run starts from its first step."""
     takes_over: bool = False
     """Whether the folder holds an earlier run that did not finish a step."""
+    damaged: Sequence[DamagedCheckpoint] = ()
+    """Newer checkpoints than this one, which are damaged."""
+    begun: bool = False
+    """Whether the folder holds finished steps."""
 
     @property
-    def message(self) -> str:
-        """A message about the start, or "" for an ordinary one."""
-        return "an earlier run in this folder ended before its first step; its folder is taken over" * self.takes_over
+    def messages(self) -> list[str]:
+        """Messages about a start that is not an ordinary one."""
+        if self.takes_over:
+            return ["an earlier run in this folder ended before its first step; its folder is taken over"]
+        if self.checkpoint is None:
+            return (
+                ["the run has finished steps and no checkpoint, so it starts from its first step"] if self.begun else []
+            )
+        used = f"the run continues from {self.checkpoint.name}, and the damaged one is kept beside it as …-damaged"
+        found = [f"the checkpoint {error.place} is damaged: {error.problem}; {used}" for error in self.damaged]
+        if "digests" not in checkpoint.read_state(self.checkpoint):
+            found.append(
+                f"{self.checkpoint} was written by an earlier version, without digests: only the sizes of its files are checked"
+            )
+        return found
 
 
 def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -> Start:
@@ -105,7 +123,9 @@ def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -
                 f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
                 "or start a new run with output_dir=runs/NAME"
             )
-        start = Start(checkpoint.find_latest(folder)) if resume and not different else Start(None, takes_over=True)
+        start = Start(None, takes_over=True)
+        if resume and not different:
+            start = _find_checkpoint(folder, begun, processes)
     elif begun:
         raise RunFolderError(
             f"{folder} holds a run whose config.yaml is missing; restore it (`difrl train RECIPE --print-config` prints one), "
@@ -116,21 +136,37 @@ def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -
             f"{folder} holds a run already; continue it with --resume, or choose another place with "
             "output_dir=runs/NAME"
         )
-    step = torch.tensor([checkpoint.parse_step(start.checkpoint)], device=processes.device)
-    seen = processes.gather(step).tolist()
+    return start
+
+
+def _find_checkpoint(folder: Path, begun: bool, processes: DistributedContext) -> Start:
+    """Return a start from the newest checkpoint without damage. The main process looks for damage."""
+    latest = torch.tensor([checkpoint.parse_step(checkpoint.find_latest(folder))], device=processes.device)
+    seen = processes.gather(latest).tolist()
     if len(set(seen)) > 1:
         raise RunFolderError(
             f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
             "machines share"
         )
-    return start
+    start, refusal = Start(None, begun=begun), None
+    if processes.is_main:
+        try:
+            place, damaged = checkpoint.find_whole(folder)
+            start = Start(place, damaged=damaged, begun=begun)
+        except CheckpointError as error:
+            refusal = error
+    if processes.any(refusal is not None):
+        raise refusal or ProcessError(f"no checkpoint of {folder} can be read; the message is among the output above")
+    found = -1 if start.checkpoint is None else checkpoint.parse_step(start.checkpoint)
+    step = int(processes.sum(torch.tensor(found if processes.is_main else 0, device=processes.device)))
+    return start if processes.is_main or step < 0 else Start(checkpoint.checkpoint_folder(folder, step))
 
 
 def _is_written_by_difrl(path: Path) -> bool:
     """Return whether a config.yaml is that of a run. A recipe of the user's own is shorter, or has comments."""
     try:
         return path.read_text(encoding="utf-8") == to_yaml(read_config(path))
-    except (ConfigError, UnicodeDecodeError):
+    except (OSError, ConfigError, UnicodeDecodeError):
         return False
 
 
@@ -163,18 +199,29 @@ def _spans_the_run(schedule: object) -> bool:
             return False
 
 
-def prepare_folder(config: RunConfig, start: Start, processes: DistributedContext) -> None:
-    """Make the run folder and its config.yaml. Called after the model is loaded, so that a misspelt model changes nothing."""
+def prepare_folder(config: RunConfig, start: Start, processes: DistributedContext) -> list[str]:
+    """Make the run folder and its config.yaml. Return the files that a resumed run reads and that have changed since.
+
+    Called after the model is loaded, so that a misspelt model changes nothing.
+    """
+    changed: list[str] = []
     folder = config.output_dir
-    processes.wait()  # until every process has looked for a checkpoint
+    processes.wait()  # until every process has read its checkpoint
     if processes.is_main:
+        for damaged in start.damaged:
+            checkpoint.set_aside(damaged.place)
         if start.takes_over:
             shutil.rmtree(checkpoint.checkpoint_folder(folder, 0), ignore_errors=True)
             for old in sample_files(folder, 0):
                 old.unlink()
         (folder / "samples").mkdir(parents=True, exist_ok=True)
+        inputs = digest_inputs(config)
+        if start.checkpoint is not None:
+            changed = find_changes(read_inputs(folder), inputs)
+        write_inputs(folder, inputs)
         atomic_write_text(folder / "config.yaml", to_yaml(config))
     processes.wait()
+    return changed
 
 
 def _get_settings(config: RunConfig) -> dict[str, Any]:

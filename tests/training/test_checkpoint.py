@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import resource
 from collections.abc import Iterator, Mapping
@@ -23,7 +25,7 @@ from difrl.core import Constant
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
-from difrl.training.checkpoint import CheckpointError
+from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint
 from tests.fakes import Meeting, ThreadProcesses, in_threads
 
 FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
@@ -159,8 +161,9 @@ def test_a_checkpoint_of_before_there_was_anything_to_know_is_read(tmp_path: Pat
     place = saved_by(tmp_path, 2)
     (place / "source.safetensors").unlink()
     state = json.loads((place / "state.json").read_text())
-    del state["files"]["source.safetensors"]
+    del state["files"]["source.safetensors"], state["digests"]
     (place / "state.json").write_text(json.dumps(state))
+    (place / "SHA256SUMS").unlink()
     assert known_to(place, 1) == [[]]
 
 
@@ -291,19 +294,123 @@ def scramble(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("damage", [truncate, scramble, Path.unlink])
-@pytest.mark.parametrize("name", [*FILES, "state.json"])
+def flip(path: Path) -> None:
+    """Flip one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, scramble, flip, empty, Path.unlink])
+@pytest.mark.parametrize("name", [*FILES, "state.json", "SHA256SUMS"])
 def test_damage_is_noticed(tmp_path: Path, processes: DistributedContext, name: str, damage: Any) -> None:
-    """The message names the file, and the folder to delete."""
+    """The message names the file, and the newest checkpoint without damage is the one before it."""
     saved_twice(tmp_path, processes)
     place = checkpoint.checkpoint_folder(tmp_path, 2)
     damage(place / name)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(DamagedCheckpoint) as caught:
         checkpoint.load(trainer(), place, processes)
     message = str(caught.value)
     assert str(place) in message
     assert name in message
-    assert "Delete that folder to continue from the one before it" in message
+    assert "--resume passes it over; the run has step-000001 beside it" in message
+    whole, (damaged,) = checkpoint.find_whole(tmp_path)
+    assert whole == checkpoint.checkpoint_folder(tmp_path, 1)
+    assert damaged.place == place
+    damage(whole / name)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole \(step-000002: .*; step-000001: .*\)"):
+        checkpoint.find_whole(tmp_path)
+
+
+def test_only_the_files_that_are_read_are_compared(tmp_path: Path, processes: DistributedContext) -> None:
+    """To open a run, the weights; the optimizer's moments may be large."""
+    saved_twice(tmp_path, processes)
+    place = checkpoint.checkpoint_folder(tmp_path, 2)
+    flip(place / "optimizer.safetensors")
+    checkpoint.load_trained(trainer().policy.parameters, place)
+    flip(place / "trained.safetensors")
+    with pytest.raises(DamagedCheckpoint, match=r"trained\.safetensors is not as it was written"):
+        checkpoint.load_trained(trainer().policy.parameters, place)
+
+
+def test_the_digests_are_those_of_sha256sum(tmp_path: Path, processes: DistributedContext) -> None:
+    saved_twice(tmp_path, processes)
+    lines = (checkpoint.checkpoint_folder(tmp_path, 2) / "SHA256SUMS").read_text().splitlines()
+    assert sorted(line.split("  ")[1] for line in lines) == sorted([*FILES, "state.json"])
+    for line in lines:
+        digest, name = line.split("  ")
+        content = (checkpoint.checkpoint_folder(tmp_path, 2) / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+
+
+def test_a_step_that_is_not_that_of_the_folder_is_damage_in_any_version(
+    tmp_path: Path, processes: DistributedContext
+) -> None:
+    saved_twice(tmp_path, processes)
+    place = checkpoint.checkpoint_folder(tmp_path, 2)
+    (place / "SHA256SUMS").unlink()
+    state = json.loads((place / "state.json").read_text())
+    del state["digests"]
+    (place / "state.json").write_text(json.dumps(state))
+    assert checkpoint.load(trainer(), place, processes) == 2
+    (place / "state.json").write_text(json.dumps({**state, "step": 99}))
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json is of step 99"):
+        checkpoint.load(trainer(), place, processes)
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Give up the rights of root in the block: they would override the permissions of files."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json", "SHA256SUMS", "."])
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path, processes: DistributedContext, name: str) -> None:
+    """It is not passed over, and there is no advice to remove it."""
+    saved_twice(tmp_path, processes)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    path = checkpoint.checkpoint_folder(tmp_path, 2) / name
+    path.chmod(0)
+    with (
+        as_another_user(),
+        pytest.raises(CheckpointError, match=r"cannot read .*Permission denied; make it readable") as caught,
+    ):
+        checkpoint.find_whole(tmp_path)
+    path.chmod(0o755)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert checkpoint.find_whole(tmp_path)[1] == []
+
+
+def test_a_folder_of_checkpoints_that_may_not_be_read_is_not_an_empty_one(
+    tmp_path: Path, processes: DistributedContext
+) -> None:
+    saved_twice(tmp_path, processes)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "checkpoints").chmod(0)
+    with as_another_user(), pytest.raises(CheckpointError, match="checkpoints: Permission denied; make it readable"):
+        checkpoint.find_latest(tmp_path)
+    (tmp_path / "checkpoints").chmod(0o755)
+
+
+def test_a_damaged_checkpoint_is_set_aside_under_a_free_name(tmp_path: Path, processes: DistributedContext) -> None:
+    for expected in ("step-000002-damaged", "step-000002-damaged-2"):
+        saved_twice(tmp_path, processes)
+        before = contents(checkpoint.checkpoint_folder(tmp_path, 2).parent.parent)
+        aside = checkpoint.set_aside(checkpoint.checkpoint_folder(tmp_path, 2))
+        assert aside.name == expected
+        assert before["checkpoints/step-000002/trained.safetensors"] == (aside / "trained.safetensors").read_bytes()
+    assert [p.name for p in checkpoint.find_all(tmp_path)] == ["step-000001"]
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"step": 1}', '{"files": 3}', "{"])

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from difrl.config.load import read_config
-from difrl.reporting.terminal import SilentDisplay
 from difrl.training.run import train
+from tests.training.test_run import Spoken
 
 OLD = Path(__file__).parent / "old_run"
 
@@ -36,7 +36,10 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(OLD, folder)
     config = read_config(folder / "config.yaml", [f"output_dir={folder}"])
-    train(config, resume=True, display=SilentDisplay())
+    display = Spoken()
+    train(config, resume=True, display=display)
+    (said,) = [message for message in display.messages if "digests" in message]
+    assert "written by an earlier version, without digests" in said
 
     found, expected = rows(folder), rows(OLD)
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -394,20 +395,97 @@ def test_a_model_that_cannot_be_loaded_does_not_occupy_the_folder(sd3: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_is_deleted_and_the_one_before_it_used(
-    sd3: Path, tmp_path: Path, uninterrupted: Any
-) -> None:
+class Spoken(SilentDisplay):
+    """A display that keeps the messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def resumed(config: RunConfig) -> list[str]:
+    """Resume a run, and return its messages."""
+    display = Spoken()
+    running.train(config, resume=True, display=display)
+    return display.messages
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_kept(sd3: Path, tmp_path: Path, uninterrupted: Any) -> None:
+    """The run continues from the one before it, says so, and ends with the same bytes; it keeps the damaged files."""
     config = small(sd3, tmp_path / "run", **CASES["forward"])
     train(config)
     newest = checkpoint.find_latest(config.output_dir)
     assert newest is not None
     (newest / "optimizer.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=f"{newest.name} is damaged.*Delete that folder"):
-        train(config, resume=True)
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
-    assert_same(results(train(config, resume=True)), uninterrupted("forward"))
+    (message,) = resumed(config)
+    assert re.search(
+        r"step-000004 is damaged: optimizer.safetensors has 5 bytes .* continues from step-000003", message
+    )
+    assert_same(results(config.output_dir), uninterrupted("forward"))
+    kept = newest.with_name("step-000004-damaged")
+    assert (kept / "optimizer.safetensors").read_bytes() == b"short"
+    assert resumed(config) == []
+
+
+def test_rows_of_metrics_that_are_missing_or_edited_are_noticed(sd3: Path, tmp_path: Path) -> None:
+    """Once: the next checkpoint takes the rows as they are. Rows after the checkpoint are repeated and do not count."""
+    config = small(sd3, tmp_path / "run", train={"steps": 3})
+    longer = small(sd3, tmp_path / "run", train={"steps": 4})
+    path = train(config) / "metrics.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    damages = {
+        "": None,
+        "missing row": "".join(lines[:1] + lines[2:]),
+        "missing last row": "".join(lines[:-1]),
+        "edited": whole.replace('"nfe": ', '"nfe": 1'),
+        "twice": "".join([*lines[:2], *lines[1:]]),
+        "empty": "",
+        "a row more": whole + '{"step": 4, "loss": 1.0}\n',
+    }
+    for name, text in damages.items():
+        path.write_text(whole if text is None else text)
+        said = [
+            message
+            for message in resumed(config)
+            if "does not hold the rows that the run wrote up to step 3" in message
+        ]
+        assert len(said) == (name not in ("", "a row more")), name
+    path.write_text(whole.replace('"nfe": ', '"nfe": 1'))
+    assert any("missing or edited" in message for message in resumed(longer))
+    assert resumed(longer) == []
+
+
+def test_an_evaluation_that_failed_is_repeated_until_it_is_in_a_checkpoint(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the repeated evaluation and before the next checkpoint: a reward that draws still draws the same."""
+    monkeypatch.setattr("difrl.scoring.scorer.build_reward", lambda config: Moody())
+    rare = {"checkpoint": {"every": 0}}
+    torch.manual_seed(0)
+    expected = results(train(small(sd3, tmp_path / "whole", **rare)))
+    config = small(sd3, tmp_path / "run", **rare)
+    with monkeypatch.context() as patched:
+        calls = iter(range(9))
+        evaluate = Evaluator.__call__
+
+        def failing(*args: Any, **named: Any) -> dict[str, float]:
+            if next(calls) == 1:
+                raise RewardError("mine", "the server is gone")
+            return evaluate(*args, **named)
+
+        patched.setattr(Evaluator, "__call__", failing)
+        with pytest.raises(RewardError):
+            train(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", dies(Trainer.step, 1))
+        with pytest.raises(Killed):
+            train(config, resume=True)
+    assert any(name.startswith("eval/") for name in rows(config.output_dir)[-1])
+    assert resumed(config) == []
+    assert_same(results(config.output_dir), expected)
 
 
 # A reward in a module of the user's own; what is wrong with it is what the file `fault` beside it says.
