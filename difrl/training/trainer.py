@@ -210,23 +210,30 @@ class Trainer:
             return False
         statistics = self._statistics(batch, decisions)
         self.optimizer.zero_grad(set_to_none=True)
-        for number, (rows, columns) in enumerate(self._microbatches(decisions)):
-            part, part_decisions = batch.select(rows), decisions.select(rows, columns)
-            check = None
-            if first and number == 0:
-                check = FirstUpdateCheck.prepare(self.config, self.policy, self.objective, part.rollout, part_decisions)
-            lik = self.policy.likelihoods(part.rollout, part_decisions)
-            if check is not None:
-                check(lik)
-            lik = reduce_over_decisions(lik, self.objective.decisions)
-            part_statistics = statistics and {name: value[rows, columns] for name, value in statistics.items()}
-            loss, metrics = self.objective(lik, part.decision_advantages(columns), part.groups, part_statistics)
-            coefficients = {
-                name: self.coefficients[name].per_sample(step, part.advantages) for name in self.loss_anchors
-            }
-            metrics |= {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
-            metrics |= {"loss": loss.detach()}
-            self._backward(loss + anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums)
+        parts = list(self._microbatches(decisions))
+        with phase("micro-batches", total=len(parts)):
+            for number, (rows, columns) in enumerate(parts):
+                part, part_decisions = batch.select(rows), decisions.select(rows, columns)
+                check = None
+                if first and number == 0:
+                    check = FirstUpdateCheck.prepare(
+                        self.config, self.policy, self.objective, part.rollout, part_decisions
+                    )
+                lik = self.policy.likelihoods(part.rollout, part_decisions)
+                if check is not None:
+                    check(lik)
+                lik = reduce_over_decisions(lik, self.objective.decisions)
+                part_statistics = statistics and {name: value[rows, columns] for name, value in statistics.items()}
+                loss, metrics = self.objective(lik, part.decision_advantages(columns), part.groups, part_statistics)
+                coefficients = {
+                    name: self.coefficients[name].per_sample(step, part.advantages) for name in self.loss_anchors
+                }
+                metrics |= {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
+                metrics |= {"loss": loss.detach()}
+                self._backward(
+                    loss + anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums
+                )
+                count_done()
         return True
 
     def _accumulate_rehearsal_gradient(self, step: int, update: int, rehearsed: Rollout, sums: LossSums) -> None:

@@ -92,7 +92,8 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         return classifier_free(evaluate, guidance)
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Accept every prompt: any text can be drawn, and its encoder cuts what is too long."""
+        """Accept every prompt: any text can be drawn. Log how many are cut by their encoder."""
+        self.prompts.warn_of_cut(prompts)
 
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """Accept every image: `replay_data` compares their size with the model's."""

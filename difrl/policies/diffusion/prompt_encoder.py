@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +13,10 @@ from torch import Tensor
 from difrl.data.prompts import Prompt
 from difrl.policies.diffusion.families import Family
 from difrl.runtime.progress import count_done, phase
+from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Condition
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -29,6 +34,8 @@ class PromptEncoder:
     _embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """Text -> name -> embedding, the least recently used first."""
     _size: int = 0
+    _measured: set[str] = field(default_factory=set, repr=False)
+    """Texts whose length in tokens was compared with the encoders' limits."""
 
     def __call__(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
         """Return the condition of prompts, with that of their negative prompts if guided."""
@@ -36,6 +43,22 @@ class PromptEncoder:
         negative = [self.negative if p.negative is None else p.negative for p in prompts]
         found = self._embedded([*positive, *negative] if guided else positive)
         return Condition(self._gathered(positive, found), self._gathered(negative, found) if guided else None)
+
+    def warn_of_cut(self, prompts: Sequence[Prompt]) -> None:
+        """Log how many prompts are longer than an encoder reads, for each length. Prompts met before are left out."""
+        texts = list(dict.fromkeys(p.text for p in prompts if p.text not in self._measured))
+        self._measured.update(texts)
+        lengths: dict[int, dict[str, list[int]]] = defaultdict(dict)
+        with silenced_libraries(), phase("measuring prompts"):
+            for name, (tokenizer, limit) in self.family.tokenizers(self.max_sequence_length).items():
+                lengths[limit][name] = [len(ids) for ids in tokenizer(texts).input_ids] if texts else []
+        for limit, found in lengths.items():
+            longest = [max(of_text) for of_text in zip(*found.values(), strict=True)]
+            if cut := sum(length > limit for length in longest):
+                noun = "prompt was" if cut == 1 else "prompts were"
+                log.warning(
+                    "%d %s cut at %d tokens (%s); the longest has %d", cut, noun, limit, ", ".join(found), max(longest)
+                )
 
     @torch.no_grad()
     def _embedded(self, texts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
@@ -45,7 +68,7 @@ class PromptEncoder:
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         found = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts) if text in self._embeddings}
-        with phase("encoding prompts", total=len(new)):
+        with silenced_libraries(), phase("encoding prompts", total=len(new)):  # `warn_of_cut` counts what was cut
             for text in new:
                 encoded = self.family.encode_prompts([text], self.max_sequence_length)
                 # A copy: a view may keep alive more than the row.

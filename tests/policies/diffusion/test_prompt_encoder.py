@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from difrl.config import ModelConfig
 from difrl.data.prompts import Prompt
+from difrl.policies.diffusion.load import load_family
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 
 
@@ -71,3 +76,56 @@ def test_what_a_text_becomes_does_not_depend_on_its_neighbours() -> None:
     prompts.family = Crowded()  # type: ignore[assignment]
     assert encode(prompts, "a", "bb", "ccc") == [1.125, 2.125, 3.125]
     assert encode(prompts, "a", "dddd") == [1.125, 4.125]
+
+
+class Words:
+    """A tokenizer of words, with a token at each end."""
+
+    def __call__(self, texts: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[[0, *range(len(text.split())), 0] for text in texts])
+
+
+class Cutting:
+    """A family with two encoders that read 6 tokens, and one that reads 10."""
+
+    def tokenizers(self, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
+        return {"tokenizer": (Words(), 6), "tokenizer_2": (Words(), 6), "tokenizer_3": (Words(), 10)}
+
+
+def test_cut_prompts_are_counted_once_for_each_length(caplog: pytest.LogCaptureFixture) -> None:
+    family: Any = Cutting()
+    encoder = PromptEncoder(family, "", None, torch.float32)
+    prompts = [Prompt(" ".join(["word"] * count), {}) for count in (1, 4, 5, 6, 6, 9)]
+    encoder.warn_of_cut(prompts)
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 prompts were cut at 6 tokens (tokenizer, tokenizer_2); the longest has 11",
+        "1 prompt was cut at 10 tokens (tokenizer_3); the longest has 11",
+    ]
+    encoder.warn_of_cut(prompts)
+    assert len(caplog.records) == 2
+    encoder.warn_of_cut([Prompt("1 2 3 4 5 6 7", {})])
+    assert [record.getMessage() for record in caplog.records[2:]] == [
+        "1 prompt was cut at 6 tokens (tokenizer, tokenizer_2); the longest has 9"
+    ]
+
+
+@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sd3"])
+def test_the_limits_are_those_at_which_the_pipelines_cut(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Diffusers' own warnings, one for each prompt and encoder, name the same limit and are not shown."""
+    family = load_family(ModelConfig(path=name))
+    encoder = PromptEncoder(family, "", None, torch.float32)
+    tokenizers = ", ".join(family.tokenizers(None))
+    fits, cut = (Prompt(" ".join(["red"] * count), {}) for count in (10, 11))
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        encoder([fits, cut], False)
+        encoder.warn_of_cut([fits, cut])
+        found = [record.getMessage() for record in caplog.records]
+        family.encode_prompts([fits.text], None)
+        assert len(caplog.records) == 1
+        family.encode_prompts([cut.text], None)
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert found == [f"1 prompt was cut at 12 tokens ({tokenizers}); the longest has 13"]
+    assert {"up to 12 tokens" in record.getMessage() for record in caplog.records[1:]} == {True}
+    assert len(caplog.records) > 1

@@ -83,6 +83,15 @@ class Family(ABC):
     def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
         """Return the conditions of the denoiser for N texts: name -> [N, ...]."""
 
+    def tokenizers(self, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
+        """Return the tokenizers of prompts by name, each with the number of tokens that its encoder reads."""
+        parts = self.pipeline.components.items()
+        return {
+            name: (part, part.model_max_length)
+            for name, part in parts
+            if name.startswith("tokenizer") and part is not None
+        }
+
     @abstractmethod
     def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one text's conditions, without N. A skeleton, which cannot encode, has them too."""

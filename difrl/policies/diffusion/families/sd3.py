@@ -47,6 +47,11 @@ class StableDiffusion3(Family):
         )
         return {"embeds": embeds, "pooled": pooled}
 
+    def tokenizers(self, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
+        found = super().tokenizers(max_sequence_length)
+        t5 = found.pop("tokenizer_3", None)
+        return found if t5 is None else {**found, "tokenizer_3": (t5[0], self._t5_tokens(max_sequence_length))}
+
     def _t5_tokens(self, max_sequence_length: int | None) -> int:
         # Without T5 the pipeline would append that many zeros: slower, and unlike the training of such a model.
         default = 256 if self.pipeline.text_encoder_3 is not None else 0
