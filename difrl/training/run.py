@@ -34,6 +34,7 @@ from difrl.training.evaluation import Evaluator, samples_due
 from difrl.training.guard import Guard
 from difrl.training.inputs import load_inputs
 from difrl.training.interrupts import stop_requested
+from difrl.training.no_signal import SignalWatch
 from difrl.training.run_folder import (
     RunFolderError,
     find_start,
@@ -127,6 +128,7 @@ class Run:
         self.folder = self.config.output_dir
         self.policy = self.trainer.policy
         self.guard = Guard(self.config.guard)
+        self.signal = SignalWatch(self.config)
         self.metrics_file: MetricsFile | None = None
         self.step = 0
         """Number of completed steps."""
@@ -149,6 +151,8 @@ class Run:
         self.step = self.saved = checkpoint.load(self.trainer, place, self.processes, checked=True)
         rows = [row for row in read_metrics(self.folder) if row["step"] <= self.step]
         evaluated = [row for row in rows if _evaluation(row)]
+        for row in (row for row in rows if row["step"] > 0):
+            self.signal.observe(row)
         self.guard.rows = [{"step": row["step"], **_evaluation(row)} for row in evaluated]
         if evaluated:
             self.before, self.after = _evaluation(evaluated[0]), _evaluation(evaluated[-1])
@@ -243,6 +247,8 @@ class Run:
         self.step += 1
         self.seconds += _seconds(metrics)
         self.display.step(metrics)
+        if hint := self.signal.observe(metrics):
+            self.display.message(hint)
         self._write(metrics | self._evaluate_step(metrics, write_if_failed=True))
 
     def _evaluate_step(self, metrics: Mapping[str, float], *, write_if_failed: bool = False) -> dict[str, float]:
