@@ -174,7 +174,7 @@ def tiny_z_image(folder: Path, scheduler: SchedulerMixin | None = None, seed: in
         transformer=randomize(transformer),
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=build_vae(shift_factor=0.1),
-        text_encoder=Qwen3Model(_qwen3(tokenizer, WIDTH, layers=3)),
+        text_encoder=randomize(Qwen3Model(_qwen3(tokenizer, WIDTH, layers=3))),
         tokenizer=tokenizer,
     )
     pipeline.save_pretrained(folder)
@@ -195,7 +195,7 @@ def tiny_flux2(folder: Path, scheduler: SchedulerMixin | None = None, seed: int 
         transformer=_flux2_transformer(guidance=True),
         scheduler=scheduler or _flux2_scheduler(),
         vae=_flux2_vae(),
-        text_encoder=Mistral3ForConditionalGeneration(_mistral3(tokenizer, WIDTH // 2, layers=31)),
+        text_encoder=randomize(Mistral3ForConditionalGeneration(_mistral3(tokenizer, WIDTH // 2, layers=31))),
         tokenizer=processor,
     )
     pipeline.save_pretrained(folder)
@@ -234,7 +234,7 @@ def tiny_ernie_image(folder: Path, scheduler: SchedulerMixin | None = None, seed
         transformer=randomize(transformer),
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_flux2_vae(),
-        text_encoder=Mistral3Model(_mistral3(tokenizer, WIDTH, layers=3)),
+        text_encoder=randomize(Mistral3Model(_mistral3(tokenizer, WIDTH, layers=3))),
         tokenizer=tokenizer,
     )
     pipeline.save_pretrained(folder)
@@ -269,7 +269,7 @@ def tiny_krea2(folder: Path, scheduler: SchedulerMixin | None = None, seed: int 
         transformer=randomize(transformer),
         scheduler=scheduler or dynamic,
         vae=_qwen_vae(),
-        text_encoder=Qwen3VLModel(_qwen3_vl(tokenizer, WIDTH, layers=4)),
+        text_encoder=randomize(Qwen3VLModel(_qwen3_vl(tokenizer, WIDTH, layers=4))),
         tokenizer=tokenizer,
         text_encoder_select_layers=(1, 2, 3),
     )
@@ -409,13 +409,11 @@ def _qwen_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
             "patch_size": 4,
             "window_size": 16,
             "fullatt_block_indexes": [1],
-            "initializer_range": 0.3,
         },
         **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()},
-        initializer_range=0.3,
         tie_word_embeddings=True,
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    return randomize(Qwen2_5_VLForConditionalGeneration(config))
 
 
 def _qwen3(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3Config:
@@ -434,7 +432,6 @@ def _qwen3_vl(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> Qwen3VLConf
         "patch_size": 4,
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 1],
-        "initializer_range": 0.3,
     }
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()}
     return Qwen3VLConfig(text_config=text, vision_config=vision, **ids, tie_word_embeddings=True)
@@ -450,7 +447,6 @@ def _mistral3(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> Mi
         "num_attention_heads": 2,
         "image_size": 16,
         "patch_size": 4,
-        "initializer_range": 0.3,
     }
     image = tokenizer.convert_tokens_to_ids("[IMG]")
     return Mistral3Config(text_config=text, vision_config=vision, image_token_id=image, spatial_merge_size=1)
@@ -465,7 +461,6 @@ def _language_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int)
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.3,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -514,7 +509,7 @@ def _klein_parts(scheduler: SchedulerMixin | None) -> dict[str, Any]:
         "transformer": _flux2_transformer(guidance=False),
         "scheduler": scheduler or _flux2_scheduler(),
         "vae": _flux2_vae(),
-        "text_encoder": Qwen3ForCausalLM(_qwen3(tokenizer, WIDTH // 2, layers=28)),
+        "text_encoder": randomize(Qwen3ForCausalLM(_qwen3(tokenizer, WIDTH // 2, layers=28))),
         "tokenizer": tokenizer,
     }
 
@@ -565,7 +560,7 @@ FAMILIES = {
         {"negative_prompt": NEGATIVE, "guidance_scale": 3.0, "height": 16, "width": 16, "max_sequence_length": 32},
     ),
     "flux2-dev": Family(
-        tiny_flux2, Flux2Pipeline, {"guidance_scale": 4.0, "height": 16, "width": 16, "max_sequence_length": 64}
+        tiny_flux2, Flux2Pipeline, {"guidance_scale": 4.0, "height": 16, "width": 16, "max_sequence_length": 48}
     ),
     "flux2-klein": Family(
         tiny_flux2_klein,
