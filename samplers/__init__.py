@@ -37,7 +37,7 @@ from samplers.noise import keyed, keyed_uniform, stable_seed
 from samplers.process import FlowMatching, Process, VariancePreserving, at_least_float32, corrupt, expand
 from samplers.rollout import Trajectory, advance, rollout
 from samplers.search import best_of, choose, svdd
-from samplers.solvers import solve
+from samplers.solvers import draws_noise, solve
 from samplers.text import (
     Completions,
     Decoding,
@@ -89,6 +89,7 @@ __all__ = [
     "cps",
     "dance_sde",
     "ddim",
+    "draws_noise",
     "expand",
     "flow_sde",
     "generate",

@@ -25,7 +25,7 @@ def solve(
 
     A copy of the scheduler takes the steps, in float32 at least. The model is called at the scheduler's
     timesteps; some flow solvers round these to whole numbers while they integrate over unrounded ones.
-    Stochastic schedulers draw from torch's global generator; for keyed noise use `rollout`.
+    Stochastic schedulers (`draws_noise`) draw from the global generators; for keyed noise use `rollout`.
     """
     scheduler = prepare_scheduler(scheduler, process, steps, x_init.device, sequence_length=sequence_length)
     x = at_least_float32(x_init)
@@ -39,3 +39,23 @@ def solve(
         output = at_least_float32(denoiser(x_t, t, condition))
         x = scheduler.step(output, timestep, x, return_dict=False)[0]
     return x
+
+
+def draws_noise(scheduler: Scheduler, process: Process, steps: int, *, sequence_length: int | None = None) -> bool:
+    """Return whether a run of the scheduler draws random numbers: it moves torch's generator, or does not repeat itself.
+
+    This depends on the scheduler's configuration and on the number of steps, so two runs from one small state decide.
+    """
+
+    def run() -> Tensor:
+        nothing = Condition({"nothing": torch.zeros(1, 1)})
+        x_init = torch.linspace(-1.0, 1.0, 16).reshape(1, 1, 4, 4)
+        x0 = solve(
+            lambda x, t, condition: 0.5 * x, process, scheduler, steps, x_init, nothing, sequence_length=sequence_length
+        )
+        return x0.nan_to_num()
+
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        first = run()
+        return not (torch.equal(before, torch.get_rng_state()) and torch.equal(first, run()))

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
 from difrl.config import (
     ForwardLikelihood,
     ModelConfig,
     ReverseLikelihood,
-    RolloutConfig,
     RunConfig,
 )
 from difrl.policies.diagnosis import widened
@@ -37,21 +37,7 @@ from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.policies.warm_start import DIFFUSERS_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
-from samplers import Grid, Kernel, Process, Scheduler, Window, ode
-
-STOCHASTIC_SOLVERS = frozenset(
-    {
-        "DDPMScheduler",
-        "DPMSolverSDEScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "FlowMatchLCMScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "LCMScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-        "CosineDPMSolverMultistepScheduler",
-    }
-)
+from samplers import Grid, Kernel, Process, Scheduler, Window, draws_noise, ode
 
 
 def get_family_class(path: str, revision: str | None = None) -> type[Family]:
@@ -136,20 +122,32 @@ def build_kind(
     return Forward(config, process, grid)
 
 
-def _build_scheduler(config: RolloutConfig, family: Family) -> Scheduler | None:
-    if config.solver is None:
+def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) -> Scheduler | None:
+    """Build the solver of a recipe. Raise ModelError if it is unknown, or draws noise in a rollout or an evaluation."""
+    name, steps = config.rollout.solver, {config.rollout.steps, config.eval.steps or config.rollout.steps}
+    if name is None:
         return None
-    cls = getattr(diffusers, config.solver, None)
-    if cls is None or not hasattr(cls, "from_config"):
+    cls: Any = getattr(diffusers, name, None)
+    known = isinstance(cls, type) and issubclass(cls, SchedulerMixin)
+    if not known:
         raise ModelError(
-            f"rollout.solver: diffusers has no scheduler {config.solver!r}, e.g. DPMSolverMultistepScheduler"
+            f"rollout.solver: diffusers has no scheduler {name!r}, e.g. DPMSolverMultistepScheduler, or a package "
+            "that it needs is not installed"
         )
-    if config.solver in STOCHASTIC_SOLVERS:
+    scheduler = cls.from_config(family.scheduler.config, **family.process.scheduler_settings)
+    if scheduler.config.get("clip_sample"):  # the default of some classes, for pixels; latents have no bounds
+        scheduler.register_to_config(clip_sample=False)
+    try:
+        noisy = any(draws_noise(scheduler, family.process, n, sequence_length=sequence_length) for n in steps)
+    except Exception:  # it cannot drive the model, which `difrl check` and the first rollout report
+        return scheduler
+    if noisy:
         raise ModelError(
-            f"rollout.solver: {config.solver} draws noise of its own, which is not keyed by sample, so runs could not be "
-            "repeated; choose a deterministic one such as DPMSolverMultistepScheduler or UniPCMultistepScheduler"
+            f"rollout.solver: {name} draws noise of its own under the model's scheduler_config.json, which is not "
+            "keyed by sample, so runs could not be repeated; choose a deterministic one such as DPMSolverMultistepScheduler "
+            "or UniPCMultistepScheduler"
         )
-    return cls.from_config(family.scheduler.config, **family.process.scheduler_settings)
+    return scheduler
 
 
 def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
@@ -163,7 +161,7 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
 
     grid = build_grid(rollout.steps)
     kernel = rollout.build_kernel(grid)
-    scheduler = _build_scheduler(rollout, family)
+    scheduler = _build_scheduler(config, family, length)
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
     window = build_windows(config, grid, kernel, process)
     means = "bias" in get_needs(config) and config.likelihood.old == "recorded"
