@@ -346,6 +346,9 @@ def serve(
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Maximum size of decoded images of a request in megapixels.")
     ] = 64,
+    max_memory: Annotated[
+        int, typer.Option(min=1, help="Megabytes of memory that all requests together may take.")
+    ] = 5000,
     device: Annotated[str | None, typer.Option(help="Device of the rewards. Default: a GPU if there is one.")] = None,
 ) -> None:
     """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
@@ -362,7 +365,7 @@ def serve(
         token=token,
         max_batch=max_batch,
         wait=wait / 1000,
-        limits=Limits(max_rows, max_size, max_pixels),
+        limits=Limits(max_rows, max_size, max_pixels, memory=max_memory),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         console=out,
     )

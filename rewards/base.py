@@ -160,7 +160,7 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
     if not count == len(prompts) == len(metadata):
         problem = f"{count} samples, {len(prompts)} prompts, {len(metadata)} metadata entries; give one per sample"
         raise RewardError(reward.name, problem)
-    if isinstance(samples, Tensor) and not samples.isfinite().all():
+    if isinstance(samples, Tensor) and samples.numel() and not all(end.isfinite() for end in samples.aminmax()):
         row = int((~samples.flatten(1).isfinite()).any(1).nonzero()[0])
         raise RewardError(reward.name, "the sample has NaN or infinite values", row, prompts[row])
     try:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
+from rewards.memory import is_out_of_memory
+from rewards.protocol import printable
 
 log = logging.getLogger(__name__)
 
 
 class Busy(RuntimeError):
-    """The queue is full, or the batcher is closed."""
+    """The queue is full, memory is short, or the batcher is closed."""
 
 
 @dataclass(eq=False)
@@ -39,11 +41,6 @@ class Job:
         return len(self.prompts)
 
     @property
-    def size(self) -> int:
-        """Number of bytes of the images, three a pixel, or of characters of the texts."""
-        return self.samples.nbytes if isinstance(self.samples, Tensor) else sum(map(len, self.samples))
-
-    @property
     def image_shape(self) -> tuple[int, ...] | None:
         """The shape of an image, None for texts. Only jobs of one shape are scored in one call."""
         return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
@@ -52,13 +49,12 @@ class Job:
 class Batcher:
     """A thread that scores jobs with one reward.
 
-    A call takes the first job, and the jobs of its shape that fit into `max_batch` rows and `max_size` bytes. The first job
-    waits at most `wait` seconds for others; time spent behind another call counts. A job is never split: one above a limit
-    gets its own call, and the reward splits it into batches. If a call of several jobs fails, each job is scored alone, so
-    that only the job that causes the failure fails.
+    A call takes the first job, and the jobs of its shape that fit into `max_batch` rows. The first job waits at most `wait`
+    seconds for others; time spent behind another call counts. A job is never split: one above the limit gets its own call,
+    and the reward splits it into batches. If a call of several jobs fails, each job is scored alone, so that only the job
+    that causes the failure fails.
 
-    At most `most_waiting` rows and `most_size` bytes may wait, or one job of any size. Bytes are those of `Job.size`. During
-    a call an image takes four times as many, because it is converted to floats.
+    At most `most_waiting` rows may wait, or one job of any size. Memory is not bounded here: see `MemoryBudget`.
     """
 
     def __init__(
@@ -66,18 +62,14 @@ class Batcher:
         reward: Reward,
         *,
         max_batch: int = 64,
-        max_size: int = 192_000_000,
         wait: float = 0.005,
         most_waiting: int = 1024,
-        most_size: int = 1_000_000_000,
     ) -> None:
-        if min(max_batch, max_size, most_waiting, most_size) < 1 or wait < 0:
+        if min(max_batch, most_waiting) < 1 or wait < 0:
             raise ValueError(
-                f"max_batch is {max_batch}, max_size {max_size}, wait {wait}, most_waiting {most_waiting} and "
-                f"most_size {most_size}; expected above 0, wait may be 0"
+                f"max_batch is {max_batch}, wait {wait} and most_waiting {most_waiting}; expected above 0, wait may be 0"
             )
-        self.reward, self.max_batch, self.max_size, self.wait = reward, max_batch, max_size, wait
-        self.most_waiting, self.most_size = most_waiting, most_size
+        self.reward, self.max_batch, self.wait, self.most_waiting = reward, max_batch, wait, most_waiting
         self.answered = 0  # rows scored so far
         self._jobs: deque[Job] = deque()
         self._closed = False
@@ -100,13 +92,13 @@ class Batcher:
         """Queue rows, and return their future scores. Raise `Busy` if the queue is full or closed."""
         job = Job(samples, prompts, metadata)
         with self._changed:
-            rows, size = _total(self._jobs)
+            rows = sum(map(len, self._jobs))
             if self._closed:
                 raise Busy(f"reward '{self.reward.name}' is being shut down")
-            if self._jobs and (rows + len(job) > self.most_waiting or size + job.size > self.most_size):
+            if self._jobs and rows + len(job) > self.most_waiting:
                 raise Busy(
-                    f"{rows} rows ({size / 1e6:.1f} MB) wait for reward '{self.reward.name}' already; {len(job)} more "
-                    f"({job.size / 1e6:.1f} MB) would be above {self.most_waiting} rows or {self.most_size / 1e6:g} MB"
+                    f"{rows} rows wait for reward '{self.reward.name}' already; {len(job)} more would be above "
+                    f"{self.most_waiting}"
                 )
             self._jobs.append(job)
             self._changed.notify_all()
@@ -121,10 +113,16 @@ class Batcher:
         self._thread.join(seconds)
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            running = [job for job in batch if job.answer.set_running_or_notify_cancel()]
-            if running:
-                self._answer(running)
+        while self._answer_next():
+            pass
+
+    def _answer_next(self) -> bool:
+        """Score the jobs of the next call; False if there are no more. No job outlives its answer in this thread."""
+        batch = self._next_batch()
+        running = [job for job in batch if job.answer.set_running_or_notify_cancel()]
+        if running:
+            self._answer(running)
+        return bool(batch)
 
     def _next_batch(self) -> list[Job]:
         """Wait for the jobs of the next call, and return them; none if the batcher is closed and its queue empty."""
@@ -137,18 +135,16 @@ class Batcher:
         """Return how long the first job still waits for others; None if the queue is empty."""
         if not self._jobs:
             return None
-        rows, size = _total(job for job in self._jobs if job.image_shape == self._jobs[0].image_shape)
-        full = rows >= self.max_batch or size >= self.max_size
-        return 0.0 if full else max(0.0, self._jobs[0].arrived + self.wait - time.monotonic())
+        rows = sum(len(job) for job in self._jobs if job.image_shape == self._jobs[0].image_shape)
+        return 0.0 if rows >= self.max_batch else max(0.0, self._jobs[0].arrived + self.wait - time.monotonic())
 
     def _pop_batch(self) -> list[Job]:
         batch, others = list[Job](), deque[Job]()
-        rows = size = 0
+        rows = 0
         for job in self._jobs:
-            fits = rows + len(job) <= self.max_batch and size + job.size <= self.max_size
-            if not batch or (job.image_shape == batch[0].image_shape and fits):
+            if not batch or (job.image_shape == batch[0].image_shape and rows + len(job) <= self.max_batch):
                 batch.append(job)
-                rows, size = rows + len(job), size + job.size
+                rows += len(job)
             else:
                 others.append(job)
         self._jobs = others
@@ -168,8 +164,12 @@ class Batcher:
                 for job in batch:
                     self._answer([job])
                 return
-            log.warning("%s", error)
-            failure = error if isinstance(error, RewardError) else RewardError(self.reward.name, repr(error))
+            log.warning("%s", printable(str(error)))
+            failure: Exception = error if isinstance(error, RewardError) else RewardError(self.reward.name, repr(error))
+            if is_out_of_memory(error):
+                failure = Busy(f"reward '{self.reward.name}' has not enough memory for {len(batch[0])} rows now")
+            # The traceback would keep the images alive until the garbage collector finds it.
+            failure.__cause__ = failure.__context__ = failure.__traceback__ = None
             batch[0].answer.set_exception(failure)
             return
         sizes = [len(job) for job in batch]
@@ -181,12 +181,6 @@ class Batcher:
         prompts = [prompt for job in batch for prompt in job.prompts]
         metadata = [row for job in batch for row in job.metadata]
         return score(self.reward, _concatenate([job.samples for job in batch]), prompts, metadata).to("cpu")
-
-
-def _total(jobs: Iterable[Job]) -> tuple[int, int]:
-    """Return the number of rows and of bytes."""
-    sizes = [(len(job), job.size) for job in jobs]
-    return sum(rows for rows, _ in sizes), sum(size for _, size in sizes)
 
 
 def _concatenate(samples: Sequence[Samples]) -> Samples:

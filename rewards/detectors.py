@@ -30,7 +30,7 @@ UNKNOWN_SHAPE = "unknown"
 
 Float32Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
+BLOCK = 2**20  # pixels that are unmixed at a time
 
 ClassNames = Sequence[Collection[str]]
 """The classes in the metadata of each image."""
@@ -99,18 +99,17 @@ class ShapesDetector:
         if pixels.size == 0:
             return found
         unmixed = _unmix(pixels, self.off_palette)
-        labels, count = _components(unmixed.masks)
         unit = (pixels.shape[2] / 32.0) ** 2
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-        places = ndimage.find_objects(labels)
-        for index in np.flatnonzero(sizes >= self.min_blob * unit):
-            image, channel, rows, columns = places[index]
-            region = labels[image.start, channel.start] == index + 1
-            label, score = self._classify(unmixed, region, places[index], unit)
-            color = COLORS[channel.start] if channel.start < len(COLORS) else None
-            box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-            mask = region if self.keep_masks else None
-            found[image.start].append(Detection(label, color, box, score, mask))
+        for channel in range(unmixed.masks.shape[1]):
+            labels = _label_blobs(unmixed.masks[:, channel], self.min_blob * unit)
+            for index, (image, rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+                region = labels[image.start] == index
+                place = (image, slice(channel, channel + 1), rows, columns)
+                label, score = self._classify(unmixed, region, place, unit)
+                color = COLORS[channel] if channel < len(COLORS) else None
+                box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
+                mask = region if self.keep_masks else None
+                found[image.start].append(Detection(label, color, box, score, mask))
         return found
 
     def _classify(self, unmixed: _Unmixed, region: Mask, place: tuple[slice, ...], unit: float) -> tuple[str, float]:
@@ -153,25 +152,36 @@ class _Unmixed(NamedTuple):
 def _unmix(pixels: Float32Array, off_palette: float) -> _Unmixed:
     background = np.asarray(BACKGROUND, np.float32) / 255
     rays = np.asarray(list(PALETTE.values()), np.float32) / 255 - background  # [C,3]
-    offset = pixels - background
-    mixture = np.clip(offset @ (rays / (rays**2).sum(1, keepdims=True)).T, 0.0, 1.0)  # [B,H,W,C]
-    # ‖offset − a·ray‖² = ‖offset‖² − 2a·(offset·ray) + a²·‖ray‖², without a [B,H,W,C,3] array.
-    squared = (offset**2).sum(-1)[..., None] - 2 * mixture * (offset @ rays.T) + mixture**2 * (rays**2).sum(1)
-    channel = squared.argmin(-1)
-    residual = np.sqrt(np.maximum(squared.min(-1), 0.0))
-    half = np.take_along_axis(mixture, channel[..., None], -1)[..., 0] >= 0.5
-    odd = residual > off_palette
-    channel = np.where(odd, len(PALETTE), channel)
-    masks = (channel[:, None] == np.arange(len(PALETTE) + 1)[:, None, None]) & (half | odd)[:, None]
-    return _Unmixed(mixture.transpose(0, 3, 1, 2), residual, masks)
+    count, height, width = pixels.shape[:3]
+    coverage = np.empty((count, height, width, len(rays)), np.float32)
+    residual = np.empty((count, height, width), np.float32)
+    masks = np.empty((count, len(rays) + 1, height, width), bool)
+    rows = max(1, BLOCK // (count * width))
+    for start in range(0, height, rows):  # in blocks, for the memory of the intermediate results
+        block = slice(start, start + rows)
+        offset = pixels[:, block] - background
+        mixture = np.clip(offset @ (rays / (rays**2).sum(1, keepdims=True)).T, 0.0, 1.0)  # [B,H,W,C]
+        # ‖offset − a·ray‖² = ‖offset‖² − 2a·(offset·ray) + a²·‖ray‖², without a [B,H,W,C,3] array.
+        squared = (offset**2).sum(-1)[..., None] - 2 * mixture * (offset @ rays.T) + mixture**2 * (rays**2).sum(1)
+        channel = squared.argmin(-1)
+        coverage[:, block], residual[:, block] = mixture, np.sqrt(np.maximum(squared.min(-1), 0.0))
+        half = np.take_along_axis(mixture, channel[..., None], -1)[..., 0] >= 0.5
+        odd = residual[:, block] > off_palette
+        channel = np.where(odd, len(PALETTE), channel)
+        palette = np.arange(len(PALETTE) + 1)[:, None, None]
+        masks[:, :, block] = (channel[:, None] == palette) & (half | odd)[:, None]
+    return _Unmixed(coverage.transpose(0, 3, 1, 2), residual, masks)
 
 
-def _components(masks: Mask) -> tuple[NDArray[np.int32], int]:
-    """Number the 4-connected regions of masks [B,C,H,W]. A region never spans images or colours."""
-    structure = np.zeros((3, 3, 3, 3), dtype=bool)
-    structure[1, 1] = ndimage.generate_binary_structure(2, 1)
-    labels, count = ndimage.label(masks, structure)
-    return labels, int(count)
+def _label_blobs(masks: Mask, least: float) -> NDArray[np.int32]:
+    """Number the 4-connected regions of masks [B,H,W] that have at least ``least`` pixels. A region never spans images."""
+    structure = np.zeros((3, 3, 3), dtype=bool)
+    structure[1] = ndimage.generate_binary_structure(2, 1)
+    labels: NDArray[np.int32] = ndimage.label(masks, structure)[0]
+    large = np.bincount(labels.ravel()) >= least
+    large[0] = False  # the pixels of no region
+    blobs: NDArray[np.int32] = (np.cumsum(large, dtype=np.int32) * large)[labels]
+    return blobs
 
 
 def _grown(window: slice, size: int) -> slice:

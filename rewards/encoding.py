@@ -48,7 +48,8 @@ def decode_images(files: Sequence[bytes]) -> Tensor:
         if arrays[index].shape != arrays[0].shape:
             found, first = (f"{array.shape[1]}×{array.shape[0]}" for array in (arrays[index], arrays[0]))
             raise BadImage(index, f"{found} pixels, but the first image has {first}; send images of one size")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    # Copied by numpy, whose shortage of memory is a MemoryError.
+    return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2)))
 
 
 def _encode(picture: Image.Image, format: str) -> bytes:

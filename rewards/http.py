@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import cache
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
 from rewards.base import RewardError
-from rewards.protocol import is_token
+from rewards.protocol import is_token, printable
 
 REPEATED = frozenset({429, 502, 503, 504})
 """Statuses after which a later request may succeed: too many requests, and an overloaded or starting gateway or server."""
 TIMEOUT, RETRIES = 60.0, 4  # defaults
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
-_TEMPORARY = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+_TEMPORARY = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
 _UNIFORM = random.Random().uniform
-_QUOTED = 500  # characters of a response in an error
+MOST_BYTES = 4_000_000
+"""Bytes of a response: values of a thousand rows are a hundredth of it."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,10 +42,21 @@ class HttpError(RewardError):
         self.problem, self.status, self.detail = problem, status, detail or {}
 
 
+class _Response(NamedTuple):
+    status: int
+    reason: str
+    retry_after: float
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", errors="replace")
+
+
 class Connection:
     """A client for JSON from the addresses below one URL.
 
-    A request is repeated, at most `retries` times, if there is no response within `timeout` seconds, if the connection
+    A request is repeated, at most `retries` times, if there is no whole response within `timeout` seconds, if the connection
     fails, and after a status of `REPEATED`. Before the k-th repetition it waits
 
         w ~ uniform(p/2, p),   p = min(0.5 · 2ᵏ⁻¹, 60) seconds
@@ -57,7 +73,7 @@ class Connection:
         token: str | None = None,
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], object] = time.sleep,
         uniform: Callable[[float, float], float] = _UNIFORM,
     ) -> None:
@@ -67,9 +83,11 @@ class Connection:
             )
         self.name, self.url, self.retries = name, check_url(url, name), retries
         self._sleep, self._uniform = sleep, uniform
-        self._client = httpx.Client(
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
+        self.timeout = timeout
+        self._client = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Bearer {token}"}),
+            timeout=httpx.Timeout(None, connect=min(timeout, 10.0)),  # `_send` limits the whole
+            limits=httpx.Limits(),  # a wait for a free connection would count as the server's
             trust_env=not is_loopback(httpx.URL(url).host),  # a proxy cannot reach this machine's own addresses
             transport=transport,
         )
@@ -84,40 +102,69 @@ class Connection:
 
     def close(self) -> None:
         """Close the open connections."""
-        self._client.close()
+        _run(self._client.aclose())
 
     def _request(self, method: str, path: str, **content: Any) -> Any:
         address = self.url + path
         for attempt in range(self.retries + 1):
             is_last = attempt == self.retries
             try:
-                response = self._client.request(method, address, **content)
+                response = _run(self._send(method, address, content))
             except _TEMPORARY as error:
                 if is_last:
                     problem = f"{address}: {_describe_error(error)} ({_attempts(attempt)})"
                     raise HttpError(self.name, problem) from error
                 self._sleep(self._pause(attempt))
             else:
-                if is_last or response.status_code not in REPEATED:
+                if is_last or response.status not in REPEATED:
                     return self._parse(response, address, attempt)
-                self._sleep(max(self._pause(attempt), _retry_after(response)))
+                self._sleep(max(self._pause(attempt), response.retry_after))
         raise AssertionError("the last attempt returns or raises")
+
+    async def _send(self, method: str, address: str, content: dict[str, Any]) -> _Response:
+        """Send a request, and read the response within the time and the size that it may have."""
+        async with asyncio.timeout(self.timeout), self._client.stream(method, address, **content) as response:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise HttpError(self.name, f"{address} answered compressed, which was not asked for")
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise HttpError(self.name, f"{address} answered more than {MOST_BYTES} bytes")
+        return _Response(response.status_code, response.reason_phrase, _retry_after(response), bytes(body))
 
     def _pause(self, attempt: int) -> float:
         longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
         return self._uniform(longest / 2, longest)
 
-    def _parse(self, response: httpx.Response, address: str, attempt: int) -> Any:
+    def _parse(self, response: _Response, address: str, attempt: int) -> Any:
         try:
-            content = response.json()
-        except ValueError:  # neither JSON nor text
+            content = json.loads(response.body)
+        except (ValueError, RecursionError):  # neither JSON nor text, or JSON of thousands of levels
             content = None
-        if not response.is_success:
-            problem = f"{address} answered {response.status_code} ({_attempts(attempt)}): {_message(content, response)}"
-            raise HttpError(self.name, problem, response.status_code, content if isinstance(content, dict) else None)
+        if not 200 <= response.status < 300:
+            problem = f"{address} answered {response.status} ({_attempts(attempt)}): {_message(content, response)}"
+            raise HttpError(self.name, problem, response.status, content if isinstance(content, dict) else None)
         if content is None:
-            raise HttpError(self.name, f"{address} answered something that is not JSON: {response.text[:_QUOTED]!r}")
+            raise HttpError(self.name, f"{address} answered something that is not JSON: '{printable(response.text)}'")
         return content
+
+
+def _run(work: Coroutine[Any, Any, A]) -> A:
+    """Return the result of work on the event loop of all requests: only there can a deadline end a response that trickles."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="reward requests", daemon=True).start()
+    return loop
 
 
 def map_concurrently(function: Callable[[A], B], items: Sequence[A], threads: int) -> list[B]:
@@ -169,8 +216,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _describe_error(error: Exception) -> str:
-    kind = "no answer in time" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
-    return f"{kind}: {type(error).__name__}" + (f": {error}" if str(error) else "")
+    kind = "no answer in time" if isinstance(error, httpx.TimeoutException | TimeoutError) else "cannot be reached"
+    return f"{kind}: {type(error).__name__}" + (f": {printable(str(error))}" if str(error) else "")
 
 
 def _attempts(attempt: int) -> str:
@@ -185,11 +232,11 @@ def _retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def _message(content: object, response: httpx.Response) -> str:
+def _message(content: object, response: _Response) -> str:
     """Return the error message of a response in the format of this package's server, OpenAI or FastAPI."""
     if isinstance(content, dict):
         found = content.get("error", content.get("detail", content.get("message")))
         found = found.get("message", found) if isinstance(found, dict) else found
         if found:
-            return str(found)[:_QUOTED]
-    return response.text[:_QUOTED] or response.reason_phrase
+            return printable(str(found))
+    return printable(response.text or response.reason)

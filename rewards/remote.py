@@ -19,7 +19,7 @@ from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, 
 from rewards.encoding import FORMATS, encode_images
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
 from rewards.options import check_at_least_one, check_choice
-from rewards.protocol import PROTOCOL
+from rewards.protocol import PROTOCOL, printable
 
 
 class Remote(WithoutDevice):
@@ -73,14 +73,17 @@ class Remote(WithoutDevice):
             url, response = self.connection.url, self.connection.get("/version")
             protocol = response.get("protocol") if isinstance(response, dict) else None
             if protocol != PROTOCOL:
+                found = printable(str(protocol))
                 problem = (
-                    f"{url} has protocol {protocol}, expected {PROTOCOL}; use the same version of difrl on both sides"
+                    f"{url} has protocol {found}, expected {PROTOCOL}; use the same version of difrl on both sides"
                 )
                 raise RewardError(self.name, problem)
-            if self.reward not in response["rewards"]:
-                near = difflib.get_close_matches(self.reward, response["rewards"], 1)
+            rewards = response.get("rewards")
+            if not isinstance(rewards, dict) or self.reward not in rewards:
+                names = list(map(printable, rewards)) if isinstance(rewards, dict) else []
+                near = difflib.get_close_matches(self.reward, names, 1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                known = ", ".join(response["rewards"])
+                known = printable(", ".join(names))
                 raise RewardError(self.name, f"{url} has no reward '{self.reward}'{hint} It has: {known}")
             self._handshake_done = True
 
@@ -112,12 +115,14 @@ def check_values(response: object, count: int, address: str) -> Sequence[float |
     """Return the values of a response. Raise RewardError unless there is a finite number or None for each row."""
     values = response.get("values") if isinstance(response, dict) else None
     if not isinstance(values, list):
-        raise RewardError("remote", f'{address} answered without a list of "values": {str(response)[:200]}')
+        raise RewardError("remote", f'{address} answered without a list of "values": {printable(str(response))}')
     if len(values) != count:
         raise RewardError("remote", f"{address} answered {len(values)} values for {count} rows")
     for value in values:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value)):
-            raise RewardError("remote", f"{address} answered the value {value!r}, expected a finite number or null")
+            raise RewardError(
+                "remote", f"{address} answered the value {printable(repr(value))}, expected a finite number or null"
+            )
     return values
 
 

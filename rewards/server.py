@@ -7,9 +7,11 @@
     GET  /version        versions of the program and of this protocol, the rewards, the limits of a request
 
 Errors have the body {"error": …} and the status 401 without the token, 404 for an unknown reward or address, 405 for
-another method, 413 for a request that is too large, 422 for one that cannot be parsed (with the `index` of a bad image),
-500 where the reward failed (with the `row`), or 503 while the queue is full. Nothing is ever unpickled: images are PNG or
-JPEG files, and everything else is JSON.
+another method, 408 for a body that does not arrive in time, 413 for a request that is too large, 422 for one that cannot
+be parsed (with the `index` of a bad image), 500 where the reward failed (with the `row`), or 503 while the queue is full
+or memory is short. Nothing is ever unpickled: images are PNG or JPEG files, and everything else is JSON.
+
+The memory of all requests together is bounded by a `MemoryBudget`, from which a request takes bytes before it uses them.
 """
 
 from __future__ import annotations
@@ -18,33 +20,46 @@ import asyncio
 import contextlib
 import difflib
 import hmac
-import logging
+import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from typing import ClassVar, cast
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from torch import Tensor
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from rewards.base import Reward, RewardError, Samples, Scores
+from rewards.base import Reward, RewardError, Scores
 from rewards.batching import Batcher, Busy
 from rewards.encoding import BadImage, count_pixels, decode_images
 from rewards.image_files import TooManyPixels
+from rewards.memory import MemoryBudget, OverBudget, Shortage
 from rewards.protocol import PROTOCOL, is_token
 
-log = logging.getLogger(__name__)
+Take = Callable[[int], Awaitable[None]]
+"""The function of a request's share of the memory, which takes bytes."""
 ADDRESSES = "expected POST /score/REWARD, GET /health or GET /version"
-WAITING = 4
-"""Number of requests of the largest size that may wait for one reward."""
+LONGEST_ERROR = 2000
+"""Characters of an error: it may quote the request."""
 GRACE = 30
 """Seconds that requests in progress have left when the server is stopped."""
+BODY_COST, JSON_COST, PIXEL_COST = 3, 40, 72
+"""Bytes of memory for a byte of the body, for one of its JSON, and for a pixel: measured at their worst.
+
+A byte of the body is in the form, in the file's bytes and in the decoder. A pixel is decoded to 3 bytes and to 12 as
+floats, and rewards make copies.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,13 +68,11 @@ class Limits:
 
     rows: int = 256
     megabytes: int = 64  # of the body
-    megapixels: int = 64  # of all its images, decoded; three bytes a pixel, then twelve
+    megapixels: int = 64  # of all its images, decoded
     waiting: int = 1024  # rows of all requests for one reward
-
-    @property
-    def size(self) -> int:
-        """Number of bytes of the largest request, its images decoded to three a pixel. No call of several is larger."""
-        return max(3 * self.megapixels, self.megabytes) * 10**6
+    memory: int = 5000  # megabytes of all requests together
+    seconds: float = 60.0  # until the body of a request has arrived
+    patience: float = 10.0  # seconds that a request waits for memory
 
 
 class ScoreRequest(BaseModel):
@@ -77,7 +90,7 @@ class Refusal(Exception):
 
     def __init__(self, status: int, error: str, headers: Mapping[str, str] | None = None, **detail: object) -> None:
         super().__init__(error)
-        self.status, self.headers, self.content = status, headers, {"error": error, **detail}
+        self.status, self.headers, self.content = status, headers, {"error": error[:LONGEST_ERROR], **detail}
 
 
 def create_app(
@@ -94,16 +107,10 @@ def create_app(
         raise ValueError("a token is one or more visible ASCII characters, without spaces; found another")
     limits = limits or Limits()
     batchers = {
-        name: Batcher(
-            reward,
-            max_batch=max_batch,
-            max_size=limits.size,
-            wait=wait,
-            most_waiting=limits.waiting,
-            most_size=WAITING * limits.size,
-        )
+        name: Batcher(reward, max_batch=max_batch, wait=wait, most_waiting=limits.waiting)
         for name, reward in rewards.items()
     }
+    budget = MemoryBudget(limits.memory * 10**6, limits.patience)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -119,7 +126,12 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        exception_handlers={Refusal: _handle_refusal, HTTPException: _handle_unknown_address},
+        exception_handlers={
+            Refusal: _handle_refusal,
+            HTTPException: _handle_unknown_address,
+            OverBudget: _handle_over_budget,
+            **dict.fromkeys((Busy, Shortage, MemoryError), _handle_shortage),
+        },
     )
 
     @app.get("/health")
@@ -142,19 +154,19 @@ def create_app(
         check_token(request, token)
         if name not in batchers:
             raise Refusal(404, f"no reward '{name}' here; {_describe_names(name, batchers)}")
-        body, files = await read_request(request, limits)
-        samples = await run_in_threadpool(get_samples, body, files, rewards[name], limits)
-        if not body.prompts:
-            return {"values": []}
-        metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
-        try:
+        async with budget.share() as take:
+            body, files = await read_request(request, limits, take)
+            check_samples(body, files, rewards[name])
+            if not body.prompts:
+                return {"values": []}
+            metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
+            samples = await decode_files(files, limits, take) if body.texts is None else body.texts
             job = batchers[name].submit(samples, body.prompts, metadata)
-        except Busy as error:
-            raise Refusal(503, str(error), {"Retry-After": "1"}) from error
-        try:
-            scores: Scores = await wait_for_scores(request, asyncio.wrap_future(job))
-        except RewardError as error:
-            raise Refusal(500, str(error), reward=name, row=error.row) from error
+            del body, files, samples
+            try:
+                scores = await wait_for_scores(request, job)
+            except RewardError as error:
+                raise Refusal(500, str(error), reward=name, row=error.row) from error
         rows = zip(scores.values.tolist(), scores.valid.tolist(), strict=True)
         return {"values": [value if valid else None for value, valid in rows]}
 
@@ -171,24 +183,25 @@ def check_token(request: Request, token: str | None) -> None:
         raise Refusal(401, problem, {"WWW-Authenticate": "Bearer"})
 
 
-async def read_request(request: Request, limits: Limits) -> tuple[ScoreRequest, list[bytes]]:
-    """Return the JSON and the images of a request. No more than the limit is read."""
+async def read_request(request: Request, limits: Limits, take: Take) -> tuple[ScoreRequest, list[bytes]]:
+    """Return the JSON and the images of a request. No more than the limit is read, and not for longer than it allows."""
     max_bytes = limits.megabytes * 10**6
     length = request.headers.get("Content-Length", "0")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise Refusal(413, f"{int(length)} bytes, expected at most {max_bytes}; send fewer rows at once")
-    if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
-        found = request.headers.get("Content-Type", "none")
-        raise Refusal(422, f"Content-Type is {found}, expected multipart/form-data with a field 'request'")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise Refusal(413, f"{length[:20]} bytes, expected at most {max_bytes}; send fewer rows at once")
     parser = MultiPartParser(
-        request.headers,
-        _stream_body(request, max_bytes),
+        _multipart_header(request.headers.get("Content-Type", "none")),
+        _stream_body(request, max_bytes, take),
         max_files=limits.rows,
         max_fields=1,
         max_part_size=max_bytes,
     )
+    parser.spool_max_size = max_bytes  # in memory, which is counted, and not on a disk that may be full
     try:
-        form = await parser.parse()
+        async with asyncio.timeout(limits.seconds):
+            form = await parser.parse()
+    except TimeoutError as error:
+        raise Refusal(408, f"the request did not arrive within {limits.seconds:g} seconds; send fewer rows") from error
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise Refusal(413, f"more than {limits.rows} images; send fewer rows at once") from error
@@ -202,9 +215,22 @@ async def read_request(request: Request, limits: Limits) -> tuple[ScoreRequest, 
             raise Refusal(422, f"expected one field 'request' with JSON, and files 'images'; found the parts: {parts}")
         if not all(isinstance(file, UploadFile) for file in files):
             raise Refusal(422, "'images' must be files, with a filename")
-        return parse_request(fields[0], limits), [await file.read() for file in files if isinstance(file, UploadFile)]
+        await take(JSON_COST * len(fields[0]))
+        body = await run_in_threadpool(parse_request, fields[0], limits)
+        return body, [await file.read() for file in files if isinstance(file, UploadFile)]
     finally:
         await form.close()
+
+
+def _multipart_header(content_type: str) -> Headers:
+    """Return the header Content-Type with its boundary alone: other parameters choose how Python decodes the form."""
+    kind, parameters = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise Refusal(422, f"Content-Type is {content_type}, expected multipart/form-data with a field 'request'")
+    boundary = parameters.get(b"boundary", b"").decode("latin-1")
+    if not re.fullmatch(r"[\w'()+,./:=? -]+", boundary, re.ASCII):
+        raise Refusal(422, "the Content-Type multipart/form-data has no valid boundary")
+    return Headers({"Content-Type": f'multipart/form-data; boundary="{boundary}"'})
 
 
 def parse_request(text: str, limits: Limits) -> ScoreRequest:
@@ -225,36 +251,66 @@ def parse_request(text: str, limits: Limits) -> ScoreRequest:
     return body
 
 
-def get_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward, limits: Limits) -> Samples:
-    """Return the texts of a request, or its images with 8 bits. Refuse them if the reward scores the other kind."""
+def check_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward) -> None:
+    """Refuse a request unless it has a text or an image for each row, of the kind that the reward scores."""
     kind, other = ("images", "texts") if body.texts is None else ("texts", "images")
     if (other in reward.needs and kind not in reward.needs) or (body.texts is not None and files):
         found = "texts and images" if body.texts is not None and files else kind
         expected = " or ".join(each for each in ("images", "texts") if each in reward.needs) or "either"
         raise Refusal(422, f"found {found}, expected {expected} for reward '{reward.name}'")
-    if body.texts is not None:
-        return body.texts
-    if len(files) != len(body.prompts):
+    if body.texts is None and len(files) != len(body.prompts):
         raise Refusal(422, f"{len(files)} images for {len(body.prompts)} prompts; send one for each")
-    if not files:
-        return []
+
+
+async def decode_files(files: Sequence[bytes], limits: Limits, take: Take) -> Tensor:
+    """Return images [B,3,H,W] with 8 bits. Memory is taken for the pixels in their headers before any is decoded."""
+    most = limits.megapixels * 10**6
     try:
-        if (pixels := count_pixels(files)) > (most := limits.megapixels * 10**6):
+        pixels = await run_in_threadpool(count_pixels, files)
+        if pixels > most:
             raise Refusal(413, f"{pixels} pixels in {len(files)} images, expected at most {most} in a request")
-        return decode_images(files)
+        await take(PIXEL_COST * pixels)
+        return await run_in_threadpool(decode_images, files)
     except TooManyPixels as error:
         raise Refusal(413, str(error)) from error
     except BadImage as error:
         raise Refusal(422, str(error), index=error.index) from error
 
 
-async def wait_for_scores(request: Request, answer: asyncio.Future[Scores]) -> Scores:
-    """Wait for scores. If the client disconnects, remove its rows from the queue: it may have sent them again."""
+async def wait_for_scores(request: Request, job: Future[Scores]) -> Scores:
+    """Wait for scores. If the client disconnects, remove its rows from the queue: it may have sent them again.
+
+    Rows that are being scored cannot be removed. They are waited for, because their memory is in use.
+    """
+    answer = asyncio.wrap_future(job)
     while not (await asyncio.wait({answer}, timeout=1.0))[0]:
-        if await request.is_disconnected():
-            answer.cancel()
+        if await request.is_disconnected() and job.cancel():
             raise Refusal(400, "the client has gone")
     return answer.result()
+
+
+class DeadlineProtocol(H11Protocol):
+    """Connections that are closed unless the head of a request arrives within `seconds` of the last answer."""
+
+    seconds: ClassVar[float] = 20.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        last = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        if last is None or last.response_complete:
+            self.loop.call_later(self.seconds, self._close_unless_after, last)
+
+    def _close_unless_after(self, last: RequestResponseCycle | None) -> None:
+        if self.cycle is last and not self.transport.is_closing():
+            self.transport.abort()
 
 
 def run(app: FastAPI, listener: socket.socket) -> None:
@@ -271,7 +327,10 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def build_server(app: FastAPI) -> uvicorn.Server:
     """Build the server of an application. It finishes requests in progress before it stops."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=GRACE, http=DeadlineProtocol, ws="none", access_log=False
+    )
+    return uvicorn.Server(config)
 
 
 def get_url(listener: socket.socket) -> str:
@@ -284,18 +343,28 @@ async def _handle_refusal(_: Request, refusal: Refusal) -> JSONResponse:
     return JSONResponse(refusal.content, refusal.status, refusal.headers)
 
 
+async def _handle_over_budget(_: Request, error: OverBudget) -> JSONResponse:
+    return JSONResponse({"error": f"the request needs {error}; send fewer rows or smaller images at once"}, 413)
+
+
+async def _handle_shortage(_: Request, error: Busy | Shortage | MemoryError) -> JSONResponse:
+    problem = "there is not enough memory now" if isinstance(error, MemoryError) else str(error)
+    return JSONResponse({"error": problem}, 503, {"Retry-After": "1"})
+
+
 async def _handle_unknown_address(request: Request, error: HTTPException) -> JSONResponse:
     problem = f"{error.detail}: {request.method} {request.url.path}; {ADDRESSES}"
     return JSONResponse({"error": problem}, error.status_code, error.headers)
 
 
-async def _stream_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _stream_body(request: Request, max_bytes: int, take: Take) -> AsyncGenerator[bytes, None]:
     """Yield the body of a request, and refuse it above the limit, whatever its Content-Length."""
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > max_bytes:
             raise Refusal(413, f"more than {max_bytes} bytes; send fewer rows at once")
+        await take(BODY_COST * len(chunk))
         yield chunk
 
 

@@ -28,6 +28,7 @@ from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_ima
 from rewards.encoding import FORMATS, encode_images
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
 from rewards.options import check_at_least_one, check_choice, compile_pattern
+from rewards.protocol import printable
 
 log = logging.getLogger(__name__)
 QUESTION = (
@@ -110,7 +111,7 @@ class VlmJudge(WithoutDevice):
             return self._parse_rating(response["choices"][0])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             address = f"{self.connection.url}/chat/completions"
-            problem = f"{address} answered something that is not a chat completion: {str(response)[:300]}"
+            problem = f"{address} answered something that is not a chat completion: {printable(str(response))}"
             if self.expected:
                 problem += "; score: expected needs an endpoint that returns logprobs"
             raise RewardError(self.name, problem, row, prompt) from error

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from difrl.runtime.errors import UserError
-
-# On the CPU torch raises a plain RuntimeError, and so does cuBLAS for its workspace.
-_MESSAGES = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+from rewards.memory import is_out_of_memory
 
 
 class MemoryShortage(UserError):
@@ -23,7 +19,7 @@ def enough_for(stage: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(m in str(error) for m in _MESSAGES):
+        if not is_out_of_memory(error):
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MemoryShortage(f"memory ran out in the {stage}: {advice}. ({first_line})") from error

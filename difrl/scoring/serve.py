@@ -89,6 +89,7 @@ def build_start_message(
     table.add_row(
         "a request", f"up to {limits.rows} rows, {limits.megabytes} MB, {limits.megapixels} megapixels decoded"
     )
+    table.add_row("all requests", f"up to {limits.memory} MB of memory; more wait, and are then refused")
     table.add_row("stop with", "Ctrl-C; requests in progress are answered first")
     host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
     return Group(table, *([] if has_token or is_loopback(host) else [_WARNING]))

@@ -281,7 +281,7 @@ def test_a_slow_reward_meets_the_clients_time_limit() -> None:
     with serving(create_app({"slow": Slow()}, version="1")) as address:
         far = make("remote", url=address, reward="slow", retries=0, timeout=0.2)
         assert isinstance(far, Remote)
-        with pytest.raises(RewardError, match="score/slow: no answer in time: ReadTimeout"):
+        with pytest.raises(RewardError, match="score/slow: no answer in time: TimeoutError"):
             score(far, ["a"], [""], [{}])
         opened.set()
         far.connection.close()

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -18,7 +19,9 @@ from torch import Tensor
 from rewards import RewardError, Scores
 from rewards.encoding import encode_images
 from rewards.protocol import PROTOCOL
-from rewards.server import Limits, create_app
+from rewards.server import PIXEL_COST, Limits, create_app
+
+LIMITS = Limits(rows=4, megabytes=1, megapixels=1, waiting=8)
 
 
 class Mean:
@@ -61,9 +64,8 @@ class Letters:
 
 
 def app(mean: Mean | None = None, **named: Any) -> FastAPI:
-    limits = Limits(rows=4, megabytes=1, megapixels=1, waiting=8)
     return create_app(
-        {"mean": mean or Mean(), "letters": Letters()}, version="1.2", **{"wait": 0.0, "limits": limits, **named}
+        {"mean": mean or Mean(), "letters": Letters()}, version="1.2", **{"wait": 0.0, "limits": LIMITS, **named}
     )
 
 
@@ -133,7 +135,7 @@ def test_version_has_the_facts_that_clients_need() -> None:
         "version": "1.2",
         "protocol": PROTOCOL,
         "rewards": {"mean": {"needs": ["images", "prompts"]}, "letters": {"needs": ["texts"]}},
-        "limits": {"rows": 4, "megabytes": 1, "megapixels": 1, "waiting": 8},
+        "limits": asdict(LIMITS),
     }
 
 
@@ -328,42 +330,70 @@ def test_a_full_queue_is_503() -> None:
         assert waiting.result().status_code == 200
 
 
-def test_pixels_of_requests_that_share_a_call_are_those_of_one_request() -> None:
-    """Of three images with 0.36 megapixels, two share a call if a request may have one megapixel."""
+def test_memory_is_bounded_over_all_requests_together() -> None:
+    """The budget holds one picture of a megapixel, and not two. The second is refused while the first is scored."""
     mean = Mean()
     mean.opened.clear()
-    service = app(mean)
+    service = app(mean, limits=Limits(memory=PIXEL_COST + 10, patience=0.0))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, service, {"prompts": ["a"]}, grey(51, size=1000))
+        assert mean.entered.wait(10)
+        second = post(service, {"prompts": ["a"]}, grey(51, size=1000))
+        small = pool.submit(post, service, {"prompts": ["a"]}, grey(0))
+        mean.opened.set()
+        assert (second.status_code, second.headers["Retry-After"]) == (503, "1")
+        assert "72 more are too many" in second.json()["error"]
+        assert (small.result().json(), first.result().json()) == ({"values": [0.0]}, {"values": [pytest.approx(0.2)]})
+    again = post(service, {"prompts": ["a"]}, grey(51, size=1000))
+    assert again.status_code == 200
+
+
+def test_a_request_waits_for_the_memory_of_others() -> None:
+    service = app(Mean(), limits=Limits(memory=PIXEL_COST + 10))
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(post, service, {"prompts": ["a"]}, grey(0))
-        assert mean.entered.wait(10)
-        others = [pool.submit(post, service, {"prompts": ["a"]}, grey(51 * n, size=600)) for n in (1, 2, 3)]
-        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 3:
-            pass
-        mean.opened.set()
-        assert [one.result().json()["values"] for one in (first, *others)] == [
-            pytest.approx([0.2 * n], abs=1e-5) for n in range(4)
-        ]
-    assert mean.calls == [1, 2, 1]
+        answers = [pool.submit(post, service, {"prompts": ["a"]}, grey(51 * n, size=1000)) for n in range(4)]
+        assert [one.result().json()["values"] for one in answers] == [[pytest.approx(0.2 * n)] for n in range(4)]
 
 
-def test_pixels_that_wait_are_limited() -> None:
-    """Four requests wait if a request may have one megapixel."""
-    mean = Mean()
-    mean.opened.clear()
-    service = app(mean)
-    with ThreadPoolExecutor(6) as pool:
-        pool.submit(post, service, {"prompts": ["a"]}, grey(0))
-        assert mean.entered.wait(10)
-        waiting = [pool.submit(post, service, {"prompts": ["a"]}, grey(1, size=1000)) for _ in range(4)]
-        while request(service, "GET", "/health").json()["rewards"]["mean"]["waiting"] < 4:
-            pass
-        answer = post(service, {"prompts": ["a"]}, grey(1))
-        mean.opened.set()
-        assert (answer.status_code, answer.json()["error"]) == (
-            503,
-            "4 rows (12.0 MB) wait for reward 'mean' already; 1 more (0.0 MB) would be above 8 rows or 12 MB",
-        )
-        assert [one.result().status_code for one in waiting] == [200] * 4
+def test_a_request_above_the_whole_budget_is_413() -> None:
+    service = app(Mean(), limits=Limits(memory=PIXEL_COST - 1))
+    answer = post(service, {"prompts": ["a"]}, grey(51, size=1000))
+    assert answer.status_code == 413
+    assert "MB of memory, expected at most 71; send fewer rows or smaller images at once" in answer.json()["error"]
+    metadata = [{"numbers": [0] * 1_000_000}]
+    assert post(service, {"prompts": ["a"], "metadata": metadata}, grey(1)).status_code == 413
+
+
+@pytest.mark.parametrize("place", ["PIL.ImageFile.ImageFile.load", "PIL.Image.open", "rewards.encoding.np.stack"])
+def test_a_shortage_of_memory_is_503_and_no_damaged_file(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(place, fail)
+    answer = post(app(), {"prompts": ["a"]}, grey(1))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json() == {"error": "there is not enough memory now"}
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "utf-7", "none"])
+def test_the_request_does_not_choose_how_it_is_decoded(charset: str) -> None:
+    """Python's codecs include some that fail in other ways, and some that take minutes."""
+    body = b'--b\r\nContent-Disposition: form-data; name="request"\r\n\r\n{"prompts": []}\r\n--b--\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    assert request(app(), "POST", "/score/mean", content=body, headers=headers).json() == {"values": []}
+
+
+def test_an_error_that_quotes_the_request_is_cut() -> None:
+    answer = post(app(), {"prompts": ["bad"], "metadata": [{"x" * 100_000: 1}], "x" * 100_000: 1}, grey(1))
+    assert answer.status_code == 422
+    assert len(answer.text) < 3000
+
+
+def test_json_of_many_levels_is_refused() -> None:
+    deep = b'{"prompts": ["a"], "metadata": [{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]}"
+    answer = request(app(), "POST", "/score/mean", files=[("request", (None, deep))])
+    assert answer.status_code == 422
+    assert "recursion limit" in answer.json()["error"]
 
 
 def test_there_is_nothing_else() -> None:

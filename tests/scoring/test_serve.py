@@ -102,6 +102,7 @@ def test_the_start_message() -> None:
         "token off",
         "a batch up to 64 rows, of one request or of several",
         "a request up to 256 rows, 64 MB, 64 megapixels decoded",
+        "all requests up to 5000 MB of memory; more wait, and are then refused",
         "stop with Ctrl-C; requests in progress are answered first",
     ]
 
@@ -124,13 +125,13 @@ def test_the_command_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(serving, "serve", lambda configs, **named: seen.update(named, configs=configs))
     monkeypatch.setenv("DIFRL_TOKEN", "s3cret")
     words = "serve geneval geneval.exact=true --port 0 --max-batch 3 --wait 20 --max-rows 5 --max-size 6 --max-pixels 7"
-    monkeypatch.setattr(sys, "argv", ["difrl", *words.split(), "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["difrl", *words.split(), "--max-memory", "8", "--device", "cpu"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 0
     assert seen["configs"] == parse_served(["geneval", "geneval.exact=true"])
     assert (seen["host"], seen["port"], seen["token"], seen["device"]) == ("127.0.0.1", 0, "s3cret", "cpu")
-    assert (seen["max_batch"], seen["wait"], seen["limits"]) == (3, 0.02, Limits(5, 6, 7))
+    assert (seen["max_batch"], seen["wait"], seen["limits"]) == (3, 0.02, Limits(5, 6, 7, memory=8))
 
 
 def test_a_token_that_a_header_cannot_carry_is_one_clear_message(
