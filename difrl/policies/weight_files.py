@@ -52,19 +52,31 @@ def check_weight_file(file: Path, key: str) -> Shapes:
 
 
 def check_weights(folder: Path, names: Sequence[str], module: nn.Module, key: str) -> None:
-    """Raise ModelError unless a folder holds whole weights for a module on the meta device.
+    """Raise ModelError unless a folder holds whole weights for a module, which may be on the meta device.
 
     names: the files that the loader looks for, by preference; an index of several files has the same name and .index.json.
-    Shapes are compared where a file and the module have a tensor of the same name: loaders rename some.
+    Loaders rename some tensors. Shapes are compared where names are equal, and a parameter is missing only if all names are.
     """
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = set[str]()
     for file in _find_weight_files(folder, names, key):
         for name, shape in check_weight_file(file, key).items():
+            found.add(name)
             if own.get(name, shape) != shape:
                 raise ModelError(
                     f"{key}: {name} has the shape {list(shape)} in {file}, and {list(own[name])} by config.json; copy or "
                     "download the model again"
                 )
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    given = {
+        id(parameters[name]) for name in found & parameters.keys()
+    }  # one name of several that share a tensor is enough
+    missing = sorted(name for name, p in parameters.items() if id(p) not in given)
+    if found and found <= own.keys() and missing:
+        raise ModelError(
+            f"{key}: the weights in {folder} lack {len(missing)} tensors that config.json describes, such as {missing[0]}, and "
+            "would be filled with random numbers; copy or download the model again"
+        )
 
 
 def _find_weight_files(folder: Path, names: Sequence[str], key: str) -> list[Path]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from difrl.config.load import ConfigError
 from difrl.policies.errors import ModelError
+from difrl.policies.load import load_policy
 from difrl.policies.weight_files import check_weights
 from difrl.training.cost.estimate import estimate
 from tests.recipes import recipe, text_recipe
@@ -78,6 +79,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "index.json cannot be read",
     ),
     "pickle cut": (lambda folder: [write_pickle(folder), cut(folder / "pytorch_model.bin", -50)], "cut off"),
+    "tensor missing": (
+        lambda folder: save_file({"weight": torch.zeros(3, 2)}, folder / "model.safetensors"),
+        "lack 1 tensors that config.json describes, such as bias",
+    ),
     "another width": (
         lambda folder: save_file({"weight": torch.zeros(3, 4)}, folder / "model.safetensors"),
         r"weight has the shape \[3, 4\] in .*, and \[3, 2\] by config\.json",
@@ -103,12 +108,40 @@ def test_whole_weights_are_accepted(folder: Path, kind: str) -> None:
     check(folder)
 
 
+def test_shared_weights_are_in_a_file_once(folder: Path) -> None:
+    with torch.device("meta"):
+        module = nn.ModuleDict({"one": nn.Linear(2, 3), "other": nn.Linear(2, 3, bias=False)})
+    module["other"].weight = module["one"].weight
+    save_file({"one.weight": torch.zeros(3, 2), "one.bias": torch.zeros(3)}, folder / "model.safetensors")
+    check_weights(folder, ["model.safetensors"], module, "model.path")
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_weights_are_refused_by_name(folder: Path, kind: str) -> None:
     change, match = BROKEN[kind]
     change(folder)
     with pytest.raises(ModelError, match=rf"^model\.path: .*{match}"):
         check(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "pointer", "missing", "wide"])
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "lm"])
+def test_a_run_does_not_begin_with_them(sd3: Path, lm: Path, tmp_path: Path, part: str, damage: str) -> None:
+    """The loaders of diffusers and transformers raise errors of many kinds, or fill missing weights with random ones."""
+    model = Path(shutil.copytree(lm if part == "lm" else sd3, tmp_path / "model"))
+    (file,) = (model if part == "lm" else model / part).glob("*.safetensors")
+    if damage == "cut":
+        cut(file, -9)
+    elif damage == "pointer":
+        file.write_text(POINTER)
+    else:
+        tensors = load_file(file)
+        name = next(name for name in tensors if "embed" in name and tensors[name].dim() == 2)
+        rest = {key: value for key, value in tensors.items() if key != name}
+        more = {name: tensors[name].repeat(2, 2)} if damage == "wide" else {}
+        save_file({**rest, **more}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.path: "):
+        load_policy((text_recipe if part == "lm" else recipe)(model))
 
 
 def test_the_check_of_a_recipe_finds_them_in_every_part(sd3: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from safetensors import SafetensorError
 from torch import nn
 
 from difrl.config import (
@@ -23,6 +24,7 @@ from difrl.config import (
 from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.families import FAMILIES, Family
+from difrl.policies.diffusion.families.meta_parts import check_parts
 from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
@@ -64,11 +66,13 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     try:
         with silenced_libraries():
             family = cls.load(path, DTYPES[model.dtype], model.revision)
-    except OSError as error:  # of the hub too: its errors are OSErrors
+    # Of the hub too, whose errors are OSErrors. Weights of other shapes raise a ValueError or a RuntimeError.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.path: {path!r} cannot be loaded: {error} Expected every part that its model_index.json names; copy or "
             "download the folder again"
         ) from error
+    check_parts(path, family.pipeline.components)  # the loaders fill missing weights with random ones, without a word
     family.pipeline.to(device)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.

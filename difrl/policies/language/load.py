@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from difrl.config import GenerationConfig, ModelConfig, RunConfig
@@ -138,14 +139,24 @@ def load_frozen(
     path = resolve(path, LANGUAGE_MODEL, key)
     try:
         with silenced_libraries():
-            found = AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, dtype=DTYPES[model.dtype], attn_implementation=model.attention
+            found, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                dtype=DTYPES[model.dtype],
+                attn_implementation=model.attention,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError) as error:  # of the hub too: its errors are OSErrors
+    # Of the hub too, whose errors are OSErrors. Weights of other shapes raise a RuntimeError.
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{key}: {path!r} cannot be loaded as a causal language model: {error}. Expected a transformers folder or "
             "hub id; for a hub model check the name, the network and `hf auth login`"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{key}: the weights of {path!r} lack {len(missing)} tensors that its config.json describes, such as {missing[0]}, "
+            "and would be filled with random numbers; copy or download the model again"
+        )
     found.to(device).requires_grad_(False).eval()
     return found
 

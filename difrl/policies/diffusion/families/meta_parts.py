@@ -23,7 +23,9 @@ def build_meta_parts(
     Modules are on the meta device, the scheduler is complete, and everything else (tokenizers) is None.
     """
     parts = {name: part for name, part in index.items() if isinstance(part, list | tuple) and name not in left_out}
-    return {name: _build_part(path, name, library, cls, revision) for name, (library, cls) in parts.items()}
+    built = {name: _build_part(path, name, library, cls, revision) for name, (library, cls) in parts.items()}
+    check_parts(path, built)
+    return built
 
 
 def _build_part(path: str, name: str, library: str | None, class_name: str | None, revision: str | None) -> Any:
@@ -42,11 +44,17 @@ def _build_part(path: str, name: str, library: str | None, class_name: str | Non
     if issubclass(cls, ModelMixin):
         config = cls.load_config(path, subfolder=name, revision=revision)
         with torch.device("meta"):
-            module, file = cls.from_config(config), "diffusion_pytorch_model.safetensors"
-    else:
-        config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
-        with torch.device("meta"):
-            module, file = cls(config), "model.safetensors"
-    if Path(path).is_dir():
-        check_weights(folder, [file], module, "model.path")
-    return module
+            return cls.from_config(config)
+    config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
+    with torch.device("meta"):
+        return cls(config)
+
+
+def check_parts(path: str, parts: Mapping[str, Any]) -> None:
+    """Raise ModelError unless a local folder holds whole weights for the parts of a pipeline. The hub's are not checked."""
+    if not Path(path).is_dir():
+        return
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            file = "diffusion_pytorch_model.safetensors" if isinstance(part, ModelMixin) else "model.safetensors"
+            check_weights(Path(path) / name, [file], part, "model.path")
