@@ -137,7 +137,8 @@ def _build_skeleton(path: str, model: ModelConfig) -> Family:
         ) from error
     for part in family.modules:  # not by the methods of diffusers and transformers, which warn
         nn.Module.to(part, DTYPES[model.dtype]).requires_grad_(False).eval()
-    nn.Module.to(family.pipeline.vae, torch.float32)
+    if model.dtype != "float32":
+        nn.Module.to(family.pipeline.vae, torch.float32)
     return family
 
 
