@@ -75,6 +75,8 @@ def tiny_sd3(folder: Path, *, like_35: bool = False, shift: float = 1.0, seed: i
         text_encoder_3=build_t5() if like_35 else None,
         tokenizer_3=build_t5_tokenizer() if like_35 else None,
     )
+    if not like_35:
+        pipeline.register_to_config(_pretrained_without_t5=True)
     pipeline.save_pretrained(folder)
     return folder
 

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
+from difrl.policies.diffusion.families.sd3 import WITHOUT_T5
 from difrl.pretraining.tiny_parts import (
     LATENT_CHANNELS,
     LATENT_SIZE,
@@ -69,7 +70,7 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts)
     clip = build_clip_config(tokenizer, TEXT_WIDTH, projection_dim=TEXT_WIDTH)
-    return StableDiffusion3Pipeline(
+    pipeline = StableDiffusion3Pipeline(
         transformer=build_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=build_vae(),
@@ -80,6 +81,8 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
         text_encoder_3=None,
         tokenizer_3=None,
     )
+    pipeline.register_to_config(**{WITHOUT_T5: True})
+    return pipeline
 
 
 def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, Tensor]:

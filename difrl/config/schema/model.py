@@ -57,5 +57,8 @@ class ModelConfig(Section):
         description="MiB of prompt embeddings kept in CPU memory; further texts are encoded again at each use",
     )
     max_sequence_length: int | None = Field(
-        None, ge=0, description="T5 tokens; default: 256 with a T5 encoder, 0 without one"
+        None,
+        ge=0,
+        description="T5 tokens, or zeros in their place without a T5 encoder; default: 256, and 0 for models pretrained "
+        "without T5 (_pretrained_without_t5: true in model_index.json, as tiny-sd3 has)",
     )

@@ -74,6 +74,46 @@ def test_evaluation_is_the_pipelines_own_image(sd35: Path, guidance: float) -> N
     assert expected.std() > 0.01  # a blank image would agree with anything
 
 
+@pytest.fixture(scope="module")
+def without_t5(sd35: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a pipeline that was pretrained with T5 as it is when T5 was not loaded."""
+    folder = tmp_path_factory.mktemp("models") / "without_t5"
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    StableDiffusion3Pipeline.from_pretrained(sd35, **absent).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_without_t5_the_image_is_the_pipelines_own(without_t5: Path, guidance: float) -> None:
+    """The pipeline appends 256 zeros in the place of T5's tokens, which change the image."""
+    policy = policy_of(without_t5, rollout={"guidance": guidance})
+    found = policy.evaluation(PROMPTS, SAMPLES, NoiseKey(3, 0, "eval")).images
+    assert found is not None
+    pipeline = StableDiffusion3Pipeline.from_pretrained(without_t5, text_encoder_3=None, tokenizer_3=None)
+
+    def drawn(**lengths: int) -> Tensor:
+        noise = keyed((4, 4, 4), seed=3, step=0, samples=SAMPLES, use="eval/init")
+        negative = [p.negative or "" for p in PROMPTS]
+        steps = {"num_inference_steps": 4, "guidance_scale": guidance, "output_type": "pt"}
+        return torch.as_tensor(pipeline(TEXTS, negative_prompt=negative, latents=noise, **steps, **lengths).images)
+
+    torch.testing.assert_close(found, drawn(), atol=1e-4, rtol=0)
+    assert (found - drawn(max_sequence_length=0)).abs().max() > 1e-2
+    (tokens, width), _ = policy.family.condition_shapes(None).values()
+    assert policy.family.encode_prompts(TEXTS, None)["embeds"].shape == (3, tokens, width)
+
+
+def test_a_model_without_t5_from_the_start_says_so_and_keeps_it(sd3: Path, tmp_path: Path) -> None:
+    """A pipeline that training saves is one of the same kind."""
+    policy = policy_of(sd3)
+    policy.save(tmp_path / "model")
+    again = policy_of(tmp_path / "model")
+    clip = policy.family.pipeline.text_encoder.config.max_position_embeddings
+    for one in (policy, again):
+        assert one.family.encode_prompts(TEXTS, None)["embeds"].shape[1] == clip
+        assert one.family.encode_prompts(TEXTS, 3)["embeds"].shape[1] == clip + 3
+
+
 def test_samples_do_not_depend_on_the_batch(sd3: Path) -> None:
     policy = policy_of(sd3)
     together = rollout(policy).replay_data["latents"]

@@ -29,6 +29,8 @@ class Family(ABC):
     """Name of the pipeline's part that is trained."""
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Suffixes of the linear modules that LoRA adapts by default."""
+    index_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of model_index.json that diffusers ignores and this family reads. A saved pipeline keeps them."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -36,17 +38,25 @@ class Family(ABC):
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
         """Load the pipeline at a hub id or folder, with weights in `dtype`."""
-        settings = cls.part_overrides(DiffusionPipeline.load_config(path, revision=revision))
-        return cls(
-            cls.pipeline_class.from_pretrained(path, dtype=dtype, revision=revision, use_safetensors=True, **settings)
+        index = DiffusionPipeline.load_config(path, revision=revision)
+        settings = cls.part_overrides(index)
+        pipeline = cls.pipeline_class.from_pretrained(
+            path, dtype=dtype, revision=revision, use_safetensors=True, **settings
         )
+        return cls._with_index(pipeline, index)
 
     @classmethod
     def build_skeleton(cls, path: str, revision: str | None) -> Self:
         """Build the same pipeline on the meta device, without weights and tokenizers, to count its cost."""
         index = DiffusionPipeline.load_config(path, revision=revision)
         settings = cls.part_overrides(index)
-        return cls(cls.pipeline_class(**build_meta_parts(path, revision, index, settings), **settings))
+        pipeline = cls.pipeline_class(**build_meta_parts(path, revision, index, settings), **settings)
+        return cls._with_index(pipeline, index)
+
+    @classmethod
+    def _with_index(cls, pipeline: DiffusionPipeline, index: Mapping[str, Any]) -> Self:
+        pipeline.register_to_config(**{key: index[key] for key in cls.index_keys if key in index})
+        return cls(pipeline)
 
     @classmethod
     def part_overrides(cls, index: Mapping[str, Any]) -> dict[str, Any]:

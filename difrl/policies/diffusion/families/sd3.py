@@ -11,6 +11,9 @@ from torch import Tensor
 from difrl.policies.diffusion.families.base import Family
 from samplers import FlowMatching, Process
 
+WITHOUT_T5 = "_pretrained_without_t5"
+"""Key of model_index.json, true for a model that has never seen tokens of T5, not even zeros in their place."""
+
 
 class StableDiffusion3(Family):
     """Stable Diffusion 3 and 3.5, with or without T5."""
@@ -27,6 +30,8 @@ class StableDiffusion3(Family):
         "attn.add_v_proj",
         "attn.to_add_out",
     )
+
+    index_keys = (WITHOUT_T5,)
 
     @classmethod
     def part_overrides(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +58,9 @@ class StableDiffusion3(Family):
         return found if t5 is None else {**found, "tokenizer_3": (t5[0], self._t5_tokens(max_sequence_length))}
 
     def _t5_tokens(self, max_sequence_length: int | None) -> int:
-        # Without T5 the pipeline would append that many zeros: slower, and unlike the training of such a model.
-        default = 256 if self.pipeline.text_encoder_3 is not None else 0
+        # Stable Diffusion 3 was pretrained with zeros in the place of T5's tokens for a part of the captions, so the
+        # pipeline appends as many zeros if T5 is not loaded. Models without T5 from the start have seen neither.
+        default = 0 if self.pipeline.config.get(WITHOUT_T5) else 256
         return default if max_sequence_length is None else max_sequence_length
 
     def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
