@@ -13,45 +13,40 @@ from pydantic.fields import FieldInfo
 
 from difrl.config.checks import ConfigConflictError
 from difrl.config.schema.base import KeyPath, Section
-from difrl.config.yaml_source import YamlSource, dotted
+from difrl.config.yaml_source import YamlSource, dotted, get_value, shorten
 from difrl.runtime.suggestions import did_you_mean
 
 PydanticModel = type[BaseModel]
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
+_LISTED = 20
+"""Errors of a file that are listed; further ones are counted."""
+_TYPES = {
+    **{"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "text"},
+    **{"list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping", "model_attributes": "a mapping"},
+}
+"""First word of an error about a type -> the type in the words of YAML."""
+_BOUNDS = {
     "finite_number": "a finite number",
-    "string_type": "text",
-    "path_type": "text",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
     "too_short": "{min_length} or more entries",
     "too_long": "{max_length} entries at most",
-    "literal_error": "{expected}",
 }
+"""Type of an error about a bound -> the expectation, from the context of the error."""
 
 
 def describe_errors(error: ValidationError, model: PydanticModel, source: YamlSource) -> list[str]:
     """Return a line for each error in the values of `source`, in the order of the file."""
+    details = error.errors(include_url=False)
     found = [
-        (source.find_place(path), f"{dotted(path)}: {sentence}")
-        for detail in error.errors(include_url=False)
+        (source.find_place(path), f"{shorten(dotted(path))}: {sentence}")
+        for detail in details[:_LISTED]
         for path, sentence in _sentences(detail, model, source.data)
     ]
-    return [f"{place}: {problem}" for place, problem in sorted(found, key=lambda item: _line(item[0]))]
+    more = [f"and {len(details) - _LISTED} errors more"] if len(details) > _LISTED else []
+    return [*(f"{place}: {problem}" for place, problem in sorted(found, key=lambda item: _line(item[0]))), *more]
 
 
 def _line(place: str) -> float:
@@ -61,7 +56,7 @@ def _line(place: str) -> float:
 
 
 def _sentences(detail: Mapping[str, Any], model: PydanticModel, data: Any) -> Iterator[tuple[KeyPath, str]]:
-    kind, context = detail["type"], detail.get("ctx", {})
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     path = _path_in(data, detail["loc"], missing=kind == "missing")
     cause = context.get("error")
     if isinstance(cause, ConfigConflictError):
@@ -71,14 +66,30 @@ def _sentences(detail: Mapping[str, Any], model: PydanticModel, data: Any) -> It
     elif kind == "extra_forbidden":
         yield path, _unknown_key(path, model, data, detail["loc"])
     elif kind == "missing":
-        yield path, _missing(path, model, data)
+        sections = _of_kind(_sections(model, path[:-1], data), get_value(data, (*path[:-1], "kind")))
+        fields = [_keys(section).get(str(path[-1])) for section in sections]
+        described = next((field.description for field in fields if field and field.description), None)
+        yield path, f"missing ({described})" if described else "missing, and it has no default"
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        yield (*path, "kind"), _wrong_kind(path, model, data)
-    elif kind in _EXPECTED:
-        expected, kinds = _EXPECTED[kind].format(**context), _kinds(_sections(model, path, data))
-        yield path, _wrong_value(kind, expected, detail["input"], kinds)
+        kinds = _kinds(_sections(model, path, data))
+        expected, found = f"expected {_either(kinds)}", get_value(data, (*path, "kind"))
+        near = did_you_mean(found, kinds, "; did you mean {}?")
+        sentence = f"missing; {expected}" if found is None else f"{expected}, found {_describe(found)}{near}"
+        yield (*path, "kind"), sentence
+    elif kind == "literal_error":
+        expected = context["expected"]
+        near = did_you_mean(found, re.findall("'([^']*)'", expected), "; did you mean {}?")
+        yield path, f"expected {expected}, found {_describe(found)}{near}"
+    elif kind in _BOUNDS:
+        yield path, f"expected {_BOUNDS[kind].format(**context)}, found {_describe(found)}"
+    elif (words := re.fullmatch("(.+?)_(?:type|from_float|parsing)", kind)) and words[1] in _TYPES:
+        expected, kinds = _TYPES[words[1]], _kinds(_sections(model, path, data))
+        if kinds and kind == "float_type":
+            expected += f", or a mapping with kind: {_either(kinds)}"
+        quotes = "; put it in quotes" if kind == "string_type" and isinstance(found, bool | int | float) else ""
+        yield path, f"expected {expected}, found {_describe(found)}{quotes}"
     else:
-        yield path, f"{detail['msg']}, found {_describe(detail['input'])}"
+        yield path, f"{detail['msg']}, found {_describe(found)}"
 
 
 def _path_in(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
@@ -93,22 +104,11 @@ def _path_in(data: Any, loc: KeyPath, missing: bool) -> KeyPath:
     return tuple(path)
 
 
-def _wrong_value(error: str, expected: str, value: Any, kinds: list[str]) -> str:
-    if kinds and error == "float_type":
-        expected += f", or a mapping with kind: {_either(kinds)}"
-    sentence = f"expected {expected}, found {_describe(value)}"
-    if error == "string_type" and isinstance(value, bool | int | float):
-        return f"{sentence}; put it in quotes"
-    if error == "literal_error":
-        return sentence + did_you_mean(value, re.findall("'([^']*)'", expected), "; did you mean {}?")
-    return sentence
-
-
 def _unknown_key(path: KeyPath, model: PydanticModel, data: Any, loc: KeyPath) -> str:
     parent, key = path[:-1], str(path[-1])
     every = _sections(model, parent, data)
     # Where the section leaves out its kind, pydantic's location has the one it was taken for.
-    section = _of_kind(every, {"kind": loc[-2], **_get(data, parent)} if len(loc) > 1 else {})
+    section = _of_kind(every, get_value(data, (*parent, "kind"), loc[-2] if len(loc) > 1 else None))
     if others := [member for member in every if key in _keys(member)]:
         found, belongs = _either(_kinds(section)), _either(_kinds(others))
         return f"not a key of kind: {found}; it belongs to kind: {belongs}"
@@ -121,22 +121,6 @@ def _unknown_key(path: KeyPath, model: PydanticModel, data: Any, loc: KeyPath) -
     return f"unknown key; expected one of {', '.join(known)}" if known else "unknown key"
 
 
-def _missing(path: KeyPath, model: PydanticModel, data: Any) -> str:
-    for member in _of_kind(_sections(model, path[:-1], data), _get(data, path[:-1])):
-        field = _keys(member).get(str(path[-1]))
-        if field is not None and field.description:
-            return f"missing ({field.description})"
-    return "missing, and it has no default"
-
-
-def _wrong_kind(path: KeyPath, model: PydanticModel, data: Any) -> str:
-    kinds, section = _kinds(_sections(model, path, data)), _get(data, path)
-    if "kind" not in section:
-        return f"missing; expected {_either(kinds)}"
-    found = section["kind"]
-    return f"expected {_either(kinds)}, found {_describe(found)}{did_you_mean(found, kinds, '; did you mean {}?')}"
-
-
 def _describe(value: Any) -> str:
     """Return a value as YAML has it, or its type where that would be long."""
     if isinstance(value, Mapping):
@@ -145,7 +129,7 @@ def _describe(value: Any) -> str:
         return f"a list of {len(value)}"
     if value is None:
         return "nothing"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else shorten(repr(value))
 
 
 def _either(words: Iterable[str]) -> str:
@@ -163,45 +147,32 @@ def _kinds(sections: Iterable[PydanticModel]) -> list[str]:
     return [word for field in fields if get_origin(field.annotation) is Literal for word in get_args(field.annotation)]
 
 
-def _of_kind(sections: list[PydanticModel], data: Any) -> list[PydanticModel]:
-    """Return the sections of the kind in the data; all of them if it has none, or an unknown one."""
-    kind = data.get("kind") if isinstance(data, dict) else None
+def _of_kind(sections: list[PydanticModel], kind: Any) -> list[PydanticModel]:
+    """Return the sections of a kind; all of them if the kind is unknown."""
     return [section for section in sections if kind in _kinds([section])] or sections
 
 
-def _choices(annotation: Any) -> list[Any]:
-    """Return the types among which an annotation leaves the choice: sections, lists, mappings and scalars."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return list(annotation.variants())
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        return [choice for part in get_args(annotation) for choice in _choices(part)]
-    return [annotation]
-
-
-def _only_sections(choices: list[Any]) -> list[PydanticModel]:
-    return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+def _members(annotation: Any, levels: int = 0) -> Iterator[tuple[PydanticModel, int]]:
+    """Yield the sections that a type allows, each with the number of lists and mappings around it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        members = annotation.variants() if issubclass(annotation, Section) else [annotation]
+        yield from ((member, levels) for member in members)
+    elif get_origin(annotation) in (Union, UnionType, Annotated):
+        yield from (found for part in get_args(annotation) for found in _members(part, levels))
+    elif get_origin(annotation) in (list, dict):
+        yield from _members(get_args(annotation)[-1], levels + 1)
 
 
 def _sections(model: PydanticModel, path: KeyPath, data: Any) -> list[PydanticModel]:
     """Return the sections that the schema allows at a path of the data, of every kind."""
-    here: list[Any] = [model]
-    for part in path:
-        inner = [get_args(choice)[-1] for choice in here if get_origin(choice) in (list, dict)]
-        fields = [_keys(section).get(str(part)) for section in _of_kind(_only_sections(here), data)]
-        inner += [field.annotation for field in fields if field is not None]
-        here = [choice for annotation in inner for choice in _choices(annotation)]
-        data = _get(data, (part,))
-    return _only_sections(here)
-
-
-def _get(data: Any, path: KeyPath) -> Any:
-    """Return the value at a path of the data, {} if there is none."""
-    for part in path:
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            return {}
-    return data
+    here = [(model, 0)]
+    for depth, part in enumerate(path):
+        sections = [section for section, levels in here if not levels]
+        sections = _of_kind(sections, get_value(data, (*path[:depth], "kind")))
+        fields = [_keys(section).get(str(part)) for section in sections]
+        here = [(section, levels - 1) for section, levels in here if levels]
+        here += [found for field in fields if field is not None for found in _members(field.annotation)]
+    return [section for section, levels in here if not levels]
 
 
 def _all_paths(model: PydanticModel, start: KeyPath = ()) -> Iterator[KeyPath]:
@@ -209,7 +180,5 @@ def _all_paths(model: PydanticModel, start: KeyPath = ()) -> Iterator[KeyPath]:
     for key, field in _keys(model).items():
         path = (*start, key)
         yield path
-        for choice in _choices(field.annotation):
-            entry = get_origin(choice) in (list, dict)
-            for section in _only_sections(_choices(get_args(choice)[-1]) if entry else [choice]):
-                yield from _all_paths(section, (*path, 0) if entry else path)
+        for section, levels in _members(field.annotation):
+            yield from _all_paths(section, (*path, *[0] * levels))

@@ -7,6 +7,7 @@ replaces it whole too. `key.path=value` overrides take YAML values and may index
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,21 +18,11 @@ from pydantic import BaseModel, ValidationError
 from difrl.config import RunConfig
 from difrl.config.error_messages import describe_errors
 from difrl.config.presets import PRESETS
-from difrl.config.yaml_source import ConfigError, YamlSource, dump, parse, parse_overrides
+from difrl.config.yaml_source import SIZE, ConfigError, YamlSource, dump, parse, parse_overrides, shorten
 from difrl.runtime.errors import MissingFile
+from difrl.runtime.files import read_text
 from difrl.runtime.paths import find_config
 from difrl.runtime.suggestions import did_you_mean
-
-__all__ = [
-    "ConfigError",
-    "expand_preset",
-    "load_mapping",
-    "read_argument",
-    "read_config",
-    "read_model",
-    "recipe_summary",
-    "to_yaml",
-]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -73,33 +64,27 @@ def recipe_summary(path: Path | str) -> str:
 
 
 def _read_file(path: Path | str, overrides: Sequence[str]) -> YamlSource:
-    file = _find_file(Path(path))
-    name = file.as_posix()
     try:
-        source = parse(file.read_text(encoding="utf-8-sig"), name)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
+        file = find_config(path)
+    except MissingFile as error:
+        raise ConfigError(_describe_missing(Path(path), error)) from error
+    # A character has up to four bytes. `parse` refuses a longer text at the key where it becomes too long.
+    source = parse(read_text(file, file.as_posix(), 4 * SIZE + 4, ConfigError), file.as_posix())
     data = source.data
     if not isinstance(data, dict):
-        found = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)
+        found = "an empty file" if data is None else "a list" if isinstance(data, list) else shorten(repr(data))
         raise ConfigError(f"{source.find_place(())}: expected keys such as `model:`, found {found}")
     return parse_overrides(overrides).over(source)
 
 
-def _find_file(path: Path) -> Path:
-    if path.is_dir():
+def _describe_missing(path: Path, error: MissingFile) -> str:
+    if os.path.isdir(path):
         inside = path / "config.yaml"
         hint = f"; did you mean {inside.as_posix()}?" if inside.is_file() else ", expected a YAML file"
-        raise ConfigError(f"{path.as_posix()} is a folder{hint}")
-    try:
-        return find_config(path)
-    except MissingFile as error:
-        nearby = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = [(path.parent / name).as_posix() for name in difflib.get_close_matches(path.name, nearby)]
-        raise ConfigError(f"{error}" + (f"; nearby: {', '.join(near)}" if near else "")) from error
+        return f"{path.as_posix()} is a folder{hint}"
+    files = [file.as_posix() for file in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
+    near = difflib.get_close_matches(path.as_posix(), files)
+    return f"{error}" + (f"; nearby: {', '.join(near)}" if near else "")
 
 
 def _on_preset(source: YamlSource) -> YamlSource:
@@ -109,7 +94,7 @@ def _on_preset(source: YamlSource) -> YamlSource:
     preset = PRESETS.get(algorithm) if isinstance(algorithm, str) else None
     if preset is None:
         hint = did_you_mean(algorithm, PRESETS)
-        problem = f"algorithm: no preset is called {algorithm!r}; {hint}Presets: {', '.join(PRESETS)}"
+        problem = f"algorithm: no preset is called {shorten(repr(algorithm))}; {hint}Presets: {', '.join(PRESETS)}"
         raise ConfigError(f"{source.find_place(('algorithm',))}: {problem}")
     return source.over(YamlSource(deepcopy(preset.settings), {}, f"preset {algorithm}"))
 

@@ -1,7 +1,8 @@
 """YAML together with the place where each value was written, layers of it, and its writing.
 
 Scalars follow the core schema of YAML 1.2: `1e-4` is a number; `no`, `on`, `012` and `2024-01-01` are text. A key that is
-given twice is an error. Tags that construct Python objects are refused.
+given twice is an error, and so is a tag of another type. A document that is too large or too deep is refused at the value
+where it becomes so, before the rest of it is read.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
-from ruamel.yaml.emitter import Emitter
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 
 from difrl.config.schema.base import KeyPath
 from difrl.runtime.errors import UserError
 
 Scalar = str | int | float | bool | None
+
+SIZE, VALUES, DEPTH = 64 * 1024, 5_000, 50
+"""Largest numbers of characters, values and levels of a document, some thirty times those of a long recipe."""
+_TOO_LARGE = f"too large: expected at most {VALUES:,} values, {DEPTH} levels and {SIZE // 1024} KiB of text"
 
 
 class ConfigError(UserError):
@@ -47,14 +53,9 @@ class YamlSource:
 
         A mapping that only overrides reach into has the place of the first of them.
         """
-        here, existing = self.data, list[str]()
-        for part in path:
-            try:
-                here = here[part]
-            except (KeyError, IndexError, TypeError):
-                break
-            existing.append(str(part))
-        key = ".".join(existing)
+        while path and get_value(self.data, path, missing := object()) is missing:
+            path = path[:-1]
+        key = _join(path)
         inside = (place for inner, place in self.places.items() if inner.startswith(f"{key}."))
         return self.places.get(key) or next(inside, self.elsewhere)
 
@@ -69,21 +70,28 @@ class YamlSource:
 
     def _merge(self, below: Any, above: Any, path: KeyPath) -> Any:
         if isinstance(below, list) and isinstance(above, dict) and above and all(map(str.isdecimal, above)):
-            below = dict(enumerate(below))
-            for key in above:
-                if int(key) not in below:
-                    entries = f"entries 0 to {len(below) - 1}" if below else "no entries"
-                    place = self.find_place((*path, key))
-                    raise ConfigError(f"{place}: there is no entry {key}, the list has {entries}")
-            patched = {int(key): self._merge(below[int(key)], item, (*path, key)) for key, item in above.items()}
-            return list({**below, **patched}.values())
+            entries = {str(number): entry for number, entry in enumerate(below)}
+            if unknown := [key for key in above if key not in entries]:
+                found = f"entries 0 to {len(below) - 1}" if below else "no entries"
+                place = self.find_place((*path, unknown[0]))
+                raise ConfigError(f"{place}: there is no entry {unknown[0]}, the list has {found}")
+            return list(self._merge(entries, above, path).values())
         if not (isinstance(below, dict) and isinstance(above, dict)):
             return above
-        kinds = [layer["kind"] for layer in (below, above) if "kind" in layer]
-        if len(kinds) == 2 and kinds[0] != kinds[1]:
+        if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
             return above
         merged = {key: self._merge(below[key], item, (*path, key)) for key, item in above.items() if key in below}
         return {**below, **above, **merged}
+
+
+def get_value(data: Any, path: KeyPath, default: Any = None) -> Any:
+    """Return the value at a path of plain data, `default` if there is none."""
+    for part in path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return default
+    return data
 
 
 def _join(path: KeyPath) -> str:
@@ -93,6 +101,11 @@ def _join(path: KeyPath) -> str:
 def dotted(path: KeyPath) -> str:
     """Return a path as text, such as `train.lr`; "the top level" for the empty path."""
     return _join(path) or "the top level"
+
+
+def shorten(text: str, most: int = 100) -> str:
+    """Return text for a message, cut after `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def parse(text: str, name: str) -> YamlSource:
@@ -111,9 +124,10 @@ def parse_overrides(overrides: Iterable[str]) -> YamlSource:
 def _parse_override(override: str) -> YamlSource:
     path, separator, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
-    if not separator or not all(keys):
-        raise ConfigError(f"override '{override}': expected key.path=value, e.g. train.steps=50")
-    source = _read(text, lambda line: f"override '{override}'", tuple(keys))
+    place = f"override '{shorten(override)}'"
+    if not separator or not all(keys) or len(keys) > DEPTH:
+        raise ConfigError(f"{place}: expected key.path=value, e.g. train.steps=50")
+    source = _read(text, lambda line: place, tuple(keys))
     data = source.data
     for key in reversed(keys):
         data = {key: data}
@@ -122,19 +136,51 @@ def _parse_override(override: str) -> YamlSource:
 
 def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSource:
     """Return one YAML document, whose root stands at the path `start`; `place` gives the place of a line."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        problem = re.sub(r"\((.*),\)$", r"\1", error.problem or error.context)  # ruamel.yaml writes a token as a tuple
-        raise ConfigError(f"{place(line)}: not valid YAML: {problem}") from error
-    except YAMLError as error:
-        raise ConfigError(f"{place(1)}: not valid YAML: {' '.join(str(error).split())}") from error
-    if root is None:
-        return YamlSource(None, {_join(start): place(1)})
-    converter = _Converter(place, {})
-    return YamlSource(converter.convert(root, start), converter.places)
+        root = yaml.compose(text[: SIZE + 1])
+        if len(text) > SIZE:
+            raise _TooLargeError(None, None, "", yaml.reader.get_mark())
+    except Exception as error:  # beside its own errors ruamel.yaml has those of numbers in escapes and directives
+        line, problem = _syntax_error(error, text)
+        if isinstance(error, _TooLargeError) or len(text) > SIZE:
+            problem = f"{shorten(dotted((*start, *yaml.composer.path)))}: {_TOO_LARGE}"
+        raise ConfigError(f"{place(line)}: {problem}") from error
+    converter = _Converter(place, {_join(start): place(1)} if root is None else {})
+    return YamlSource(None if root is None else converter.convert(root, start), converter.places)
+
+
+def _syntax_error(error: Exception, text: str) -> tuple[int, str]:
+    """Return the line and the sentence of an error of ruamel.yaml."""
+    line, problem = 1, " ".join(str(error).split())
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        problem = f"the character U+{error.character:04X} is not text; remove it"
+    elif isinstance(error, MarkedYAMLError):
+        line = (error.problem_mark or error.context_mark).line + 1
+        problem = re.sub(r"\((.*),\)$", r"\1", error.problem or error.context)  # it writes a token as a tuple
+    return line, f"not valid YAML: {shorten(problem)}"
+
+
+class _TooLargeError(ComposerError):
+    """The document is too large or too deep at its mark."""
+
+
+class _Composer(Composer):
+    """A composer that stops at the first node which is one too many or too deep."""
+
+    values = 0
+    path: tuple[str, ...] = ()
+    """Path of the newest node."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if index is not None:
+            self.path = (*self.path[: self.depth - 1], str(getattr(index, "value", index)))
+        self.values += 1
+        if self.values > VALUES or self.depth > DEPTH:
+            raise _TooLargeError(None, None, "", self.parser.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True)
@@ -148,6 +194,8 @@ class _Converter:
         self.places.setdefault(_join(path), self.place(_line(node)))
         if any(node is parent for parent in parents):
             self.fail(node, path, "an alias that contains itself")
+        if len(self.places) > VALUES or len(parents) > DEPTH:
+            self.fail(node, path[:3], f"{_TOO_LARGE}, each alias counted with its values")
         if isinstance(node, MappingNode):
             return self.convert_mapping(node, path, (*parents, node))
         if isinstance(node, SequenceNode):
@@ -161,7 +209,8 @@ class _Converter:
         for key_node, value_node in node.value:
             key = self.convert_scalar(key_node, path) if isinstance(key_node, ScalarNode) else None
             if not isinstance(key, str):
-                self.fail(key_node, path, f"a key must be text, found {key_node.value}; put it in quotes")
+                found = shorten(key_node.value) if isinstance(key_node, ScalarNode) else "a list or a mapping"
+                self.fail(key_node, path, f"a key must be text, found {found}; put it in quotes")
             if key in items:
                 self.fail(key_node, (*path, key), f"given twice, first in line {lines[key]}; remove one")
             # The line of the key: a block begins one line further down.
@@ -174,12 +223,14 @@ class _Converter:
         explicit = node.ctag.handle is not None
         tag = str(node.tag) if explicit or node.style else _resolve(node.value)
         try:
-            return _SCALARS[tag][1](node.value)
-        except (KeyError, ValueError):
-            self.fail(node, path, f"cannot read {node.value!r} as {tag.replace(_TAG, '!!')}")
+            value = _SCALARS[tag][1](node.value)
+            str(value).encode()
+        except (KeyError, ValueError):  # another tag, too many digits, or half of a surrogate pair
+            self.fail(node, path, f"cannot read {shorten(repr(node.value))} as {tag.replace(_TAG, '!!')}")
+        return value
 
     def fail(self, node: Node, path: KeyPath, problem: str) -> NoReturn:
-        raise ConfigError(f"{self.place(_line(node))}: {dotted(path)}: {problem}")
+        raise ConfigError(f"{self.place(_line(node))}: {shorten(dotted(path))}: {problem}")
 
 
 def _line(node: Node) -> int:
@@ -192,10 +243,7 @@ _SCALARS: Mapping[str, tuple[str, Callable[[str], Scalar]]] = {
     _TAG + "null": (r"~|null|Null|NULL|", lambda text: None),
     _TAG + "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
     _TAG + "int": (r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+", lambda text: int(text, 0)),
-    _TAG + "float": (
-        rf"[-+]?{_NUMBER}|[-+]?\.inf|\.nan",
-        lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
-    ),
+    _TAG + "float": (rf"[-+]?{_NUMBER}|[-+]?\.inf|\.nan", lambda text: float(re.sub(r"\.(?=inf|nan)", "", text))),
     _TAG + "str": (r"(?s:.*)", str),
 }
 """Tag -> the plain scalars that have it, and their value: the core schema of YAML 1.2."""
@@ -207,12 +255,9 @@ def _resolve(text: str) -> str:
 
 
 class _Representer(SafeRepresenter):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
     def represent_str(self, data: str) -> ScalarNode:
         style = None if _resolve(data) == _TAG + "str" else "'"
-        if any(character in data for character in "\x85\u2028\u2029"):
+        if re.search("[\x85\u2028\u2029]", data):
             style = '"'  # elsewhere YAML reads these line breaks of Unicode as spaces
         return self.represent_scalar(_TAG + "str", data, style=style)
 
@@ -220,20 +265,10 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.represent_str)
 
 
-class _Emitter(Emitter):
-    def choose_scalar_style(self) -> Any:
-        """Prefer single quotes, also around apostrophes and line breaks."""
-        style = super().choose_scalar_style()
-        broken_key = self.simple_key_context and self.analysis.multiline
-        single = style == '"' and not self.event.style and self.analysis.allow_single_quoted and not broken_key
-        return "'" if single else style
-
-
 def dump(data: Any) -> str:
     """Return plain data as YAML, in the order of its keys. Readers of YAML 1.1 and 1.2 read the same values."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.Representer, yaml.Emitter, yaml.version = _Representer, _Emitter, (1, 1)
-    yaml.width = 100
+    yaml.Representer, yaml.version, yaml.width = _Representer, (1, 1), 100
     yaml.representer.default_flow_style = yaml.representer.sort_base_mapping_type_on_output = False
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()

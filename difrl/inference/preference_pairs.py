@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from difrl.config import RunConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES, Modality
 from difrl.data.prompts import load_prompts
 from difrl.data.rollout import ScoredRollout

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES
 from difrl.data.prompts import load_prompts
 from difrl.inference.loaded_run import open_run

@@ -6,13 +6,24 @@ difrl/configs. Assets are in difrl/assets in both.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from difrl.runtime.errors import MissingFile
+from difrl.runtime.errors import MissingFile, UserError
 from difrl.runtime.suggestions import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _HINT = " (did you mean '{}'?)"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path whose first part `~` or `~NAME` is the home folder. Raise UserError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: no home folder of that name; write the whole path, or ./{path} for one in this folder"
+        ) from error
 
 
 def recipes_folder(package: Path = PACKAGE) -> Path:
@@ -37,8 +48,8 @@ def recipes(package: Path = PACKAGE) -> dict[str, Path]:
 
 def find_config(name: str | Path) -> Path:
     """Return the config file that a user names: an existing path, or the name or path of a recipe."""
-    path = Path(name)
-    if path.is_file():
+    path = expand_user(name)
+    if os.path.exists(path) and not os.path.isdir(path):
         return path
     known = recipes()
     recipe = path.as_posix().removeprefix("configs/").removesuffix(".yaml")

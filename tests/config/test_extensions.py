@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from difrl.config import ClippedObjective, ObjectiveSection, RunConfig, register_kernel, register_objective
-from difrl.config.load import ConfigError, read_config, to_yaml
+from difrl.config.load import read_config, to_yaml
 from difrl.config.schema.kernels import KERNEL_ENTRIES
 from difrl.config.schema.objective import OBJECTIVES
+from difrl.config.yaml_source import ConfigError
 from difrl.core import Likelihoods
 from difrl.policies.load import load_policy
 from samplers import FlowMatching, Gaussian, Grid, transition_std

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from difrl import config
 from difrl.config import RunConfig
 from difrl.config.load import (
-    ConfigError,
     expand_preset,
     load_mapping,
     read_config,
@@ -23,7 +22,7 @@ from difrl.config.load import (
 )
 from difrl.config.presets import PRESETS
 from difrl.config.schema.kernels import KERNEL_ENTRIES
-from difrl.config.yaml_source import parse
+from difrl.config.yaml_source import ConfigError, parse
 from difrl.runtime import paths
 from samplers import kernels
 from tests.recipes import NAMED
@@ -390,7 +389,7 @@ def test_written_text() -> None:
         "  numbers:\n    - 1.0e-05\n    - 0.0001\n    - 2.0\n    - 1\n    - 1.5e+20\n"
         "  like_numbers:\n    - '1e-4'\n    - '0o17'\n    - '012'\n    - '1:30'\n    - '1_000'\n    - '2024-01-01'\n"
         "  like_others:\n    - 'no'\n    - 'on'\n    - 'null'\n    - '~'\n    - 'true'\n    - ''\n    - '<<'\n    - '='\n"
-        "  text:\n    - shapes:train\n    - 'a: b'\n    - don't\n    - '''tis: so'\n    - 'two\n\n      lines'\n"
+        "  text:\n    - shapes:train\n    - 'a: b'\n    - don't\n    - \"'tis: so\"\n    - \"two\\nlines\"\n"
         "    - \"\\L\"\n    - π\n    - '- a'\n    - '#'\n"
         "  others:\n    - null\n    - true\n"
         "  empty: []\n"

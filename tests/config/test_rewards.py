@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from difrl.config import RewardConfig
-from difrl.config.load import ConfigError, read_config, to_yaml
+from difrl.config.load import read_config, to_yaml
+from difrl.config.yaml_source import ConfigError
 from tests.recipes import AWM, recipe
 
 PLAIN = {"name": "jpeg_compressibility"}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from difrl.config import RewardConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.jsonl import DataFileError
 from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.score_files import RewardColumn, Sample, read_samples, score_files

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import difrl.training.cost.estimate
 from difrl.config import RunConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.diffusion.families import StableDiffusion3
 from difrl.policies.diffusion.load import load_diffusion_policy

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from difrl.config import RunConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import TEXTS
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import load_recorded_samples

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from difrl.config import RunConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import read_images
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
