@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from difrl.runtime.errors import UserError
+from difrl.runtime.paths import expand_user
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 out = Console(highlight=False)
@@ -131,7 +132,12 @@ def sample(
     ] = None,
     path: Annotated[
         Path | None,
-        typer.Option("--out", help="File of the samples. Default: samples.png for images, none for texts."),
+        typer.Option(
+            "--out",
+            parser=expand_user,
+            metavar="PATH",
+            help="File of the samples. Default: samples.png for images, none for texts.",
+        ),
     ] = None,
 ) -> None:
     """Draw samples at one or more RLG weights, side by side: images in a file, texts in the terminal."""
@@ -176,7 +182,7 @@ def _check_search(best_of: int | None, svdd: int | None, reward: str | None) -> 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(parser=expand_user, metavar="PATH", help="A run folder.")],
     rlg: Annotated[
         list[str] | None, typer.Option(help="RLG weights, or a range such as 0:2:0.25. Default: 0:2:0.5.")
     ] = None,
@@ -220,7 +226,9 @@ def evaluate(
 def pairs(
     config: Annotated[str, typer.Argument(help="A recipe, for its model, prompts, rewards and rollout.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. data.group_size=8")] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Folder of pairs.jsonl and its images.")] = Path("data/pairs"),
+    folder: Annotated[
+        Path, typer.Option("--out", parser=expand_user, metavar="PATH", help="Folder of pairs.jsonl and its images.")
+    ] = Path("data/pairs"),
     count: Annotated[int, typer.Option(min=1, help="Minimum number of pairs. A folder with fewer is continued.")] = 256,
     solved: Annotated[
         float | None,
@@ -247,9 +255,17 @@ def pairs(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders. Several are compared.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=expand_user, metavar="PATH", help="Run folders. Several are compared.")
+    ],
     path: Annotated[
-        Path | None, typer.Option("--out", help="File of the report. Default: report.html in the first folder.")
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=expand_user,
+            metavar="PATH",
+            help="File of the report. Default: report.html in the first folder.",
+        ),
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one or more runs."""
@@ -286,7 +302,7 @@ def rewards(
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Images, or texts in UTF-8.")],
+    files: Annotated[list[Path], typer.Argument(parser=expand_user, metavar="PATH", help="Images, or texts in UTF-8.")],
     reward: Annotated[
         list[str], typer.Option(help="Rewards: names, import paths, or {name: …, label: …, options: …}.")
     ],
@@ -465,5 +481,6 @@ def main() -> NoReturn:
 
 
 def _exit(error: Exception) -> NoReturn:
-    err.print(f"[bold red]difrl:[/] {escape(str(error))}", soft_wrap=True)
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
+    err.print(f"[bold red]difrl:[/] {escape(text)}", soft_wrap=True)
     sys.exit(error.exit_code if isinstance(error, UserError) else 1)

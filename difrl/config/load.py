@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from difrl.config import RunConfig
 from difrl.config.error_messages import describe_errors
 from difrl.config.presets import PRESETS
+from difrl.config.schema.base import PathContext
 from difrl.config.yaml_source import SIZE, ConfigError, YamlSource, dump, parse, parse_overrides, shorten
 from difrl.runtime.errors import MissingFile
 from difrl.runtime.files import read_text
@@ -52,9 +53,12 @@ def expand_preset(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_on_preset(YamlSource(mapping, {}, "recipe")).data)
 
 
-def to_yaml(config: BaseModel) -> str:
-    """Return every key with its value, in the order of the schema. It reads back to an equal config."""
-    return dump(config.model_dump(mode="json", by_alias=True))
+def to_yaml(config: BaseModel, paths: PathContext | None = None) -> str:
+    """Return every key with its value, in the order of the schema. It reads back to an equal config.
+
+    Paths are written as they were given, or in the form of `paths`.
+    """
+    return dump(config.model_dump(mode="json", by_alias=True, context=paths))
 
 
 def recipe_summary(path: Path | str) -> str:

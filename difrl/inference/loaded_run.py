@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from difrl.config import (
     TokensLikelihood,
 )
 from difrl.config.load import read_config
+from difrl.config.schema.base import check_path
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
@@ -28,6 +30,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.reporting.inference_defaults import read_inference_defaults
+from difrl.runtime.paths import expand_user
 from difrl.runtime.progress import phase
 from difrl.training import checkpoint
 
@@ -90,9 +93,9 @@ def open_run(
 
     steps, guidance: for drawing images. max_new_tokens, temperature: for drawing texts. Default: those of the run.
     """
-    folder = Path(path)
-    is_run = (folder / "config.yaml").is_file()
-    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(path))
+    folder = expand_user(path)
+    is_run = os.path.isfile(folder / "config.yaml")
+    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(folder))
     images, texts = (
         {"steps": steps, "guidance": guidance},
         {"max_new_tokens": max_new_tokens, "temperature": temperature},
@@ -136,7 +139,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _plain_recipe(path: str) -> RunConfig:
     """Return a recipe for a plain model, in which only the model and its sampling matter."""
-    model, objective = ModelConfig(path=path, train="full"), ClippedObjective(kind="clipped")
+    try:
+        model, objective = ModelConfig(path=check_path(path), train="full"), ClippedObjective(kind="clipped")
+    except ValueError as error:
+        raise ModelError(f"the model to open: {error}") from error
     if not is_language_model(path):
         return RunConfig(
             model=model,

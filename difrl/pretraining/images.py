@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from difrl.config.schema.base import FolderPath
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.pretraining import tiny_sd, tiny_sd3
@@ -79,8 +80,8 @@ class ImagesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     architecture: Literal["tiny-sd3", "tiny-sd"] = Field(description="which tiny model is made")
-    output: Path = Field(description="folder of the finished pipeline")
-    work: Path = Field(description="folder of checkpoints and of the cached drawings")
+    output: FolderPath = Field(description="folder of the finished pipeline")
+    work: FolderPath = Field(description="folder of checkpoints and of the cached drawings")
     seed: int = 0
     drawings: int = Field(gt=0, description="size of the training set")
     vae: VaeConfig | None = None

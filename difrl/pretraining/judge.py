@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from difrl.config.schema.base import FolderPath
 from difrl.pretraining.stages import Stage, StageConfig
 from difrl.tasks import shapes
 from rewards import judge
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class JudgeStageConfig(StageConfig):
     """The judge: binary cross-entropy on pairs of a drawing and a prompt."""
 
-    output: Path = Field(description="folder of the finished judge")
+    output: FolderPath = Field(description="folder of the finished judge")
 
 
 def _neighbours() -> list[np.ndarray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from difrl.config.schema.base import FolderPath
 from difrl.pretraining import tiny_lm
 from difrl.pretraining.solve_rate import SolveRateSettings, check_answers, generate_completions, summarise_accuracy
 from difrl.pretraining.stages import Stage, StageConfig
@@ -45,8 +45,8 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     architecture: Literal["tiny-lm"] = Field(description="which tiny model is made")
-    output: Path = Field(description="folder of the finished model and its tokenizer")
-    work: Path = Field(description="folder of checkpoints")
+    output: FolderPath = Field(description="folder of the finished model and its tokenizer")
+    work: FolderPath = Field(description="folder of checkpoints")
     seed: int = 0
     decoder: DecoderConfig
 

@@ -19,7 +19,9 @@ from difrl.config import (
     RewardAdaptiveCoefficient,
     RunConfig,
 )
-from difrl.config.load import ConfigError, read_config, to_yaml
+from difrl.config.load import read_config, to_yaml
+from difrl.config.schema.base import PathContext
+from difrl.config.yaml_source import ConfigError
 from difrl.reporting.metrics_file import read_metrics
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
@@ -219,20 +221,24 @@ def prepare_folder(config: RunConfig, start: Start, processes: DistributedContex
         if start.checkpoint is not None:
             changed = find_changes(read_inputs(folder), inputs)
         write_inputs(folder, inputs)
-        atomic_write_text(folder / "config.yaml", to_yaml(config))
+        atomic_write_text(folder / "config.yaml", to_yaml(config, PathContext()))
     processes.wait()
     return changed
 
 
-def _get_settings(config: RunConfig) -> dict[str, Any]:
+def _get_settings(config: RunConfig, paths: PathContext) -> dict[str, Any]:
     """Return the settings that a resumed run may not change. An adapter that it started from has a rank of its own."""
-    settings = config.model_dump(exclude=FREE)
+    settings = config.model_dump(exclude=FREE, context=paths)
     if config.model.lora.warm_start is not None:
         del settings["model"]["lora"]["rank"]
     return settings
 
 
 def _find_differences(before: RunConfig, now: RunConfig) -> list[str]:
-    """Return the sections that differ and that a resumed run may not change."""
-    one, two = map(_get_settings, (before, now))
-    return sorted(key for key in one if one[key] != two[key])
+    """Return the sections that differ and that a resumed run may not change.
+
+    Paths are the same if they lead to the same place, or, in a project that was moved, to the same place beside the run folder.
+    """
+    one, two = (_get_settings(config, PathContext()) for config in (before, now))
+    near, moved = (_get_settings(config, PathContext(config.output_dir)) for config in (before, now))
+    return sorted(key for key in one if one[key] != two[key] and near[key] != moved[key])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import PathText, Section
 from difrl.config.schema.rewards import RewardConfig
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class DataConfig(Section):
     """Prompts, and the number of samples drawn for each."""
 
-    train: str = Field(description="a .txt or .jsonl file, or a built-in set such as shapes:train")
+    train: PathText = Field(description="a .txt or .jsonl file, or a built-in set such as shapes:train")
     rows: Literal["prompts", "pairs", "samples"] = Field(
         "prompts",
         description="content of train: prompts to sample for, or recorded samples: preference pairs, or samples with rewards",
     )
     cache: int = Field(1024, ge=0, description="recorded samples whose latents or tokens are kept in memory")
-    evaluation: str | None = Field(None, description="prompts that are never trained on; default: none")
+    evaluation: PathText | None = Field(None, description="prompts that are never trained on; default: none")
     prompts_per_step: int = Field(12, gt=0, description="groups a step, over all processes")
     group_size: int = Field(12, gt=0, description="samples for each prompt; they are compared with each other")
     negative: str = Field("", description="negative prompt of guidance, for prompts whose row has none")
@@ -32,7 +32,7 @@ class DataConfig(Section):
 class RehearsalConfig(Section):
     """Recorded samples on which anchors with samples: rehearsal are measured, beside those of the step (arXiv:2509.07430)."""
 
-    train: str = Field(
+    train: PathText = Field(
         description="a .jsonl file in the format of data.rows: samples; the samples were drawn from the target of these anchors"
     )
     prompts_per_step: int = Field(8, gt=0, description="prompts a step, over all processes and updates")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import PathText, Section
 
 
 class GenerationConfig(Section):
@@ -41,5 +41,5 @@ class GenerationConfig(Section):
 class TeacherConfig(Section):
     """Another language model with the same vocabulary, for anchors."""
 
-    path: str = Field(description="hub id, local folder, or the name of a shipped model")
+    path: PathText = Field(description="hub id, local folder, or the name of a shipped model")
     revision: str | None = Field(None, description="revision of a hub model")

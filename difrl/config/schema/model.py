@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import PathText, Section
 
 
 class LoraConfig(Section):
@@ -19,7 +19,7 @@ class LoraConfig(Section):
         min_length=1,
         description="module names, or their ends after a dot; default: the family's attention layers, or those of warm_start",
     )
-    warm_start: str | None = Field(
+    warm_start: PathText | None = Field(
         None, description="folder or hub id of a LoRA to continue from, with its rank, alpha and targets"
     )
 
@@ -34,7 +34,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The model that is trained, and its use of memory."""
 
-    path: str = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3, tiny-sd)")
+    path: PathText = Field(description="hub id, local folder, or the name of a shipped model (tiny-sd3, tiny-sd)")
     revision: str | None = Field(None, description="revision of a hub model")
     train: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, field_serializer, field_validator, model_validator
 
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import Section, check_path
 from difrl.config.schema.schedules import RewardWeight, ThresholdWeight, value_range
 
 S = TypeVar("S", bound=Section)
@@ -84,7 +84,7 @@ class MemberConfig(Section):
     label_: str | None = Field(
         None,
         alias="label",
-        pattern=r"^[^/\s]+$",
+        pattern=r"^[^/\s\x00-\x1f\x7f]+$",
         description="name in metrics; default: name, or the name of the callable",
     )
     options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
@@ -99,6 +99,18 @@ class MemberConfig(Section):
     shape: ShapeConfig | None = Field(
         None, description="function of the reward, applied before the sum or the combination"
     )
+
+    @field_validator("options")
+    @classmethod
+    def _expand_home(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {key: check_path(item) if _is_home(item) else item for key, item in options.items()}
+
+    @field_serializer("options")
+    def _dump_options(self, options: dict[str, Any], info: SerializationInfo) -> dict[str, Any]:
+        if not info.context:
+            return options
+        paths = {key: item for key, item in options.items() if isinstance(item, str) and "/" in item}
+        return {**options, **{key: info.context.resolve(path) for key, path in paths.items()}}
 
     @model_validator(mode="after")
     def _check_source(self) -> MemberConfig:
@@ -118,6 +130,10 @@ class MemberConfig(Section):
     def label(self) -> str:
         """Name in metrics."""
         return self.label_ or self.name or str(self.import_).replace(":", ".").rpartition(".")[2]
+
+
+def _is_home(option: object) -> bool:
+    return isinstance(option, str) and option.startswith("~/")
 
 
 _CALLED = ("options", "on_error", "retries", "timeout")

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from difrl.config.schema.anchors import AnchorConfig, SnapshotConfig
-from difrl.config.schema.base import Section
+from difrl.config.schema.base import FolderPath, Section
 from difrl.config.schema.data import AdvantageConfig, CollectConfig, DataConfig, RehearsalConfig
 from difrl.config.schema.generation import GenerationConfig, TeacherConfig
 from difrl.config.schema.likelihood import LikelihoodConfig
@@ -25,7 +25,7 @@ class RunSections(Section):
         None, description="a preset such as awm: the settings of a method, which the file may override"
     )
     seed: int = 0
-    output_dir: Path = Field(Path("runs/default"), strict=False, description="the run folder")
+    output_dir: FolderPath = Field(Path("runs/default"), strict=False, description="the run folder")
     model: ModelConfig = Field(description="the model that is trained, e.g. model: {path: tiny-sd3}")
     data: DataConfig = Field(description="prompts, e.g. data: {train: prompts.txt}")
     rewards: list[RewardConfig] = Field(min_length=1, description="rewards that are optimised, e.g. [{name: geneval}]")

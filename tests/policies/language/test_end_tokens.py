@@ -13,7 +13,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from difrl.config import DataConfig, GenerationConfig
-from difrl.config.load import ConfigError
+from difrl.config.yaml_source import ConfigError
 from difrl.data.jsonl import DataFileError
 from difrl.data.modality import IMAGES, TEXTS
 from difrl.data.prompts import Prompt
