@@ -22,6 +22,7 @@ from rewards.base import Metadata, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import crop_middle, to_pictures
 from rewards.random_state import preserved_random_state
+from rewards.sources import resolve_source
 from rewards.weights import join_differences, load_weights, read_tensors
 
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -56,6 +57,7 @@ class TransformersClip:
     def __init__(self, model: str, processor: str | None = None, *, dtype: str = "float32") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
+        model, processor = resolve_source(model), resolve_source(processor or model)
         with _explain_errors(f"the CLIP model {model}"):
             self.model, found = CLIPModel.from_pretrained(
                 model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
@@ -63,9 +65,9 @@ class TransformersClip:
         # transformers only warns, and fills missing weights with random ones, whose scores look like real scores.
         if problem := join_differences(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"]):
             raise ValueError(f"the weights in {model} are not those of a CLIPModel: {problem}")
-        with _explain_errors(f"the CLIP processor {processor or model}"):
+        with _explain_errors(f"the CLIP processor {processor}"):
             # Published scores use PIL's resizing; torchvision's, the default of transformers, differs slightly.
-            self.processor = CLIPProcessor.from_pretrained(processor or model, backend="pil")
+            self.processor = CLIPProcessor.from_pretrained(processor, backend="pil")
         self.context: int = self.model.config.text_config.max_position_embeddings
         # In float32: bfloat16 would round ln 100, and the scale would become 99.
         self.logit_scale = self.model.logit_scale.exp().item()

@@ -32,6 +32,7 @@ from rewards.base import Metadata, OnDevice, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import CLIP_MEAN, CLIP_STD, crop_middle, to_pictures
 from rewards.random_state import preserved_random_state
+from rewards.sources import resolve_source
 from rewards.weights import describe_differences, find_file, read_tensors
 
 FILE = "ImageReward.pt"
@@ -158,7 +159,7 @@ def load_blip_tokenizer(source: str) -> Any:
     """Load BERT's tokenizer and append BLIP's two additional tokens, [DEC] and [ENC]."""
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer.from_pretrained(source)
+    tokenizer = BertTokenizer.from_pretrained(resolve_source(source))
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer
 

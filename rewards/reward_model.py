@@ -23,6 +23,7 @@ from torch import Tensor
 from rewards.base import Metadata, OnDevice, Samples, Scores, check_texts
 from rewards.options import check_at_least_one, check_choice
 from rewards.random_state import preserved_random_state
+from rewards.sources import resolve_source
 
 INPUT_FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
@@ -130,9 +131,10 @@ class RewardModel(OnDevice):
         """The model with its tokenizer, on the CPU."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
+        source = resolve_source(self.model)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=self.revision)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            self.model, revision=self.revision, dtype=self.dtype, output_loading_info=True
+            source, revision=self.revision, dtype=self.dtype, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(

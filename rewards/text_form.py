@@ -10,6 +10,7 @@ import torch
 
 from rewards.base import Metadata, Samples, Scores, WithoutDevice, all_valid, check_texts
 from rewards.options import compile_pattern
+from rewards.sources import resolve_source
 
 
 class Format(WithoutDevice):
@@ -54,5 +55,5 @@ class Length(WithoutDevice):
             return len
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self.tokenizer)
+        tokenizer: Any = AutoTokenizer.from_pretrained(resolve_source(self.tokenizer))
         return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)

@@ -30,6 +30,7 @@ from rewards.classes import ANY, UnknownClass, check_classes, key
 from rewards.detectors import ClassNames, Detection, Mask
 from rewards.pictures import MOST_ASPECT, to_pictures
 from rewards.random_state import preserved_random_state
+from rewards.sources import resolve_source
 
 _SEGMENTATION = ("mask2former", "maskformer")
 _OWL_TEMPLATES = {"owlv2": "a photo of a {}", "owlvit": "a photo of a {}"}
@@ -256,6 +257,7 @@ def _load(path: str, device: torch.device) -> _DetectionModel:
         AutoProcessor,
     )
 
+    path = resolve_source(path)
     config = AutoConfig.from_pretrained(path)
     kind: type[_DetectionModel]
     if config.model_type in _SEGMENTATION:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewards.sources import resolve_source
+
 
 def find_file(source: str, filename: str, revision: str | None = None) -> Path:
     """Return the path of a file of published weights.
@@ -22,8 +24,7 @@ def find_file(source: str, filename: str, revision: str | None = None) -> Path:
         if not (path / filename).is_file():
             raise FileNotFoundError(f"the folder {path} has no {filename}; give the file itself, or a folder with it")
         return path / filename
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"there is no file or folder {source}; give one, or a hub id such as owner/name")
+    resolve_source(source)
     from huggingface_hub import hf_hub_download
 
     try:

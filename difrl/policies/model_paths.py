@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from difrl.policies.errors import ModelError
-from difrl.runtime.paths import PACKAGE
+from difrl.runtime.paths import PACKAGE, expand_user
+from rewards.sources import explain_missing
 
 ASSETS = PACKAGE / "assets"
 
@@ -31,35 +33,32 @@ LANGUAGE_MODEL = ModelFormat("a transformers folder", "tokenizer_config.json", "
 
 def find_local(path: str) -> Path | None:
     """A local folder, or that of a shipped model."""
-    return next((place for place in (Path(path), ASSETS / path) if place.is_dir()), None)
+    return next((place for place in (expand_user(path), ASSETS / path) if os.path.isdir(place)), None)
 
 
-def is_local_path(path: str) -> bool:
-    """Whether it cannot be a hub id."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1
+def list_shipped(*formats: ModelFormat) -> list[str]:
+    """Return the names of the shipped models of these formats."""
+    return sorted({place.parent.name for format in formats for place in ASSETS.glob(f"*/{format.marker}")})
 
 
 def resolve(path: str, format: ModelFormat = PIPELINE, key: str = "model.path") -> str:
     """A local folder, a shipped model's folder, or a hub id as it stands. key: the one of the recipe that names it."""
     if (place := find_local(path)) is not None:
         return str(place)
-    if is_local_path(path):
-        shipped = sorted(p.parent.name for p in ASSETS.glob(f"*/{format.marker}"))
+    shipped = list_shipped(format)
+    if problem := explain_missing(path, shipped):
         also = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
-        raise ModelError(
-            f"{key}: no folder {path!r}; expected {format.folder}, a hub id such as {format.example}{also}"
-        )
+        raise ModelError(f"{key}: {problem}; expected {format.folder}, a hub id such as {format.example}{also}")
     return path
 
 
 def check_source(path: str) -> None:
     """Raise ModelError unless a path may be the folder of a run or of a model, a shipped model, or a hub id."""
-    if find_local(path) is None and is_local_path(path):
-        formats = (PIPELINE, LANGUAGE_MODEL)
-        shipped = sorted({place.parent.name for format in formats for place in ASSETS.glob(f"*/{format.marker}")})
+    shipped = list_shipped(PIPELINE, LANGUAGE_MODEL)
+    if find_local(path) is None and (problem := explain_missing(path, shipped)):
         raise ModelError(
-            f"no folder {path!r}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a "
-            f"shipped model ({', '.join(shipped)})"
+            f"{problem}; expected the folder of a run or of a model, a hub id such as {PIPELINE.example}, or a shipped "
+            f"model ({', '.join(shipped)})"
         )
 
 

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 
 from difrl.config import LoraConfig, RunConfig
 from difrl.policies.errors import ModelError
-from difrl.policies.model_paths import is_local_path
 from difrl.policies.weight_files import check_weight_file
 from difrl.runtime.files import atomic_write
 from difrl.runtime.quiet_libraries import silenced_libraries
+from rewards.sources import explain_missing
 
 KEY = "model.lora.warm_start"
 KEPT = "warm-start"
@@ -46,8 +46,8 @@ def find_adapter_files(path: str, format: AdapterFormat) -> list[Path]:
     """Return the files of the adapter at a local path; [] for a hub id. ModelError: there is none, or a damaged one."""
     place = Path(path)
     if not place.exists():
-        if is_local_path(path):
-            raise ModelError(f"{KEY}: no folder {path!r}; expected the folder or hub id of {format.noun}")
+        if problem := explain_missing(path):
+            raise ModelError(f"{KEY}: {problem}; expected the folder or hub id of {format.noun}")
         return []
     if place.is_file():
         if len(format.files) > 1:
@@ -130,7 +130,7 @@ def with_kept_warm_start(config: RunConfig, folder: Path) -> RunConfig:
     path = config.model.lora.warm_start
     if path is None:
         return config
-    gone = is_local_path(path) and not Path(path).exists()
+    gone = not Path(path).exists() and explain_missing(path) is not None
     places = [folder / KEPT, *([folder / "model"] if gone else [])]
     kept: Any = next((str(place) for place in places if place.is_dir()), path)
     # Without the other keys of the section: what they said of the adapter was checked when the run began.
