@@ -14,7 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from difrl.runtime.renamed_modules import install_renamed_modules
-from rewards.compat import install_torchvision_hook
+from difrl.runtime.shadowed_modules import check_own_packages
+
+check_own_packages("rewards", "samplers")
+
+from rewards.compat import install_torchvision_hook  # noqa: E402
 
 if TYPE_CHECKING:
     from difrl.config import RunConfig

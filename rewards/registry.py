@@ -15,6 +15,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from rewards.user_code import import_object
+
 if TYPE_CHECKING:
     from rewards.base import Reward
 
@@ -191,10 +193,9 @@ def _format_option(parameter: inspect.Parameter) -> str:
 
 def _import_target(path: str) -> Any:
     """Import the class, the reward or the function at `path`; ValueError if there is none."""
-    module, _, attribute = path.replace(":", ".").rpartition(".")
     try:
-        target = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        target = import_object(path)
+    except ImportError as error:
         raise ValueError(
             f"cannot import the reward '{path}' (package.module.name): {error}; start from the folder that holds the "
             "module, or install it"

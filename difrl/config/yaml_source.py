@@ -25,7 +25,7 @@ from difrl.runtime.errors import UserError
 
 Scalar = str | int | float | bool | None
 
-SIZE, VALUES, DEPTH = 64 * 1024, 5_000, 50
+SIZE, VALUES, DEPTH = 64 * 1024, 3_000, 50
 """Largest numbers of characters, values and levels of a document, some thirty times those of a long recipe."""
 _TOO_LARGE = f"too large: expected at most {VALUES:,} values, {DEPTH} levels and {SIZE // 1024} KiB of text"
 
@@ -74,7 +74,7 @@ class YamlSource:
             if unknown := [key for key in above if key not in entries]:
                 found = f"entries 0 to {len(below) - 1}" if below else "no entries"
                 place = self.find_place((*path, unknown[0]))
-                raise ConfigError(f"{place}: there is no entry {unknown[0]}, the list has {found}")
+                raise ConfigError(f"{place}: there is no entry {shorten(unknown[0])}, the list has {found}")
             return list(self._merge(entries, above, path).values())
         if not (isinstance(below, dict) and isinstance(above, dict)):
             return above
@@ -141,7 +141,7 @@ def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSo
     try:
         root = yaml.compose(text[: SIZE + 1])
         if len(text) > SIZE:
-            raise _TooLargeError(None, None, "", yaml.reader.get_mark())
+            raise _TooLargeError(None, None, "too large", yaml.reader.get_mark())
     except Exception as error:  # beside its own errors ruamel.yaml has those of numbers in escapes and directives
         line, problem = _syntax_error(error, text)
         if isinstance(error, _TooLargeError) or len(text) > SIZE:
@@ -179,7 +179,7 @@ class _Composer(Composer):
             self.path = (*self.path[: self.depth - 1], str(getattr(index, "value", index)))
         self.values += 1
         if self.values > VALUES or self.depth > DEPTH:
-            raise _TooLargeError(None, None, "", self.parser.peek_event().start_mark)
+            raise _TooLargeError(None, None, "too large", self.parser.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 

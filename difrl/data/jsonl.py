@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from difrl.runtime import files
 from difrl.runtime.errors import UserError
 from difrl.runtime.suggestions import did_you_mean
 
@@ -17,6 +19,8 @@ JsonObject = dict[str, object]
 SUFFIXES = (".txt", ".jsonl")
 LISTED = 10
 """Problems of a file that are listed; further ones are counted."""
+LARGEST, ROWS, LONGEST = 100_000_000, 1_000_000, 1_000_000
+"""Most bytes and lines of a file, whose rows are kept in memory, and most characters of a line."""
 
 
 class DataFileError(UserError):
@@ -26,18 +30,27 @@ class DataFileError(UserError):
 def read_text(path: Path, name: str) -> str:
     """Return the text of a UTF-8 file. Raise DataFileError if it cannot be read; messages call the file `name`."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if os.path.isfile(path) and (size := path.stat().st_size) > LARGEST:
+            raise DataFileError(
+                f"{name}: {size / 1e6:.0f} MB, expected at most {LARGEST / 1e6:.0f} MB, because all rows are kept in memory; "
+                "take a part of them"
+            )
+        text = files.read_text(path, name, LARGEST + 1, DataFileError)
     except FileNotFoundError as error:
         folder = path.parent
-        files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES] if folder.is_dir() else []
-        near = did_you_mean(path.name, files, "{}")
+        names = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES] if folder.is_dir() else []
+        near = did_you_mean(path.name, names, "{}")
         hint = f"; did you mean {(folder / near).as_posix()}?" if near else ""
         raise DataFileError(f"{name}: no such file, looked for {path.absolute()}{hint}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataFileError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
-    except OSError as error:
-        raise DataFileError(f"{name}: cannot be read: {error.strerror}") from error
+    lines = text.split("\n")
+    if len(lines) > ROWS:
+        raise DataFileError(f"{name}: {len(lines):,} lines, expected at most {ROWS:,}; take a part of them")
+    for number, line in enumerate(lines, 1):
+        if len(line) > LONGEST:
+            raise DataFileError(f"{name}:{number}: a line of {len(line):,} characters, expected at most {LONGEST:,}")
+        if "\0" in line:
+            raise DataFileError(f"{name}:{number}: found the character U+0000, which text does not contain; remove it")
+    return text
 
 
 def read_json_lines(path: Path, name: str, build: Callable[[JsonObject, str], T]) -> list[T]:
@@ -86,8 +99,16 @@ def describe_value(value: object) -> str:
 def _parse_row(line: str) -> JsonObject:
     try:
         row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
+        if "\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "half of a surrogate pair (\\ud800 to \\udfff), which is not a character; remove it"
+        ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON at column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("lists and objects are nested too deep; expected a few levels") from error
     if not isinstance(row, dict):
         raise ValueError(f'expected an object such as {{"prompt": "a red circle"}}, found {describe_value(row)}')
     return row

@@ -21,7 +21,7 @@ from difrl.runtime.suggestions import did_you_mean
 from difrl.tasks import arithmetic, shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt, with metadata for rewards, a negative prompt and a weight that sets how often it is drawn."""
 

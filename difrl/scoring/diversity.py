@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
-from importlib import import_module
 from typing import Any
 from zlib import crc32
 
@@ -27,6 +26,7 @@ from difrl.data.rollout import Rollout
 from difrl.runtime.paths import PACKAGE
 from rewards.judge import JudgeNetwork
 from rewards.random_state import FirstCall
+from rewards.user_code import import_object
 
 THUMBNAIL = 16
 BUCKETS = 1024
@@ -127,10 +127,9 @@ class Diversity:
 
 
 def _import_feature(name: str) -> Feature:
-    module, _, attribute = name.partition(":")
     try:
-        feature: Feature = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        feature: Feature = import_object(name)
+    except ImportError as error:
         raise ConfigError(f"eval.diversity: cannot import {name!r}: {error}; {EXPECTED}") from error
     first = FirstCall()
     return lambda samples: first(partial(feature, samples))

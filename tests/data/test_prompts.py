@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,49 @@ def test_arithmetic_is_built_in_and_holds_its_answers() -> None:
     assert all(eval(p.text.removesuffix("=")) == int(p.metadata["answer"]) for p in everything[::97])
     with pytest.raises(DataFileError, match=r"arithmetic:test: .*did you mean arithmetic:"):
         load_prompts("arithmetic:test")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(DataFileError, match=f"{name}: a device or a pipe, expected a file with text"):
+        load_prompts(str(path))
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(DataFileError, match=f"{name}: a device or a pipe, expected a file with text"):
+        load_prompts(str(path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataFileError, match=f"{name}: a folder, expected a file with text"):
+        load_prompts(str(path))
+    path.rmdir()
+    with path.open("wb") as file:
+        file.truncate(200_000_000)  # a sparse file
+    with pytest.raises(DataFileError, match=f"{name}: 200 MB, expected at most 100 MB"):
+        load_prompts(str(path))
+    path.write_text("\n" * 1_000_000)
+    with pytest.raises(DataFileError, match="1,000,001 lines, expected at most 1,000,000"):
+        load_prompts(str(path))
+    path.write_text("\n" + "x" * 1_000_001)
+    with pytest.raises(DataFileError, match=f"{name}:2: a line of 1,000,001 characters"):
+        load_prompts(str(path))
+    path.write_bytes(b"a\nb\0c\n")
+    with pytest.raises(DataFileError, match=rf"{name}:2: found the character U\+0000"):
+        load_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": ' + "[" * 100_000, "nested too deep"),
+        ('{"prompt": "a\\ud800"}', "half of a surrogate pair"),
+        ('{"prompt": "a", "weight": ' + "9" * 5_000 + "}", "Exceeds the limit"),
+    ],
+    ids=["deep", "surrogate", "digits"],
+)
+def test_a_line_that_python_cannot_hold_is_named(tmp_path: Path, line: str, message: str) -> None:
+    source = written(tmp_path, "p.jsonl", f'{{"prompt": "fine \\ud83d\\ude00"}}\n{line}\n')
+    with pytest.raises(DataFileError, match=message) as caught:
+        load_prompts(source)
+    assert str(caught.value).startswith(f"{source}:2: ")

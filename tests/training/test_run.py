@@ -272,7 +272,7 @@ def interrupting(
 UNSEEN = {"eval": {"every": 0}}  # every call of the reward is a training step's
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_polite_signal_ends_the_step_and_saves_it(
     sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

@@ -60,13 +60,26 @@ class RampSchedule(CoefficientSection):
 
     start: float
     end: float
-    steps: float | None = Field(None, gt=0, description="from start to end; default: the whole run")
+    steps: float | None = Field(
+        None, gt=0, description="from start to end; default: to the last step of the run, after warmup and hold"
+    )
     warmup: int = Field(0, ge=0, description="steps over which the value rises linearly from 0 to start")
     hold: int = Field(0, ge=0, description="steps at start, after the warm-up")
 
     @property
     def value_range(self) -> tuple[float, ...]:
         return (self.start, self.end)
+
+    def count_steps(self, total: int) -> float:
+        """Return the number of steps from start to end, in a run of `total` steps.
+
+        By default the last step has the end value. Without warm-up and hold the step after it would have it, as in
+        earlier versions, whose runs keep their numbers.
+        """
+        if self.steps is not None:
+            return self.steps
+        before = self.warmup + self.hold
+        return max(1, total - before - 1) if before else total
 
 
 class LinearSchedule(RampSchedule):
@@ -75,7 +88,7 @@ class LinearSchedule(RampSchedule):
     def build(self, total: int) -> Coefficient:
         from difrl.core import Linear
 
-        return Linear(self.start, self.end, self.steps or total, self.warmup, self.hold)
+        return Linear(self.start, self.end, self.count_steps(total), self.warmup, self.hold)
 
 
 class CosineSchedule(RampSchedule):
@@ -84,7 +97,7 @@ class CosineSchedule(RampSchedule):
     def build(self, total: int) -> Coefficient:
         from difrl.core import Cosine
 
-        return Cosine(self.start, self.end, self.steps or total, self.warmup, self.hold)
+        return Cosine(self.start, self.end, self.count_steps(total), self.warmup, self.hold)
 
 
 def _schedule_kind(value: Any) -> str:
