@@ -95,7 +95,7 @@ def open_run(
     """
     folder = expand_user(path)
     is_run = os.path.isfile(folder / "config.yaml")
-    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(folder))
+    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(path))
     images, texts = (
         {"steps": steps, "guidance": guidance},
         {"max_new_tokens": max_new_tokens, "temperature": temperature},
@@ -140,9 +140,10 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def _plain_recipe(path: str) -> RunConfig:
     """Return a recipe for a plain model, in which only the model and its sampling matter."""
     try:
-        model, objective = ModelConfig(path=check_path(path), train="full"), ClippedObjective(kind="clipped")
+        path = check_path(path)
     except ValueError as error:
         raise ModelError(f"the model to open: {error}") from error
+    model, objective = ModelConfig(path=path, train="full"), ClippedObjective(kind="clipped")
     if not is_language_model(path):
         return RunConfig(
             model=model,

@@ -13,11 +13,18 @@ from difrl.runtime.errors import MissingFile, UserError
 from difrl.runtime.suggestions import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
+_LONGEST_NAME = 255
+"""Bytes of a file name that file systems accept."""
 _HINT = " (did you mean '{}'?)"
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path whose first part `~` or `~NAME` is the home folder. Raise UserError if there is no such user."""
+    """Return a path whose first part `~` or `~NAME` is the home folder.
+
+    Raise UserError if there is no such user, or if a name in it is longer than file systems accept.
+    """
+    if max(map(len, map(os.fsencode, Path(path).parts)), default=0) > _LONGEST_NAME:
+        raise UserError(f"expected names of at most {_LONGEST_NAME} bytes in a path, found a longer one; shorten it")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

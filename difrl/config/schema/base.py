@@ -26,8 +26,6 @@ KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe, such as ("rewards", 0, "weight")."""
 
 _HIGHEST, _HIGHEST_SEED = 2**31 - 1, 2**63 - 1
-_LONGEST_NAME = 255
-"""Bytes of a file name that file systems accept."""
 
 
 class Section(BaseModel):
@@ -72,12 +70,11 @@ def check_path(path: str) -> str:
         raise ValueError("expected a path or a name, found empty text")
     if control := [character for character in path if unicodedata.category(character) == "Cc"]:
         raise ValueError(f"expected a path or a name, found the character U+{ord(control[0]):04X} in it; remove it")
-    if max(len(part.encode()) for part in path.split("/")) > _LONGEST_NAME:
-        raise ValueError(f"expected names of at most {_LONGEST_NAME} bytes, found a longer one; shorten it")
     try:
-        return str(expand_user(path)) if path.startswith("~") else path
+        expanded = expand_user(path)
     except UserError as error:
         raise ValueError(str(error)) from error
+    return str(expanded) if path.startswith("~") else path
 
 
 def _dump_path(path: str | Path, info: SerializationInfo) -> str:
