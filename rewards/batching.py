@@ -102,7 +102,7 @@ class Batcher:
                 )
             self._jobs.append(job)
             self._changed.notify_all()
-        job.answer.add_done_callback(lambda answer: self._remove(job) if answer.cancelled() else None)
+        job.answer.add_done_callback(self._remove_cancelled)
         return job.answer
 
     def close(self, seconds: float = 5.0) -> None:
@@ -150,11 +150,12 @@ class Batcher:
         self._jobs = others
         return batch
 
-    def _remove(self, cancelled: Job) -> None:
+    def _remove_cancelled(self, answer: Future[Scores]) -> None:
         """Remove a cancelled job from the queue, which frees the memory of its samples."""
-        with self._changed:
-            self._jobs = deque(job for job in self._jobs if job is not cancelled)
-            self._changed.notify_all()
+        if answer.cancelled():
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if job.answer is not answer)
+                self._changed.notify_all()
 
     def _answer(self, batch: Sequence[Job]) -> None:
         try:
