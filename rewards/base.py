@@ -96,6 +96,10 @@ class RewardError(RuntimeError):
         super().__init__(f"reward '{name}' failed{where}: {problem}")
 
 
+class MetadataError(RewardError):
+    """The metadata of a row are not those that a reward reads: the caller's fault, which a server answers with 422."""
+
+
 def all_valid(values: Tensor) -> Scores:
     """Return scores whose rows are all valid."""
     values = values.to(torch.float32)

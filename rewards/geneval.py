@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, RewardError, Scores, check_images
+from rewards.base import Metadata, MetadataError, Scores, check_images
 from rewards.boxes import in_relation, suppress
 from rewards.classes import ANY, Clause, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
@@ -86,7 +86,7 @@ class GenEval:
         try:
             found = self.detector(images, wanted)
         except UnknownClass as error:
-            raise RewardError(self.name, str(error), error.image, prompts[error.image]) from error
+            raise MetadataError(self.name, str(error), error.image, prompts[error.image]) from error
         detections = self._add_colors(images, found, metadata, rows)
         values: list[float | None] = [None] * len(metadata)
         for row in rows:
@@ -194,11 +194,11 @@ class GenEval:
 
 @contextmanager
 def _errors_of_row(name: str, row: int, prompt: str) -> Iterator[None]:
-    """Turn a ValueError into a RewardError with its row."""
+    """Turn a ValueError into a MetadataError with its row."""
     try:
         yield
     except ValueError as error:
-        raise RewardError(name, str(error), row, prompt) from error
+        raise MetadataError(name, str(error), row, prompt) from error
 
 
 def _clauses(metadata: Mapping[str, Any], key: str) -> list[Clause]:

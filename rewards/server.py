@@ -8,8 +8,9 @@
 
 Errors have the body {"error": …} and the status 401 without the token, 404 for an unknown reward or address, 405 for
 another method, 408 for a body that does not arrive in time, 413 for a request that is too large, 422 for one that cannot
-be parsed (with the `index` of a bad image), 500 where the reward failed (with the `row`), or 503 while the queue is full
-or memory is short. Nothing is ever unpickled: images are PNG or JPEG files, and everything else is JSON.
+be parsed (with the `index` of a bad image, or the `row` of metadata that the reward cannot read), 500 where the reward
+failed (with the `row`), or 503 while the queue is full or memory is short. Nothing is ever unpickled: images are PNG or
+JPEG files, and everything else is JSON.
 
 The memory of all requests together is bounded by a `MemoryBudget`, from which a request takes bytes before it uses them.
 """
@@ -40,7 +41,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from rewards.base import Reward, RewardError, Scores
+from rewards.base import MetadataError, Reward, RewardError, Scores
 from rewards.batching import Batcher, Busy
 from rewards.encoding import BadImage, count_pixels, decode_images
 from rewards.image_files import TooManyPixels
@@ -166,7 +167,8 @@ def create_app(
             try:
                 scores = await wait_for_scores(request, job)
             except RewardError as error:
-                raise Refusal(500, str(error), reward=name, row=error.row) from error
+                status = 422 if isinstance(error, MetadataError) else 500
+                raise Refusal(status, str(error), reward=name, row=error.row) from error
         rows = zip(scores.values.tolist(), scores.valid.tolist(), strict=True)
         return {"values": [value if valid else None for value, valid in rows]}
 

@@ -115,6 +115,16 @@ def test_a_failure_keeps_nothing_of_its_images(gate: Gate, batcher: Batcher) -> 
     assert (error.__cause__, error.__context__, error.__traceback__) == (None, None, None)
 
 
+def test_an_answer_keeps_nothing_of_its_images(gate: Gate, batcher: Batcher) -> None:
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    kept, job = weakref.ref(images), batcher.submit(images, ["2"], [{}])
+    del images
+    gate.opened.set()
+    assert values(job) == [0]
+    batcher.close()
+    assert kept() is None
+
+
 @pytest.mark.parametrize(
     "shortage", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory")]
 )
