@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from rewards.clip import DTYPES, ClipReward, TransformersClip
 from rewards.options import check_choice
 from rewards.random_state import preserved_random_state
+from rewards.sources import check_sources
 from rewards.weights import find_file, load_weights, read_tensors
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
@@ -63,6 +65,7 @@ class Aesthetic(ClipReward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> None:
+        check_sources(self.name, model=model, head=head)
         super().__init__(
             partial(TransformersClip, model, dtype=check_choice(self.name, "dtype", dtype, DTYPES)), batch_size
         )
@@ -72,10 +75,18 @@ class Aesthetic(ClipReward):
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the ratings [B] of one batch. The prompts are not used."""
         embeddings = self.encoder.images(images)
-        if self._head is None:
-            self._head = self._load_head(embeddings.shape[1])
-        scores: Tensor = self._head.to(embeddings.device)(embeddings)
+        scores: Tensor = self._get_head(embeddings.shape[1]).to(embeddings.device)(embeddings)
         return scores
+
+    def preload(self) -> None:
+        """Load the encoder and the layers now."""
+        with torch.no_grad():
+            self._get_head(self.encoder.texts([""]).shape[1])
+
+    def _get_head(self, width: int) -> AestheticHead:
+        if self._head is None:
+            self._head = self._load_head(width)
+        return self._head
 
     @preserved_random_state()
     def _load_head(self, width: int) -> AestheticHead:

@@ -68,6 +68,27 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class Preloadable(Protocol):
+    """A reward with a model that it loads at its first call, or before."""
+
+    def preload(self) -> None:
+        """Load the model now, if it is not loaded yet."""
+        ...
+
+
+def preload(reward: Reward) -> None:
+    """Load the model of a reward before its first call, if it has one. Raise RewardError if it cannot be loaded."""
+    if not isinstance(reward, Preloadable):
+        return
+    try:
+        reward.preload()
+    except RewardError:
+        raise
+    except Exception as error:
+        raise RewardError(reward.name, describe_exception(error)) from error
+
+
 class WithoutDevice:
     """Base class of rewards without tensors of their own: those that run on the CPU or on another machine."""
 

@@ -183,6 +183,10 @@ class ClipReward:
             self._encoder = self._load().to(self._device)
         return self._encoder
 
+    def preload(self) -> None:
+        """Load the model now."""
+        _ = self.encoder
+
     def to(self, device: torch.device | str) -> ClipReward:
         """Move the encoder, and return the reward."""
         self._device = torch.device(device)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rewards.clip import DTYPES, ClipReward, OpenClip, TransformersClip
 from rewards.options import check_choice
+from rewards.sources import check_sources
 
 BACKENDS = ("transformers", "open_clip")
 VALUES = ("cosine", "logit", "clipscore")
@@ -52,6 +53,8 @@ class ClipScore(ClipReward):
                 f"reward 'clip_score': pretrained={pretrained!r} is for backend=open_clip; "
                 "with transformers the weights are those of the model's hub id or folder"
             )
+        if backend == "transformers":
+            check_sources(self.name, model=model)
         load = partial(OpenClip, model, pretrained) if backend == "open_clip" else partial(TransformersClip, model)
         super().__init__(partial(load, dtype=dtype), batch_size)
 

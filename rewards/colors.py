@@ -103,6 +103,10 @@ class ClipColors:
             self._classifiers[label] = F.normalize(each.mean(1), dim=-1)
         return self._classifiers[label]
 
+    def preload(self) -> None:
+        """Load the model now."""
+        self._load()
+
     def _load(self) -> TransformersClip:
         with self._lock:  # two threads must not load at once
             if self._encoder is None:

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, Reward, RewardError, Samples, Scores, score
-from rewards.random_state import FirstCall
+from rewards.base import Metadata, Reward, RewardError, Samples, Scores, preload, score
+from rewards.random_state import FirstCall, preserved_random_state
 
 OnError = Literal["raise", "retry", "drop"]
 PROBES = 16
@@ -66,6 +66,11 @@ class Failsafe:
         """Move the reward, and return this object."""
         self.reward.to(device)
         return self
+
+    def preload(self) -> None:
+        """Load the reward's model now, if it has one. No rule applies: without its model a reward scores nothing."""
+        with preserved_random_state():
+            preload(self.reward)
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Return the reward's checked scores."""

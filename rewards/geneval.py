@@ -35,12 +35,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, MetadataError, Scores, check_images
+from rewards.base import Metadata, MetadataError, Preloadable, Scores, check_images
 from rewards.boxes import in_relation, suppress
 from rewards.classes import ANY, Clause, UnknownClass
 from rewards.colors import COLOR_MODEL, ClipColors, Colors
 from rewards.detectors import UNKNOWN_SHAPE, Detection, Detector, ShapesDetector
 from rewards.flow_grpo_credit import flow_grpo_credit
+from rewards.sources import check_sources
 from rewards.transformers_detector import TransformersDetector
 
 Group = list[Detection]
@@ -67,6 +68,12 @@ class GenEval:
             raise ValueError(f"partial is true, false or flow_grpo, found {self.partial!r}")
         if self.partial == "flow_grpo" and self.exact:
             raise ValueError("partial=flow_grpo counts the objects that a prompt names and no others: leave exact out")
+
+    def preload(self) -> None:
+        """Load the detector and the colour model now."""
+        for part in (self.detector, self.colors):
+            if isinstance(part, Preloadable):
+                part.preload()
 
     def to(self, device: torch.device | str) -> GenEval:
         """Move the detector and the colour model, and return the reward."""
@@ -259,7 +266,7 @@ def geneval(
 
     detector: shapes for the built-in task, or the hub id or folder of a transformers model for instance segmentation
     (facebook/mask2former-swin-small-coco-instance is nearest to the published one), object detection or zero-shot
-    detection. color_model: the CLIP model that then classifies colours, loaded for the first prompt with a colour. partial:
+    detection. color_model: the CLIP model that then classifies colours. partial:
     true for the share of requirements that are met, flow_grpo for the training reward of Flow-GRPO. exact: the picture may
     contain nothing else. threshold: confidence above which an object counts; counting_threshold: the same where the
     metadata's tag is counting. max_objects: at most this many of a class. max_overlap: boxes of a class that overlap more
@@ -267,6 +274,8 @@ def geneval(
     batch_size: images detected at once.
     """
     shapes = detector == "shapes"
+    if not shapes:
+        check_sources("geneval", detector=detector, color_model=color_model)
     lowest = min(threshold, counting_threshold)
     return GenEval(
         ShapesDetector() if shapes else TransformersDetector(detector, threshold=lowest, batch_size=batch_size),

@@ -23,6 +23,7 @@ from torch import Tensor
 from rewards.clip import DTYPES, ClipReward, OpenClip
 from rewards.options import check_choice
 from rewards.pictures import CLIP_MEAN, CLIP_STD
+from rewards.sources import check_sources
 from rewards.weights import find_file
 
 WEIGHTS = "xswu/HPSv2"
@@ -47,6 +48,7 @@ class HPSv2(ClipReward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> None:
+        check_sources(self.name, weights=weights)
         self.weights, self.filename, self.architecture = weights, filename, architecture
         self.antialias, self.dtype = antialias, check_choice(self.name, "dtype", dtype, DTYPES)
         super().__init__(self._load_model, batch_size)

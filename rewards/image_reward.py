@@ -32,7 +32,7 @@ from rewards.base import Metadata, OnDevice, Scores, all_valid, check_images
 from rewards.options import check_at_least_one
 from rewards.pictures import CLIP_MEAN, CLIP_STD, crop_middle, to_pictures
 from rewards.random_state import preserved_random_state
-from rewards.sources import resolve_source
+from rewards.sources import check_sources, resolve_source
 from rewards.weights import describe_differences, find_file, read_tensors
 
 FILE = "ImageReward.pt"
@@ -110,12 +110,17 @@ class ImageReward(OnDevice):
         revision: str | None = None,
     ) -> None:
         check_at_least_one(self.name, batch_size=batch_size)
+        check_sources(self.name, weights=weights, tokenizer=tokenizer)
         self.weights, self.vocabulary, self.batch_size, self.revision = weights, tokenizer, batch_size, revision
 
     @property
     def network(self) -> ImageRewardNetwork:
         """The network, loaded at the first access."""
         return self._loaded[0].to(self._device)
+
+    def preload(self) -> None:
+        """Load the model now."""
+        _ = self._loaded
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:

@@ -115,13 +115,17 @@ class JudgeNetwork(nn.Module):
     def load(cls, folder: str | Path) -> JudgeNetwork:
         """Load a network that `save` wrote, in evaluation mode."""
         folder = Path(folder)
-        missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder} is not the folder of a judge: {' and '.join(missing)} not found in it")
+        _check_folder(folder)
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         network = cls(JudgeConfig(**{**raw, "vocabulary": tuple(raw["vocabulary"])}))
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return network.eval()
+
+
+def _check_folder(folder: Path) -> None:
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is not the folder of a judge: {' and '.join(missing)} not found in it")
 
 
 class Judge(OnDevice):
@@ -139,6 +143,8 @@ class Judge(OnDevice):
         if (path is None) == (network is None):
             raise ValueError("a judge needs either path=FOLDER, as written by JudgeNetwork.save, or network=")
         check_choice(self.name, "output", output, get_args(Output))
+        if path is not None:
+            _check_folder(Path(path))
         self.path, self.output, self._network = path, output, network
 
     @property
@@ -147,6 +153,10 @@ class Judge(OnDevice):
         if self._network is None:
             self._network = JudgeNetwork.load(self.path or "")
         return self._network.eval().to(self._device)
+
+    def preload(self) -> None:
+        """Load the network now."""
+        _ = self.network
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:

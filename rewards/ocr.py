@@ -61,11 +61,19 @@ class Ocr(WithoutDevice):
         ]
         return Scores.from_list(values).to(samples.device)
 
+    def preload(self) -> None:
+        """Load the model now."""
+        with self._lock:
+            self._load()
+
+    def _load(self) -> None:
+        if self._reader is None:
+            self._reader = _load_reader(self.threads)
+
     def read(self, image: NDArray[np.uint8]) -> str:
         """Return the text of an RGB image [H,W,3], line after line."""
         with self._lock:
-            if self._reader is None:
-                self._reader = _load_reader(self.threads)
+            self._load()
             # RapidOCR expects OpenCV's channel order. Its classifier of upside-down lines is off, as published.
             lines, _ = self._reader(np.ascontiguousarray(limit_aspect(image)[:, :, ::-1]), use_cls=False)
         return "".join(str(text) for _, text, _ in lines or ())

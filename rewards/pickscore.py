@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rewards.clip import DTYPES, ClipReward, TransformersClip
 from rewards.options import check_choice
+from rewards.sources import check_sources
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -40,6 +41,7 @@ class PickScore(ClipReward):
     ) -> None:
         if divisor <= 0:
             raise ValueError(f"reward 'pickscore': divisor is {divisor}, expected a positive number")
+        check_sources(self.name, model=model, processor=processor)
         load = partial(TransformersClip, model, processor, dtype=check_choice(self.name, "dtype", dtype, DTYPES))
         super().__init__(load, batch_size)
         self.divisor = divisor

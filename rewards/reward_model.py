@@ -23,7 +23,7 @@ from torch import Tensor
 from rewards.base import Metadata, OnDevice, Samples, Scores, check_texts
 from rewards.options import check_at_least_one, check_choice
 from rewards.random_state import preserved_random_state
-from rewards.sources import resolve_source
+from rewards.sources import check_sources, resolve_source
 
 INPUT_FORMS = ("auto", "chat", "pair", "joined", "text")
 OUTPUTS = ("logit", "probability")
@@ -78,8 +78,13 @@ class RewardModel(OnDevice):
         for option, value, known in choices:
             check_choice(self.name, option, value, known)
         check_at_least_one(self.name, batch_size=batch_size, longest=1 if longest is None else longest)
+        check_sources(self.name, model=model)
         self.model, self.form, self.label, self.output = model, form, label, output
         self.batch_size, self.longest, self.cut, self.dtype, self.revision = batch_size, longest, cut, dtype, revision
+
+    def preload(self) -> None:
+        """Load the model now."""
+        _ = self._classifier
 
     @torch.no_grad()
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:

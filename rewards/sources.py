@@ -18,6 +18,15 @@ def resolve_source(source: str) -> str:
     return path
 
 
+def check_sources(reward: str, **sources: str) -> None:
+    """Raise ValueError if a source of a reward, by its option, is neither a local path nor a hub id."""
+    for option, source in sources.items():
+        try:
+            resolve_source(source)
+        except FileNotFoundError as error:
+            raise ValueError(f"reward '{reward}': {option}: {error}") from error
+
+
 def explain_missing(source: str, known: Sequence[str] = ()) -> str | None:
     """Return why a source that is not a local path cannot be a hub id either; None if it can be one.
 

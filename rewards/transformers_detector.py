@@ -59,22 +59,30 @@ class TransformersDetector:
             self._model.model.to(self._device)
         return self
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> Found:
-        """Detect objects in images [B,3,H,W] in [0,1]. A zero-shot model finds the classes ``wanted`` alone."""
+    def preload(self) -> None:
+        """Load the model now."""
+        self._loaded()
+
+    def _loaded(self) -> _DetectionModel:
         with self._lock:  # two threads must not load at once
             if self._model is None:
                 self._model = _load(self.path, self._device)
+            return self._model
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, wanted: ClassNames | None = None) -> Found:
+        """Detect objects in images [B,3,H,W] in [0,1]. A zero-shot model finds the classes ``wanted`` alone."""
+        model = self._loaded()
         names = [list(dict.fromkeys(classes)) for classes in wanted] if wanted is not None else None
-        self._model.check(names, self.path)
+        model.check(names, self.path)
         queries = names if names is not None else [[] for _ in images]
-        rows = [row for row in range(len(images)) if queries[row] or not self._model.needs_names]
+        rows = [row for row in range(len(images)) if queries[row] or not model.needs_names]
         found: Found = [[] for _ in images]
         if max(images.shape[2:]) > MOST_ASPECT * min(images.shape[2:]):
             return found  # a line of pixels shows no object, and processors scale its shorter side to nothing
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
-            results = self._model(to_pictures(images[batch]), [queries[row] for row in batch], self.threshold)
+            results = model(to_pictures(images[batch]), [queries[row] for row in batch], self.threshold)
             for row, items in zip(batch, results, strict=True):
                 found[row] = items
         return found

@@ -121,6 +121,7 @@ def make_pairs(
         place, modality = torch.device(device), MODALITIES[config.likelihood.kind]
         scorer = Scorer.build(config.rewards, [], place, modality)
         prompts = load_prompts(config.data.train)
+        scorer.preload()
         policy = load_policy(config, place)
         policy.validate_prompts(prompts)
         source = PolicyRollouts(config, policy, scorer, prompts, place)

@@ -64,6 +64,7 @@ def evaluate_run(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
     scorer = Scorer.build(config.rewards, watch, processes.device, MODALITIES[config.likelihood.kind])
+    scorer.preload()
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(loaded.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
     result = run_sweep(evaluator, config, run, processes, guidance)

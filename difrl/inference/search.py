@@ -149,6 +149,7 @@ def build_search(
     recipe = [*config.rewards, *config.watch] if run.is_run else []
     chosen = parse_reward(reward, recipe).model_copy(update={"weight": 1.0})
     scorer = Scorer.build([chosen], [], run.policy.device, MODALITIES[config.likelihood.kind])
+    scorer.preload()
     return BestOf(best_of, scorer) if best_of is not None else SVDD(SVDDSettings(svdd or 1, temperature), scorer)
 
 

@@ -18,7 +18,7 @@ from difrl.runtime.paths import PACKAGE
 from difrl.runtime.progress import phase
 from difrl.scoring.reward_terms import RewardTerm, build_term
 from rewards import Failsafe, Reward, RewardError, Scores
-from rewards.base import describe_exception
+from rewards.base import describe_exception, preload
 from rewards.combination import stack, weighted_sum
 
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
@@ -85,6 +85,13 @@ class Scorer:
             return build_term(config, lambda member: built[id(member)])
 
         return cls({r.label: (term(r), r.settled) for r in optimised}, {r.label: term(r) for r in watched})
+
+    def preload(self) -> None:
+        """Load the models of all rewards, which they would else load at their first call. Raise RewardError."""
+        with phase("loading rewards"):
+            for term in (*(term for term, _ in self.optimised.values()), *self.watched.values()):
+                for member in term.members.values():
+                    preload(member.reward)
 
     @classmethod
     def from_rewards(cls, optimised: Mapping[str, tuple[Reward, float]], watched: Mapping[str, Reward]) -> Scorer:

@@ -86,6 +86,7 @@ def _train(
     start = find_start(config, resume, processes)
     # Before the model, which may take minutes to load: a misspelt prompt file, tracker or reward is reported at once.
     inputs = load_inputs(config, processes.count, processes.device)
+    inputs.scorer.preload()
     resumed = None if start.checkpoint is None else config.output_dir
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config), run=resumed)
     policy.validate_prompts([*inputs.train, *inputs.evaluation])
