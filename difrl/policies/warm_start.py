@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from difrl.config import LoraConfig, RunConfig
@@ -43,12 +43,12 @@ FORMATS = {"forward": DIFFUSERS_LORA, "reverse": DIFFUSERS_LORA, "tokens": PEFT_
 
 
 def find_adapter_files(path: str, format: AdapterFormat) -> list[Path]:
-    """Return the files of the adapter at a local path; [] for a hub id. ModelError: there is none, or a damaged one."""
+    """Return the files of the adapter at a local path or hub id. ModelError: there is none, or a damaged one."""
     place = Path(path)
     if not place.exists():
         if problem := explain_missing(path):
             raise ModelError(f"{KEY}: {problem}; expected the folder or hub id of {format.noun}")
-        return []
+        place = _fetch(path, format)
     if place.is_file():
         if len(format.files) > 1:
             raise ModelError(f"{KEY}: {path!r} is a file, expected the folder of {format.noun}")
@@ -58,6 +58,18 @@ def find_adapter_files(path: str, format: AdapterFormat) -> list[Path]:
     for file in files:
         check_weight_file(file, KEY)
     return files
+
+
+def _fetch(path: str, format: AdapterFormat) -> Path:
+    """Download the adapter of a hub id, without the folders beside it. Return its folder in the hub's cache."""
+    patterns = [pattern for patterns in format.files for pattern in patterns]
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub library has many error classes, all with this meaning
+        raise ModelError(
+            f"{KEY}: {path!r} is not a local folder, and cannot be fetched from the hub: {error}; check the name, the network "
+            "and `hf auth login`"
+        ) from error
 
 
 def _find_file(folder: Path, patterns: tuple[str, ...], format: AdapterFormat) -> Path:
@@ -90,7 +102,7 @@ def load_warm_start(path: str, format: AdapterFormat, load_adapter: Callable[[st
     load_adapter: a function of a path that returns the names of tensors that are not in both the adapter and the model.
     """
     files = find_adapter_files(path, format)
-    place = str(files[0]) if len(files) == 1 else path
+    place = str(files[0] if len(files) == 1 else files[0].parent)
     try:
         with silenced_libraries():
             surplus = load_adapter(place)
@@ -108,14 +120,13 @@ def load_warm_start(path: str, format: AdapterFormat, load_adapter: Callable[[st
 
 
 def keep_warm_start(config: RunConfig) -> None:
-    """Copy the adapter that a run continues from into its folder. The hub keeps that of a hub id."""
+    """Copy the adapter that a run continues from into its folder."""
     if (path := config.model.lora.warm_start) is None:
         return
     folder = config.output_dir / KEPT
     files = find_adapter_files(path, FORMATS[config.likelihood.kind])
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was started here and left no step
-    if files:
-        folder.mkdir(parents=True)
+    folder.mkdir(parents=True)
     for file in files:
         with atomic_write(folder / file.name) as aside:
             shutil.copyfile(file, aside)
@@ -130,9 +141,8 @@ def with_kept_warm_start(config: RunConfig, folder: Path) -> RunConfig:
     path = config.model.lora.warm_start
     if path is None:
         return config
-    gone = not Path(path).exists() and explain_missing(path) is not None
-    places = [folder / KEPT, *([folder / "model"] if gone else [])]
-    kept: Any = next((str(place) for place in places if place.is_dir()), path)
+    places = [folder / KEPT, Path(path), folder / "model"]
+    kept = next((str(place) for place in places if place.exists()), path)
     # Without the other keys of the section: what they said of the adapter was checked when the run began.
     model = config.model.model_copy(update={"lora": LoraConfig(warm_start=kept)})
     return config.model_copy(update={"model": model})

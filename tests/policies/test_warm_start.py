@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt
 from difrl.inference.loaded_run import open_run
+from difrl.policies import warm_start
 from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
@@ -261,6 +262,29 @@ def test_a_run_keeps_the_adapter_that_it_started_from(sd3: Path, images: Path, t
     shutil.copytree(images, folder / "model")
     resumed = drawn_by(open_run(folder, device="cpu", step=3).policy)
     assert torch.equal(resumed, before)
+
+
+def test_an_adapter_of_the_hub_is_kept_too(
+    sd3: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is fetched without the folders beside it."""
+    config = image_recipe(sd3, "owner/adapter", tmp_path / "run")
+    for attempt in (estimate, load_policy):
+        with pytest.raises(
+            ModelError, match="'owner/adapter' is not a local folder, and cannot be fetched from the hub"
+        ):
+            attempt(config)
+
+    def fetch(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert (name, ignore_patterns) == ("owner/adapter", ["*/*"])
+        assert FILE in allow_patterns
+        return str(images)
+
+    monkeypatch.setattr(warm_start, "snapshot_download", fetch)
+    expected = drawn_by(load_policy(config))
+    warm_start.keep_warm_start(config)
+    monkeypatch.undo()
+    assert torch.equal(drawn_by(load_policy(config, run=tmp_path / "run")), expected)
 
 
 def test_a_text_run_keeps_the_adapter_that_it_started_from(lm: Path, texts: Path, tmp_path: Path) -> None:
