@@ -51,6 +51,8 @@ from rewards.protocol import PROTOCOL, is_token
 Take = Callable[[int], Awaitable[None]]
 """The function of a request's share of the memory, which takes bytes."""
 ADDRESSES = "expected POST /score/REWARD, GET /health or GET /version"
+PRESENCE = 1.0
+"""Seconds between two looks at whether a client is still there."""
 LONGEST_ERROR = 2000
 """Characters of an error: it may quote the request."""
 GRACE = 30
@@ -285,7 +287,7 @@ async def wait_for_scores(request: Request, job: Future[Scores]) -> Scores:
     Rows that are being scored cannot be removed. They are waited for, because their memory is in use.
     """
     answer = asyncio.wrap_future(job)
-    while not (await asyncio.wait({answer}, timeout=1.0))[0]:
+    while not (await asyncio.wait({answer}, timeout=PRESENCE))[0]:
         if await request.is_disconnected() and job.cancel():
             raise Refusal(400, "the client has gone")
     return answer.result()

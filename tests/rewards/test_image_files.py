@@ -123,6 +123,15 @@ def test_a_profile_is_converted_to_srgb() -> None:
         assert np.abs(read(grey, icc_profile=profile).astype(int) - np.asarray(grey)[..., None]).max() <= 1
 
 
+def test_a_profile_of_grey_pixels_is_converted() -> None:
+    """The profile is that of sRGB with its curve as that of grey, so it moves no level."""
+    grey = Image.fromarray(COLOURS).convert("L")
+    profile = SRGB[:16] + b"GRAY" + SRGB[20:].replace(b"rTRC", b"kTRC")
+    assert np.abs(read(grey, icc_profile=profile).astype(int) - np.asarray(grey)[..., None]).max() <= 1
+    with pytest.raises(ImageFileError, match="does not fit pixels of mode RGB"):
+        read(Image.fromarray(COLOURS), icc_profile=profile)
+
+
 def test_a_profile_that_does_not_fit_is_refused() -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (lab, b"no profile", SRGB[:200]):

@@ -6,17 +6,17 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 import torch
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from torch import Tensor
 
-from rewards import RewardError, Scores
+from rewards import RewardError, Scores, server
 from rewards.encoding import encode_images
 from rewards.protocol import PROTOCOL
 from rewards.server import PIXEL_COST, Limits, create_app
@@ -362,6 +362,33 @@ def test_a_request_above_the_whole_budget_is_413() -> None:
     assert "MB of memory, expected at most 71; send fewer rows or smaller images at once" in answer.json()["error"]
     metadata = [{"numbers": [0] * 1_000_000}]
     assert post(service, {"prompts": ["a"], "metadata": metadata}, grey(1)).status_code == 413
+
+
+class Gone:
+    """A request whose client has disconnected."""
+
+    async def is_disconnected(self) -> bool:
+        return True
+
+
+def test_rows_that_are_being_scored_keep_their_memory_when_the_client_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that wait are removed. Rows that are being scored are waited for, because their images are in memory."""
+    monkeypatch.setattr(server, "PRESENCE", 0.01)
+    request, scores = cast(Request, Gone()), Scores.from_list([0.5])
+
+    async def work() -> None:
+        waiting, running = Future[Scores](), Future[Scores]()
+        running.set_running_or_notify_cancel()
+        with pytest.raises(server.Refusal, match="the client has gone"):
+            await server.wait_for_scores(request, waiting)
+        assert waiting.cancelled()
+        task = asyncio.create_task(server.wait_for_scores(request, running))
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        running.set_result(scores)
+        assert await task is scores
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("place", ["PIL.ImageFile.ImageFile.load", "PIL.Image.open", "rewards.encoding.np.stack"])
