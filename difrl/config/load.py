@@ -26,6 +26,9 @@ from difrl.runtime.paths import find_config
 from difrl.runtime.suggestions import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
+RUN_KEYS = RunConfig.model_fields.keys() - {"trackers"}
+"""Keys of every run's config.yaml; the first runs have no trackers. Nothing is added to a file with all of them: its preset
+may have changed since, and the run goes on as it was started."""
 
 
 def read_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -93,7 +96,7 @@ def _describe_missing(path: Path, error: MissingFile) -> str:
 
 def _on_preset(source: YamlSource) -> YamlSource:
     algorithm = source.data.get("algorithm")
-    if algorithm is None:
+    if algorithm is None or RUN_KEYS <= source.data.keys():
         return source
     preset = PRESETS.get(algorithm) if isinstance(algorithm, str) else None
     if preset is None:

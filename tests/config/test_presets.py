@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from difrl.config import RunConfig
-from difrl.config.load import expand_preset, read_config, recipe_summary
+from difrl.config.load import expand_preset, read_config, recipe_summary, to_yaml
 from difrl.config.presets import PRESETS
 from difrl.config.presets.images import IMAGE_PRESETS
 from difrl.runtime import paths
@@ -63,6 +63,26 @@ def test_preset_expands_to_a_valid_run(name: str) -> None:
     likelihood, objective, anchors, std = METHODS[name].split()
     assert (run.likelihood.kind, run.objective.kind, run.advantage.std) == (likelihood, objective, std)
     assert {anchor.label for anchor in run.anchors} == set(anchors.split("+")) - {"none"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_keeps_its_settings_when_its_preset_changes(name: str, tmp_path: Path) -> None:
+    """A run folder has every key. Here it is of a time when the preset had no snapshots and another objective."""
+    run = RunConfig.model_validate(expand_preset({"algorithm": name, **TASK, **NAMED.get(name, {})}))
+    kind = run.likelihood.kind
+    changes = {
+        "snapshots": {},
+        "anchors": [],
+        "rollout": {**run.rollout.model_dump(), "snapshot": "current"},
+        "likelihood": {"kind": kind, "old": "detach", **({"share": ["t", "noise"]} if kind == "forward" else {})},
+        "objective": {"kind": "clipped", "clip_low": 0.7},
+        "rehearsal": None,
+    }
+    before = RunConfig.model_validate({**run.model_dump(by_alias=True), **changes})
+    (tmp_path / "config.yaml").write_text(to_yaml(before), encoding="utf-8")
+    assert read_config(tmp_path / "config.yaml") == before
+    later = read_config(tmp_path / "config.yaml", ["train.steps=7"])
+    assert later == before.model_copy(update={"train": before.train.model_copy(update={"steps": 7})})
 
 
 @pytest.mark.parametrize("name", PRESETS)
