@@ -10,6 +10,7 @@ from __future__ import annotations
 from difrl.config.run import RunConfig
 from difrl.config.schema.anchors import (
     AnchorConfig,
+    AverageSnapshot,
     DecaySnapshot,
     ResetSnapshot,
     SnapshotConfig,
@@ -89,6 +90,7 @@ __all__ = [
     "AnchorConfig",
     "AnchoredPreferenceObjective",
     "AnyWindow",
+    "AverageSnapshot",
     "BranchConfig",
     "CentredObjective",
     "CheckpointConfig",

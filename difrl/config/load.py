@@ -96,7 +96,7 @@ def _describe_missing(path: Path, error: MissingFile) -> str:
 
 def _on_preset(source: YamlSource) -> YamlSource:
     algorithm = source.data.get("algorithm")
-    if algorithm is None or RUN_KEYS <= source.data.keys():
+    if algorithm is None or source.data.keys() >= RUN_KEYS:
         return source
     preset = PRESETS.get(algorithm) if isinstance(algorithm, str) else None
     if preset is None:

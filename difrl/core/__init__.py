@@ -50,7 +50,7 @@ from difrl.core.schedules import (
     Schedule,
     TargetKL,
 )
-from difrl.core.snapshot_schedules import InUpdates, Reset, Soup
+from difrl.core.snapshot_schedules import Average, InUpdates, Reset, Soup
 
 __all__ = [
     "F_DIVERGENCES",
@@ -59,6 +59,7 @@ __all__ = [
     "AdvantageEstimator",
     "Aggregation",
     "AnchoredPreference",
+    "Average",
     "Baseline",
     "CentredRewardDistillation",
     "ClipCov",

@@ -6,6 +6,7 @@ alone determines the average of theta's past that it holds, and n alone is neede
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from difrl.core.schedules import Coefficient
@@ -24,6 +25,26 @@ class InUpdates(Coefficient):
 
     def value(self, step: int) -> float:
         return self.inner.value((step + 1) * self.per_step)
+
+
+@dataclass(frozen=True)
+class Average(Coefficient):
+    """An exponential average of the weights that follows fast at first, as Flow-GRPO (2505.05470) evaluates and saves it.
+
+    Of the updates n = 1, 2, ... it moves after those where n + 1 is a multiple of `every`, with the decay
+
+        min((1 + n) / (10 + n), decay)
+
+    A step has `per_step` updates. Snapshots move after a step, with the product of the decays of its updates.
+    """
+
+    decay: float
+    every: int = 1
+    per_step: int = 1
+
+    def value(self, step: int) -> float:
+        updates = range(step * self.per_step + 1, (step + 1) * self.per_step + 1)
+        return math.prod(min((1 + n) / (10 + n), self.decay) for n in updates if (n + 1) % self.every == 0)
 
 
 @dataclass(frozen=True)

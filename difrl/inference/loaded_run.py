@@ -126,7 +126,7 @@ def open_run(
             f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"
         )
     done = int(checkpoint.read_state(saved)["step"])
-    checkpoint.load_trained(policy.parameters, saved)
+    checkpoint.load_trained(policy.parameters, saved, snapshot=config.eval.snapshot)
     chosen = read_inference_defaults(folder)
     default = TRAINED if chosen is None else GuidanceSettings(chosen.rlg, chosen.first_steps, chosen.adaptive)
     return LoadedRun(policy, config, done, guidance=default)

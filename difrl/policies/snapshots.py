@@ -10,7 +10,7 @@ but autograd does not notice it: a differentiable pass and its backward pass mus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,14 @@ class Snapshots:
                 yield
         finally:
             self._used = None
+
+    @contextmanager
+    def as_current(self, name: str) -> Iterator[None]:
+        """Let a snapshot be θ inside the block, for evaluations and for the result. Other snapshots may be used there."""
+        if self._used is not None:
+            raise RuntimeError(f"snapshot {name!r} cannot become current while {self._used!r} is in use")
+        with nullcontext() if name == CURRENT else self.copies[name].swapped_in():
+            yield
 
     def update(self, step: int) -> None:
         """Move every snapshot towards the trained weights, by its decay after this step."""

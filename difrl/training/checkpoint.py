@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difrl.core import Coefficient
+from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text, digest_file, flush_to_disk
@@ -225,7 +226,7 @@ def load(trainer: Trainer, place: Path, processes: DistributedContext, *, checke
     """
     state = read_state(place) if checked else check(place)
     load_trained(trainer.policy.parameters, place, checked=True)
-    trainer.policy.snapshots.load(_read(place, "snapshots"))
+    load_snapshots(trainer.policy.snapshots, place)
     _load_optimizer(trainer, _read(place, "optimizer"), state["optimizer_steps"])
     trainer.coefficients = _coefficients(trainer.coefficients, state.get("coefficients", {}), place, "anchors")
     trainer.weights = _coefficients(trainer.weights, state.get("weights", {}), place, "rewards")
@@ -309,15 +310,26 @@ def _read(place: Path, name: str) -> dict[str, Tensor]:
         raise DamagedCheckpoint(place, f"{name}.safetensors cannot be read ({error})") from error
 
 
+def load_snapshots(snapshots: Snapshots, place: Path) -> None:
+    """Restore the snapshots of a checkpoint."""
+    snapshots.load(_read(place, "snapshots"))
+
+
 @torch.no_grad()
-def load_trained(parameters: Mapping[str, torch.nn.Parameter], place: Path, *, checked: bool = False) -> None:
+def load_trained(
+    parameters: Mapping[str, torch.nn.Parameter], place: Path, *, checked: bool = False, snapshot: str = CURRENT
+) -> None:
     """Copy the trained weights of a checkpoint into parameters, whose names and shapes must be the same.
 
     checked: leave out the comparison of the file with its digest.
+    snapshot: name of the snapshot whose weights are taken, or current.
     """
+    name = "trained" if snapshot == CURRENT else "snapshots"
     if not checked:
-        check(place, ["trained.safetensors"])
-    saved = _read(place, "trained")
+        check(place, [f"{name}.safetensors"])
+    saved = _read(place, name)
+    if snapshot != CURRENT:
+        saved = {key.removeprefix(f"{snapshot}/"): x for key, x in saved.items() if key.startswith(f"{snapshot}/")}
     if saved.keys() != parameters.keys():
         unknown = sorted(saved.keys() ^ parameters.keys())[:3]
         raise CheckpointError(

@@ -18,6 +18,7 @@ from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
+from difrl.policies.snapshots import CURRENT
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
@@ -45,6 +46,8 @@ class Evaluator:
     processes: DistributedContext
     seed: int
     diversity: Diversity = field(default_factory=Diversity)
+    snapshot: str = CURRENT
+    """Weights that are evaluated."""
 
     def __call__(self, images: int, guidance: GuidanceSettings = TRAINED) -> dict[str, float]:
         """Return means and standard errors over `images` samples, whose prompts take turns, as eval/… metrics."""
@@ -54,7 +57,7 @@ class Evaluator:
         in_use = self._prompts_in_use(images)
         prompts = [in_use[int(i) % len(in_use)] for i in numbers]
         with phase("evaluation", total=len(prompts)):
-            rollout = self.policy.evaluation(prompts, numbers, NoiseKey(self.seed, 0, "eval"), guidance)
+            rollout = self._draw(prompts, numbers, NoiseKey(self.seed, 0, "eval"), guidance)
             rollout = rollout.to(self.processes.device)
             with self.processes.fail_together():
                 scored = self.scorer(rollout)
@@ -106,5 +109,9 @@ class Evaluator:
         prompts = [p for p in chosen for _ in range(columns)]
         with phase("samples to show", total=len(prompts)):
             numbers, key = torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show")
-            rollout = self.policy.evaluation(prompts, numbers, key, guidance)
+            rollout = self._draw(prompts, numbers, key, guidance)
         return rollout, [p.text for p in chosen]
+
+    def _draw(self, prompts: Sequence[Prompt], numbers: Tensor, key: NoiseKey, guidance: GuidanceSettings) -> Rollout:
+        with self.policy.snapshots.as_current(self.snapshot):
+            return self.policy.evaluation(prompts, numbers, key, guidance)

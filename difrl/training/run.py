@@ -93,7 +93,9 @@ def _train(
     trainer = Trainer(config, policy, inputs.scorer, inputs.train, processes)
     evaluator = None
     if inputs.evaluation and config.eval.every > 0:
-        evaluator = Evaluator(policy, inputs.scorer, inputs.evaluation, processes, config.seed, inputs.diversity)
+        evaluator = Evaluator(
+            policy, inputs.scorer, inputs.evaluation, processes, config.seed, inputs.diversity, config.eval.snapshot
+        )
     run = Run(config, trainer, evaluator, processes, display, inputs.trackers)
     try:
         for message in filter(None, (warning, *start.messages)):
@@ -330,6 +332,7 @@ class Run:
                 "only while the recipe has a guard); continue with --resume and guard.action=stop, or warn"
             )
         checkpoint.load_trained(self.policy.parameters, place)
+        checkpoint.load_snapshots(self.policy.snapshots, place)
         self.after = _evaluation(next(row for row in self.guard.rows if row["step"] == result))
 
     def _finish(self) -> RunSummary:
@@ -338,7 +341,7 @@ class Run:
         if self.evaluator is not None and self.config.eval.rlg:
             run_sweep(self.evaluator, self.config, self.folder, self.processes)
         if self.processes.is_main:
-            with phase("saving the model"):
+            with phase("saving the model"), self.policy.snapshots.as_current(self.config.eval.snapshot):
                 self.policy.save(self.folder / "model")
             if self.evaluator is not None and self.config.eval.show > 0:
                 picture = save_before_after(self.evaluator, self.config, self.folder)

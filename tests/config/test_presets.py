@@ -72,6 +72,7 @@ def test_a_run_keeps_its_settings_when_its_preset_changes(name: str, tmp_path: P
     kind = run.likelihood.kind
     changes = {
         "snapshots": {},
+        "eval": {**run.eval.model_dump(), "snapshot": "current"},
         "anchors": [],
         "rollout": {**run.rollout.model_dump(), "snapshot": "current"},
         "likelihood": {"kind": kind, "old": "detach", **({"share": ["t", "noise"]} if kind == "forward" else {})},
@@ -88,9 +89,25 @@ def test_a_run_keeps_its_settings_when_its_preset_changes(name: str, tmp_path: P
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_leaves_the_task_to_the_recipe(name: str) -> None:
     settings = PRESETS[name].settings
-    assert not {"model", "data", "rewards", "watch", "eval", "checkpoint", "output_dir"} & set(settings)
+    assert not {"model", "data", "rewards", "watch", "checkpoint", "output_dir"} & set(settings)
+    assert set(settings.get("eval", {})) <= {"snapshot"}
     assert not {"steps", "guidance"} & set(settings.get("rollout", {}))
     assert set(settings.get("train", {})) <= {"aggregation"}
+
+
+EVALUATED = {
+    name: PRESETS[name].settings["snapshots"]["average"]
+    for name in ("awm", "flow_grpo", "flow_grpo_fast", "cps", "grpo_guard", "nft")
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_evaluate_the_weights_that_their_authors_evaluate(name: str) -> None:
+    run = RunConfig.model_validate(expand_preset({"algorithm": name, **TASK, **NAMED.get(name, {})}))
+    assert run.eval.snapshot == ("average" if name in EVALUATED else "current")
+    expected = {"awm": (0.99, 1), "nft": (0.9, 1)}.get(name, (0.9, 8))
+    if name in EVALUATED:
+        assert (EVALUATED[name]["decay"], EVALUATED[name]["every"]) == expected
 
 
 def test_presets_are_not_changed_by_expanding() -> None:

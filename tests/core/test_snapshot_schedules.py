@@ -1,4 +1,4 @@
-"""Decays of soups and resets: by hand, and as averages of the weights after each step."""
+"""Decays of averages, soups and resets: by hand, and as averages of the weights after each step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difrl.core import Coefficient, InUpdates, Linear, Reset, Soup
+from difrl.core import Average, Coefficient, InUpdates, Linear, Reset, Soup
 
 
 def snapshots_along(decay: Coefficient, path: list[float]) -> list[float]:
@@ -42,3 +42,28 @@ def test_schedules_in_updates() -> None:
 def test_at_least_one_step(kind: type[Soup] | type[Reset]) -> None:
     with pytest.raises(ValueError, match="every is 0, expected at least 1"):
         kind(0)
+
+
+def test_an_average_follows_fast_at_first() -> None:
+    """By hand: after update 1 the decay is 2/11, after update 2 3/12; from update 890 on it is 0.99."""
+    assert Average(0.99).value(0) == pytest.approx(2 / 11)
+    assert Average(0.99).value(1) == pytest.approx(3 / 12)
+    assert Average(0.99).value(2000) == 0.99
+    assert Average(0.2).value(1) == 0.2
+    assert Average(0.99, per_step=2).value(0) == pytest.approx(2 / 11 * 3 / 12)
+
+
+@given(st.floats(0.0, 0.999), st.integers(1, 9), st.integers(1, 5), st.integers(0, 60))
+def test_an_average_is_that_of_the_flow_grpo_authors(decay: float, every: int, per_step: int, steps: int) -> None:
+    """Their loop over updates, for weights that change only with a step."""
+    averaged = theta = 1.0
+    schedule, found, n = Average(decay, every, per_step), 1.0, 0
+    for step in range(steps):
+        theta = float((step * 7) % 5)
+        for _ in range(per_step):
+            n += 1
+            if (n + 1) % every == 0:
+                averaged += (1 - min((1 + n) / (10 + n), decay)) * (theta - averaged)
+        kept = schedule.value(step)
+        found = kept * found + (1 - kept) * theta
+    assert found == pytest.approx(averaged, abs=1e-9)

@@ -15,12 +15,17 @@ from torch import Tensor
 from difrl.data.prompts import Prompt
 from difrl.inference.loaded_run import LoadedRun, open_run
 from difrl.policies.base import GuidanceSettings
+from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.reporting.inference_defaults import InferenceDefaults
+from difrl.reporting.metrics_file import read_metrics
 from difrl.reporting.terminal import SilentDisplay
+from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
 from difrl.training import run as running
 from difrl.training.checkpoint import CheckpointError
+from difrl.training.evaluation import Evaluator
+from difrl.training.inputs import load_inputs
 from samplers import keyed
 from tests.recipes import recipe
 
@@ -165,3 +170,53 @@ def test_a_damaged_checkpoint_is_noticed(run: Path, tmp_path: Path, name: str) -
 def test_a_path_that_is_nothing_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no folder"):
         open_run(tmp_path / "nothing", device="cpu")
+
+
+AVERAGE: dict[str, Any] = {
+    "snapshots": {"average": {"kind": "average", "decay": 0.9}},
+    "eval": {"every": 3, "images": 6, "snapshot": "average", "show": 0, "rlg": []},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_is_evaluated_saved_and_opened(kind: str, sd3: Path, tmp_path: Path) -> None:
+    """One set of weights everywhere, and θ goes on without it: the run ends with the weights of a run without an average."""
+    size = {"data": {"prompts_per_step": 2, "group_size": 2}, "train": {"lr": 3e-2}, **KINDS[kind]}
+    config = recipe(sd3, tmp_path / "averaged", **size, **AVERAGE)
+    running.train(config, display=SilentDisplay())
+    running.train(recipe(sd3, tmp_path / "plain", **size, eval={"every": 0}), display=SilentDisplay())
+    saved = load_file(checkpoint.checkpoint_folder(tmp_path / "averaged", 3) / "snapshots.safetensors")
+    theta = weights(tmp_path / "averaged", 3)
+    assert all(torch.equal(value, theta[name]) for name, value in weights(tmp_path / "plain", 3).items())
+    assert any(not torch.equal(saved[f"average/{name}"], value) for name, value in theta.items())
+
+    opened = open_run(tmp_path / "averaged", device="cpu")
+    assert all(torch.equal(p, saved[f"average/{name}"]) for name, p in opened.policy.parameters.items())
+    inputs = load_inputs(config, 1)
+    evaluator = Evaluator(opened.policy, inputs.scorer, inputs.evaluation, DistributedContext(), config.seed)
+    last = read_metrics(tmp_path / "averaged")[-1]
+    assert evaluator(6)["eval/reward/mean"] == pytest.approx(last["eval/reward/mean"], rel=1e-6)
+
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "averaged/model" if kind == "full" else sd3, **absent
+    )
+    if kind == "lora":
+        pipeline.load_lora_weights(tmp_path / "averaged/model")
+    assert isinstance(opened.policy, DiffusionPolicy)
+    condition = opened.policy.family.encode_prompts(TEXTS, None)
+    given = (torch.ones(2, 4, 4, 4), condition["embeds"], condition["pooled"], torch.full((2,), 500.0))
+    torch.testing.assert_close(
+        pipeline.transformer(*given).sample,
+        opened.policy.module(*given).sample,
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_a_snapshot_that_the_recipe_does_not_have_is_refused(sd3: Path) -> None:
+    for name in ("ema", "base"):
+        with pytest.raises(
+            ValueError, match=rf"eval\.snapshot: '{name}' is not a snapshot; expected current or average"
+        ):
+            recipe(sd3, **{**AVERAGE, "eval": {"snapshot": name}})

@@ -116,6 +116,7 @@ def _snapshots_exist(config: RunSections) -> Iterator[ConfigConflict]:
     known = list(dict.fromkeys(["base", *config.snapshots]))
     uses: list[tuple[KeyPath, str, list[str]]] = [
         (("rollout", "snapshot"), config.rollout.snapshot, ["current", *known]),
+        (("eval", "snapshot"), config.eval.snapshot, ["current", *config.snapshots]),
         *((("anchors", i, "to"), anchor.to, [*known, *config.teachers]) for i, anchor in enumerate(config.anchors)),
     ]
     if config.likelihood.kind == "forward" and config.likelihood.noise.kind == "inversion":

@@ -25,12 +25,24 @@ def _reverse(
     }
 
 
+def _average(decay: float, every: int = 1) -> dict[str, Any]:
+    """Return settings under which an average of the weights is evaluated, saved and opened."""
+    return {
+        "snapshots": {"average": {"kind": "average", "decay": decay, "every": every}},
+        "eval": {"snapshot": "average"},
+    }
+
+
 IMAGE_PRESETS: Mapping[str, Preset] = {
     "awm": Preset(
         summary="Advantage Weighted Matching: the pretraining loss, weighted by the advantage",
         source="2509.25050",
-        # The authors' settings for SD3.5-M on GenEval. Their samples come from SA-Solver at 14 steps.
+        # geneval_sd3_no_cfg of scxue/advantage_weighted_matching, advantage_weighted_matching/config/dgx_awm.py, 2026-03-27.
+        # The coefficient to base is 0.001 there, 0.003 for OCR and 1e-4 for PickScore. They evaluate and save the average as
+        # well as the weights themselves. What differs: their samples come from SA-Solver at 14 steps, the first of six times
+        # is always the first of the sampler, and AdamW has a weight decay of 1e-4 (train.weight_decay).
         settings={
+            "eval": {"snapshot": "average"},
             "rollout": {"kernel": "ode", "noise_level": 0.0},
             "likelihood": {
                 "kind": "forward",
@@ -40,10 +52,13 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
                 "old": "detach",
             },
             "objective": {"kind": "clipped", "clip_low": 1.0, "clip_high": 1.0},
-            "snapshots": {"ema": {"decay": {"kind": "linear", "start": 0.0, "end": 0.3, "steps": 300}}},
+            "snapshots": {
+                "ema": {"decay": {"kind": "linear", "start": 0.0, "end": 0.3, "steps": 300}},
+                **_average(0.99)["snapshots"],
+            },
             "anchors": [
                 {"to": "ema", "divergence": "velocity", "coefficient": 1.0},
-                {"to": "base", "divergence": "velocity", "coefficient": 0.003},
+                {"to": "base", "divergence": "velocity", "coefficient": 0.001},
             ],
             "advantage": {"baseline": "mean", "std": "global", "clip": 5.0, "scale": 0.2},
         },
@@ -57,24 +72,30 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "flow_grpo": Preset(
         summary="Flow-GRPO: policy gradient on every step of the Flow-SDE sampler, KL to the base model",
         source="2505.05470",
-        # The published beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are
-        # divided by the group's standard deviation, as in the paper; the authors' recipes divide by that of all rewards.
+        # geneval_sd3 of yifan123/flow_grpo, config/grpo.py, 2025-07-18, with the average of scripts/train_sd3.py. What differs:
+        # their beta = 0.04 multiplies KL times |dt|, and |dt| is 0.1 on average in its ten steps. Advantages are divided by
+        # the group's standard deviation, as in the paper; their recipes divide by that of all rewards. AdamW has a weight
+        # decay of 1e-4 there (train.weight_decay).
         settings=_reverse(
             "flow_sde",
             0.7,
             1e-4,
+            **_average(0.9, 8),
             anchors=[{"to": "base", "divergence": "gaussian", "coefficient": 0.004}],
         ),
     ),
     "flow_grpo_fast": Preset(
         summary="Flow-GRPO-Fast: Flow-GRPO on a random window of two steps, the others by the ODE",
         source="2505.05470",
-        # As in the authors' later code; in their first code a group also shared the steps before the window. They keep
-        # the window in the first half of the path; a recipe sets `end` to match its steps.
+        # As in the authors' later code (config/grpo.py and scripts/train_sd3_fast.py of zhtmike/flow_grpo, a copy of
+        # yifan123/flow_grpo of 2025-11-04), with their average; in their first code a group also shared the steps before the
+        # window. They keep the window in the first half of the path; a recipe sets `end` to match its steps. AdamW has a
+        # weight decay of 1e-4 there (train.weight_decay).
         settings=_reverse(
             "flow_sde",
             0.8,
             1e-5,
+            **_average(0.9, 8),
             window={"kind": "random", "start": 0, "size": 2},
             advantage={"baseline": "mean", "std": "global", "clip": 5.0},
         ),
@@ -88,12 +109,15 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "cps": Preset(
         summary="Flow-CPS: policy gradient on coefficient-preserving sampling, which leaves no noise in the images",
         source="2509.05952",
-        # The settings are those of the Flow-GRPO authors, whose code includes the method: the window stays in the first
-        # half. They publish a clip range of 1e-5 for -|x - mean|^2 as log-likelihood; the true one needs a larger range.
+        # geneval_sd3_fast_nocfg of the Flow-GRPO authors, whose code includes the method (config/grpo.py of zhtmike/flow_grpo,
+        # a copy of 2025-11-04), with their average: the window stays in the first half. What differs: their clip range of
+        # 1e-5 is for -|x - mean|^2 as log-likelihood, and the true one needs a larger range. AdamW has a weight decay of 1e-4
+        # there (train.weight_decay).
         settings=_reverse(
             "cps",
             0.8,
             1e-4,
+            **_average(0.9, 8),
             window={"kind": "random", "start": 0, "size": 3},
             advantage={"baseline": "mean", "std": "global", "clip": 5.0},
         ),
@@ -101,9 +125,13 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "grpo_guard": Preset(
         summary="GRPO-Guard: Flow-GRPO on ratios with mean 1 and equal spread at every step, so that clipping takes effect",
         source="2510.22319",
-        # The published clip range is 2e-6, since a normalised ratio varies less than a plain one.
+        # general_ocr_sd3_rationorm of the authors (config/grpo_guard.py and scripts/train_sd3_GRPO_Guard.py of
+        # zhtmike/flow_grpo, a copy of yifan123/flow_grpo of 2025-11-04), who evaluate and save the average. The clip range is
+        # 2e-6, since a normalised ratio varies less than a plain one. What differs: AdamW has a weight decay of 1e-4 there
+        # (train.weight_decay).
         settings={
             **_reverse("flow_sde", 0.7, 2e-6),
+            **_average(0.9, 8),
             "likelihood": {"kind": "reverse", "reduce": "mean", "old": "recorded", "step_weight": "time_step"},
             "objective": {"kind": "ratio_normalised", "clip_low": 2e-6, "clip_high": 2e-6},
         },
@@ -139,7 +167,7 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
         source="2603.14128",
         # Published: groups of 24, two updates a step, and for OCR the decays min(0.25 + 0.005 n, 0.999) of old and
         # min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. The authors' code takes 20 times a sample and compares
-        # each separately; a recipe can raise `decisions`.
+        # each separately; a recipe can raise `decisions`. AdamW has a weight decay of 1e-4 there (train.weight_decay).
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
             "likelihood": {
@@ -168,8 +196,10 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "nft": Preset(
         summary="DiffusionNFT: a mixture towards the trained weights fits good samples, a mixture away from them bad samples",
         source="2509.16117",
-        # The authors' settings for SD3.5-M on GenEval. The decay of old, which draws the samples, is min(0.001 n, 0.5).
-        # They choose nine of the sampler's ten times at random, the first among them, which a grid here leaves out.
+        # SD3.5-M on GenEval of NVlabs/DiffusionNFT, config/nft.py and scripts/train_nft_sd3.py, 2025-09-22, who evaluate and
+        # save an average. The decay of old, which draws the samples, is min(0.001 n, 0.5). What differs: they choose nine of
+        # the sampler's ten times at random, the first among them, which a grid here leaves out, and AdamW has a weight decay
+        # of 1e-4 (train.weight_decay).
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "old"},
             "likelihood": {
@@ -181,7 +211,11 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
                 "mix": 1.0,
             },
             "objective": {"kind": "negative_aware", "bound": 5.0},
-            "snapshots": {"old": {"decay": {"kind": "linear", "start": 0.0, "end": 0.5, "steps": 500}}},
+            "eval": {"snapshot": "average"},
+            "snapshots": {
+                "old": {"decay": {"kind": "linear", "start": 0.0, "end": 0.5, "steps": 500}},
+                **_average(0.9)["snapshots"],
+            },
             "anchors": [{"to": "base", "divergence": "velocity", "coefficient": 1e-4}],
             "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
         },

@@ -108,6 +108,21 @@ class DecaySnapshot(SnapshotSection):
         return InUpdates(build_coefficient(self.decay, train.steps * updates), updates)
 
 
+class AverageSnapshot(SnapshotSection):
+    """An exponential average that follows θ fast at first: its decay is min((1 + n) / (10 + n), decay) at update n
+    (arXiv:2505.05470).
+    """
+
+    kind: Literal["average"]
+    decay: float = Field(0.99, ge=0, lt=1, description="the largest decay")
+    every: int = Field(1, gt=0, description="optimizer updates between two moves")
+
+    def build(self, train: TrainConfig) -> Coefficient:
+        from difrl.core import Average
+
+        return Average(self.decay, self.every, train.updates_per_step)
+
+
 class SoupSnapshot(SnapshotSection):
     """The average of the initial weights and of those at regular intervals (arXiv:2411.01798)."""
 
@@ -140,6 +155,7 @@ def _snapshot_kind(value: Any) -> str:
 
 SnapshotConfig = Annotated[
     Annotated[DecaySnapshot, Tag("decay")]
+    | Annotated[AverageSnapshot, Tag("average")]
     | Annotated[SoupSnapshot, Tag("soup")]
     | Annotated[ResetSnapshot, Tag("reset")],
     Discriminator(_snapshot_kind),

@@ -39,6 +39,11 @@ class EvaluationConfig(Section):
     every: int = Field(20, ge=0, description="steps between evaluations; 0: never, not even before and after")
     images: int = Field(256, gt=0, description="samples of an evaluation during the run")
     final_images: int | None = Field(None, gt=0, description="samples before and after a run; default: images")
+    snapshot: str = Field(
+        "current",
+        description="weights that are evaluated, saved as the result, and opened by difrl sample: current, or the name of a "
+        "snapshot, such as an average",
+    )
     steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
     temperature: float | None = Field(
         None, ge=0, description="temperature of texts; 0: the likeliest token; default: generation.temperature"
