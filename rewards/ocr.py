@@ -2,14 +2,16 @@
 
     score = 1 − min(d, n)/n,   d = edit distance between the text read and the quoted text of length n
 
-Both are in lower case and without spaces. d = 0 where the quoted text was read somewhere among other text, so that a
-sign's surroundings cost nothing. The quoted text is the one between the prompt's first two straight quotation marks
-or, without these, between the first curly ones. The reader is RapidOCR, whose models (PP-OCRv4) are part of its
-package. It drops lines with a confidence below 0.5, as does PaddleOCR, the published reader.
+Both are in lower case and without spaces, with composed letters and straight quotes. d = 0 where the quoted text was
+read somewhere among other text, so that a sign's surroundings cost nothing. The quoted text is the one between the
+prompt's first two straight quotation marks or, without these, between the first curly ones. The reader is RapidOCR,
+whose models (PP-OCRv4) are part of its package. It drops lines with a confidence below 0.5, as does PaddleOCR, the
+published reader.
 
-The published code (flow_grpo/ocr.py) differs in the following. It does not recognise curly marks. It takes the rest of
-the prompt where a mark is not closed, and fails at a prompt without marks; here both are invalid rows. It scores 0
-where the reader fails, which is an error here. It swaps red and blue in the reader's input; here the channels are right.
+The published code (flow_grpo/ocr.py) differs in the following. It compares characters as they are coded. It does not
+recognise curly marks. It takes the rest of the prompt where a mark is not closed, and fails at a prompt without marks;
+here both are invalid rows. It scores 0 where the reader fails, which is an error here. It swaps red and blue in the
+reader's input; here the channels are right.
 
 The reader's limits, measured on words of a plain font. It reads text from 8 pixels in height to the whole picture;
 turned clockwise up to 90°, counter-clockwise up to 60° (short words are lost before 75°, every word at 90°); several
@@ -31,6 +33,7 @@ from torch import Tensor
 from rewards.base import Metadata, Scores, WithoutDevice, check_images
 from rewards.pictures import to_pictures
 from rewards.random_state import preserved_random_state
+from rewards.typography import unify_typography
 
 MOST_ASPECT = 16  # of a picture's sides
 _QUOTED = (re.compile(r'"([^"]*)"'), re.compile(r"“([^”]*)”"))
@@ -96,8 +99,8 @@ def quoted_text(prompt: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return a text in lower case and without white space."""
-    return "".join(text.lower().split())
+    """Return a text in lower case and without white space, with composed letters and straight quotes."""
+    return "".join(unify_typography(text).lower().split())
 
 
 def similarity(read: str, text: str) -> float:

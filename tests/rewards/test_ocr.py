@@ -50,6 +50,13 @@ def test_quoted_text() -> None:
     assert quoted_text("a dog's bowl") == quoted_text('an open " mark') == quoted_text('nothing: ""') == ""
 
 
+@pytest.mark.parametrize(
+    ("read", "text"), [("cafe\u0301", "caf\u00e9"), ("\u201chi\u201d", '"hi"'), ("don\u2019t", "don't")]
+)
+def test_codes_of_one_character_are_equal(read: str, text: str) -> None:
+    assert similarity(read, normalise(text)) == similarity(text, normalise(read)) == 1.0
+
+
 def test_similarity_by_hand() -> None:
     text = normalise("HELLO 42")
     assert text == "hello42"
