@@ -193,7 +193,7 @@ def score(reward: Reward, samples: Samples, prompts: Sequence[str], metadata: Me
             result = reward(samples, prompts, metadata)
     except RewardError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a reward that calls sys.exit() must not end the run without a word
         raise RewardError(reward.name, f"{describe_exception(error)} ({_describe_batch(prompts)})") from error
     return _check_result(reward.name, result, prompts)
 

@@ -9,23 +9,29 @@ from typing import Any
 import torch
 
 from rewards.base import Metadata, Samples, Scores, WithoutDevice, all_valid, check_texts
-from rewards.options import compile_pattern
+from rewards.options import check_at_least_one
+from rewards.patterns import compile_pattern
 from rewards.sources import resolve_source
+from rewards.workers import call_each
 
 
 class Format(WithoutDevice):
-    """1 if the regular expression `pattern` matches the whole text, else 0."""
+    """1 if the regular expression `pattern` matches the whole text, else 0.
+
+    seconds: limit for a text, in seconds of computing; a text that needs longer is invalid.
+    """
 
     name = "format"
     needs: tuple[str, ...] = ("texts",)
 
-    def __init__(self, *, pattern: str) -> None:
-        self.pattern = compile_pattern(pattern, "reward 'format': pattern")
+    def __init__(self, *, pattern: str, seconds: int = 5) -> None:
+        check_at_least_one(self.name, seconds=seconds)
+        self.pattern, self.seconds = compile_pattern(pattern, "reward 'format': pattern").pattern, seconds
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score B texts; prompts and metadata are not used."""
-        matches = [self.pattern.fullmatch(text) is not None for text in check_texts(samples, self.name)]
-        return all_valid(torch.tensor(matches))
+        calls = [(self.pattern, text, True) for text in check_texts(samples, self.name)]
+        return Scores.from_list(call_each("rewards.patterns:matches", calls, self.seconds, self.name))
 
 
 class Length(WithoutDevice):

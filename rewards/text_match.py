@@ -16,13 +16,12 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_texts
-from rewards.options import check_choice, compile_pattern, last_match
-
-CACHED = 65536
-"""Number of compiled patterns that are cached: all samples of a prompt have the same pattern."""
+from rewards.options import check_at_least_one, check_choice
+from rewards.patterns import compile_pattern
+from rewards.typography import unify_typography
+from rewards.workers import call_each
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -49,67 +48,78 @@ NORMAL_FORMS: dict[str, Callable[[str], str]] = {
 class ExactMatch(WithoutDevice):
     """1 if the text is the metadata's answer, or one of several, letter by letter; else 0.
 
-    key: the metadata's key of the answer or of a list of answers. normalise: none; spaces (single spaces between words);
-    case (spaces, and case is ignored); words (case, and punctuation and articles are ignored, as in SQuAD). extract: a
-    regular expression whose last match (its first group, if it has one) is the text's answer.
+    Composed and decomposed letters are equal, straight and typographic quotes, and all dashes. key: the metadata's key of
+    the answer or of a list of answers. normalise: none; spaces (single spaces between words); case (spaces, and case is
+    ignored); words (case, and punctuation and articles are ignored, as in SQuAD). extract: a regular expression whose last
+    match (its first group, if it has one) is the text's answer. seconds: limit for it, in seconds of computing; a text that
+    needs longer is invalid.
     """
 
     name = "exact_match"
     needs: tuple[str, ...] = ("texts", "metadata")
 
-    def __init__(self, *, key: str = "answer", normalise: str = "none", extract: str | None = None) -> None:
-        self.key = key
+    def __init__(
+        self, *, key: str = "answer", normalise: str = "none", extract: str | None = None, seconds: int = 5
+    ) -> None:
+        check_at_least_one(self.name, seconds=seconds)
+        if extract is not None:
+            compile_pattern(extract, "reward 'exact_match': extract")
+        self.key, self.extract, self.seconds = key, extract, seconds
         self.normalise = NORMAL_FORMS[check_choice(self.name, "normalise", normalise, NORMAL_FORMS)]
-        self.pattern = None if extract is None else compile_pattern(extract, "reward 'exact_match': extract")
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score B texts; prompts are not used."""
         truths = [to_answers(row.get(self.key)) for row in metadata]
-        answers = map(self.extract_answer, check_texts(samples, self.name))
+        answers = self._extract_answers(check_texts(samples, self.name))
         return Scores.from_list([self._score_answer(*pair) for pair in zip(answers, truths, strict=True)])
 
-    def _score_answer(self, answer: str | None, truths: Sequence[str]) -> float | None:
-        """Return 1 or 0; None without a truth."""
-        if not truths:
+    def _score_answer(self, answers: Sequence[str] | None, truths: Sequence[str]) -> float | None:
+        """Return 1 or 0; None without a truth, and if the text could not be searched for its answer."""
+        if not truths or answers is None:
             return None
-        return float(answer is not None and self.normalise(answer) in map(self.normalise, truths))
+        accepted = {self.normalise(unify_typography(truth)) for truth in truths}
+        return float(any(self.normalise(unify_typography(answer)) in accepted for answer in answers))
 
-    def extract_answer(self, text: str) -> str | None:
-        """Return the part of a text that is its answer; None if `extract` does not match."""
-        return text if self.pattern is None else last_match(self.pattern, text)
+    def _extract_answers(self, texts: Sequence[str]) -> Sequence[Sequence[str] | None]:
+        """Return the answer of each text, or none, as a sequence; None if the search took too long."""
+        if self.extract is None:
+            return [[text] for text in texts]
+        calls = [(self.extract, text) for text in texts]
+        return call_each("rewards.patterns:last_match", calls, self.seconds, self.name)
 
 
 class RegexMatch(WithoutDevice):
     """1 if the regular expression in the metadata is found in the text, else 0.
 
     `format` has one pattern for all texts. key: the metadata's key of the pattern. whole: whether it must match the whole
-    text. A dot matches line breaks too; (?i) at the start of the pattern ignores case.
+    text. A dot matches line breaks too; (?i) at the start of the pattern ignores case. seconds: limit for a text, in seconds
+    of computing; a text that needs longer is invalid.
     """
 
     name = "regex_match"
     needs: tuple[str, ...] = ("texts", "metadata")
 
-    def __init__(self, *, key: str = "pattern", whole: bool = False) -> None:
-        self.key, self.whole = key, whole
+    def __init__(self, *, key: str = "pattern", whole: bool = False, seconds: int = 5) -> None:
+        check_at_least_one(self.name, seconds=seconds)
+        self.key, self.whole, self.seconds = key, whole, seconds
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score B texts; prompts appear in errors only."""
         texts = check_texts(samples, self.name)
-        patterns = [self._compile(row.get(self.key), i, prompts[i]) for i, row in enumerate(metadata)]
-        matches = [
-            None if pattern is None else (pattern.fullmatch if self.whole else pattern.search)(text) is not None
-            for pattern, text in zip(patterns, texts, strict=True)
+        patterns = [self._check(row.get(self.key), i, prompts[i]) for i, row in enumerate(metadata)]
+        calls = [
+            (pattern, text, self.whole) for pattern, text in zip(patterns, texts, strict=True) if pattern is not None
         ]
-        return Scores.from_list(matches)
+        found = iter(call_each("rewards.patterns:matches", calls, self.seconds, self.name))
+        return Scores.from_list([None if pattern is None else next(found) for pattern in patterns])
 
-    def _compile(self, pattern: object, row: int, prompt: str) -> re.Pattern[str] | None:
-        if pattern is None:
-            return None
-        if not isinstance(pattern, str):
+    def _check(self, pattern: object, row: int, prompt: str) -> str | None:
+        """Return a pattern, or None where there is none. RewardError if it is not a regular expression."""
+        if pattern is not None and not isinstance(pattern, str):
             problem = f"metadata {self.key!r} is {pattern!r}, expected a regular expression"
             raise RewardError(self.name, problem, row, prompt)
         try:
-            return _compile_cached(pattern, f"metadata {self.key!r}")
+            return None if pattern is None else compile_pattern(pattern, f"metadata {self.key!r}").pattern
         except ValueError as error:
             raise RewardError(self.name, str(error), row, prompt) from error
 
@@ -118,6 +128,3 @@ def to_answers(truth: object) -> list[str]:
     """Return the accepted answers of the metadata's value, which may be one answer, a list, or None for no answer."""
     answers = truth if isinstance(truth, list | tuple) else [truth]
     return [str(answer) for answer in answers if answer is not None]
-
-
-_compile_cached = lru_cache(CACHED)(compile_pattern)

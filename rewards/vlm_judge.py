@@ -27,7 +27,8 @@ from torch import Tensor
 from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_images
 from rewards.encoding import FORMATS, encode_images
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
-from rewards.options import check_at_least_one, check_choice, compile_pattern
+from rewards.options import check_at_least_one, check_choice
+from rewards.patterns import compile_pattern
 from rewards.protocol import printable
 
 log = logging.getLogger(__name__)

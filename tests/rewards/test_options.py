@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewards.encoding import FORMATS
-from rewards.options import check_at_least_one, check_choice, compile_pattern, last_match
+from rewards.options import check_at_least_one, check_choice
 
 
 def test_a_choice_is_one_of_the_known() -> None:
@@ -18,16 +18,3 @@ def test_numbers_below_one_are_named() -> None:
     check_at_least_one("far", batch_size=1, in_flight=7)
     with pytest.raises(ValueError, match="reward 'far': in_flight is 0, expected at least 1"):
         check_at_least_one("far", batch_size=1, in_flight=0)
-
-
-def test_a_dot_matches_line_breaks() -> None:
-    assert compile_pattern("a.b", "pattern").fullmatch("a\nb")
-    with pytest.raises(ValueError, match=r"reward 'far': pattern is not a regular expression: .*; found '\('"):
-        compile_pattern("(", "reward 'far': pattern")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text", "expected"), [("[0-9]", "1 2", "2"), ("a([0-9]?)", "a1 a", ""), ("[0-9]", "a", None)]
-)
-def test_last_match_or_its_first_group(pattern: str, text: str, expected: str | None) -> None:
-    assert last_match(compile_pattern(pattern, "pattern"), text) == expected

@@ -48,6 +48,36 @@ def test_a_normal_form_is_its_own(text: str) -> None:
     assert all(form(form(text)) == form(text) for form in NORMAL_FORMS.values())
 
 
+@pytest.mark.parametrize(
+    ("text", "truth"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("\u1e9b\u0323", "\u017f\u0323\u0307"),
+        ("\uac00", "\u1100\u1161"),
+        ("don\u2019t", "don't"),
+        ("\u201cyes\u201d", '"yes"'),
+        ("\u00abyes\u00bb", '"yes"'),
+        ("1990\u20132000", "1990-2000"),
+        ("a\u2014b", "a-b"),
+        ("\u22125", "-5"),
+        ("a\u00a0b", "a b"),
+        ("wait\u2026", "wait..."),
+        ("co\u00adoperate", "cooperate"),
+    ],
+)
+@pytest.mark.parametrize("form", NORMAL_FORMS)
+def test_one_character_has_many_codes(text: str, truth: str, form: str) -> None:
+    rows = [{"answer": truth}, {"answer": text}]
+    assert values("exact_match", [text, truth], rows, normalise=form) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "truth"), [("cafe", "caf\u00e9"), ("x\u00b2", "x2"), ("\u00bd", "1/2"), ("a", "\u00e0")]
+)
+def test_other_characters_are_not_equal(text: str, truth: str) -> None:
+    assert values("exact_match", [text], [{"answer": truth}], normalise="words") == [0]
+
+
 def test_any_of_several_answers_and_another_key() -> None:
     rows = [{"cities": ["Paris", "Lyon"]}, {"cities": ["Paris", "Lyon"]}, {"answer": "Paris"}]
     assert values("exact_match", ["Lyon", "Nice", "Paris"], rows, key="cities") == [1, 0, None]
