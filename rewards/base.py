@@ -231,7 +231,7 @@ def _to_scores(name: str, result: object) -> Scores:
     )
 
 
-def describe_exception(error: Exception) -> str:
+def describe_exception(error: BaseException) -> str:
     """Return the type and message of an exception in somebody's reward, and the last line of their own code, if any."""
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     own = [f" in {file.name}, line {line}" for file, line in frames if file.is_file() and not _is_library(file)]
