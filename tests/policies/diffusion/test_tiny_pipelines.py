@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from tests.tiny_pipelines import FAMILIES, Family, draw
+from tests.tiny_pipelines import FAMILIES, IMAGE, Family, Pipeline, draw, load
 
-Drawn = tuple[Family, DiffusionPipeline, Tensor]
+Drawn = tuple[Family, Pipeline, Tensor]
 
 
 @pytest.fixture(
@@ -20,7 +19,7 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A family, its pipeline as the classic class loads it, and a picture."""
     family = FAMILIES[request.param]
     folder = family.build(tmp_path_factory.mktemp("pipeline"))
-    pipeline = family.pipeline.from_pretrained(folder)
+    pipeline = load(family, folder)
     return family, pipeline, draw(pipeline, family)
 
 
@@ -47,7 +46,8 @@ def test_a_picture_depends_on_the_noise_and_on_every_input(drawn: Drawn) -> None
         family.prompt + " red",
     ):
         assert differ(draw(pipeline, family, prompt=prompt), picture), prompt
-    others = {"negative_prompt": "a green triangle", "guidance_scale": 2.0, "true_cfg_scale": 2.0}
+    image = [IMAGE.rotate(180)] * 2 if isinstance(family.inputs.get("image"), list) else IMAGE.rotate(180)
+    others = {"negative_prompt": "a green triangle", "guidance_scale": 2.0, "true_cfg_scale": 2.0, "image": image}
     for name in family.inputs.keys() & others.keys():
         assert differ(draw(pipeline, family, **{name: others[name]}), picture) == (
             family.inputs[name] not in (0.0, 1.0)
@@ -71,13 +71,17 @@ def test_a_picture_depends_on_every_part_that_has_weights(drawn: Drawn) -> None:
 
 def test_a_template_is_cut_off_where_the_prompt_begins(drawn: Drawn) -> None:
     """Pipelines drop a fixed number of tokens, those of their template by the published tokenizer."""
-    family, pipeline, _ = drawn
+    pipeline = drawn[1]
     if not hasattr(pipeline, "prompt_template_encode_start_idx"):
         pytest.skip("no prompt template")
-    template = getattr(pipeline, "prompt_template_encode_prefix", None) or pipeline.prompt_template_encode
+    tokenizer = pipeline.tokenizer
+    if hasattr(pipeline, "system_message"):
+        system = [{"role": "system", "content": pipeline.system_message}]
+        template = tokenizer.apply_chat_template(system, tokenize=False) + "<|im_start|>user\n"
+    else:
+        template = getattr(pipeline, "prompt_template_encode_prefix", None) or pipeline.prompt_template_encode
     before = template.split("{}")[0].split("<|vision_start|>")[0]
-    assert len(pipeline.tokenizer(before).input_ids) == pipeline.prompt_template_encode_start_idx
-    words = family.prompt.split()
-    assert len(pipeline.tokenizer(before + family.prompt).input_ids) == pipeline.prompt_template_encode_start_idx + len(
-        words
+    assert len(tokenizer(before).input_ids) == pipeline.prompt_template_encode_start_idx
+    assert len(tokenizer(before + "a red circle left of a blue square").input_ids) == (
+        pipeline.prompt_template_encode_start_idx + 8
     )
