@@ -582,3 +582,38 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     failed = ended("train", "quickstart", "train.step=2")
     assert failed.returncode == 1
     assert failed.stderr == "difrl: override 'train.step=2': train.step: unknown key; did you mean train.steps?\n"
+
+
+NOISY = """
+import torch, warnings
+from tqdm import tqdm
+from rewards import Scores
+from transformers.utils import logging
+
+class Noisy:
+    name, needs = "noisy", ("texts",)
+
+    def to(self, device):
+        return self
+
+    def __call__(self, samples, prompts, metadata):
+        for number in tqdm(range(12), desc="Loading weights"):
+            logging.get_logger("transformers.models").warning(f"text {number} was cut")
+        list(logging.tqdm(range(3), desc="Writing model shards"))
+        return Scores(torch.ones(len(samples)), torch.ones(len(samples)).bool())
+"""
+
+
+@pytest.mark.slow
+def test_a_library_shows_no_bars_and_warns_once(tmp_path: Path) -> None:
+    (tmp_path / "noisy_reward.py").write_text(NOISY)
+    (tmp_path / "a.txt").write_text("a text")
+    command = [sys.executable, "-m", "difrl", "score", "a.txt", "--reward", "noisy_reward:Noisy"]
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("TQDM_DISABLE", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "warning: transformers: text 0 was cut",
+        "warning: 12 times: transformers: text 0 was cut",
+    ]
