@@ -77,7 +77,8 @@ def train(
     if print_config:
         sys.stdout.write(to_yaml(recipe))
         return
-    from difrl.training import run as running
+    with _loading_libraries():
+        from difrl.training import run as running
 
     running.train(recipe, resume=resume)
 
@@ -92,8 +93,9 @@ def check(
     from difrl.config.load import read_config
 
     recipe = read_config(config, overrides or [])
-    from difrl.training.cost.estimate import estimate
-    from difrl.training.cost.table import estimate_table
+    with _loading_libraries():
+        from difrl.training.cost.estimate import estimate
+        from difrl.training.cost.table import estimate_table
 
     with _shown():
         found = estimate(recipe, processes)
@@ -145,9 +147,10 @@ def sample(
 
     _check_search(best_of, svdd, reward)
     check_source(source)
-    from difrl.inference.loaded_run import open_run
-    from difrl.inference.search import build_search, draw_sheet
-    from difrl.reporting.number_format import pluralise
+    with _loading_libraries():
+        from difrl.inference.loaded_run import open_run
+        from difrl.inference.search import build_search, draw_sheet
+        from difrl.reporting.number_format import pluralise
 
     with _shown():
         loaded = open_run(
@@ -203,9 +206,10 @@ def evaluate(
     from difrl.policies.model_paths import check_run_folder
 
     check_run_folder(run)
-    from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
-    from difrl.policies.base import GuidanceSettings
-    from difrl.reporting.inference_defaults import read_inference_defaults
+    with _loading_libraries():
+        from difrl.inference.rlg_sweep import evaluate_run, sweep_notes, sweep_table
+        from difrl.policies.base import GuidanceSettings
+        from difrl.reporting.inference_defaults import read_inference_defaults
 
     if write_default not in (None, "best"):
         parse_numbers([write_default], "--write-default", "a weight, or best")
@@ -241,9 +245,10 @@ def pairs(
     from difrl.config.load import read_config
 
     recipe = read_config(config, overrides or [])
-    import torch
+    with _loading_libraries():
+        import torch
 
-    from difrl.inference.preference_pairs import BestAndWorst, Selection, Solved, make_pairs
+        from difrl.inference.preference_pairs import BestAndWorst, Selection, Solved, make_pairs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     selection: Selection = BestAndWorst() if solved is None else Solved(solved)
@@ -269,7 +274,8 @@ def report(
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one or more runs."""
-    from difrl.reporting.html import write_report
+    with _loading_libraries():
+        from difrl.reporting.html import write_report
 
     with _shown():
         written = write_report(runs, path or runs[0] / "report.html")
@@ -315,8 +321,9 @@ def score(
     from difrl.runtime.files import check_exist
 
     check_exist(files)
-    from difrl.scoring.parse_reward import parse_reward
-    from difrl.scoring.score_files import build_table, read_samples, score_files
+    with _loading_libraries():
+        from difrl.scoring.parse_reward import parse_reward
+        from difrl.scoring.score_files import build_table, read_samples, score_files
 
     facts = parse(metadata, "--metadata").data
     if not isinstance(facts, dict):
@@ -368,10 +375,11 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Device of the rewards. Default: a GPU if there is one.")] = None,
 ) -> None:
     """Serve rewards over HTTP, for the reward `remote` of recipes: docs/serving.md."""
-    import torch
+    with _loading_libraries():
+        import torch
 
-    from difrl.scoring import serve as serving
-    from rewards.server import Limits
+        from difrl.scoring import serve as serving
+        from rewards.server import Limits
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     serving.serve(
@@ -393,12 +401,23 @@ def pretrain(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …")] = None,
 ) -> None:
     """Train a shipped model from scratch. A killed command continues when it is run again."""
-    from difrl.pretraining.pretrain import pretrain as run
+    with _loading_libraries():
+        from difrl.pretraining.pretrain import pretrain as run
 
     with _shown():
         # After the display of phases has taken over standard error.
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         run(config, overrides or [])
+
+
+@contextmanager
+def _loading_libraries() -> Iterator[None]:
+    """Show that libraries are imported during the block, which takes seconds, on a slow disk many."""
+    from difrl.reporting.terminal import show_phases
+    from difrl.runtime.progress import phase
+
+    with show_phases(), phase("loading libraries"):
+        yield
 
 
 @contextmanager
