@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -176,7 +177,7 @@ def test_the_clock_of_the_panel_runs_on_after_the_last_step():
     train(display, steps=FACTS.steps)
     display.bar.tasks[0].start_time -= 106
     display.close()
-    assert "left · 1:46" in panel(display)[1]
+    assert re.search(r"left · 1:[45]\d", panel(display)[1])
 
 
 def test_live_display_restores_the_terminal_after_an_error():
