@@ -19,6 +19,7 @@ from torch import Tensor
 
 from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote
 from difrl.data.rollout import Content
+from difrl.runtime.progress import count_done, phase
 from rewards.image_files import ImageFileError, read_image_file
 
 Item = Path | str
@@ -72,8 +73,12 @@ def _read_path(folder: Path) -> Callable[[JsonObject, str], Path]:
 
 def _find_image_problems(items: Sequence[tuple[str, Item]]) -> list[str]:
     """Decode images, each after its place, and return a line for each that is refused or has not the size of the first."""
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter's lock
-        sizes = list(pool.map(lambda item: _size_or_problem(Path(item[1])), items))
+    sizes = []
+    # Pillow decodes outside of the interpreter's lock.
+    with ThreadPoolExecutor() as pool, phase("checking images", total=len(items)):
+        for size in pool.map(lambda item: _size_or_problem(Path(item[1])), items):
+            sizes.append(size)
+            count_done()
     known = [(Path(item).name, size) for (_, item), size in zip(items, sizes, strict=True) if isinstance(size, tuple)]
     problems = list[str]()
     for (place, item), size in zip(items, sizes, strict=True):

@@ -15,6 +15,7 @@ from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
 from difrl.reporting.trackers import TrackerFactory, find_trackers
 from difrl.runtime.errors import UserError
+from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
 from difrl.scoring.diversity import Diversity
 from difrl.training.trainer import find_indivisible
@@ -41,7 +42,8 @@ def load_inputs(config: RunConfig, processes: int, device: torch.device | str = 
     @contextmanager
     def collected(place: str) -> Iterator[None]:
         try:
-            yield
+            with phase(f"reading {place}"):
+                yield
         except ConfigError as error:
             problems.extend(error.problems)
         except UserError as error:

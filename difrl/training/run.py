@@ -151,7 +151,8 @@ class Run:
     def resume(self, place: Path) -> None:
         """Restore the state of a checkpoint, and of the metrics up to it."""
         state = checkpoint.read_state(place)
-        self.step = self.saved = checkpoint.load(self.trainer, place, self.processes, checked=True)
+        with phase("loading the checkpoint"):
+            self.step = self.saved = checkpoint.load(self.trainer, place, self.processes, checked=True)
         rows = [row for row in read_metrics(self.folder) if row["step"] <= self.step]
         evaluated = [row for row in rows if _evaluation(row)]
         for row in (row for row in rows if row["step"] > 0):

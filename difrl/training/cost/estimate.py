@@ -13,6 +13,7 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.runtime.dtypes import DTYPES
+from difrl.runtime.progress import phase
 from difrl.training.cost.dry_run import Evaluations, count_evaluations
 from difrl.training.cost.flops import measure_matmul_speed
 from difrl.training.cost.images import build_image_cost
@@ -59,7 +60,8 @@ class Estimate:
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Check a recipe as far as that takes no weights, and estimate its cost. Raise ConfigError or ModelError."""
     inputs = load_inputs(config, processes)
-    model = (build_text_cost if config.likelihood.kind == "tokens" else build_image_cost)(config, inputs)
+    with phase("building the model without weights"):
+        model = (build_text_cost if config.likelihood.kind == "tokens" else build_image_cost)(config, inputs)
     evaluations = count_evaluations(config, model.dry, inputs, processes)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     cuda = device.type == "cuda"
