@@ -25,6 +25,8 @@ class Phase:
     total: int | None = None
     """Number of units of work, if they can be counted."""
     done: int = 0
+    before: int = 0
+    """Units that were done before the phase began, by an earlier process."""
     began: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=threading.get_ident)
 
@@ -35,8 +37,8 @@ _open: list[Phase] = []
 
 @contextmanager
 def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]:
-    """Open a phase during the block."""
-    opened = Phase(name, total, done)
+    """Open a phase during the block. done: units that are done already."""
+    opened = Phase(name, total, done, done)
     _open.append(opened)
     try:
         yield opened

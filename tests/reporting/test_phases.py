@@ -28,6 +28,8 @@ def test_a_phase_has_its_count_and_its_time() -> None:
     assert describe_time(Phase("loading tiny-sd3", began=100.0), 163.0) == "1:03"
     assert describe_time(Phase("evaluation", 256, began=100.0), 104.0) == "0:04"  # nothing to extrapolate from
     assert describe(Phase("rollout", 8, 10)) == "rollout 8/8"
+    continued = Phase("decoder", 1000, 510, before=500, began=100.0)
+    assert describe_time(continued, 110.0) == "8:10 left"  # 10 of its own in 10 s, and 490 are left
 
 
 def test_only_what_lasts_is_slow() -> None:

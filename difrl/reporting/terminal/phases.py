@@ -37,10 +37,10 @@ def describe(phase: Phase) -> str:
 
 def describe_time(phase: Phase, now: float) -> str:
     """Return the time left, extrapolated from the work done, or the time spent if nothing is counted yet."""
-    spent = now - phase.began
-    if not phase.total or not phase.done:
+    spent, done = now - phase.began, phase.done - phase.before
+    if phase.total is None or done <= 0:
         return duration(spent)
-    return f"{duration(spent * max(0, phase.total - phase.done) / phase.done)} left"
+    return f"{duration(spent * max(0, phase.total - phase.done) / done)} left"
 
 
 def find_slow(phases: Sequence[Phase], now: float, patience: float = PATIENCE) -> list[Phase]:
