@@ -22,8 +22,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """
     if not run_dirs:
         raise ValueError("no run folders were given; expected at least one, e.g. runs/quickstart")
-    target = out / "report.html" if out.is_dir() else out
-    target.parent.mkdir(parents=True, exist_ok=True)
     with phase("writing the report"):
-        atomic_write_text(target, render_page([read_run(Path(folder)) for folder in run_dirs]))
+        runs = [read_run(Path(folder)) for folder in run_dirs]
+        target = out / "report.html" if out.is_dir() else out
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(target, render_page(runs))
     return target
