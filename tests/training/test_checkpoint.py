@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import resource
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint
 from tests.fakes import Meeting, ThreadProcesses, in_threads
+from tests.unprivileged import public_folder, unprivileged
 
 FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
 
@@ -362,45 +362,32 @@ def test_a_step_that_is_not_that_of_the_folder_is_damage_in_any_version(
         checkpoint.load(trainer(), place, processes)
 
 
-@contextmanager
-def as_another_user() -> Iterator[None]:
-    """Give up the rights of root in the block: they would override the permissions of files."""
-    user = os.geteuid()
-    os.seteuid(65534 if user == 0 else user)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 @pytest.mark.parametrize("name", [*FILES, "state.json", "SHA256SUMS", "."])
-def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path, processes: DistributedContext, name: str) -> None:
+def test_a_file_that_may_not_be_read_is_no_damage(processes: DistributedContext, name: str) -> None:
     """It is not passed over, and there is no advice to remove it."""
-    saved_twice(tmp_path, processes)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    path = checkpoint.checkpoint_folder(tmp_path, 2) / name
-    path.chmod(0)
-    with (
-        as_another_user(),
-        pytest.raises(CheckpointError, match=r"cannot read .*Permission denied; make it readable") as caught,
-    ):
-        checkpoint.find_whole(tmp_path)
-    path.chmod(0o755)
-    assert not isinstance(caught.value, DamagedCheckpoint)
-    assert checkpoint.find_whole(tmp_path)[1] == []
+    with public_folder() as run:
+        saved_twice(run, processes)
+        path = checkpoint.checkpoint_folder(run, 2) / name
+        path.chmod(0)
+        with unprivileged(run), pytest.raises(CheckpointError, match=r"Permission denied; make it readable") as caught:
+            checkpoint.find_whole(run)
+        assert f"cannot read {path}" in str(caught.value)
+        assert not isinstance(caught.value, DamagedCheckpoint)
+        path.chmod(0o755)
+        with unprivileged():
+            assert checkpoint.find_whole(run) == (checkpoint.checkpoint_folder(run, 2), [])
 
 
-def test_a_folder_of_checkpoints_that_may_not_be_read_is_not_an_empty_one(
-    tmp_path: Path, processes: DistributedContext
-) -> None:
-    saved_twice(tmp_path, processes)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    (tmp_path / "checkpoints").chmod(0)
-    with as_another_user(), pytest.raises(CheckpointError, match="checkpoints: Permission denied; make it readable"):
-        checkpoint.find_latest(tmp_path)
-    (tmp_path / "checkpoints").chmod(0o755)
+def test_a_folder_of_checkpoints_that_may_not_be_read_is_not_an_empty_one(processes: DistributedContext) -> None:
+    with public_folder() as run:
+        saved_twice(run, processes)
+        (run / "checkpoints").chmod(0)
+        with (
+            unprivileged(run),
+            pytest.raises(CheckpointError, match="checkpoints: Permission denied; make it readable"),
+        ):
+            checkpoint.find_latest(run)
+        (run / "checkpoints").chmod(0o755)
 
 
 def test_a_damaged_checkpoint_is_set_aside_under_a_free_name(tmp_path: Path, processes: DistributedContext) -> None:
