@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -501,5 +501,6 @@ def main() -> NoReturn:
 
 def _exit(error: Exception) -> NoReturn:
     text = str(error).encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
-    err.print(f"[bold red]difrl:[/] {escape(text)}", soft_wrap=True)
+    with suppress(OSError):  # the terminal may be gone
+        err.print(f"[bold red]difrl:[/] {escape(text)}", soft_wrap=True)
     sys.exit(error.exit_code if isinstance(error, UserError) else 1)

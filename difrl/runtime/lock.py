@@ -33,6 +33,7 @@ def lock_folder(folder: Path) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, warning = _acquire(folder)
         try:
+            _write_note(descriptor)
             yield warning
         finally:
             with suppress(OSError):
@@ -66,10 +67,13 @@ def _acquire(folder: Path) -> tuple[int, str]:
     if holder and not warning and not holder.endswith(_host()):
         warning = f"{folder} was last used by {holder}, which did not end as it should; make sure that it does not run any more"
     _held.add(descriptor)
+    return descriptor, warning
+
+
+def _write_note(descriptor: int) -> None:
     os.truncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')} {_host()}\n".encode())
-    return descriptor, warning
 
 
 def _host() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -17,7 +17,11 @@ class Stop:
     """A request to stop."""
 
     requested: bool = False
-    """True once Ctrl-C was pressed."""
+    """True once a signal came."""
+
+
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a run after its step. Windows has no SIGHUP, the signal of a closed terminal."""
 
 
 def _discard(streams: Iterable[int]) -> None:
@@ -32,22 +36,25 @@ def _discard(streams: Iterable[int]) -> None:
 def stop_requested(display: Display) -> Iterator[Stop]:
     """Yield a request that the first Ctrl-C, SIGTERM or SIGHUP (a closed terminal) sets. A second one interrupts at once.
 
-    A process that ignores SIGHUP, as nohup starts it, goes on.
+    A second SIGHUP does not: the terminal and the shell both send one. A process that ignores a signal, as nohup starts it,
+    goes on.
     """
     stop, terminals = Stop(), [stream for stream in (1, 2) if os.isatty(stream)]
 
     def handle(number: int, frame: FrameType | None) -> None:
+        closed = signal.Signals(number).name == "SIGHUP"
         if stop.requested:
+            if closed:
+                return
             raise KeyboardInterrupt
         stop.requested = True
-        if number == signal.SIGHUP:
+        if closed:
             _discard(terminals)
-        display.message("stopping after this step; once more to stop at once, without saving it")
+        with suppress(RuntimeError):  # the signal came while a line was being written, and streams cannot be re-entered
+            display.message("stopping after this step; once more to stop at once, without saving it")
 
     try:
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        signals = [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
-        previous = {s: signal.signal(s, handle) for s in signals}
+        previous = {s: signal.signal(s, handle) for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
     except ValueError:  # outside the main thread, the caller handles signals
         previous = {}
     try:

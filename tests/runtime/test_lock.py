@@ -120,6 +120,20 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monk
         assert "has no locks" in warning
 
 
+def test_a_full_disk_does_not_keep_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The note about the holder does not fit."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_write_note", full)
+        with pytest.raises(OSError, match="No space"), lock_folder(tmp_path):
+            pass
+    with lock_folder(tmp_path) as warning:
+        assert warning == ""
+
+
 def test_a_holder_on_another_machine_that_did_not_end_is_named(tmp_path: Path) -> None:
     """Some network file systems keep locks to one machine."""
     (tmp_path / lock.FILE).write_text("process 7 since 2026-01-01 00:00:00 on elsewhere\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, cast
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from difrl.reporting.terminal.history import RunFacts
 from difrl.reporting.terminal.live import LiveDisplay
 from difrl.reporting.terminal.phases import show_phases
 from difrl.reporting.terminal.plain import PlainDisplay
-from difrl.reporting.terminal.streams import is_plain
+from difrl.reporting.terminal.streams import DroppedWhenClosed, is_plain
 
 __all__ = [
     "Display",
@@ -50,10 +50,11 @@ def open_display(stream: TextIO | None = None, plain: bool | None = None) -> Dis
     Dumb terminals, and terminals without UTF-8, get plain lines. `plain` overrides the choice. The display shows phases that
     take long from now on, and must be closed.
     """
-    console = Console(file=stream or sys.stdout, highlight=False)
+    output = cast(TextIO, DroppedWhenClosed(stream or sys.stdout))
+    console = Console(file=output, highlight=False)
     if plain is None:
         plain = is_plain(console)
-    display = PlainDisplay(stream) if plain else LiveDisplay(console)
+    display = PlainDisplay(output) if plain else LiveDisplay(console)
     display.open()
     return display
 
