@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from difrl.reporting.inference_defaults import InferenceDefaultsError
 from difrl.reporting.metrics_file import MetricsError
 from difrl.reporting.terminal import SilentDisplay
 from difrl.runtime.distributed import ProcessError
+from difrl.runtime.errors import MissingFile
 from difrl.runtime.memory import MemoryShortage
 from difrl.runtime.paths import recipes
 from difrl.training import run as running
@@ -488,6 +489,7 @@ USER_ERRORS = (
     ConfigError,
     MemoryShortage,
     MetricsError,
+    MissingFile,
     ModelError,
     PairsError,
     ProcessError,
@@ -513,6 +515,28 @@ def test_an_error_that_the_user_can_mend_is_one_message(
     assert ended.err == f"difrl: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "nope", "--prompt", "x"), "no folder 'nope'; expected the folder of a run or of a model"),
+        (("sample", "a/b/c", "--prompt", "x"), "no folder 'a/b/c'"),
+        (("evaluate", "nope"), "nope is not a run folder: config.yaml not found"),
+        (("report", "nope"), "no run folder at nope"),
+        (("score", "nope.png", "--reward", "judge"), "nope.png: there is no such file"),
+        (("score", ".", "--reward", "judge"), "there is no such file"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_reported_before_models_are_imported(
+    difrl: Command, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], message: str
+) -> None:
+    heavy = ("difrl.inference.loaded_run", "difrl.inference.rlg_sweep", "difrl.scoring.score_files")
+    for module in heavy:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    ended = difrl(*arguments)
+    assert_one_message(ended, message)
+    assert not any(module in sys.modules for module in heavy)
+
+
 def test_an_error_message_does_not_load_the_trainer(difrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading it takes seconds."""
     monkeypatch.delitem(sys.modules, "difrl.training.trainer")
@@ -521,13 +545,16 @@ def test_an_error_message_does_not_load_the_trainer(difrl: Command, monkeypatch:
     assert "difrl.training.trainer" not in sys.modules
 
 
-def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [ZeroDivisionError, FileNotFoundError])
+def test_faults_of_difrls_own_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, fault: type[Exception]) -> None:
+    """A file that difrl has lost itself is a fault too."""
+
     def fail(*args: Any, **named: Any) -> None:
-        raise ZeroDivisionError
+        raise fault
 
     monkeypatch.setattr(running, "train", fail)
     monkeypatch.setattr(sys, "argv", ["difrl", "train", "quickstart"])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(fault):
         cli.main()
 
 

@@ -32,7 +32,7 @@ class TextTokenizer:
     eos: tuple[int, ...]
     """Tokens that end a completion: any one of them does."""
     end: int
-    """That one of them which is put after a completion from another source."""
+    """The token of `eos` that is put after a completion from another source."""
     hidden: frozenset[int]
     """Tokens that a text does not show at its end, beside the tokenizer's special ones."""
     appended: int
