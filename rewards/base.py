@@ -85,7 +85,7 @@ def preload(reward: Reward) -> None:
         reward.preload()
     except RewardError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(reward.name, describe_exception(error)) from error
 
 
@@ -207,6 +207,8 @@ def _check_result(name: str, result: object, prompts: Sequence[str]) -> Scores:
             f"returned values {tuple(values.shape)} and valid {tuple(valid.shape)} for {count} samples; "
             f"both must have shape ({count},) ({_describe_batch(prompts)})",
         )
+    if values.is_complex():
+        raise RewardError(name, f"returned complex numbers, expected real ones ({_describe_batch(prompts)})")
     values, valid = values.detach().to(torch.float32), valid.to(torch.bool)
     broken = (valid & ~torch.isfinite(values)).nonzero().flatten()
     if broken.numel() > 0:

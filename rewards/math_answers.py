@@ -16,7 +16,9 @@ from rewards.base import Metadata, Samples, Scores, WithoutDevice, check_texts
 from rewards.options import check_at_least_one
 from rewards.patterns import compile_pattern
 from rewards.text_match import to_answers
-from rewards.workers import call_each
+from rewards.workers import call_each, start
+
+JUDGE = "rewards.equivalence:judge"
 
 
 class MathAnswer(WithoutDevice):
@@ -42,4 +44,8 @@ class MathAnswer(WithoutDevice):
         truths = [tuple(to_answers(row.get(self.key))) for row in metadata]
         pairs = zip(truths, check_texts(samples, self.name), strict=True)
         calls = [(truth, text, self.extract) for truth, text in pairs]
-        return Scores.from_list(call_each("rewards.equivalence:judge", calls, self.seconds, self.name))
+        return Scores.from_list(call_each(JUDGE, calls, self.seconds, self.name))
+
+    def preload(self) -> None:
+        """Start the process that judges: it imports algebra, which takes a second."""
+        start(JUDGE)

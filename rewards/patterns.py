@@ -28,3 +28,9 @@ def last_match(pattern: str, text: str) -> list[str]:
     """Return the last match in a text, or its first group if it has one, as a list; an empty list without a match."""
     found = [match.group(match.re.groups and 1) or "" for match in compile_pattern(pattern, "pattern").finditer(text)]
     return found[-1:]
+
+
+def find_all(pattern: str, text: str) -> list[tuple[int, int, str]]:
+    """Return where each match and its first group start, and the group; a group without a match is empty, at −1."""
+    found = compile_pattern(pattern, "pattern").finditer(text)
+    return [(match.start(), match.start(1), match.group(1) or "") for match in found]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -28,10 +27,13 @@ from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_ima
 from rewards.encoding import FORMATS, encode_images
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
 from rewards.options import check_at_least_one, check_choice
-from rewards.patterns import compile_pattern
+from rewards.patterns import compile_pattern, find_all
 from rewards.protocol import printable
+from rewards.workers import call_each
 
 log = logging.getLogger(__name__)
+SECONDS = 5
+"""Limit for finding the option `pattern` in a reply, in seconds of computing."""
 QUESTION = (
     'How well does this image show "{prompt}"? Rate it from {lowest} (not at all) to {highest} (perfectly). '
     "Answer with the number alone."
@@ -74,8 +76,9 @@ class VlmJudge(WithoutDevice):
         self.expected = score == "expected"
         self.question = question.replace("{lowest}", str(self.lowest)).replace("{highest}", str(self.highest))
         self.takes_last = pattern is not None
-        self.pattern = compile_pattern(pattern or _number_pattern(self.highest), "reward 'vlm_judge': pattern")
-        if self.pattern.groups < 1:
+        compiled = compile_pattern(pattern or _number_pattern(self.highest), "reward 'vlm_judge': pattern")
+        self.pattern = compiled.pattern
+        if compiled.groups < 1:
             raise ValueError(f"reward 'vlm_judge': pattern is {pattern!r}, expected a group (…) around the rating")
         self.max_concurrency, self.format = max_concurrency, check_choice(self.name, "format", format, FORMATS)
         self.body = {"model": model, "temperature": 0.0, "max_tokens": max_tokens}
@@ -134,23 +137,27 @@ class VlmJudge(WithoutDevice):
         if found is None:
             return None
         # A truncated 1 may be the beginning of 10, but not at the start of a reply on a scale of digits.
-        is_certain = self.expected and not reply[: found.start()].strip()
+        start, rating_start, rating = found
+        is_certain = self.expected and not reply[:start].strip()
         if choice.get("finish_reason") == "length" and not is_certain:
             return None
         if not self.expected:
-            return float(found.group(1))
+            return float(rating)
         ends = accumulate(len(step["token"]) for step in steps)
-        top = next(step["top_logprobs"] for end, step in zip(ends, steps, strict=True) if end > found.start(1))
+        top = next(step["top_logprobs"] for end, step in zip(ends, steps, strict=True) if end > rating_start)
         return expected_rating([(each["token"], each["logprob"]) for each in top], self.lowest, self.highest)
 
-    def find_rating(self, reply: str) -> re.Match[str] | None:
-        """Return the match of the rating in a reply: the last of the option `pattern`, else the only number."""
-        matches = list(self.pattern.finditer(reply))
-        matches = matches[-1:] if self.takes_last else matches
+    def find_rating(self, reply: str) -> tuple[int, int, str] | None:
+        """Return the rating in a reply, with where its match and itself start: the last of `pattern`, or the only number."""
+        if self.takes_last:
+            (matches,) = call_each("rewards.patterns:find_all", [(self.pattern, reply)], SECONDS, self.name)
+            matches = (matches or [])[-1:]
+        else:
+            matches = find_all(self.pattern, reply)
         if len(matches) != 1:
             return None
         try:
-            rating = float(matches[0].group(1) or "")
+            rating = float(matches[0][2])
         except ValueError:
             return None
         return matches[0] if self.lowest <= rating <= self.highest else None

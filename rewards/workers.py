@@ -48,6 +48,11 @@ def call_each(target: str, calls: Sequence[tuple[Any, ...]], seconds: float, nam
     return [None if isinstance(answer, _Problem) else answer for answer in map(answers.get, calls)]
 
 
+def start(target: str) -> None:
+    """Start a worker for this function, if none is idle, so that the first call does not wait. RuntimeError if it cannot."""
+    _idle[target].append(_take(target))
+
+
 class _Problem(str):
     """The reason why a call has no answer."""
 
