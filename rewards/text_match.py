@@ -17,7 +17,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
-from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_texts
+from rewards.base import Metadata, MetadataError, Samples, Scores, WithoutDevice, check_texts
 from rewards.options import check_at_least_one, check_choice
 from rewards.patterns import compile_pattern
 from rewards.typography import unify_typography
@@ -114,14 +114,14 @@ class RegexMatch(WithoutDevice):
         return Scores.from_list([None if pattern is None else next(found) for pattern in patterns])
 
     def _check(self, pattern: object, row: int, prompt: str) -> str | None:
-        """Return a pattern, or None where there is none. RewardError if it is not a regular expression."""
+        """Return a pattern, or None where there is none. MetadataError if it is not a regular expression."""
         if pattern is not None and not isinstance(pattern, str):
             problem = f"metadata {self.key!r} is {pattern!r}, expected a regular expression"
-            raise RewardError(self.name, problem, row, prompt)
+            raise MetadataError(self.name, problem, row, prompt)
         try:
             return None if pattern is None else compile_pattern(pattern, f"metadata {self.key!r}").pattern
         except ValueError as error:
-            raise RewardError(self.name, str(error), row, prompt) from error
+            raise MetadataError(self.name, str(error), row, prompt) from error
 
 
 def to_answers(truth: object) -> list[str]:

@@ -182,8 +182,8 @@ def test_samples_of_one_prompt_are_a_group(sd3: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_another_size_than_the_models(sd3: Path, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        picture(tmp_path, name, 1, (16, 12))
+    for level, name in enumerate(("a.png", "b.png")):
+        picture(tmp_path, name, level, (16, 12))
     path = write_rows(tmp_path, [{"prompt": "x", "chosen": "a.png", "rejected": "b.png"}])
     with pytest.raises(ModelError, match=r"have 16 × 12 pixels, and the model is sampled at 8 × 8.*rollout.width: 16"):
         trainer_of(sd3, path)
