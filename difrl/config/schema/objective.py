@@ -21,6 +21,11 @@ DecisionReduction = Literal["each", "mean", "sum"]
 _DECISIONS = "each decision separately, or the mean or sum over the decisions of a sample"
 
 
+Conflicts = Iterable[tuple[KeyPath, str]]
+"""Keys to change, each with a sentence."""
+_OLD_DISTRIBUTION = "likelihood.old: recompute and snapshots: {old: {decay: 0.0}}"
+
+
 class ObjectiveSection(Section):
     """Base of the sections that build an objective. A subclass declares `kind: Literal[NAME]`, its keys and `build`.
 
@@ -46,11 +51,8 @@ class ObjectiveSection(Section):
         reference: str = dict(self).get("reference", "old")
         return reference
 
-    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Iterable[tuple[KeyPath, str]]:
-        """Yield the key to change and a sentence for each setting that the objective cannot work with; none by default.
-
-        The conflicts of the objectives of difrl are in difrl/config/checks/objectives.py.
-        """
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        """Yield the key to change and a sentence for each setting that the objective cannot work with; none by default."""
         return ()
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
@@ -95,10 +97,30 @@ class RatioNormalisedObjective(ObjectiveSection):
     )
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        if likelihood.kind == "forward" and self.bias == "closed_form":
+            problem = "E[−log ρ] has no closed form for a forward likelihood; set bias: batch"
+            yield ("objective", "bias"), problem
+        if likelihood.kind == "tokens" and likelihood.old == "recorded" and self.bias == "closed_form":
+            problem = "KL(old‖θ) of a token needs the full old distribution, and only the ℓ of the token is recorded"
+            yield ("objective", "bias"), f"{problem}; set bias: batch, or {_OLD_DISTRIBUTION}"
+        if likelihood.kind == "reverse" and self.decisions != "each":
+            problem = f"every step has its own scale, so the {self.decisions} over the steps of a sample has none"
+            yield ("objective", "decisions"), f"{problem}; set decisions: each"
+
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import RatioNormalised
 
         return RatioNormalised(self.clip_low, self.clip_high, self.bias, decisions=self.decisions)
+
+
+def _check_entropy(kind: str, likelihood: LikelihoodConfig) -> Conflicts:
+    if likelihood.kind != "tokens":
+        problem = (
+            f"{kind} restrains the decisions that reduce the entropy of θ, and under a {likelihood.kind} "
+            "likelihood, whose noise is fixed, the entropy cannot fall"
+        )
+        yield ("objective", "kind"), f"{problem}; set clipped, or likelihood.kind: tokens"
 
 
 class ClipCovObjective(ObjectiveSection):
@@ -116,6 +138,12 @@ class ClipCovObjective(ObjectiveSection):
     highest: float = Field(5.0, description="covariance below which a decision may be left out")
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        yield from _check_entropy(self.kind, likelihood)
+        if self.lowest >= self.highest:
+            problem = f"found {self.lowest:g}, and no covariance is above it and below {self.highest:g}"
+            yield ("objective", "lowest"), f"{problem}; set lowest below highest"
+
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import ClipCov
 
@@ -130,6 +158,16 @@ class KLCovObjective(ObjectiveSection):
     coefficient: float = Field(1.0, gt=0, description="factor of |log ρ|")
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        yield from _check_entropy(self.kind, likelihood)
+        if likelihood.old != "recompute":
+            reasons = {
+                "detach": "detach makes log ρ zero, so the penalty would have no effect",
+                "recorded": "with a recorded ℓ_old the slope of |log ρ| at 0 would be the sign of a rounding error",
+            }
+            problem = reasons[likelihood.old]
+            yield ("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}"
+
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import KLCov
 
@@ -142,6 +180,17 @@ class DivergenceMaskedObjective(ObjectiveSection):
     kind: Literal["divergence_masked"]
     delta: float = Field(1e-5, gt=0, description="KL of the trust region, in the reduction of the likelihood")
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
+
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        if likelihood.kind == "forward":
+            problem = "the mask needs the exact KL from old, which a forward likelihood does not have"
+            yield ("objective", "kind"), f"{problem}; set likelihood.kind: reverse, or objective.kind: clipped"
+        elif likelihood.kind == "tokens" and likelihood.old == "recorded":
+            problem = "the mask needs KL(old‖θ) of full distributions, and only the ℓ of each token is recorded"
+            yield ("likelihood", "old"), f"{problem}; set {_OLD_DISTRIBUTION}"
+        elif likelihood.old == "detach":
+            problem = "detach makes the KL from old zero, so the mask would have no effect; set old: recorded"
+            yield ("likelihood", "old"), problem
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import DivergenceMasked
@@ -165,6 +214,26 @@ class CentredObjective(ObjectiveSection):
     )
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        if likelihood.kind == "tokens" and self.decisions == "each":
+            problem = "log-ratios are centred decision by decision, and token j of one text is not comparable with that of another"
+            yield ("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length"
+        if self.reward != "raw":
+            return
+        required: list[tuple[str, object, tuple[object, ...]]] = [
+            ("baseline", advantage.baseline, ("none", "mean")),
+            ("std", advantage.std, ("none",)),
+            ("clip", advantage.clip, (None,)),
+            ("scale", advantage.scale, (1.0,)),
+            ("positive", advantage.positive, (1.0,)),
+            ("negative", advantage.negative, (1.0,)),
+        ]
+        for key, found, allowed in required:
+            if found not in allowed:
+                expected = "null" if allowed[0] is None else allowed[0]
+                problem = f"objective.reward: raw uses advantages as rewards, which {key}: {found} changes"
+                yield ("advantage", key), f"{problem}; set {key}: {expected}"
+
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import CentredRewardDistillation
 
@@ -180,6 +249,13 @@ class NegativeAwareObjective(ObjectiveSection):
     kind: Literal["negative_aware"]
     bound: float = Field(5.0, gt=0, description="a: r is clip(A, ±a) / 2a + ½")
 
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        if likelihood.kind != "forward":
+            problem = f"mixtures of outputs need a forward likelihood, found likelihood.kind: {likelihood.kind}"
+            yield ("objective", "kind"), f"{problem}; set likelihood.kind: forward, or objective.kind: clipped"
+        elif likelihood.mix is None:
+            yield ("likelihood", "mix"), "negative_aware needs the mixtures ℓ⁺ and ℓ⁻; set e.g. mix: 1.0"
+
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import NegativeAware
 
@@ -188,10 +264,34 @@ class NegativeAwareObjective(ObjectiveSection):
         return NegativeAware(likelihood.mix, self.bound)
 
 
-class PreferenceObjective(ObjectiveSection):
-    """−log σ(β (Δ_w − Δ_l)) of the best and the worst of each group: DPO (arXiv:2305.18290) and its relatives."""
+class _ComparingSection(ObjectiveSection):
+    """Base of the objectives that compare the log-ratios of a group's samples to a reference."""
 
     compares: ClassVar[bool] = True
+
+    def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
+        if self.measured_from == "old" and likelihood.old == "detach":
+            problem = "detach makes old the policy itself, so every Δ is zero; set likelihood.old: recompute"
+            yield ("objective", "reference"), f"{problem}, or reference: base"
+        for key, factor in (("positive", advantage.positive), ("negative", advantage.negative)):
+            if factor == 0:
+                problem = "pairs are chosen by the order of advantages, which a factor of 0 removes"
+                yield ("advantage", key), f"{problem}; set a number above 0"
+        if likelihood.kind == "tokens" and self.reduction == "each":
+            problem = "texts are compared as a whole: token j of one text is not comparable with token j of another"
+            yield ("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length"
+        if likelihood.kind != "forward" or self.reduction != "each":
+            return
+        # Inversion determines the noise of each sample, so only t has to be shared.
+        shared = ["t"] if likelihood.noise.kind == "inversion" else ["t", "noise"]
+        if not set(shared) <= set(likelihood.share):
+            problem = "samples are compared decision by decision, so a group must share its draws"
+            yield ("likelihood", "share"), f"{problem}; set share: [{', '.join(shared)}], or objective.decisions: mean"
+
+
+class PreferenceObjective(_ComparingSection):
+    """−log σ(β (Δ_w − Δ_l)) of the best and the worst of each group: DPO (arXiv:2305.18290) and its relatives."""
+
     kind: Literal["preference"]
     beta: float = Field(0.1, gt=0, description="strength of the pull towards the reference")
     loss: Literal["logistic", "squared"] = Field("logistic", description="squared is IPO (arXiv:2310.12036)")
@@ -217,10 +317,9 @@ class PreferenceObjective(ObjectiveSection):
         )
 
 
-class AnchoredPreferenceObjective(ObjectiveSection):
+class AnchoredPreferenceObjective(_ComparingSection):
     """KL(softmax(A / target_temperature) ‖ softmax(Δ / temperature)) within a group: ADPO (arXiv:2510.18913)."""
 
-    compares: ClassVar[bool] = True
     kind: Literal["anchored_preference"]
     temperature: float = Field(1.0, gt=0, description="temperature of log-ratios, 1 / β")
     target_temperature: float = Field(
