@@ -104,8 +104,9 @@ def dotted(path: KeyPath) -> str:
 
 
 def shorten(text: str, most: int = 100) -> str:
-    """Return text for a message, cut after `most` characters."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    """Return text for a message: cut after `most` characters, control characters and the like as escapes."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return "".join(shown) + "…" * (len(text) > most)
 
 
 def parse(text: str, name: str) -> YamlSource:
@@ -138,6 +139,7 @@ def _read(text: str, place: Callable[[int], str], start: KeyPath = ()) -> YamlSo
     """Return one YAML document, whose root stands at the path `start`; `place` gives the place of a line."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
+    yaml.composer.warn_double_anchors = False  # YAML allows them: an alias has the last value
     try:
         root = yaml.compose(text[: SIZE + 1])
         if len(text) > SIZE:

@@ -42,8 +42,9 @@ def recipes_table() -> Group:
         anchors = " + ".join(anchor.label for anchor in config.anchors) or "no anchor"
         std = "no std" if config.advantage.std == "none" else f"{config.advantage.std} std"
         method = " × ".join((config.likelihood.kind, config.objective.kind, anchors, std))
-        source = f"{escape(config.model.path)} · arXiv:{PRESETS[str(config.algorithm)].source}"
-        lines = (escape(method), f"[dim]{source}[/]", escape(recipe_summary(path)))
+        preset = PRESETS[str(config.algorithm)]
+        source = f"{config.model.path} · {preset.summary} · arXiv:{preset.source}"
+        lines = (escape(method), f"[dim]{escape(source)}[/]", escape(recipe_summary(path)))
         tables[PRESET_HEADINGS[config.likelihood.kind]].add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     return Group(*tables.values())
 

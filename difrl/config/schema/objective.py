@@ -216,7 +216,9 @@ class CentredObjective(ObjectiveSection):
 
     def conflicts(self, likelihood: LikelihoodConfig, advantage: AdvantageConfig) -> Conflicts:
         if likelihood.kind == "tokens" and self.decisions == "each":
-            problem = "log-ratios are centred decision by decision, and token j of one text is not comparable with that of another"
+            problem = (
+                "log-ratios are centred by decision, and token j of one text is not comparable with token j of another"
+            )
             yield ("objective", "decisions"), f"{problem}; set sum, or mean to divide by the length"
         if self.reward != "raw":
             return
