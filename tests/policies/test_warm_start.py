@@ -174,7 +174,9 @@ def test_full_training_has_no_adapter_to_continue_from(sd3: Path, images: Path) 
 
 def test_the_cost_counts_the_adapters_own_parameters(sd3: Path, images: Path) -> None:
     """4 projections of 16 × 16 with two factors of rank 4."""
-    assert estimate(image_recipe(sd3, images)).model.trained == 4 * 2 * 16 * RANK
+    model = estimate(image_recipe(sd3, images)).model
+    assert model.trained == 4 * 2 * 16 * RANK
+    assert model.notes == ["the adapter's part for text_encoder is active and stays as it is"]
 
 
 def wrong(kind: str, folder: Path, images: Path, texts: Path, model: Path) -> Path:

@@ -64,6 +64,11 @@ def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         working_memory=lambda tally: {"activations, rough bound": cost.activations * tally.together},
         efficiency=EFFICIENCY,
         wording=WORDING,
+        notes=[
+            f"the adapter's part for {name} is active and stays as it is"
+            for name in family.adapted_parts()
+            if name != family.denoiser_name
+        ],
     )
 
 

@@ -161,7 +161,7 @@ class Family(ABC):
         """
         self.pipeline.load_lora_weights(path, adapter_name=adapter)
         loaded = set[str]()
-        for name, part in self._adapted_parts().items():
+        for name, part in self.adapted_parts().items():
             if name != self.denoiser_name:
                 part.requires_grad_(False)
             loaded |= {f"{name}.{key}" for key in get_peft_model_state_dict(part, adapter_name=adapter)}
@@ -179,12 +179,12 @@ class Family(ABC):
         The file has a place for alpha in its header only, which many readers ignore. They take alpha = rank.
         """
         layers, metadata = dict[str, dict[str, Tensor]](), dict[str, Any]()
-        for name, part in self._adapted_parts().items():
+        for name, part in self.adapted_parts().items():
             layers[f"{name}_lora_layers"] = get_unscaled_lora(part)
             metadata[f"{name}_lora_adapter_metadata"] = describe_unscaled_lora(part)
         self.pipeline_class.save_lora_weights(folder, **layers, **metadata)
 
-    def _adapted_parts(self) -> dict[str, nn.Module]:
+    def adapted_parts(self) -> dict[str, nn.Module]:
         """Return the parts of the pipeline that have an adapter, by name."""
         parts = {self.denoiser_name: self.denoiser, **self.pipeline.components}
         return {name: part for name, part in parts.items() if getattr(part, "peft_config", None)}
