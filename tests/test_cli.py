@@ -104,7 +104,7 @@ def assert_fits(text: str) -> None:
 def assert_one_message(ended: Ended, *parts: str) -> None:
     """Check for exit status 1 and a single message without a traceback."""
     assert ended.status == 1, ended
-    assert ended.err.splitlines()[-1].startswith("difrl: ")  # after warnings
+    assert sum(line.startswith("difrl: ") for line in ended.err.splitlines()) == 1  # beside warnings
     assert "Traceback" not in ended.err
     message = " ".join(ended.err.split())
     for part in parts:
