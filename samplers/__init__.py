@@ -10,10 +10,13 @@ from samplers.adaptive import Agreement, adaptive_classifier_free, adaptive_rein
 from samplers.distance import Distance, Remembering
 from samplers.grid import Grid, Scheduler, Window
 from samplers.guidance import (
+    Blend,
     Condition,
     Counting,
     Denoiser,
     classifier_free,
+    extrapolate,
+    extrapolate_keeping_norm,
     get_rows,
     reinforcement_learning,
 )
@@ -55,6 +58,7 @@ __all__ = [
     "KERNELS",
     "Agreement",
     "BaseDivergence",
+    "Blend",
     "Completions",
     "Condition",
     "Counting",
@@ -91,6 +95,8 @@ __all__ = [
     "ddim",
     "draws_noise",
     "expand",
+    "extrapolate",
+    "extrapolate_keeping_norm",
     "flow_sde",
     "generate",
     "get_context_length",

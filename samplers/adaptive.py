@@ -24,7 +24,17 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid
-from samplers.guidance import Condition, Denoiser, PerSample, get_rows, grow, switch_after_steps, with_negatives
+from samplers.guidance import (
+    Blend,
+    Condition,
+    Denoiser,
+    PerSample,
+    extrapolate,
+    get_rows,
+    grow,
+    switch_after_steps,
+    with_negatives,
+)
 from samplers.process import at_least_float32
 
 
@@ -57,7 +67,9 @@ class Agreement:
         self._stopped[rows] = cosine >= self.threshold
 
 
-def adaptive_classifier_free(denoiser: Denoiser, scale: float, agreement: Agreement) -> Denoiser:
+def adaptive_classifier_free(
+    denoiser: Denoiser, scale: float, agreement: Agreement, blend: Blend = extrapolate
+) -> Denoiser:
     """Return `classifier_free` without the negative prompts of samples whose two outputs agree."""
     if scale == 1:
         return denoiser
@@ -67,7 +79,7 @@ def adaptive_classifier_free(denoiser: Denoiser, scale: float, agreement: Agreem
         active = agreement.active(rows, t)
         both = with_negatives(condition, active)
         outputs = at_least_float32(denoiser(torch.cat([x_t[active], x_t]), torch.cat([t[active], t]), both))
-        return _blended(outputs[len(active) :], outputs[: len(active)], scale, rows, active, agreement)
+        return _blended(outputs[len(active) :], outputs[: len(active)], scale, rows, active, agreement, blend)
 
     return guided
 
@@ -101,9 +113,15 @@ def adaptive_reinforcement_learning(
 
 
 def _blended(
-    main: Tensor, reference: Tensor, weight: float, rows: Tensor, active: Tensor, agreement: Agreement
+    main: Tensor,
+    reference: Tensor,
+    weight: float,
+    rows: Tensor,
+    active: Tensor,
+    agreement: Agreement,
+    blend: Blend = extrapolate,
 ) -> Tensor:
-    """Return main [B,...] with reference + weight (main - reference) at the positions `active` [A], for a reference [A,...]."""
+    """Return main [B,...], blended with a reference [A,...] at the positions `active` [A]."""
     some = main[active]
     agreement.compare(rows[active], some, reference)
-    return main.index_copy(0, active, reference + weight * (some - reference))
+    return main.index_copy(0, active, blend(reference, some, weight))

@@ -94,7 +94,24 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
 casts `x_t` and the timestep for its model itself."""
 
 
-def classifier_free(denoiser: Denoiser, scale: float) -> Denoiser:
+Blend = Callable[[Tensor, Tensor, float], Tensor]
+"""(negative, conditional, scale) -> guided output, all [B,...]."""
+
+
+def extrapolate(negative: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Return negative + scale (conditional - negative)."""
+    return negative + scale * (conditional - negative)
+
+
+def extrapolate_keeping_norm(negative: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Return the same, with each vector along the last dimension scaled to its norm in the conditional output (Qwen-Image)."""
+    guided = extrapolate(negative, conditional, scale)
+    norm = guided.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(guided.dtype).tiny)  # 0 stays 0
+    scaled: Tensor = guided * (conditional.norm(dim=-1, keepdim=True) / norm)
+    return scaled
+
+
+def classifier_free(denoiser: Denoiser, scale: float, blend: Blend = extrapolate) -> Denoiser:
     """Return negative + scale (conditional - negative) as a denoiser (2207.12598, scale = 1 + w).
 
     Both come from one call on the doubled batch. A scale of 1 is the denoiser itself, with one evaluation a sample.
@@ -105,7 +122,7 @@ def classifier_free(denoiser: Denoiser, scale: float) -> Denoiser:
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         both = with_negatives(condition, slice(None))
         negative, conditional = at_least_float32(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)).chunk(2)
-        return negative + scale * (conditional - negative)
+        return blend(negative, conditional, scale)
 
     return guided
 

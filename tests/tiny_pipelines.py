@@ -1,7 +1,7 @@
 """Random pipelines of published families, saved in the classic format of diffusers, for tests of every family.
 
 Component classes, configuration keys and scheduler settings are those of the published models. Widths and depths are tiny.
-The configurations follow `get_dummy_components` of diffusers' own tests (tests/pipelines) where those have one.
+The configurations follow `get_dummy_components` of diffusers' own tests where those have one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a run reads before its model: prompts, recorded samples, rewards and trackers."""
+"""Inputs of a run that are read before its model: prompts, recorded samples, rewards and trackers."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from difrl.policies.base import GuidanceSettings
 from difrl.policies.snapshots import BASE, CURRENT
 from samplers import (
     Agreement,
+    Blend,
     Counting,
     Denoiser,
     Distance,
@@ -20,6 +21,7 @@ from samplers import (
     adaptive_classifier_free,
     adaptive_reinforcement_learning,
     classifier_free,
+    extrapolate,
     reinforcement_learning,
 )
 
@@ -46,7 +48,11 @@ class GuidedDenoiser:
 
 
 def build_guidance(
-    denoiser: Callable[[str], Denoiser], scale: float, settings: GuidanceSettings, grid: Grid
+    denoiser: Callable[[str], Denoiser],
+    scale: float,
+    settings: GuidanceSettings,
+    grid: Grid,
+    blend: Blend = extrapolate,
 ) -> GuidedDenoiser:
     """Build RLG of base and current weights, each under classifier-free guidance at `scale`.
 
@@ -55,18 +61,20 @@ def build_guidance(
     counted = [Counting(denoiser(snapshot)) for snapshot in (BASE, CURRENT)]
     agreements: list[Agreement] = []
     if settings.adaptive is None:
-        base, trained = (classifier_free(one, scale) for one in counted)
+        base, trained = (classifier_free(one, scale, blend) for one in counted)
         remembered = Remembering(base)
         guided = reinforcement_learning(remembered, trained, settings.rlg, first_steps=settings.first_steps, grid=grid)
     else:
         costs = (1, 1, 1 if scale == 1 else 2)
         agreements = [Agreement(settings.adaptive, cost) for cost in costs]
-        base, trained = (adaptive_classifier_free(c, scale, a) for c, a in zip(counted, agreements, strict=False))
+        base, trained = (
+            adaptive_classifier_free(c, scale, a, blend) for c, a in zip(counted, agreements, strict=False)
+        )
         remembered = Remembering(base)
         guided = adaptive_reinforcement_learning(
             remembered, trained, settings.rlg, agreements[-1], first_steps=settings.first_steps, grid=grid
         )
     if not settings.measure:
         return GuidedDenoiser(guided, counted, agreements, None)
-    distance = Distance(guided, classifier_free(denoiser(BASE), scale), remembered)
+    distance = Distance(guided, classifier_free(denoiser(BASE), scale, blend), remembered)
     return GuidedDenoiser(distance, counted, agreements, distance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +24,7 @@ from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.families.meta_parts import check_parts
+from difrl.policies.diffusion.families.modular import ModularFamily, find_modular_class
 from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
@@ -45,18 +45,21 @@ from samplers import Grid, Kernel, Process, Scheduler, Window, draws_noise, ode
 def get_family_class(path: str, revision: str | None = None) -> type[Family]:
     """Return the family of the pipeline at a folder or hub id, by its model_index.json."""
     try:
-        class_name = DiffusionPipeline.load_config(path, revision=revision)["_class_name"]
+        index = DiffusionPipeline.load_config(path, revision=revision)
+        class_name = index["_class_name"]
     except (OSError, KeyError) as error:
         raise ModelError(
             f"model.path: {path!r} has no readable model_index.json ({type(error).__name__}); expected a diffusers "
             "pipeline folder or hub id. For a hub model check the name, the network and `hf auth login`"
         ) from error
-    if class_name not in (known := FAMILIES.names()):
+    if class_name in (known := FAMILIES.names()):
+        return FAMILIES[class_name]
+    if find_modular_class(index) is None:
         raise ModelError(
             f"model.path: {path!r} is a {class_name}, which no model family handles; expected one of {', '.join(known)} "
             "(docs/extending.md shows how to add a family)"
         )
-    return FAMILIES[class_name]
+    return ModularFamily
 
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
@@ -158,14 +161,9 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
     """Build the sampling of rollouts and that of evaluations: by the ODE (or the solver), from the current weights."""
     rollout, process = config.rollout, family.process
     shape = family.latent_shape(rollout.height, rollout.width)
-    length = family.sequence_length(shape)
-
-    def build_grid(steps: int) -> Grid:
-        return Grid.from_scheduler(copy.deepcopy(family.scheduler), process, steps, sequence_length=length)
-
-    grid = build_grid(rollout.steps)
+    grid = family.build_grid(rollout.steps)
     kernel = rollout.build_kernel(grid)
-    scheduler = _build_scheduler(config, family, length)
+    scheduler = _build_scheduler(config, family, family.sequence_length(shape))
     reduce = config.likelihood.reduce if config.likelihood.kind == "reverse" else "mean"
     window = build_windows(config, grid, kernel, process)
     means = "bias" in get_needs(config) and config.likelihood.old == "recorded"
@@ -183,7 +181,7 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
         build_branching(config, kernel),
     )
     evaluation = Sampling(
-        build_grid(config.eval.steps or rollout.steps),
+        family.build_grid(config.eval.steps or rollout.steps),
         ode,
         lambda key: Window(0, 0),
         rollout.guidance,
@@ -209,6 +207,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     """Build the policy of a run over a frozen pipeline."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
+    family = family.resized(config.rollout.height, config.rollout.width)
     trained = make_denoiser_trainable(family, config.model, config.seed)
     try:
         training, evaluation = build_samplings(config, family)

@@ -89,7 +89,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
             with self.snapshots.use(snapshot), torch.set_grad_enabled(gradient), autocast:
                 return self.family.call(x_t.to(self.dtype), timestep, condition.tensors).float()
 
-        return classifier_free(evaluate, guidance)
+        return classifier_free(evaluate, guidance, self.family.blend)
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Accept every prompt: any text can be drawn. Log how many are cut by their encoder."""
@@ -118,7 +118,7 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
     ) -> Rollout:
         sampling = self.evaluation_sampling
-        guided = build_guidance(self.denoiser, sampling.guidance, guidance, sampling.grid)
+        guided = build_guidance(self.denoiser, sampling.guidance, guidance, sampling.grid, self.family.blend)
         drawn = draw(guided.denoiser, self.prompts, prompts, samples, key, sampling)
         images = decode(self.family, drawn["latents"], sampling.batch)
         return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))

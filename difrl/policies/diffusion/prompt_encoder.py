@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from difrl.data.prompts import Prompt
 from difrl.policies.diffusion.families import Family
@@ -84,10 +85,19 @@ class PromptEncoder:
         distinct = list(dict.fromkeys(texts))
         device = next(self.family.denoiser.parameters()).device
         rows = torch.tensor([distinct.index(text) for text in texts], device=device)
-        names = found[distinct[0]]
-        return {
-            name: torch.stack([found[text][name] for text in distinct]).to(device, self.dtype)[rows] for name in names
-        }
+        stacked = dict[str, Tensor]()
+        for name in found[distinct[0]]:
+            # Padded to the longest of all texts, so that the conditions of a prompt and its negative have one shape.
+            longest = [max(sizes) for sizes in zip(*(row[name].shape for row in found.values()), strict=True)]
+            values = torch.stack([_pad(found[text][name], longest) for text in distinct])
+            stacked[name] = values.to(device, self.dtype if values.is_floating_point() else None)[rows]
+        return stacked
+
+
+def _pad(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Append zeros to every dimension up to `shape`."""
+    missing = [room for size, full in zip(value.shape, shape, strict=True) for room in (full - size, 0)]
+    return F.pad(value, missing[::-1])
 
 
 def _bytes(embedding: Mapping[str, Tensor]) -> int:

@@ -51,7 +51,7 @@ def draw_with_svdd(
         )
     kernel = make_kernel("ddim", 1.0, sampling.grid)
     window = Window.noisy(transition_std(kernel, policy.process, sampling.grid))
-    guided = build_guidance(policy.denoiser, sampling.guidance, guidance, sampling.grid)
+    guided = build_guidance(policy.denoiser, sampling.guidance, guidance, sampling.grid, policy.family.blend)
 
     def draw(rows: slice) -> Tensor:
         chosen, numbers = prompts[rows], samples[rows]

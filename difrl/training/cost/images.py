@@ -40,7 +40,7 @@ EFFICIENCY = (0.25, 0.75)
 def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     """Build the pipeline of a recipe on the meta device, and a dry policy over it. Raise ConfigError or ModelError."""
     model, path = config.model, resolve(config.model.path)
-    family = _build_skeleton(path, model)
+    family = _build_skeleton(path, model).resized(config.rollout.height, config.rollout.width)
     try:
         shape = family.latent_shape(config.rollout.height, config.rollout.width)
     except ValueError as error:
@@ -80,11 +80,11 @@ def count_denoiser_cost(
     Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
     tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.
     """
-    family = type(family)(copy.deepcopy(family.pipeline))
+    family = type(family)(copy.deepcopy(family.pipeline)).resized(family.height, family.width)
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
     x_t = torch.empty(1, *shape, dtype=dtype, device="meta")
-    shapes = family.condition_shapes(max_sequence_length)
-    condition = {name: torch.empty(1, *s, dtype=dtype, device="meta") for name, s in shapes.items()}
+    with torch.no_grad():
+        condition = family.encode_prompts([""], max_sequence_length)
     return count_call_cost(
         denoiser,
         lambda: family.call(x_t, torch.zeros(1, device="meta"), condition),
@@ -116,6 +116,8 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
         "call": lambda self, x_t, timestep, condition: denoiser(x_t),
         "latent_shape": lambda self, height, width: (1, 1, 1),
         "sequence_length": lambda self, latent_shape: length,
+        "build_grid": lambda self, steps: family.build_grid(steps),
+        "resized": lambda self, height, width: self,
         "decode": lambda self, latents: latents.expand(-1, 3, -1, -1),
         "encode_images": lambda self, images: images[:, :1, :1, :1],
     }

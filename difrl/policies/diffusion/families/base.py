@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
 from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora
-from samplers import Process, Scheduler
+from samplers import Blend, Grid, Process, Scheduler, extrapolate
 
 
 class Family(ABC):
@@ -25,12 +26,17 @@ class Family(ABC):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    denoiser_name: ClassVar[str]
+    denoiser_name: str
     """Name of the pipeline's part that is trained."""
-    lora_targets: ClassVar[tuple[str, ...]] = ()
+    lora_targets: Sequence[str] = ()
     """Suffixes of the linear modules that LoRA adapts by default."""
     index_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of model_index.json that diffusers ignores and this family reads. A saved pipeline keeps them."""
+    blend: Blend = staticmethod(extrapolate)
+    """Classifier-free guidance of the pipeline."""
+    height: int | None = None
+    """Size of images in pixels; None is the model's own."""
+    width: int | None = None
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -39,8 +45,8 @@ class Family(ABC):
     def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
         """Load the pipeline at a hub id or folder, with weights in `dtype`."""
         index = DiffusionPipeline.load_config(path, revision=revision)
-        settings = cls.part_overrides(index)
-        pipeline = cls.pipeline_class.from_pretrained(
+        pipeline_class, settings = cls.get_pipeline_class(index), cls.part_overrides(index)
+        pipeline = pipeline_class.from_pretrained(
             path, dtype=dtype, revision=revision, use_safetensors=True, **settings
         )
         return cls._with_index(pipeline, index)
@@ -50,8 +56,8 @@ class Family(ABC):
         """Build the same pipeline on the meta device, without weights and tokenizers, to count its cost."""
         index = DiffusionPipeline.load_config(path, revision=revision)
         settings = cls.part_overrides(index)
-        pipeline = cls.pipeline_class(**build_meta_parts(path, revision, index, settings), **settings)
-        return cls._with_index(pipeline, index)
+        parts = build_meta_parts(path, revision, index, settings)
+        return cls._with_index(cls.get_pipeline_class(index)(**parts, **settings), index)
 
     @classmethod
     def _with_index(cls, pipeline: DiffusionPipeline, index: Mapping[str, Any]) -> Self:
@@ -59,9 +65,20 @@ class Family(ABC):
         return cls(pipeline)
 
     @classmethod
+    def get_pipeline_class(cls, index: Mapping[str, Any]) -> type[DiffusionPipeline]:
+        """Return the class of the pipeline of a model_index.json."""
+        return cls.pipeline_class
+
+    @classmethod
     def part_overrides(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parts, by name, that replace those of model_index.json (`index`); None leaves a part out."""
         return {}
+
+    def resized(self, height: int | None, width: int | None) -> Self:
+        """Return the family for images of another size in pixels, over the same pipeline; None is the model's own size."""
+        family = copy.copy(self)
+        family.height, family.width = height, width
+        return family
 
     @property
     def denoiser(self) -> ModelMixin:
@@ -103,10 +120,6 @@ class Family(ABC):
         }
 
     @abstractmethod
-    def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of one text's conditions, without N. A skeleton, which cannot encode, has them too."""
-
-    @abstractmethod
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the denoiser's raw output [B, ...] for states [B, ...] at its own timesteps [B]."""
 
@@ -135,6 +148,11 @@ class Family(ABC):
     def sequence_length(self, latent_shape: Sequence[int]) -> int:
         """Return the number of image tokens of one latent, on which dynamically shifted schedules depend."""
         return (latent_shape[-2] // self.patch_size) * (latent_shape[-1] // self.patch_size)
+
+    def build_grid(self, steps: int) -> Grid:
+        """Return the times at which the pipeline calls its denoiser in a run of `steps`, for the size of the family."""
+        shape = self.latent_shape(self.height, self.width)
+        return Grid.from_scheduler(self.scheduler, self.process, steps, sequence_length=self.sequence_length(shape))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -165,7 +183,7 @@ class Family(ABC):
             if name != self.denoiser_name:
                 part.requires_grad_(False)
             loaded |= {f"{name}.{key}" for key in get_peft_model_state_dict(part, adapter_name=adapter)}
-        found = self.pipeline_class.lora_state_dict(path)
+        found = type(self.pipeline).lora_state_dict(path)
         weights = (
             found[0] if isinstance(found, tuple) else found
         )  # with kohya's alphas, which some pipelines return too
@@ -182,7 +200,7 @@ class Family(ABC):
         for name, part in self.adapted_parts().items():
             layers[f"{name}_lora_layers"] = get_unscaled_lora(part)
             metadata[f"{name}_lora_adapter_metadata"] = describe_unscaled_lora(part)
-        self.pipeline_class.save_lora_weights(folder, **layers, **metadata)
+        type(self.pipeline).save_lora_weights(folder, **layers, **metadata)
 
     def adapted_parts(self) -> dict[str, nn.Module]:
         """Return the parts of the pipeline that have an adapter, by name."""

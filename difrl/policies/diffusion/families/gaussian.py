@@ -31,9 +31,6 @@ class GaussianFamily(Family):
         rows = torch.tensor([known.index(text) for text in texts])
         return {"prompt": nn.functional.one_hot(rows, len(known)).float()}
 
-    def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
-        return {"prompt": (len(self.denoiser.config.means),)}
-
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         output: Tensor = self.denoiser(x_t, timestep, condition["prompt"])
         return output

@@ -1,15 +1,21 @@
-"""The parts of a diffusers pipeline without their weights: modules on the meta device, built from config.json alone."""
+"""The parts of a diffusers pipeline without their weights: modules on the meta device, built from their config.json."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers import ModelMixin, SchedulerMixin
-from torch import nn
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel
 
 from difrl.policies.errors import ModelError
 from difrl.policies.weight_files import check_weights
@@ -20,9 +26,15 @@ def build_meta_parts(
 ) -> dict[str, Any]:
     """Build the parts that model_index.json (`index`) lists, but for those left out.
 
-    Modules are on the meta device, the scheduler is complete, and everything else (tokenizers) is None.
+    Modules are on the meta device. They take any tensors, and return zeros, without gradient on the CPU, of the right shapes.
+    Schedulers and tokenizers are complete.
     """
-    parts = {name: part for name, part in index.items() if isinstance(part, list | tuple) and name not in left_out}
+    # Other lists of the index are settings of the pipeline.
+    parts = {
+        name: part
+        for name, part in index.items()
+        if isinstance(part, list | tuple) and len(part) == 2 and isinstance(part[0], str) and name not in left_out
+    }
     built = {name: _build_part(path, name, library, cls, revision) for name, (library, cls) in parts.items()}
     check_parts(path, built)
     return built
@@ -32,22 +44,22 @@ def _build_part(path: str, name: str, library: str | None, class_name: str | Non
     if library is None or class_name is None:
         return None
     cls = getattr(importlib.import_module(library), class_name, None)
-    if cls is not None and issubclass(cls, SchedulerMixin):
-        return cls.from_pretrained(path, subfolder=name, revision=revision)
-    folder = Path(path) / name
-    if cls is None or not issubclass(cls, nn.Module):
-        if Path(path).is_dir() and not (folder.is_dir() and any(folder.iterdir())):
+    if cls is None:
+        return None
+    folder, local = Path(path) / name, Path(path).is_dir()
+    if not issubclass(cls, nn.Module):
+        if local and not (folder.is_dir() and any(folder.iterdir())):
             raise ModelError(
                 f"model.path: {folder} has no files, expected a {class_name}; copy or download the model again"
             )
-        return None
+        return cls.from_pretrained(path, subfolder=name, revision=revision)
     if issubclass(cls, ModelMixin):
         config = cls.load_config(path, subfolder=name, revision=revision)
         with torch.device("meta"):
-            return cls.from_config(config)
+            return _accept_any_device(cls.from_config(config))
     config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
     with torch.device("meta"):
-        return cls(config)
+        return _accept_any_device(cls(config))
 
 
 def check_parts(path: str, parts: Mapping[str, Any]) -> None:
@@ -58,3 +70,38 @@ def check_parts(path: str, parts: Mapping[str, Any]) -> None:
         if isinstance(part, nn.Module):
             file = "diffusion_pytorch_model.safetensors" if isinstance(part, ModelMixin) else "model.safetensors"
             check_weights(Path(path) / name, [file], part, "model.path")
+
+
+def _accept_any_device(module: nn.Module) -> nn.Module:
+    """Let a module on the meta device be called as one with weights is."""
+    forward, signature = module.forward, inspect.signature(module.forward)
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to("meta", next(module.parameters()).dtype if value.is_floating_point() else None)
+
+    @wraps(forward)  # some blocks read its signature
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        if isinstance(module, PreTrainedModel) and "attention_mask" in bound.arguments:
+            # transformers uses a mask of four dimensions as it is. Of any other it reads values, and meta tensors have none.
+            batch, length = bound.arguments["input_ids"].shape
+            bound.arguments["attention_mask"] = torch.ones(batch, 1, length, length, dtype=torch.bool)
+        with patch.object(torch, "autocast", _no_autocast):  # which torch has not for the meta device
+            result = forward(*tree_map(convert, bound.args), **tree_map(convert, bound.kwargs))
+        return tree_map(_to_zeros, result)
+
+    module.forward = call
+    return module
+
+
+@contextmanager
+def _no_autocast(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+def _to_zeros(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.requires_grad:
+        return value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)

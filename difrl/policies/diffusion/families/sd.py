@@ -44,10 +44,6 @@ class StableDiffusion(Family):
         embeds, _ = self.pipeline.encode_prompt(list(texts), device, 1, do_classifier_free_guidance=False)
         return {"embeds": embeds}
 
-    def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
-        clip = self.pipeline.text_encoder.config
-        return {"embeds": (clip.max_position_embeddings, self.denoiser.config.cross_attention_dim)}
-
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         output: Tensor = self.denoiser(x_t, timestep, encoder_hidden_states=condition["embeds"], return_dict=False)[0]
         return output

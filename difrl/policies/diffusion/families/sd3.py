@@ -63,11 +63,6 @@ class StableDiffusion3(Family):
         default = 0 if self.pipeline.config.get(WITHOUT_T5) else 256
         return default if max_sequence_length is None else max_sequence_length
 
-    def condition_shapes(self, max_sequence_length: int | None) -> dict[str, tuple[int, ...]]:
-        config, clip = self.denoiser.config, self.pipeline.text_encoder.config
-        tokens = clip.max_position_embeddings + self._t5_tokens(max_sequence_length)
-        return {"embeds": (tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
-
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         output: Tensor = self.denoiser(
             hidden_states=x_t,
