@@ -17,6 +17,7 @@ from difrl.core import (
 
 OBJECTIVES: list[Objective] = [
     Clipped(0.1, 0.3),
+    Clipped(0.2, 0.28, dual=1.5),
     Clipped(None, None, decisions="mean"),
     CentredRewardDistillation(),
     CentredRewardDistillation(reward="raw", decisions="sum"),

@@ -17,7 +17,13 @@ from difrl.scoring.diversity import Diversity
 
 Metrics = dict[str, float]
 
-METRIC_NAMES = {"ratio": "ratio/mean", "clip_high": "clip/high", "clip_low": "clip/low", "loss": "loss/objective"}
+METRIC_NAMES = {
+    "ratio": "ratio/mean",
+    "clip_high": "clip/high",
+    "clip_low": "clip/low",
+    "clip_dual": "clip/dual",
+    "loss": "loss/objective",
+}
 """Name of a metric in an objective -> its name in metrics.jsonl."""
 
 

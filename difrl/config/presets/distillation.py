@@ -41,8 +41,11 @@ DISTILLATION: Mapping[str, Preset] = {
     "dph_rl": Preset(
         summary="DPH-RL: a policy gradient, and forward KL on correct answers of the pretrained model against forgetting",
         source="2509.07430",
-        # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. The authors also do
-        # not sample for the rehearsed prompts; those prompts whose samples are all correct have no advantage anyway.
+        # Forward KL at 0.01 to 0.05, or divergence: jensen_shannon at 0.05 to 0.2. What differs from the authors' code
+        # (seamoke/DPH-RL, verl/workers/actor/dp_actor.py, 2025-09-12): there, rehearsed texts are micro-batches of the same
+        # mini-batch as the step's own and share its mean, where the anchor here has a mean of its own. With a share s of
+        # rehearsed texts, their coefficient c is c s / (1 - s) here, up to a factor that AdamW cancels. They also do not
+        # sample for the rehearsed prompts; those prompts whose samples are all correct have no advantage anyway.
         settings={
             **OLD_IS_EVALUATED,
             "objective": {"kind": "clipped", "clip_low": 0.2, "clip_high": 0.28},

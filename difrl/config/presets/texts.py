@@ -49,8 +49,13 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "dapo": Preset(
         summary="DAPO: a higher upper clip bound, equal weight for tokens, prompts drawn again until rewards differ",
         source="2503.14476",
-        # The fourth part, a soft penalty of texts that are almost too long, is the reward `length`.
-        settings=_tokens(clip=(0.2, 0.28), collect={"max_draws": 10}),
+        # run_dapo_qwen2.5_32b.sh of volcengine/verl (recipe/dapo, commit e2e729f), the authors' framework, clips twice: at 10
+        # where an advantage is negative (its AdamW decays weights by 0.1). The fourth part, a soft penalty of texts that are almost too long, is the reward
+        # `length`.
+        settings=_tokens(
+            objective={"kind": "clipped", "clip_low": 0.2, "clip_high": 0.28, "clip_dual": 10.0},
+            collect={"max_draws": 10},
+        ),
     ),
     "rloo": Preset(
         summary="RLOO: REINFORCE on whole texts, with the mean of the prompt's other texts as baseline and the KL in the reward",
@@ -112,6 +117,8 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "clip_cov": Preset(
         summary="Clip-Cov: tokens with a large covariance of log-probability and advantage are left out of the gradient",
         source="2505.22617",
+        # recipe/dapo/7b_clip_cov.sh of PRIME-RL/Entropy-Mechanism-of-RL, 2025-06-26. Its clip_ratio_c has no effect there. What
+        # differs: the authors draw the tokens at random, where the preset weights them by the probability of being drawn.
         settings=_tokens(
             objective={
                 "kind": "clip_cov",
@@ -126,8 +133,8 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "kl_cov": Preset(
         summary="KL-Cov: a KL to old on the tokens with the largest covariance of log-probability and advantage",
         source="2505.22617",
-        # The share is that of the 7B model; for 32B it is 2e-4. Recorded likelihoods differ from those of theta by
-        # rounding errors, whose sign would determine the gradient of the penalty.
+        # recipe/dapo/7b_kl_cov.sh of PRIME-RL/Entropy-Mechanism-of-RL, 2025-06-26; for 32B the share is 2e-4. Recorded
+        # likelihoods differ from those of theta by rounding errors, whose sign would determine the gradient of the penalty.
         settings=_tokens(objective={"kind": "kl_cov", "share": 2e-3, "coefficient": 1.0}),
     ),
     "nsr": Preset(

@@ -78,12 +78,17 @@ class ClippedObjective(ObjectiveSection):
     kind: Literal["clipped"]
     clip_low: float | None = Field(0.2, gt=0, description="lower bound is 1 − clip_low; null: none")
     clip_high: float | None = Field(0.2, gt=0, description="upper bound is 1 + clip_high; null: none")
+    clip_dual: float | None = Field(
+        None,
+        gt=1,
+        description="where A < 0 the loss is at most |A| times this ratio (arXiv:1912.09729); null: no bound",
+    )
     decisions: DecisionReduction = Field("each", description=_DECISIONS)
 
     def build(self, likelihood: LikelihoodConfig) -> Objective:
         from difrl.core import Clipped
 
-        return Clipped(self.clip_low, self.clip_high, decisions=self.decisions)
+        return Clipped(self.clip_low, self.clip_high, self.clip_dual, decisions=self.decisions)
 
 
 class RatioNormalisedObjective(ObjectiveSection):

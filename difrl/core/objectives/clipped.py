@@ -17,6 +17,7 @@ class Clipped(Objective):
     """The clipped surrogate of PPO (1707.06347, eq. 7), with a bound for each side.
 
         L_ij = max(-A rho, -A clip(rho, 1 - low, 1 + high)),    rho = exp(l_theta - l_old)
+        L_ij = min(L_ij, -A dual)  where A < 0                  dual-clip PPO (1912.09729, eq. 5)
 
     low = high is PPO and GRPO (2402.03300); high > low is DAPO's clip-higher (2503.14476); both infinite is
     the importance-weighted policy gradient; decisions = "mean" is GSPO's sequence ratio (2507.18071). At
@@ -26,24 +27,34 @@ class Clipped(Objective):
     Attributes:
       low: the gradient stops where A < 0 and rho < 1 - low. None or inf: no bound.
       high: the gradient stops where A > 0 and rho > 1 + high. None or inf: no bound.
+      dual: the gradient stops where A < 0 and rho > dual > 1, where the loss would grow with rho. None: no bound.
 
-    Metrics: ratio (rho); clip_high (1 where A > 0 and rho > 1 + high); clip_low (1 where A < 0 and rho < 1 -
-    low); approx_kl (rho - 1 - log rho, whose mean over samples of old is KL(old || theta)).
+    Metrics: ratio (rho); clip_high (1 where A > 0 and rho > 1 + high); clip_low (1 where A < 0 and rho < 1 - low);
+    with dual, clip_dual (1 where A < 0 and rho > dual); approx_kl (rho - 1 - log rho, whose mean over samples of old is
+    KL(old || theta)).
     """
 
     low: float | None = 0.2
     high: float | None = 0.2
+    dual: float | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
+        if self.dual is not None and not self.dual > 1.0:
+            raise ValueError(f"dual is {self.dual}, expected a ratio above 1, or None for no bound")
 
     @property
     def clip_range(self) -> float:
-        return narrower(self.low, self.high)
+        return narrower(self.low, self.high, None if self.dual is None else self.dual - 1.0)
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
         log_ratio = lik.log_ratio("old")
-        loss, clipping = surrogate(advantages, log_ratio.exp(), self.low, self.high)
+        ratio = log_ratio.exp()
+        loss, clipping = surrogate(advantages, ratio, self.low, self.high)
+        if self.dual is not None:
+            beyond = (advantages < 0) & (ratio > self.dual)
+            loss = torch.where(beyond, -advantages * self.dual, loss)
+            clipping["clip_dual"] = beyond.to(ratio.dtype)
         return loss, ratio_metrics(log_ratio) | clipping
 
 
@@ -58,9 +69,9 @@ def surrogate(a: Tensor, ratio: Tensor, low: float | None, high: float | None) -
     }
 
 
-def narrower(low: float | None, high: float | None) -> float:
-    """Return the narrower of two bounds of a ratio; 1, its own size, if both are wider or absent."""
-    return min(1.0, *(math.inf if bound is None else bound for bound in (low, high)))
+def narrower(*bounds: float | None) -> float:
+    """Return the narrowest of some bounds of a ratio; 1, its own size, if all are wider or absent."""
+    return min(1.0, *(1.0 if bound is None else bound for bound in bounds))
 
 
 def ratio_metrics(log_ratio: Tensor) -> dict[str, Tensor]:

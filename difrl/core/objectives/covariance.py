@@ -41,11 +41,11 @@ class ClipCov(Objective):
     """Clipped, without a part of the decisions whose covariance lies between two bounds (2505.22617, eq. 11-12).
 
         L_ij = (1 - p_ij) max(-A rho, -A clip(rho, 1 - low, 1 + high))
-        p_ij = min(1, share N / n)  where lowest < cov_ij < highest, else 0
+        p_ij = min(1, max(1, floor(share N)) / n)  where lowest < cov_ij < highest, else 0
 
-    There are N decisions, and n of them are between the bounds and not clipped by rho. The paper draws share N of the n
-    at random and detaches them. p is the probability of being drawn, so this is the mean of the paper's loss, and of its
-    gradient, over all draws. It needs no random numbers, and does not depend on the order of the rows.
+    There are N decisions, and n of them are between the bounds and not clipped by rho. The authors draw share N of the n
+    at random, but at least one, and detach them. p is the probability of being drawn, so this is the mean of their loss,
+    and of its gradient, over all draws. It needs no random numbers, and does not depend on the order of the rows.
 
     Attributes:
       low, high: bounds of rho, as in Clipped.
@@ -82,7 +82,7 @@ class ClipCov(Objective):
         cov = covariances(rows["logp"], advantages, mask)
         clipped = sum(surrogate(advantages, rows["delta"].exp(), self.low, self.high)[1].values())
         between = mask & (cov > self.lowest) & (cov < self.highest) & (clipped == 0)
-        chance = (self.share * mask.sum() / between.sum().clamp(min=1)).clamp(max=1.0)
+        chance = (get_number(self.share, mask) / between.sum().clamp(min=1)).clamp(max=1.0)
         return {"covariance": cov, "held": between * chance.to(cov.dtype)}
 
     def loss_and_metrics(self, lik: Likelihoods, advantages: Tensor, statistics: Tensors) -> LossAndMetrics:
@@ -123,7 +123,7 @@ class KLCov(Objective):
     def statistics(self, rows: Tensors, mask: Tensor, advantages: Tensor, groups: Tensor) -> dict[str, Tensor]:
         cov = covariances(rows["logp"], advantages, mask)
         unmasked = cov[mask]
-        number = min(len(unmasked), max(1, int(self.share * len(unmasked))))
+        number = min(len(unmasked), get_number(self.share, mask))
         threshold = unmasked.topk(number).values.amin() if number else cov.new_zeros(())
         return {"covariance": cov, "held": (mask & (cov >= threshold)).to(cov.dtype)}
 
@@ -136,6 +136,11 @@ class KLCov(Objective):
 def covariance_metrics(statistics: Tensors) -> dict[str, Tensor]:
     """Return the statistics under the names of metrics."""
     return {"covariance/mean": statistics["covariance"], "covariance/held": statistics["held"]}
+
+
+def get_number(share: float, mask: Tensor) -> int:
+    """Return the number of decisions that are a share of all: rounded down, at least one."""
+    return max(1, int(share * int(mask.sum())))
 
 
 def check_share(share: float) -> None:

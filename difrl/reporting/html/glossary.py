@@ -69,6 +69,7 @@ DEFINITIONS: dict[str, str] = {
     ),
     "ratio/*": "A statistic over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "clip/high": "Share of decisions with a positive advantage whose ratio was above the upper clipping bound.",
+    "clip/dual": "Share of decisions with a negative advantage whose ratio was above the bound of dual clipping.",
     "clip/low": "Share of decisions with a negative advantage whose ratio was below the lower clipping bound.",
     "approx_kl": "Mean over the step's decisions of the k3 estimate of KL(old‖θ), ρ − 1 − log ρ.",
     "covariance/mean": (

@@ -41,6 +41,7 @@ def at(log_ratio: float, **terms: float) -> Likelihoods:
         (Clipped(None, 0.3), 0.3, 0.05),
         (Clipped(None, None), 1.0, 0.05),
         (Clipped(10.0, 3.0), 1.0, 0.05),
+        (Clipped(0.2, 0.28, dual=1.1), 0.1, 0.05),
         (ClipCov(0.2, 0.1), 0.1, 0.05),
         (KLCov(), 1.0, 0.05),
         (NegativeAware(), 1.0, 0.05),

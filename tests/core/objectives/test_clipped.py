@@ -38,7 +38,27 @@ def test_clipped_by_hand() -> None:
     assert metrics["ratio"] == pytest.approx(ratios)
     assert metrics["clip_high"] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert metrics["clip_low"] == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    assert "clip_dual" not in metrics
     assert metrics["approx_kl"][0] == pytest.approx(0.5 - math.log(1.5))
+
+
+def test_dual_clip_by_hand() -> None:
+    """Where A < 0 the loss is at most |A| times 3: it grows with the ratio until then, and A > 0 is as without."""
+    ratios, a = [2.0, 4.0, 4.0, 0.5, 4.0], [-2.0, -2.0, 2.0, -2.0, 0.0]
+    loss, grad, metrics = run(Clipped(0.1, 0.2, dual=3.0), ratios, a)
+    assert loss == pytest.approx([4.0, 6.0, -2.4, 1.8, 0.0])
+    assert grad == pytest.approx([4.0, 0.0, 0.0, 0.0, 0.0])
+    assert metrics["clip_dual"] == [0.0, 1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match=r"dual is 1\.0, expected a ratio above 1"):
+        Clipped(dual=1.0)
+
+
+@given(st.floats(0.01, 9.0), st.floats(-3.0, 3.0), st.floats(1.01, 8.0))
+def test_dual_clip_is_that_of_verl(ratio: float, a: float, dual: float) -> None:
+    """max(-A rho, -A clip(rho)), and where A < 0 the smaller of it and -A c."""
+    loss, _, _ = run(Clipped(0.2, 0.28, dual=dual), [ratio], [a])
+    plain = max(-a * ratio, -a * min(max(ratio, 0.8), 1.28))
+    assert loss[0] == pytest.approx(min(plain, -a * dual) if a < 0 else plain, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("none", [None, math.inf])

@@ -67,6 +67,14 @@ def test_decisions_that_are_clipped_are_not_drawn() -> None:
     assert loss[lik.mask].tolist() == pytest.approx([-2 * 1.2, 0.0, 0.5])
 
 
+@pytest.mark.parametrize(("share", "held"), [(2e-4, 0.5), (0.6, 0.5), (2 / 3, 1.0)])
+def test_at_least_one_whole_decision_is_left_out(share: float, held: float) -> None:
+    """Two of three decisions are candidates. The authors draw max(int(share 3), 1) of them."""
+    lik, a, groups = by_hand()
+    _, metrics = ClipCov(None, None, share=share, lowest=0.5, highest=5.0)(lik, a, groups)
+    assert metrics["covariance/held"].flatten().tolist() == pytest.approx([held, held, 0.0, 0.0])
+
+
 def test_clip_cov_is_the_mean_over_every_draw() -> None:
     """Two of nine decisions between the bounds are drawn and detached; loss and gradient are averaged over all draws."""
     g = torch.Generator().manual_seed(1)
