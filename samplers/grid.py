@@ -7,6 +7,7 @@ unchanged, also where the last step is nearly empty (SD3's default sigmas end 0.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,15 +119,19 @@ def _shift(config: Mapping[str, float], name: str, sequence_length: int | None) 
 class Window:
     """Steps start .. start+size-1 of a run: they are drawn from the kernel and are decisions; other steps take the ODE.
 
-    The last step, to t = 0, is never in a window: its transition is deterministic. A size of 0 is an ODE run.
+    The last step, to t = 0, is never in a window: its transition is deterministic. A size of 0 is an ODE run. With `gaps`
+    the steps are not adjacent: gaps[i] steps that take the ODE lie between steps i and i + 1 of the window.
     """
 
     start: int
     size: int
+    gaps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.size < 0:
             raise ValueError(f"a window needs start >= 0 and size >= 0, got {self}")
+        if self.gaps and (len(self.gaps) != self.size - 1 or min(self.gaps) < 0):
+            raise ValueError(f"a window needs no gaps, or one >= 0 between each two of its steps, got {self}")
 
     @classmethod
     def all(cls, steps: int) -> Window:
@@ -140,6 +145,15 @@ class Window:
             raise ValueError(f"a window of {size} steps does not fit into steps {low} .. {high - 1}")
         generator = torch.Generator().manual_seed(stable_seed(seed, step, "window"))
         return cls(int(torch.randint(low, high - size + 1, (), generator=generator)), size)
+
+    @classmethod
+    def scattered(cls, size: int, low: int, high: int, seed: int, step: int) -> Window:
+        """Return `size` of the steps low .. high-1, drawn without replacement and keyed by (seed, step)."""
+        if not 0 <= low <= high - size:
+            raise ValueError(f"a window of {size} steps does not fit into steps {low} .. {high - 1}")
+        generator = torch.Generator().manual_seed(stable_seed(seed, step, "window"))
+        steps = sorted((low + torch.randperm(high - low, generator=generator)[:size]).tolist())
+        return cls(steps[0], size, tuple(after - before - 1 for before, after in itertools.pairwise(steps)))
 
     @classmethod
     def sliding(cls, size: int, low: int, high: int, shift: int) -> Window:
@@ -179,15 +193,17 @@ class Window:
         return cls(start, size)
 
     @property
-    def indices(self) -> range:
-        return range(self.start, self.start + self.size)
+    def indices(self) -> list[int]:
+        """The steps in their order."""
+        passed = [0, *itertools.accumulate(self.gaps)] if self.gaps else [0] * self.size
+        return [self.start + i + passed[i] for i in range(self.size)]
 
     def __contains__(self, step: int) -> bool:
         return step in self.indices
 
     def check(self, steps: int) -> None:
         """Raise ValueError unless a run of `steps` has these steps, and its last is not among them."""
-        last = self.start + self.size - 1
+        last = self.indices[-1] if self.size else -1
         if self.size and last > steps - 2:
             raise ValueError(
                 f"a window of steps {self.start} .. {last} does not fit a run of {steps} steps: the last, to "

@@ -87,8 +87,8 @@ def rollout(
         x0=x_t,
         x_t=_stack(states, x_t),
         x_next=_stack(nexts, x_t),
-        t=times[window.start : window.start + window.size].repeat(batch, 1),
-        s=times[window.start + 1 : window.start + window.size + 1].repeat(batch, 1),
+        t=times[window.indices].repeat(batch, 1),
+        s=times[[step + 1 for step in window.indices]].repeat(batch, 1),
         log_prob=_stack(log_probs, x_t.new_zeros(batch)),
         mean=_stack(means, x_t) if keep_means else None,
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from diffusers import (
@@ -102,6 +104,30 @@ def test_random_windows_are_keyed_and_cover_their_range():
     assert starts != [Window.random(2, 1, 6, seed=4, step=step).start for step in range(200)]
     with pytest.raises(ValueError, match="does not fit"):
         Window.random(3, 0, 2, seed=0, step=0)
+
+
+@given(size=st.integers(1, 6), low=st.integers(0, 4), more=st.integers(0, 5), step=st.integers(0, 1000))
+def test_scattered_steps_are_distinct_in_order_and_in_their_range(size: int, low: int, more: int, step: int) -> None:
+    window = Window.scattered(size, low, low + size + more, seed=0, step=step)
+    assert len(set(window.indices)) == size
+    assert window.indices == sorted(window.indices)
+    assert low <= window.start == window.indices[0]
+    assert window.indices[-1] < low + size + more
+    assert [i for i in range(low + size + more) if i in window] == window.indices
+    window.check(low + size + more + 1)
+
+
+def test_every_choice_of_scattered_steps_is_drawn() -> None:
+    """Three of the first five steps, as Flow-DPPO's recipe draws them: ten choices, and others for each seed."""
+    drawn = [tuple(Window.scattered(3, 0, 5, seed=3, step=step).indices) for step in range(300)]
+    assert set(drawn) == set(itertools.combinations(range(5), 3))
+    assert drawn == [tuple(Window.scattered(3, 0, 5, seed=3, step=step).indices) for step in range(300)]
+    assert drawn != [tuple(Window.scattered(3, 0, 5, seed=4, step=step).indices) for step in range(300)]
+    assert Window(1, 3, (0, 2)).indices == [1, 2, 5]
+    with pytest.raises(ValueError, match="no gaps, or one >= 0 between each two"):
+        Window(1, 3, (1,))
+    with pytest.raises(ValueError, match=r"does not fit into steps 0 \.\. 1"):
+        Window.scattered(3, 0, 2, seed=0, step=0)
 
 
 def test_window_of_the_noisy_steps():

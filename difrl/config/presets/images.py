@@ -139,10 +139,11 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "flow_dppo": Preset(
         summary="Flow-DPPO: a trust region in the exact KL of a step; outside it only steps back towards old count",
         source="2606.11025",
-        # The authors' defaults with Flow-SDE; they also sample with Flow-CPS. A trust region takes effect from the
-        # second update of a rollout on.
+        # examples/diffusion/sd3_flowdppo.yaml of Tencent-Hunyuan/UniRL, 2026-06-13: three random steps of the first half, not
+        # necessarily adjacent; a recipe sets `end` to match its steps. They also sample with Flow-CPS. A trust region takes
+        # effect from the second update of a rollout on.
         settings={
-            **_reverse("flow_sde", 0.7, 1e-5),
+            **_reverse("flow_sde", 0.7, 1e-5, window={"kind": "random", "start": 0, "size": 3, "adjacent": False}),
             "objective": {"kind": "divergence_masked", "delta": 1e-5},
             "advantage": {"baseline": "mean", "std": "global", "clip": 5.0},
         },

@@ -50,8 +50,8 @@ TEXT_PRESETS: Mapping[str, Preset] = {
         summary="DAPO: a higher upper clip bound, equal weight for tokens, prompts drawn again until rewards differ",
         source="2503.14476",
         # run_dapo_qwen2.5_32b.sh of volcengine/verl (recipe/dapo, commit e2e729f), the authors' framework, clips twice: at 10
-        # where an advantage is negative (its AdamW decays weights by 0.1). The fourth part, a soft penalty of texts that are almost too long, is the reward
-        # `length`.
+        # where an advantage is negative. Its weight decay is 0.1 (train.weight_decay). The fourth part, a soft penalty of
+        # texts that are almost too long, is the reward `length`.
         settings=_tokens(
             objective={"kind": "clipped", "clip_low": 0.2, "clip_high": 0.28, "clip_dual": 10.0},
             collect={"max_draws": 10},

@@ -36,6 +36,9 @@ class RandomWindow(Section):
         None, gt=0, description="step after the last that may be in the window; default: all with noise"
     )
     size: int = Field(1, gt=0, description="number of steps in the window")
+    adjacent: bool = Field(
+        True, description="false: any steps of the range, drawn without replacement (Flow-DPPO, arXiv:2606.11025)"
+    )
 
 
 class SlidingWindow(Section):

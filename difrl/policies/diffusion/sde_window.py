@@ -30,9 +30,10 @@ def build_windows(config: RunConfig, grid: Grid, kernel: Kernel, process: Proces
         case FixedWindow(start=start, size=size):
             low, _ = _get_range(start, None, size, noisy)
             return lambda key: Window(low, size)
-        case RandomWindow(start=start, end=end, size=size):
+        case RandomWindow(start=start, end=end, size=size, adjacent=adjacent):
             low, high = _get_range(start, end, size, noisy)
-            return lambda key: Window.random(size, low, high, key.seed, key.step)
+            draw = Window.random if adjacent else Window.scattered
+            return lambda key: draw(size, low, high, key.seed, key.step)
         case SlidingWindow(start=start, end=end, size=size, stride=stride, every=every):
             low, high = _get_range(start, end, size, noisy)
             return lambda key: Window.sliding(size, low, high, key.step // every * stride)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,25 @@ def test_attention_backend_that_cannot_run_says_so(sd3: Path, backend: str) -> N
 def test_unknown_lora_target_is_named(sd3: Path) -> None:
     with pytest.raises(ModelError, match="no module is called 'to_nothing'; similar names: to_out"):
         policy_of(sd3, model={"train": "lora", "lora": {"targets": ["to_nothing"]}})
+
+
+def test_steps_that_are_not_adjacent_are_recorded_and_evaluated_again(sd3: Path) -> None:
+    """Each recorded step starts where the trajectory is at its time; the steps between follow the ODE."""
+    window = {"kind": "random", "size": 3, "end": 5, "adjacent": False}
+    sections = {**FLOW_GRPO, "rollout": {"kernel": "flow_sde", "noise_level": 0.7, "steps": 8, "window": window}}
+    policy = policy_of(sd3, **sections)
+    times, seen = policy.sampling.grid.times, set[tuple[int, ...]]()
+    for step in range(6):
+        key = NoiseKey(seed=3, step=step)
+        drawn = rollout(policy, key)
+        decisions = policy.decisions(drawn, key)
+        chosen = policy.sampling.window(key).indices
+        seen.add(tuple(chosen))
+        assert torch.equal(decisions.tensors["t"], times[chosen].repeat(3, 1))
+        assert torch.equal(decisions.tensors["s"], times[[i + 1 for i in chosen]].repeat(3, 1))
+        found = policy.recompute_logprobs(drawn, decisions)
+        torch.testing.assert_close(found, drawn.replay_data["log_prob"], atol=1e-5, rtol=1e-5)
+    assert any(b - a > 1 for one in seen for a, b in itertools.pairwise(one))
 
 
 def test_window_that_reaches_into_silent_steps_is_refused(sd3: Path) -> None:
