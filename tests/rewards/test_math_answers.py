@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 from rewards import Failsafe, Scores, make, score
 from rewards.answer_forms import read
 from rewards.equivalence import equal, judge
+from rewards.server import create_app
 
 
 def verdict(truth: object, text: str, **options: object) -> float:
@@ -284,6 +288,24 @@ def test_a_timeout_of_the_call_leaves_time_for_the_other_texts() -> None:
     found = score(Failsafe(reward.reward, "drop", timeout=4), texts, [""] * 3, metadata)
     assert found.valid.tolist() == [True, False, True]
     assert found.values.tolist() == [0, 0, 1]
+
+
+def test_a_server_answers_a_request_with_a_text_that_never_ends() -> None:
+    """Two requests at the same time: their other texts keep their scores, and the next request is answered."""
+    app = create_app({"math": make("math", seconds=1)}, version="0")
+
+    async def send(client: httpx.AsyncClient, *texts: str) -> object:
+        body = {"prompts": [""] * len(texts), "texts": texts, "metadata": [{"answer": "$\\sqrt{2}$"}] * len(texts)}
+        response = await client.post("/score/math", files=[("request", (None, json.dumps(body).encode()))])
+        return response.json()["values"]
+
+    async def run() -> list[object]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=300) as client:
+            both = await asyncio.gather(*(send(client, r"\sqrt{2}", text, "2") for text in NEVER_ENDS))
+            return [*both, await send(client, r"$\sqrt2$")]
+
+    assert asyncio.run(run()) == [[1, None, 0], [1, None, 0], [1]]
 
 
 REPETITIONS = [

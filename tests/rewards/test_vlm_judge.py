@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from rewards import RewardError, VlmJudge, make, score
+from rewards import RewardError, VlmJudge, make, score, vlm_judge
 from rewards.http import Connection
 from rewards.vlm_judge import expected_rating
 from tests.loopback import serving
@@ -206,6 +206,12 @@ def test_a_pattern_chooses_the_rating_in_prose() -> None:
     assert rate(judge) == [None]
     judge, _ = scripted(lambda _: said("Rating: high"), pattern=r"Rating: (\w+)")
     assert rate(judge) == [None]
+
+
+def test_a_pattern_that_never_ends_finds_no_rating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm_judge, "SECONDS", 0.3)
+    judge, _ = scripted(lambda k: said("1" * 40 if k == 0 else "5x"), pattern=r"((?:\d|\d)+)x")
+    assert rate(judge, 2) == [None, pytest.approx(4 / 9)]
 
 
 def test_replies_without_a_rating_are_invalid_and_counted(caplog: pytest.LogCaptureFixture) -> None:
