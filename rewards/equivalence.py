@@ -1,4 +1,4 @@
-"""Whether an answer equals the truth, as mathematics or as words.
+"""Comparison of an answer with the truth, as mathematics or as words.
 
     numbers      equal values. A decimal of at least six digits equals what it is the rounding of; others must be exact.
                  50% equals 0.5 and, the sign left out, 50. Units count only if both sides have one that is known.
