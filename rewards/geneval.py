@@ -266,16 +266,16 @@ def geneval(
 
     detector: shapes for the built-in task, or the hub id or folder of a transformers model for instance segmentation
     (facebook/mask2former-swin-small-coco-instance is nearest to the published one), object detection or zero-shot
-    detection. color_model: the CLIP model that then classifies colours. partial:
-    true for the share of requirements that are met, flow_grpo for the training reward of Flow-GRPO. exact: the picture may
-    contain nothing else. threshold: confidence above which an object counts; counting_threshold: the same where the
-    metadata's tag is counting. max_objects: at most this many of a class. max_overlap: boxes of a class that overlap more
-    are one object; 1 keeps all. position_threshold: share of two objects' sizes that is subtracted from their distance.
-    batch_size: images detected at once.
+    detection. color_model: the CLIP model that then classifies colours, loaded with the detector by `preload`, or for the
+    first prompt with a colour. partial: true for the share of requirements that are met, flow_grpo for the training
+    reward of Flow-GRPO. exact: the picture may contain nothing else. threshold: confidence above which an object
+    counts; counting_threshold: the same where the metadata's tag is counting. max_objects: at most this many of a
+    class. max_overlap: boxes of a class that overlap more are one object; 1 keeps all. position_threshold: share of two
+    objects' sizes that is subtracted from their distance. batch_size: images detected at once.
     """
     shapes = detector == "shapes"
     if not shapes:
-        check_sources("geneval", detector=detector, color_model=color_model)
+        check_sources("geneval", detector=detector)
     lowest = min(threshold, counting_threshold)
     return GenEval(
         ShapesDetector() if shapes else TransformersDetector(detector, threshold=lowest, batch_size=batch_size),

@@ -16,7 +16,8 @@ from tests.helpers import write_rows
 
 
 def save_image(folder: Path, name: str, size: tuple[int, int] = (8, 8)) -> str:
-    Image.new("RGB", size).save(folder / name)
+    """Save an image of one colour, another one for each first letter of the name."""
+    Image.new("RGB", size, (ord(name[0]), 0, 0)).save(folder / name)
     return name
 
 
@@ -30,13 +31,15 @@ IMAGE_PROBLEMS = [
     ({"prompt": "x", "chosen": "a.png", "rejected": "none.png"}, '"rejected": there is no image'),
     ({"prompt": "x", "chosen": "a.png", "rejected": "text.png"}, "is not an image that can be read"),
     ({"prompt": "x", "chosen": "a.png", "rejected": "wide.png"}, "wide.png has 16 × 8 pixels, and a.png 8 × 8"),
-    ({"chosen": "a.png", "rejected": "a.png"}, '"prompt" is missing'),
+    ({"chosen": "a.png", "rejected": "b.png"}, '"prompt" is missing'),
+    ({"prompt": "x", "chosen": "a.png", "rejected": "a.png"}, '"chosen" and "rejected" are the same'),
 ]
 TEXT_PROBLEMS = [
     ({"prompt": "1", "chosen": "2"}, '"rejected" is missing, found "prompt"'),
     ({"prompt": "1", "chosen": "2", "rejected": ""}, '"rejected" is empty, expected a completion'),
     ({"prompt": "1", "chosen": 2, "rejected": "3"}, '"chosen" must be the text of a completion, found 2'),
     ({"chosen": "2", "rejected": "3"}, '"prompt" is missing'),
+    ({"prompt": "1", "chosen": "2", "rejected": "2"}, '"chosen" and "rejected" are the same'),
 ]
 
 
@@ -46,9 +49,10 @@ TEXT_PROBLEMS = [
 )
 def test_errors_of_pairs_have_their_line(tmp_path: Path, modality: Modality, row: dict[str, Any], problem: str) -> None:
     save_image(tmp_path, "a.png")
+    save_image(tmp_path, "b.png")
     save_image(tmp_path, "wide.png", (16, 8))
     (tmp_path / "text.png").write_text("no image")
-    path = write_rows(tmp_path, [{"prompt": "fine", "chosen": "a.png", "rejected": "a.png"}, row])
+    path = write_rows(tmp_path, [{"prompt": "fine", "chosen": "a.png", "rejected": "b.png"}, row])
     with pytest.raises(DataFileError) as error:
         load(path, "pairs", modality)
     assert f"{path}:2: " in str(error.value)
