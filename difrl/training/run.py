@@ -28,6 +28,7 @@ from difrl.runtime.errors import UserError
 from difrl.runtime.log_capture import count_library_warnings, route_warnings
 from difrl.runtime.memory import enough_for
 from difrl.runtime.progress import phase
+from difrl.runtime.quiet_libraries import without_bars
 from difrl.training import checkpoint
 from difrl.training.checkpoint import CheckpointError
 from difrl.training.evaluation import Evaluator, samples_due
@@ -70,7 +71,12 @@ def train(
     display = (display or open_display()) if processes.is_main else SilentDisplay()
     try:
         show = display.message
-        with route_warnings(show), count_library_warnings(show), lock_run(config.output_dir, processes) as warning:
+        with (
+            without_bars(),
+            route_warnings(show),
+            count_library_warnings(show),
+            lock_run(config.output_dir, processes) as warning,
+        ):
             return _train(config, resume, display, processes, warning)
     finally:
         display.close()
