@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +28,11 @@ from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.runtime.lock import FolderInUse, lock_folder
 from difrl.training import checkpoint
-from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint
+from difrl.training.checkpoint import DamagedCheckpoint
 from difrl.training.input_digests import digest_inputs, find_changes, read_inputs, write_inputs
 from difrl.training.sample_outputs import sample_files
+
+T = TypeVar("T")
 
 FREE: Mapping[str, Any] = {
     "output_dir": True,
@@ -57,25 +59,34 @@ def lock_run(folder: Path, processes: DistributedContext) -> Iterator[str]:
 
     Raise an error on every process if another run holds it, or if the folder cannot be made.
     """
-    refusal: UserError | None = None
-    warning = ""
     with ExitStack() as stack:
-        if processes.is_main:
-            try:
-                warning = stack.enter_context(lock_folder(folder))
-            except FolderInUse as error:
-                refusal = RunFolderError(
-                    f"{error} with output_dir=runs/NAME. `difrl report` and `difrl sample` can read it"
-                )
-            except OSError as error:
-                refusal = RunFolderError(
-                    f"cannot write to {folder}: {error}; fix it, or choose another place with output_dir"
-                )
-        if processes.any(refusal is not None):
-            raise refusal or ProcessError(
-                f"the main process cannot use {folder}; its message is among the output above"
-            )
-        yield warning
+        yield _on_main(processes, lambda: _enter_lock(folder, stack)) or ""
+
+
+def _enter_lock(folder: Path, stack: ExitStack) -> str:
+    try:
+        return stack.enter_context(lock_folder(folder))
+    except FolderInUse as error:
+        raise RunFolderError(
+            f"{error} with output_dir=runs/NAME. `difrl report` and `difrl sample` can read it"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to {folder}: {error}; fix it, or choose another place with output_dir"
+        ) from error
+
+
+def _on_main(processes: DistributedContext, work: Callable[[], T]) -> T | None:
+    """Return the result of `work` on the main process, None on the others. Raise an error on all of them if it fails."""
+    result, refusal = None, None
+    if processes.is_main:
+        try:
+            result = work()
+        except UserError as error:
+            refusal = error
+    if processes.any(refusal is not None):
+        raise refusal or ProcessError("the run cannot start on the main process; its message is among the output above")
+    return result
 
 
 @dataclass(frozen=True)
@@ -112,37 +123,9 @@ class Start:
 def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -> Start:
     """Return the checkpoint to resume from, or a start from the first step. Raise RunFolderError if the folder holds another run.
 
-    A run that did not finish a step does not occupy its folder.
+    The main process decides, and compares the digests of the checkpoint for all.
     """
     folder = config.output_dir
-    path = folder / "config.yaml"
-    begun, start = _has_finished_step(folder), Start(None)
-    if path.exists():
-        begun = begun or not _is_written_by_difrl(path)
-        different = _find_differences(read_config(path), config) if resume else []
-        if begun and different:
-            raise RunFolderError(
-                f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
-                "or start a new run with output_dir=runs/NAME"
-            )
-        start = Start(None, takes_over=True)
-        if resume and not different:
-            start = _find_checkpoint(folder, begun, processes)
-    elif begun:
-        raise RunFolderError(
-            f"{folder} holds a run whose config.yaml is missing; restore it (`difrl train RECIPE --print-config` prints one), "
-            "or choose another place with output_dir=runs/NAME"
-        )
-    if begun and not resume:
-        raise RunFolderError(
-            f"{folder} holds a run already; continue it with --resume, or choose another place with "
-            "output_dir=runs/NAME"
-        )
-    return start
-
-
-def _find_checkpoint(folder: Path, begun: bool, processes: DistributedContext) -> Start:
-    """Return a start from the newest checkpoint without damage. The main process looks for damage."""
     latest = torch.tensor([checkpoint.parse_step(checkpoint.find_latest(folder))], device=processes.device)
     seen = processes.gather(latest).tolist()
     if len(set(seen)) > 1:
@@ -150,18 +133,40 @@ def _find_checkpoint(folder: Path, begun: bool, processes: DistributedContext) -
             f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
             "machines share"
         )
-    start, refusal = Start(None, begun=begun), None
-    if processes.is_main:
-        try:
-            place, damaged = checkpoint.find_whole(folder)
-            start = Start(place, damaged=damaged, begun=begun)
-        except CheckpointError as error:
-            refusal = error
-    if processes.any(refusal is not None):
-        raise refusal or ProcessError(f"no checkpoint of {folder} can be read; the message is among the output above")
+    start = _on_main(processes, lambda: _find_start(config, resume)) or Start(None)
     found = -1 if start.checkpoint is None else checkpoint.parse_step(start.checkpoint)
     step = int(processes.sum(torch.tensor(found if processes.is_main else 0, device=processes.device)))
     return start if processes.is_main or step < 0 else Start(checkpoint.checkpoint_folder(folder, step))
+
+
+def _find_start(config: RunConfig, resume: bool) -> Start:
+    """Return the start of a run. One that did not finish a step does not occupy its folder."""
+    folder = config.output_dir
+    path = folder / "config.yaml"
+    begun = _has_finished_step(folder)
+    if not path.exists():
+        if begun:
+            raise RunFolderError(
+                f"{folder} holds a run whose config.yaml is missing; restore it (`difrl train RECIPE --print-config` prints "
+                "one), or choose another place with output_dir=runs/NAME"
+            )
+        return Start(None)
+    begun = begun or not _is_written_by_difrl(path)
+    if begun and not resume:
+        raise RunFolderError(
+            f"{folder} holds a run already; continue it with --resume, or choose another place with "
+            "output_dir=runs/NAME"
+        )
+    different = _find_differences(read_config(path), config) if resume else []
+    if begun and different:
+        raise RunFolderError(
+            f"{path} was made with other settings of {', '.join(different)}; resume with the recipe it was started with, "
+            "or start a new run with output_dir=runs/NAME"
+        )
+    if different or not resume:
+        return Start(None, takes_over=True)
+    place, damaged = checkpoint.find_whole(folder)
+    return Start(place, damaged=damaged, begun=begun)
 
 
 def _is_written_by_difrl(path: Path) -> bool:

@@ -16,7 +16,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tally: Tally, sd3: Path, tmp_p
     whole = small(sd3, tmp_path / "whole", **CASES["forward"])
     events, expected = count_events(whole), outcome(whole.output_dir)
     chance = random.Random(0)
-    for index in tally.trials(short=4, long=60):
+    for index in tally.trials(short=2, long=60):
         at = chance.randrange(1, events + 1)
         config = small(sd3, tmp_path / f"run-{index}", **CASES["forward"])
         with tally.trial(f"full from event {at} of {events} on"):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from difrl.config.load import to_yaml
 from difrl.training import checkpoint
 from difrl.training.interrupts import SIGNALS
@@ -20,8 +22,8 @@ def test_a_signal_loses_nothing(tally: Tally, sd3: Path, tmp_path: Path) -> None
     whole = small(sd3, tmp_path / "whole", **CASES["forward"])
     events, expected = count_events(whole), outcome(whole.output_dir)
     chance = random.Random(0)
-    for index in tally.trials(short=6, long=60):
-        number, at, twice = SIGNALS[index % len(SIGNALS)], chance.randrange(1, events + 1), index % 2 == 1
+    for index in tally.trials(short=3, long=60):
+        number, at, twice = SIGNALS[index % len(SIGNALS)], chance.randrange(1, events + 1), chance.random() < 0.5
         config = small(sd3, tmp_path / f"run-{index}", **CASES["forward"])
         with tally.trial(f"signal {number.name} at event {at} of {events}{', twice' * twice}"):
             (code,) = start(config, at=[at, at + chance.randrange(1, 6)] if twice else [at], number=number)
@@ -34,6 +36,7 @@ def test_a_signal_loses_nothing(tally: Tally, sd3: Path, tmp_path: Path) -> None
             assert [name for name in expected | found if expected.get(name) != found.get(name)] == []
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_reader_of_its_output(tally: Tally, sd3: Path, tmp_path: Path) -> None:
     """`difrl train RECIPE | head -1`: the run goes on to its end, and ends well."""
     for index in tally.trials(short=1, long=3):

@@ -214,7 +214,7 @@ def events(config: RunConfig) -> int:
     samples = groups * config.data.group_size
     rows_at_once = max(1, config.train.micro_batch // decisions)
     passes = -(-samples // rows_at_once) * config.train.updates_per_step
-    return config.train.steps * (passes + 7)
+    return config.train.steps * (passes + 8)
 
 
 @pytest.mark.slow
