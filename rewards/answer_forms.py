@@ -109,7 +109,7 @@ _AROUND = " \t\r\n*_`\"'"
 _EDGES = re.compile(r"^(?:\s|[:,;.](?!\d)|=|\\approx(?![a-zA-Z])|\^\^?(?=\S*\^))+|[\s.,;:?\"]+$")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _BRACE, _TEXT = re.compile(r"\{"), re.compile(r"\\text\s*\{")
-_CHOICE = re.compile(r"\(?([A-Z])(?:\)\s*[.:]?|[.:](?=\s|$))\s*(?!and\b|or\b|[,;])(.*)|([A-Z])", re.DOTALL)
+_CHOICE = re.compile(r"\(?([A-Z])(?:\)\s*[.:]?|[.:](?=\s|$))\s*(?!and\b|or\b|[,;])(.*)|([A-Z])|\(?([a-z])\)", re.DOTALL)
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pbBvV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL)
 _OR, _AND = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])"), re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])")
 _COMMA, _CUP, _IN = re.compile(r"[,;]"), re.compile(r"\\cup(?![a-zA-Z])"), re.compile(r"\\in(?![a-zA-Z])")
@@ -125,7 +125,7 @@ def _read(text: str) -> Form:
     plain = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
     if (match := _CHOICE.fullmatch(plain)) is not None:
         rest = re.sub(r"^\\text\{[^{}]*\}|^\(?[A-Z][).:]?\s*", "", text) if match[2] else ""
-        return Choice(match[3] or match[1], _read(rest) if rest.strip() else None)
+        return Choice((match[1] or match[3] or match[4]).upper(), _read(rest) if rest.strip() else None)
     if (match := _MATRIX.fullmatch(text)) is not None:
         return _read_matrix(match[2])
     return _read_several(text) or _read_bracketed(text) or _read_rest(text)
