@@ -66,7 +66,9 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "ddpo": Preset(
         summary="DDPO: policy gradient on every step of the DDIM sampler at full noise",
         source="2305.13301",
-        # DDPO_IS. The authors' mean and standard deviation are over a prompt's last rewards; here they are over a group.
+        # DDPO_IS, with eta and clip range as in kvablack/ddpo-pytorch, config/base.py, 2023-11-16. What differs: their mean and
+        # standard deviation are over a prompt's last rewards, here over a group. Advantages are clipped at 5 there, and AdamW
+        # has a weight decay of 1e-4 (train.weight_decay).
         settings=_reverse("ddim", 1.0, 1e-4, advantage={"baseline": "mean", "std": "group", "clip": 10.0}),
     ),
     "flow_grpo": Preset(
@@ -103,7 +105,8 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "dance_grpo": Preset(
         summary="DanceGRPO: policy gradient on steps of constant noise, without an anchor",
         source="2505.07818",
-        # The authors also train a random 60 % of the steps, and start all samples of a group from the same noise.
+        # scripts/finetune/finetune_flux_grpo.sh of XueZeyue/DanceGRPO, 2025-10-16. What differs: the authors train a random 60 %
+        # of the steps, start all samples of a group from the same noise, and have a weight decay of 1e-4 (train.weight_decay).
         settings=_reverse("dance_sde", 0.3, 1e-4),
     ),
     "cps": Preset(
@@ -151,8 +154,9 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "mix_grpo": Preset(
         summary="MixGRPO: policy gradient on a window of four steps that moves over the trajectory",
         source="2507.21802",
-        # Published for 25 steps, of which 300 iterations visit the first 15. At the end of the path the window stays, as
-        # in the paper; in the authors' code it begins again.
+        # scripts/finetune/finetune_flux_grpo_MixGRPO.sh of Tencent-Hunyuan/MixGRPO, 2025-08-08, for 25 steps, of which 300
+        # iterations visit the first 15. What differs: at the end of the path the window stays, as in the paper; in the
+        # authors' code it begins again. AdamW has a weight decay of 1e-4 there (train.weight_decay).
         settings=_reverse(
             "flow_sde", 0.7, 1e-4, window={"kind": "sliding", "start": 0, "size": 4, "stride": 1, "every": 25}
         ),
@@ -168,7 +172,7 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
         source="2603.14128",
         # Published: groups of 24, two updates a step, and for OCR the decays min(0.25 + 0.005 n, 0.999) of old and
         # min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. The authors' code takes 20 times a sample and compares
-        # each separately; a recipe can raise `decisions`. AdamW has a weight decay of 1e-4 there (train.weight_decay).
+        # each separately; a recipe can raise `decisions`.
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
             "likelihood": {
