@@ -36,6 +36,7 @@ def bomb(levels: int) -> str:
         ("seed: 0x" + "f" * 5_000, "recipe.yaml:7: seed: cannot read '0xff"),
         ("seed: " + "9" * 5_000, "recipe.yaml:7: seed: cannot read '99"),
         ("train: {steps: 99999999999999999999}", "recipe.yaml:7: train.steps: expected at most 2,147,483,647, found a"),
+        ("rollout: {steps: 1000000}", "recipe.yaml:7: rollout.steps: expected at most 10000, found 1000000"),
         ("train: {lr: 1e999}", "recipe.yaml:7: train.lr: expected a finite number, found inf"),
         ("output_dir: ''", "recipe.yaml:7: output_dir: expected a path or a name, found empty text"),
         ('output_dir: "a\\0b"', "recipe.yaml:7: output_dir: expected a path or a name, found the character U+0000"),

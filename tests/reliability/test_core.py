@@ -79,7 +79,7 @@ def likelihoods(draws: Draws, objective: Objective, rows: int, dtype: torch.dtyp
         elif name == "bias":
             term = term.abs()
         elif name == "scale":
-            term = draws.normal(rows, columns, spread=0.5, dtype=dtype).exp()
+            term = draws.normal(rows, columns, dtype=dtype).abs().clamp(max=1.0)  # so that ρ̃ is a number of float32
         terms[name] = torch.where(mask, term, torch.nan) if name.startswith("references/") else term
     terms["divergence/base"] = draws.normal(rows, columns, dtype=dtype).abs()
     if draws.pick.random() < 0.3:

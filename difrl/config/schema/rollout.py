@@ -78,7 +78,7 @@ class BranchConfig(Section):
 class RolloutConfig(Section):
     """Sampling of the images of a step."""
 
-    steps: int = Field(10, gt=1, description="denoising steps")
+    steps: int = Field(10, gt=1, le=10_000, description="denoising steps")
     kernel: KernelName = "ode"
     noise_level: float = Field(0.0, ge=0, description="η of the kernel")
     window: AnyWindow = AllWindow()

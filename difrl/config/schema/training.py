@@ -44,7 +44,7 @@ class EvaluationConfig(Section):
         description="weights that are evaluated, saved as the result, and opened by difrl sample: current, or the name of a "
         "snapshot, such as an average",
     )
-    steps: int | None = Field(None, gt=1, description="denoising steps; default: rollout.steps")
+    steps: int | None = Field(None, gt=1, le=10_000, description="denoising steps; default: rollout.steps")
     temperature: float | None = Field(
         None, ge=0, description="temperature of texts; 0: the likeliest token; default: generation.temperature"
     )
