@@ -278,7 +278,7 @@ def test_malformed_requests(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> No
     value = float(score(rewards["jpeg"], picture, ["a"], [{}]).values)
     with (
         serving(create_app(rewards, version="1", limits=LIMITS, wait=0.0)) as address,
-        httpx.Client(base_url=address, timeout=60) as client,
+        httpx.Client(base_url=address, timeout=60, headers={"Connection": "close"}) as client,
     ):
         check_alive(client, value)
         for index in tally.trials(short=35, long=10_000):
