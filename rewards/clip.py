@@ -57,17 +57,17 @@ class TransformersClip:
     def __init__(self, model: str, processor: str | None = None, *, dtype: str = "float32") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        model, processor = resolve_source(model), resolve_source(processor or model)
+        processor = processor or model
         with _explain_errors(f"the CLIP model {model}"):
             self.model, found = CLIPModel.from_pretrained(
-                model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                resolve_source(model), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
         # transformers only warns, and fills missing weights with random ones, whose scores look like real scores.
         if problem := join_differences(found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"]):
             raise ValueError(f"the weights in {model} are not those of a CLIPModel: {problem}")
         with _explain_errors(f"the CLIP processor {processor}"):
             # Published scores use PIL's resizing; torchvision's, the default of transformers, differs slightly.
-            self.processor = CLIPProcessor.from_pretrained(processor, backend="pil")
+            self.processor = CLIPProcessor.from_pretrained(resolve_source(processor), backend="pil")
         self.context: int = self.model.config.text_config.max_position_embeddings
         # In float32: bfloat16 would round ln 100, and the scale would become 99.
         self.logit_scale = self.model.logit_scale.exp().item()

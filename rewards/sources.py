@@ -14,7 +14,8 @@ def resolve_source(source: str) -> str:
     """Return a local path with `~` as the home folder, or a hub id. Raise FileNotFoundError if it can be neither."""
     path = os.path.expanduser(source)
     if not os.path.exists(path) and (problem := explain_missing(source)):
-        raise FileNotFoundError(f"{problem}; give a folder, or a hub id such as owner/name")
+        found = problem.removeprefix("no folder ")
+        raise FileNotFoundError(f"there is no file or folder {found}; give one, or a hub id such as owner/name")
     return path
 
 

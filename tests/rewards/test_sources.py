@@ -40,7 +40,7 @@ def test_a_mistyped_path(source: str, near: str | None) -> None:
     assert problem.startswith(f"no folder {source!r}")
     assert ("did you mean" in problem) == (near is not None)
     assert near is None or f"{near}'?" in problem
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
         resolve_source(source)
 
 
