@@ -111,8 +111,8 @@ def cps(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, 
 def precise(process: Process, output: Tensor, x_t: Tensor, t: Tensor, s: Tensor, *, noise_level: float) -> Gaussian:
     """Precise (2605.23522): std = sigma_s sqrt(1 - rho^(eta^2)).
 
-    The exact solution of Flow-SDE's equation with x0_hat held fixed. At eta = sqrt(2) it is `ddim` at eta = 1. The
-    paper's own noise schedule is not included.
+    The exact solution of Flow-SDE's equation with x0_hat held fixed, as `precise` in the authors' code. At
+    eta = sqrt(2) it is `ddim` at eta = 1.
     """
     rho = _noise_ratio(process, t, s)
     std = process.sigma(s) * (1 - rho ** (noise_level**2)).clamp(min=0).sqrt()

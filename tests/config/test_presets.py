@@ -97,7 +97,7 @@ def test_preset_leaves_the_task_to_the_recipe(name: str) -> None:
 
 EVALUATED = {
     name: PRESETS[name].settings["snapshots"]["average"]
-    for name in ("awm", "flow_grpo", "flow_grpo_fast", "cps", "grpo_guard", "nft")
+    for name in ("awm", "flow_grpo", "flow_grpo_fast", "cps", "grpo_guard", "precise", "nft")
 }
 
 

@@ -164,15 +164,21 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "precise": Preset(
         summary="Precise: policy gradient on a sampler that solves Flow-SDE's equation for a fixed clean sample",
         source="2605.23522",
-        # The kernel has the noise and the settings of Flow-SDE; the paper's own noise schedule is not included.
-        settings=_reverse("precise", 0.7, 1e-4),
+        # `--sde precise` of Tencent-Hunyuan/Precise, config/flux2_klein.py and precise_sde/diffusers_patch/sde_with_logprob.py,
+        # 2026-05-22, for FLUX.2 klein; their trainer evaluates and saves the average. What differs: ratios are normalised there
+        # as in grpo_guard and clipped at 4e-6, where this preset has the ratios and the clip range of Flow-GRPO. AdamW has a
+        # weight decay of 1e-4 there (train.weight_decay).
+        settings=_reverse("precise", 1.5, 1e-4, **_average(0.9, 8)),
     ),
     "crd": Preset(
         summary="Centred reward distillation: log-ratios regressed on rewards, both centred within a prompt",
         source="2603.14128",
-        # Published: groups of 24, two updates a step, and for OCR the decays min(0.25 + 0.005 n, 0.999) of old and
-        # min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. The authors' code takes 20 times a sample and compares
-        # each separately; a recipe can raise `decisions`.
+        # SD3.5-M on OCR (table 3): examples/crd/lora/sd3_5/default.yaml and src/flow_factory/trainers/crd.py that the first
+        # author added to X-GenGroup/Flow-Factory, 2026-05-02; other code was not found. Groups of 24, two updates a step, and
+        # the decays min(0.25 + 0.005 n, 0.999) of old and min(0.0075 (n - 75), 0.999) of sampler, 0 until n = 75. What
+        # differs: they compare 20 times a sample separately (a recipe can raise `decisions`), the first of the sampler's times
+        # among them, which a grid here leaves out. They centre over the micro-batch of all processes, here over a prompt.
+        # Evaluations take the framework's default average, and AdamW has a weight decay of 1e-4 (train.weight_decay).
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0, "snapshot": "sampler"},
             "likelihood": {
@@ -228,8 +234,10 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "diffusion_dpo": Preset(
         summary="Diffusion-DPO: the better of two samples should gain more likelihood over the base model",
         source="2311.12908",
-        # Published: beta = 5000 on pairs of a file, one (t, noise) a pair, uniform t, squared errors averaged over
-        # dimensions with the factor 1/2, which is 2500 here. The pairs are the best and worst of a group drawn online.
+        # SD 1.5 on Pick-a-Pic of SalesforceAIResearch/DiffusionDPO, launchers/sd15.sh and train.py, 2023-12-27: beta_dpo = 5000
+        # with the factor 1/2, which is 2500 here, on squared errors averaged over dimensions, one (t, noise) a pair and uniform
+        # t. What differs: pairs are the best and worst of a group drawn online, unless a recipe reads a file (data.rows:
+        # pairs), and AdamW has a weight decay of 0.01 there (train.weight_decay).
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0},
             "likelihood": {
@@ -248,8 +256,11 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "b2_diffurl": Preset(
         summary="B²-DiffuRL: the last denoising steps first, comparing samples that share the steps before",
         source="2503.11240",
-        # As in the authors' code, except that it keeps only the best and the worst sample of each branch, if they are far
-        # enough from the mean of the prompt's last eight rounds. Here all samples are kept, with the branch as baseline.
+        # hu-zijing/B2-DiffuRL, run_process.sh, config/stage_process.py and run_select.py, 2025-03-31: eta, clip range and bound
+        # of the advantage, with branches of five. What differs: they keep only the best and the worst sample of a branch, if
+        # they are half a standard deviation from the mean of the prompt's last eight rounds, and that distance is the
+        # advantage. Here all samples are kept, with the branch as baseline. AdamW has a weight decay of 1e-4 there
+        # (train.weight_decay).
         settings={
             **_reverse("ddim", 1.0, 0.1),
             "rollout": {
@@ -263,9 +274,10 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "ddim_inpo": Preset(
         summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler generates the images, found by inversion",
         source="2503.18454",
-        # Published: beta = 2000 with the factor 1/2, which is 1000 here, for Stable Diffusion 1.5. The paper inverts the
-        # reference, as this preset does; the authors' code inverts the weights under training, adds a tenth of DDPM's
-        # noise, and takes t between the inverted times.
+        # SD 1.5 of JaydenLyh/InPO, examples/sd15.sh and train.py, 2025-06-29: beta_dpo = 2000 with the factor 1/2, which is 1000
+        # here; SDXL has 5000. What differs: the paper inverts the reference, as this preset does; the authors' code inverts
+        # the weights under training, adds a tenth of DDPM's noise, and takes t between the inverted times. AdamW has a weight
+        # decay of 0.01 there (train.weight_decay).
         settings={
             "rollout": {"kernel": "ode", "noise_level": 0.0},
             "likelihood": {
