@@ -28,14 +28,19 @@ DISTILLATION: Mapping[str, Preset] = {
     "g_opd": Preset(
         summary="G-OPD: on-policy distillation past the teacher, in the direction from a reference to the teacher",
         source="2602.12125",
-        # λ = 1.25 (ExOPD): the teacher at λ, the reference at 1 − λ. The reference is the pretrained student. The paper's
-        # reward correction replaces it by the model that the teacher was trained from, as a second teacher.
+        # ExOPD of RUCBM/G-OPD, verl/examples/g_opd/run_qwen3-4b-g-opd.sh and verl/verl/workers/actor/dp_actor.py, 2026-05-28.
+        # λ = 1.25: the teacher at λ, the reference at 1 − λ. The reference is the pretrained student. The paper's reward
+        # correction replaces it by the model that the teacher was trained from, as a second teacher. What differs: importance
+        # weights of tokens drawn by vllm are bounded at 5 there (generation.correction), and AdamW has a weight decay of 0.01
+        # (train.weight_decay).
         settings=_distillation([{"to": "teacher", "coefficient": 1.25}, {"to": "base", "coefficient": -0.25}]),
     ),
     "vopd": Preset(
         summary="vOPD: on-policy distillation, each token's log-ratio minus its mean over the vocabulary, for less variance",
         source="2605.07865",
-        # The baseline is over the full vocabulary; the paper also has one over the student's most likely tokens.
+        # holi-lab/vOPD, configs/training/vopd.yaml and src/opd_trainer.py, 2026-05-08, a trainer of huggingface/trl whose default
+        # clip range it keeps. The baseline is over the full vocabulary. What differs: vopd-topk.yaml has a baseline over the
+        # student's 100 most likely tokens, renormalised, which is not included.
         settings=_distillation([{"to": "teacher", "coefficient": 1.0, "centred": True}]),
     ),
     "dph_rl": Preset(

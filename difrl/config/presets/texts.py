@@ -36,7 +36,10 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "grpo": Preset(
         summary="GRPO: a clipped policy gradient on tokens, with rewards standardised within the group of a prompt",
         source="2402.03300",
-        # The KL is k3 in the loss, and every sample has equal weight regardless of its length (eq. 3, 4).
+        # Section 4.2: beta = 0.04 and one update a rollout. The KL is k3 in the loss, and every sample has equal weight
+        # regardless of its length (eq. 3, 4). The authors' code (deepseek-ai/DeepSeek-Math, 2024-04-15) has evaluations only,
+        # and the paper has no value of epsilon; 0.2 is that of huggingface/trl, trl/trainer/grpo_config.py, 2026-07-23, whose
+        # beta is 0.
         settings=_tokens(
             aggregation="sample", anchors=[{"to": "base", "divergence": "k3", "coefficient": 0.04, "place": "loss"}]
         ),
@@ -44,6 +47,9 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "dr_grpo": Preset(
         summary="Dr.GRPO: GRPO without its two biases: no standard deviation, no division by the length of a text",
         source="2503.20783",
+        # Qwen2.5-Math-7B of sail-sg/understand-r1-zero, examples/qwen2.5-math-7b.sh and train_zero_math.py, 2025-07-01: no KL,
+        # and sums over a text divided by the maximum length. The clip range is the default of the framework (sail-sg/oat,
+        # oat/algorithms/ppo.py, 2025-10-31). No value differs.
         settings=_tokens(std="none", aggregation="length"),
     ),
     "dapo": Preset(
@@ -60,7 +66,9 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "rloo": Preset(
         summary="RLOO: REINFORCE on whole texts, with the mean of the prompt's other texts as baseline and the KL in the reward",
         source="2402.14740",
-        # A text is one action and every rollout has one update, so nothing is clipped. The KL is the k1 of a text.
+        # Appendix C, summaries (TL;DR): beta = 0.03, two updates a rollout; 0.10 for dialogues. A text is one action, nothing
+        # is clipped, and the KL is the k1 of a text. The first author announced the trainer of huggingface/trl. What differs in
+        # trl/trainer/rloo_trainer.py, 2026-07-20: ratios of texts are clipped at 0.2, and beta is 0.05 by default.
         settings={
             **OLD_IS_EVALUATED,
             "objective": {"kind": "clipped", "clip_low": None, "clip_high": None, "decisions": "sum"},
@@ -71,13 +79,17 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "bnpo": Preset(
         summary="BNPO: rewards of 0 and 1 divided by a Beta density fitted to the success rates of the prompts",
         source="2506.02864",
-        # The authors' code sums over the tokens of a text and averages over texts, as `length` up to a factor that AdamW
-        # cancels.
+        # Qwen2.5-Math-7B of changyi7231/BNPO, recipe/bnpo/run.sh and recipe/bnpo/src/bnpo_ray_trainer.py, 2025-06-07. They sum
+        # over the tokens of a text and average over texts, as `length` up to a factor that AdamW cancels. What differs: where
+        # an advantage is negative they also clip at 10 (clip_dual), without effect, as a rollout has one update.
         settings=_tokens(clip=(0.2, 0.28), std="beta", aggregation="length"),
     ),
     "gspo": Preset(
         summary="GSPO: GRPO with the ratio and clipping of a whole text: the geometric mean over its tokens",
         source="2507.18071",
+        # Section 5.1: the clip range, for four updates a rollout. No code of the authors was found; the range is also in
+        # examples/gspo_trainer/test_gspo_3b_math.sh of volcengine/verl, 2025-12-04, without a KL. What differs there: AdamW has
+        # a weight decay of 0.1 (train.weight_decay).
         settings=_tokens(
             objective={"kind": "clipped", "clip_low": 3e-4, "clip_high": 4e-4, "decisions": "mean"},
         ),
@@ -140,12 +152,16 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "nsr": Preset(
         summary="NSR: only samples with a negative reward count, so that no single answer is made more likely",
         source="2506.01347",
-        # For rewards of +1 and -1, which serve as advantages.
+        # advantage="negative" of TianHongZXY/RLVR-Decomposed, run_qwen2.5-math-7b_psr_nsr.sh and verl/trainer/ppo/core_algos.py,
+        # 2025-06-01. For rewards of +1 and -1, which serve as advantages; theirs are 1 and 0, and 1 is subtracted. What
+        # differs: by defaults of their copy of verl, the loss has an entropy bonus of 0.001, and AdamW a weight decay of 0.01
+        # (train.weight_decay).
         settings=_tokens(advantage={"baseline": "none", "std": "none", "positive": 0.0}),
     ),
     "w_reinforce": Preset(
         summary="W-REINFORCE: NSR, with positive rewards at a tenth of their weight",
         source="2506.01347",
+        # advantage="weighted" with positive_advantage_weight = 0.1 in the script of nsr, 2025-06-01; the same differs.
         settings=_tokens(advantage={"baseline": "none", "std": "none", "positive": 0.1}),
     ),
 }
