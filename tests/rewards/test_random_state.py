@@ -113,7 +113,7 @@ def test_a_first_call_that_fails_leaves_the_states_and_the_next_is_the_first() -
 def prepare_aesthetic(folder: Path) -> Callable[[], object]:
     path = folder / "head.safetensors"
     save_file(AestheticHead(4).state_dict(), path)
-    return partial(Aesthetic("nowhere", str(path))._load_head, 4)
+    return partial(Aesthetic(str(folder), str(path))._load_head, 4)
 
 
 def prepare_reward_model(folder: Path) -> Callable[[], object]:

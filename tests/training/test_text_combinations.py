@@ -108,7 +108,7 @@ def test_every_combination_that_is_read_trains(lm: Path, old: str, objective: st
     [
         (("recorded", "ratio_normalised", "each"), "objective.bias", "full old distribution.*set bias: batch"),
         (("recorded", "divergence_masked", "sum"), "likelihood.old", "only the ℓ of each token.*old: recompute"),
-        (("recompute", "centred", "each"), "objective.decisions", "centred decision by decision.*set sum, or mean"),
+        (("recompute", "centred", "each"), "objective.decisions", "centred by decision.*set sum, or mean"),
         (("recompute", "preference", "each"), "objective.decisions", "compared as a whole.*set sum, or mean"),
         (("recorded", "anchored_preference", "each"), "objective.decisions", "compared as a whole.*set sum, or mean"),
         (("recompute", "negative_aware", "each"), "objective.kind", "mixtures of outputs.*kind: forward"),

@@ -52,7 +52,12 @@ def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         trained = make_denoiser_trainable(family, model)
     check_adapter(family.denoiser, model.lora)
     cost = count_denoiser_cost(
-        family, shape, model.max_sequence_length, DTYPES[model.dtype], model.gradient_checkpointing
+        family,
+        inputs.train[0].text,
+        shape,
+        model.max_sequence_length,
+        DTYPES[model.dtype],
+        model.gradient_checkpointing,
     )
     return ModelCost(
         name=f"{type(family.pipeline).__name__} at {path}",
@@ -73,9 +78,14 @@ def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
 
 
 def count_denoiser_cost(
-    family: Family, shape: tuple[int, ...], max_sequence_length: int | None, dtype: torch.dtype, recompute: bool
+    family: Family,
+    text: str,
+    shape: tuple[int, ...],
+    max_sequence_length: int | None,
+    dtype: torch.dtype,
+    recompute: bool,
 ) -> Cost:
-    """Return the cost of one evaluation of a denoiser on the meta device, with all weights in `dtype`, as autocast casts them.
+    """Return the cost of one evaluation of a denoiser for a text on the meta device, with all weights in `dtype`, as autocast casts them.
 
     Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
     tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.
@@ -84,7 +94,7 @@ def count_denoiser_cost(
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
     x_t = torch.empty(1, *shape, dtype=dtype, device="meta")
     with torch.no_grad():
-        condition = family.encode_prompts([""], max_sequence_length)
+        condition = family.encode_prompts([text], max_sequence_length)
     return count_call_cost(
         denoiser,
         lambda: family.call(x_t, torch.zeros(1, device="meta"), condition),

@@ -100,8 +100,11 @@ def test_without_t5_the_image_is_the_pipelines_own(without_t5: Path, guidance: f
 
     torch.testing.assert_close(found, drawn(), atol=1e-4, rtol=0)
     assert (found - drawn(max_sequence_length=0)).abs().max() > 1e-2
-    (tokens, width), _ = policy.family.condition_shapes(None).values()
-    assert policy.family.encode_prompts(TEXTS, None)["embeds"].shape == (3, tokens, width)
+    skeleton = StableDiffusion3.build_skeleton(str(without_t5), None)
+    assert (
+        skeleton.encode_prompts(TEXTS, None)["embeds"].shape
+        == policy.family.encode_prompts(TEXTS, None)["embeds"].shape
+    )
 
 
 def test_a_model_without_t5_from_the_start_says_so_and_keeps_it(sd3: Path, tmp_path: Path) -> None:
@@ -307,8 +310,8 @@ def test_missing_folder_names_what_was_expected(tmp_path: Path) -> None:
 
 
 def test_folder_of_another_family_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "_diffusers_version": "0.42.0"}')
-    with pytest.raises(ModelError, match=r"FluxPipeline.*expected one of .*StableDiffusion3Pipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline", "_diffusers_version": "0.42.0"}')
+    with pytest.raises(ModelError, match=r"PixArtSigmaPipeline.*expected one of .*StableDiffusion3Pipeline"):
         policy_of(tmp_path)
 
 
