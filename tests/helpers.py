@@ -66,3 +66,11 @@ def draw_from_snapshot(policy: Any, settings: str, snapshot: str) -> None:
         return replace(found, replay_data={k: v for k, v in found.replay_data.items() if k != "weights"})
 
     policy.rollout = drawn
+
+
+def forget_state(checkpoint: Path, key: str) -> None:
+    """Give a checkpoint the form that an earlier version wrote: without a key of its state, and without digests."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state[key], state["digests"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "SHA256SUMS").unlink()

@@ -25,7 +25,7 @@ from difrl.training.step_metrics import Clock
 from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Listed, Told, in_threads, linear_trainer
-from tests.helpers import without_times
+from tests.helpers import forget_state, without_times
 from tests.recipes import FLOW_GRPO, recipe
 
 DIMS = 2
@@ -325,9 +325,7 @@ def test_a_checkpoint_without_the_controller_is_refused(tmp_path: Path) -> None:
     place = checkpoint.checkpoint_folder(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"coefficients none and this run adapts \['base'\].*earlier version"):
         checkpoint.load(adaptive, place, DistributedContext())
-    (place / "SHA256SUMS").unlink()  # earlier versions had none
-    state = place / "state.json"
-    state.write_text(state.read_text().replace('"coefficients": {},', ""))  # as written before there were any
+    forget_state(place, "coefficients")  # as written before there were any
     assert checkpoint.load(fixed, place, DistributedContext()) == 1
     with pytest.raises(CheckpointError, match="earlier version"):
         checkpoint.load(adaptive, place, DistributedContext())

@@ -38,7 +38,7 @@ DISTILLATION: Mapping[str, Preset] = {
     "vopd": Preset(
         summary="vOPD: on-policy distillation, each token's log-ratio minus its mean over the vocabulary, for less variance",
         source="2605.07865",
-        # holi-lab/vOPD, configs/training/vopd.yaml and src/opd_trainer.py, 2026-05-08, a trainer of huggingface/trl whose default
+        # holi-lab/vOPD/configs/training/vopd.yaml and src/opd_trainer.py, 2026-05-08, a trainer of huggingface/trl whose default
         # clip range it keeps. The baseline is over the full vocabulary. What differs: vopd-topk.yaml has a baseline over the
         # student's 100 most likely tokens, renormalised, which is not included.
         settings=_distillation([{"to": "teacher", "coefficient": 1.0, "centred": True}]),

@@ -234,7 +234,7 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "diffusion_dpo": Preset(
         summary="Diffusion-DPO: the better of two samples should gain more likelihood over the base model",
         source="2311.12908",
-        # SD 1.5 on Pick-a-Pic of SalesforceAIResearch/DiffusionDPO, launchers/sd15.sh and train.py, 2023-12-27: beta_dpo = 5000
+        # SD 1.5 on Pick-a-Pic of SalesforceAIResearch/DiffusionDPO, launchers/sd15.sh, 2023-12-27: beta_dpo = 5000
         # with the factor 1/2, which is 2500 here, on squared errors averaged over dimensions, one (t, noise) a pair and uniform
         # t. What differs: pairs are the best and worst of a group drawn online, unless a recipe reads a file (data.rows:
         # pairs), and AdamW has a weight decay of 0.01 there (train.weight_decay).
@@ -256,7 +256,7 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "b2_diffurl": Preset(
         summary="B²-DiffuRL: the last denoising steps first, comparing samples that share the steps before",
         source="2503.11240",
-        # hu-zijing/B2-DiffuRL, run_process.sh, config/stage_process.py and run_select.py, 2025-03-31: eta, clip range and bound
+        # hu-zijing/B2-DiffuRL, run_process.sh, config/stage_process.py, 2025-03-31: eta, clip range and bound
         # of the advantage, with branches of five. What differs: they keep only the best and the worst sample of a branch, if
         # they are half a standard deviation from the mean of the prompt's last eight rounds, and that distance is the
         # advantage. Here all samples are kept, with the branch as baseline. AdamW has a weight decay of 1e-4 there
@@ -274,7 +274,7 @@ IMAGE_PRESETS: Mapping[str, Preset] = {
     "ddim_inpo": Preset(
         summary="DDIM-InPO: Diffusion-DPO at the states from which the sampler generates the images, found by inversion",
         source="2503.18454",
-        # SD 1.5 of JaydenLyh/InPO, examples/sd15.sh and train.py, 2025-06-29: beta_dpo = 2000 with the factor 1/2, which is 1000
+        # SD 1.5 of JaydenLyh/InPO, examples/sd15.sh, 2025-06-29: beta_dpo = 2000 with the factor 1/2, which is 1000
         # here; SDXL has 5000. What differs: the paper inverts the reference, as this preset does; the authors' code inverts
         # the weights under training, adds a tenth of DDPM's noise, and takes t between the inverted times. AdamW has a weight
         # decay of 0.01 there (train.weight_decay).

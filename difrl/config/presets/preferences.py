@@ -26,14 +26,14 @@ PREFERENCES: Mapping[str, Preset] = {
     "dpo": Preset(
         summary="DPO: the better of two texts should gain more likelihood over the pretrained model",
         source="2305.18290",
-        # Dialogues (HH) of eric-mitchell/direct-preference-optimization, README.md and trainers.py, 2023-12-14: beta = 0.1. The
+        # Dialogues (HH) of eric-mitchell/direct-preference-optimization, README.md and its trainers, 2023-12-14: beta = 0.1. The
         # paper has 0.5 for summaries (appendix B). What differs: the optimizer is RMSprop there.
         settings=_pairs(),
     ),
     "f_dpo": Preset(
         summary="f-DPO: DPO with another divergence from the pretrained model than the reverse KL, here Jensen-Shannon",
         source="2309.16240",
-        # IMDB of alecwangcq/f-divergence-dpo, scripts/imdb/run_jsd.sh, 2024-03-06, and trainers.py, 2024-11-03: beta = 0.1;
+        # IMDB of alecwangcq/f-divergence-dpo, scripts/imdb/run_jsd.sh, 2024-03-06, and its trainers, 2024-11-03: beta = 0.1;
         # scripts/hh/run_jsd.sh has 0.3 for dialogues. The other choices are forward_kl, and alpha with a value of alpha. What
         # differs: the optimizer is RMSprop there.
         settings=_pairs(divergence="jensen_shannon"),
@@ -42,14 +42,14 @@ PREFERENCES: Mapping[str, Preset] = {
         summary="rDPO: DPO's loss corrected for a share of wrong labels, so that its mean is that of clean labels",
         source="2403.00409",
         # A share of 0.1 (section 6) and beta = 0.1 (appendix B). No code of the authors was found; the loss is `robust` of
-        # huggingface/trl, trl/trainer/dpo_trainer.py, 2026-07-21, and docs/source/paper_index.md there has the same values.
+        # huggingface/trl, trl/trainer/dpo_trainer.py, 2026-07-21, and its index of papers has the same values.
         # The share depends on the labels, so a recipe should set its own.
         settings=_pairs(flip=0.1),
     ),
     "ipo": Preset(
         summary="IPO: the margin of a pair is regressed on 1 / 2β, which bounds it even for certain labels",
         source="2310.12036",
-        # Eq. 17, for whole texts as in trainers.py of eric-mitchell/direct-preference-optimization, 2023-11-24; no code of the
+        # Eq. 17, for whole texts as in the trainers of eric-mitchell/direct-preference-optimization, 2023-11-24; no code of the
         # authors was found. The paper's values are 0.1 to 1, on bandits. What differs in huggingface/trl,
         # trl/trainer/dpo_trainer.py, 2026-07-21: log-ratios are means over tokens (decisions: mean), which its comment
         # attributes to the paper's authors.

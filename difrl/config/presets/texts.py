@@ -47,7 +47,7 @@ TEXT_PRESETS: Mapping[str, Preset] = {
     "dr_grpo": Preset(
         summary="Dr.GRPO: GRPO without its two biases: no standard deviation, no division by the length of a text",
         source="2503.20783",
-        # Qwen2.5-Math-7B of sail-sg/understand-r1-zero, examples/qwen2.5-math-7b.sh and train_zero_math.py, 2025-07-01: no KL,
+        # Qwen2.5-Math-7B of sail-sg/understand-r1-zero, examples/qwen2.5-math-7b.sh and its training script, 2025-07-01: no KL,
         # and sums over a text divided by the maximum length. The clip range is the default of the framework (sail-sg/oat,
         # oat/algorithms/ppo.py, 2025-10-31). No value differs.
         settings=_tokens(std="none", aggregation="length"),

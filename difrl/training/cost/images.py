@@ -85,7 +85,7 @@ def count_denoiser_cost(
     dtype: torch.dtype,
     recompute: bool,
 ) -> Cost:
-    """Return the cost of one evaluation of a denoiser for a text on the meta device, with all weights in `dtype`, as autocast casts them.
+    """Return the cost of one evaluation of a denoiser for a text, with all weights in `dtype`, as autocast casts them.
 
     Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
     tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.

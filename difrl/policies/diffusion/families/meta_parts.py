@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any
 from unittest.mock import patch
 
@@ -73,26 +74,27 @@ def check_parts(path: str, parts: Mapping[str, Any]) -> None:
 
 
 def _accept_any_device(module: nn.Module) -> nn.Module:
-    """Let a module on the meta device be called as one with weights is."""
-    forward, signature = module.forward, inspect.signature(module.forward)
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to("meta", next(module.parameters()).dtype if value.is_floating_point() else None)
+    """Let a module on the meta device be called as one with weights is. A deep copy of it can be called so too."""
+    forward = type(module).forward
+    signature = inspect.signature(forward)
 
     @wraps(forward)  # some blocks read its signature
-    def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        if isinstance(module, PreTrainedModel) and "attention_mask" in bound.arguments:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def convert(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to("meta", next(self.parameters()).dtype if value.is_floating_point() else None)
+
+        bound = signature.bind(self, *args, **kwargs)
+        if isinstance(self, PreTrainedModel) and "attention_mask" in bound.arguments:
             # transformers uses a mask of four dimensions as it is. Of any other it reads values, and meta tensors have none.
             batch, length = bound.arguments["input_ids"].shape
             bound.arguments["attention_mask"] = torch.ones(batch, 1, length, length, dtype=torch.bool)
         with patch.object(torch, "autocast", _no_autocast):  # which torch has not for the meta device
-            result = forward(*tree_map(convert, bound.args), **tree_map(convert, bound.kwargs))
+            result = forward(self, *tree_map(convert, bound.args[1:]), **tree_map(convert, bound.kwargs))
         return tree_map(_to_zeros, result)
 
-    module.forward = call
+    module.forward = MethodType(call, module)
     return module
 
 
