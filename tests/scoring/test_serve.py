@@ -185,7 +185,8 @@ def test_a_real_process_serves_and_stops_at_a_signal(tmp_path: Path) -> None:
             assert httpx.get(f"{url}/health", timeout=60, trust_env=False).json()["ready"] is True
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-            assert process.stderr.read() == ""
+            shown = process.stderr.read().splitlines()
+            assert [line for line in shown if not line.startswith("loading libraries")] == []  # on a slow machine
         finally:
             process.kill()
 
