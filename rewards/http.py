@@ -160,8 +160,16 @@ def _run(work: Coroutine[Any, Any, A]) -> A:
         raise
 
 
-@cache
 def _loop() -> asyncio.AbstractEventLoop:
+    with _STARTING:  # first requests of several threads must not start a loop each
+        return _start_loop()
+
+
+_STARTING = threading.Lock()
+
+
+@cache
+def _start_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reward requests", daemon=True).start()
     return loop

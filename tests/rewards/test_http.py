@@ -4,12 +4,22 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from rewards import RewardError
-from rewards.http import FIRST_PAUSE, Connection, HttpError, is_loopback, map_concurrently, read_secret
+from rewards.http import (
+    FIRST_PAUSE,
+    Connection,
+    HttpError,
+    _loop,
+    _start_loop,
+    is_loopback,
+    map_concurrently,
+    read_secret,
+)
 
 Answer = httpx.Response | Exception
 
@@ -201,3 +211,15 @@ def test_pauses_leave_the_global_generator_alone() -> None:
     assert connection.get("/x") == {"a": 1}
     assert FIRST_PAUSE / 2 <= pauses[0] <= FIRST_PAUSE
     assert random.getstate() == before
+
+
+def test_first_requests_of_several_threads_share_one_event_loop() -> None:
+    _start_loop.cache_clear()
+    started = threading.Barrier(8)
+
+    def first(_: int) -> object:
+        started.wait(60)
+        return _loop()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(first, range(8)))) == 1

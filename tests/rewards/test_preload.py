@@ -50,7 +50,7 @@ class Lazy(WithoutDevice):
 @pytest.mark.parametrize(("reward", "option"), SOURCES)
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "~/nowhere", "no folder", "a/b/c", ""])
 def test_a_path_that_does_not_exist_is_refused_when_the_reward_is_built(reward: str, option: str, path: str) -> None:
-    with pytest.raises(ValueError, match=rf"reward '{reward}': {option}: no folder '{path}'"):
+    with pytest.raises(ValueError, match=rf"reward '{reward}': {option}: there is no file or folder '{path}'"):
         rewards.make(reward, **{option: path})
 
 

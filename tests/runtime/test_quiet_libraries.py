@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging as transformers_logging
@@ -23,3 +25,23 @@ def test_there_are_no_bars_in_the_block_and_afterwards_there_are(quiet, capfd: p
     assert "Loading weights" in capfd.readouterr().err
     assert not are_progress_bars_disabled()
     assert transformers_logging.get_verbosity() == level
+
+
+def test_the_last_of_overlapping_threads_restores_the_settings() -> None:
+    """The second thread enters within the block of the first and leaves after it."""
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    entered, left = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with silenced_libraries():
+            entered.set()
+            assert left.wait(60)
+
+    thread = threading.Thread(target=second)
+    with silenced_libraries():
+        thread.start()
+        assert entered.wait(60)
+    assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+    left.set()
+    thread.join()
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before

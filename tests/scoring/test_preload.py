@@ -50,5 +50,5 @@ def test_a_run_ends_before_it_loads_its_model(
 
 def test_a_missing_folder_of_a_reward_is_found_by_the_check(sd3: Path) -> None:
     config = recipe(sd3, rewards=[{"name": "clip_score", "options": {"model": "/no/such"}}])
-    with pytest.raises(ConfigError, match=r"rewards\.0 \(clip_score\): .*model: no folder '/no/such'"):
+    with pytest.raises(ConfigError, match=r"rewards\.0 \(clip_score\): .*model: there is no file or folder '/no/such'"):
         estimate(config)
