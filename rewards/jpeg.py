@@ -18,6 +18,9 @@ from torch import Tensor
 from rewards.base import Metadata, Scores, WithoutDevice, all_valid, check_images
 from rewards.pictures import to_pictures
 
+LARGEST_SIDE = 65_500
+"""Pixels of a side that libjpeg writes."""
+
 
 @dataclass
 class JpegSize(WithoutDevice):
@@ -33,8 +36,12 @@ class JpegSize(WithoutDevice):
             raise ValueError(f"reward '{self.name}': quality is {self.quality}, expected 1 to 100")
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score images [B,3,H,W] in [0,1]."""
-        pictures = to_pictures(check_images(samples, self.name))
+        """Score images [B,3,H,W] in [0,1]. Those with a side that JPEG does not have are invalid."""
+        images = check_images(samples, self.name)
+        if max(images.shape[-2:]) > LARGEST_SIDE:
+            nothing = torch.zeros(len(images), device=samples.device)
+            return Scores(nothing, nothing.bool())
+        pictures = to_pictures(images)
         kilobytes = [_jpeg_bytes(picture, self.quality) / 1000 for picture in pictures]
         return all_valid(self.sign * torch.tensor(kilobytes, device=samples.device))
 

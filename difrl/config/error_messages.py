@@ -20,6 +20,8 @@ PydanticModel = type[BaseModel]
 
 _LISTED = 20
 """Errors of a file that are listed; further ones are counted."""
+_LONGEST = 1000
+"""Characters of an error that are shown."""
 _TYPES = {
     **{"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "text"},
     **{"list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping", "model_attributes": "a mapping"},
@@ -37,11 +39,16 @@ _BOUNDS = {
 """Type of an error about a bound -> the expectation, from the context of the error."""
 
 
+def _cut(sentence: str) -> str:
+    """Return a sentence that may quote a value of any length."""
+    return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}…"
+
+
 def describe_errors(error: ValidationError, model: PydanticModel, source: YamlSource) -> list[str]:
     """Return a line for each error in the values of `source`, in the order of the file."""
     details = error.errors(include_url=False)
     found = [
-        (source.find_place(path), f"{shorten(dotted(path))}: {sentence}")
+        (source.find_place(path), f"{shorten(dotted(path))}: {_cut(sentence)}")
         for detail in details[:_LISTED]
         for path, sentence in _sentences(detail, model, source.data)
     ]

@@ -163,8 +163,7 @@ def save(
         return
     place = checkpoint_folder(run, step)
     aside = place.with_name(f".{place.name}.partial")
-    for left in place.parent.glob(f".{PREFIX}*.partial"):  # from a process that was killed while writing
-        shutil.rmtree(left, ignore_errors=True)
+    remove_partial(run)
     try:
         aside.mkdir(parents=True)
         optimizer, steps = _optimizer_state(trainer)
@@ -209,6 +208,12 @@ def save(
             f"cannot write {place}: {error}. Earlier checkpoints are untouched; free some space or fix the permissions "
             "and continue with --resume"
         ) from error
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what a process left that was killed while it wrote or removed a checkpoint."""
+    for left in checkpoint_folder(run, 0).parent.glob(f".{PREFIX}*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove(place: Path) -> None:

@@ -215,6 +215,7 @@ def prepare_folder(config: RunConfig, start: Start, processes: DistributedContex
     folder = config.output_dir
     processes.wait()  # until every process has read its checkpoint
     if processes.is_main:
+        checkpoint.remove_partial(folder)
         for damaged in start.damaged:
             checkpoint.set_aside(damaged.place)
         if start.takes_over:

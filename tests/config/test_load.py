@@ -394,3 +394,12 @@ def test_written_text() -> None:
         "  others:\n    - null\n    - true\n"
         "  empty: []\n"
     )
+
+
+def test_an_error_that_quotes_a_long_name_is_cut(tmp_path: Path) -> None:
+    name = "x" * 5000
+    with pytest.raises(ConfigError) as caught:
+        read_config("quickstart", [f"anchors=[{{to: {name}, coefficient: 0.1}}]", f"output_dir={tmp_path}"])
+    (problem,) = caught.value.problems
+    assert "anchors.0.to: 'xxx" in problem
+    assert len(problem) < 1200

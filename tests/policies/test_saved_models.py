@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from difrl.policies.diffusion.families.unscaled_lora import sort_header
 from difrl.policies.load import load_policy
 from tests.recipes import recipe, text_recipe
 from tests.tiny_models import tiny_sd
@@ -56,3 +59,18 @@ def test_a_language_model_loads_without_a_dtype(lm: Path, tmp_path: Path) -> Non
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert all(torch.equal(loaded.get_parameter(name), p) for name, p in policy.parameters.items())
     assert loaded(input_ids=torch.tensor([[2, 3]])).logits.isfinite().all()
+
+
+def test_the_header_of_an_adapter_has_one_order(tmp_path: Path) -> None:
+    """safetensors writes the entries in the order of a hash map; escapes and other alphabets keep their length."""
+    entries, tensors = {"format": "pt", "b": 'a "quoted"\nü', "a": "1"}, {"weight": torch.arange(3.0)}
+    written = set()
+    for number in range(8):
+        file = tmp_path / f"{number}.safetensors"
+        save_file(tensors, file, metadata=entries)
+        sort_header(file)
+        written.add(file.read_bytes())
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == entries
+        assert torch.equal(opened.get_tensor("weight"), tensors["weight"])
+    assert len(written) == 1

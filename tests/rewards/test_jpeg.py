@@ -38,3 +38,9 @@ def test_plain_pictures_are_smaller_and_quality_counts() -> None:
 def test_a_quality_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="quality is 0"):
         make("jpeg_compressibility", quality=0)
+
+
+def test_a_side_that_jpeg_does_not_have_makes_a_picture_invalid() -> None:
+    reward = make("jpeg_compressibility")
+    found = [score(reward, torch.zeros(1, 3, 1, side), ["a"], [{}]).valid.tolist() for side in (65_500, 65_501)]
+    assert found == [[True], [False]]

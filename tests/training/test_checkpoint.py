@@ -436,3 +436,11 @@ def test_the_files_are_what_they_say(tmp_path: Path, processes: DistributedConte
     state = json.loads((place / "state.json").read_text())
     assert (state["step"], state["evaluations"], state["optimizer_steps"]) == (2, 14, 2)
     assert sorted(state["files"]) == FILES
+
+
+def test_what_a_killed_process_left_aside_is_removed(tmp_path: Path) -> None:
+    place = saved_by(tmp_path, 2)
+    for name in (".step-000003.partial", ".step-000002.old.partial"):
+        (place.parent / name).mkdir()
+    checkpoint.remove_partial(tmp_path)
+    assert [left.name for left in place.parent.iterdir()] == [place.name]

@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
-from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora
+from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora, sort_header
 from samplers import Blend, Grid, Process, Scheduler, extrapolate
 
 
@@ -201,6 +201,8 @@ class Family(ABC):
             layers[f"{name}_lora_layers"] = get_unscaled_lora(part)
             metadata[f"{name}_lora_adapter_metadata"] = describe_unscaled_lora(part)
         type(self.pipeline).save_lora_weights(folder, **layers, **metadata)
+        for file in folder.glob("*.safetensors"):
+            sort_header(file)
 
     def adapted_parts(self) -> dict[str, nn.Module]:
         """Return the parts of the pipeline that have an adapter, by name."""

@@ -5,6 +5,8 @@ PEFT adds (alpha / rank) B A to a weight. The result here is the same adapter wi
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,3 +38,16 @@ def describe_unscaled_lora(module: Any, adapter: str = "default") -> dict[str, A
     settings: dict[str, Any] = module.peft_config[adapter].to_dict()
     scale = {"lora_alpha": settings["r"], "alpha_pattern": settings["rank_pattern"], "use_rslora": False}
     return settings | scale
+
+
+def sort_header(file: Path) -> None:
+    """Sort the entries of a safetensors header in place. It is written in an order that differs from process to process."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"{file}: the header has {size} bytes and takes {len(text)} when it is sorted")
+        stream.seek(8)
+        stream.write(text.ljust(size))
