@@ -43,7 +43,7 @@ test-long: $(STAMP)
 	$(PYTEST)
 
 reliability: $(STAMP)
-	$(PYTEST) tests/reliability --full
+	$(PYTEST) tests/reliability --full -o faulthandler_timeout=0
 
 lint: $(STAMP)
 	$(BIN)/ruff check --output-format concise .
