@@ -24,6 +24,7 @@ from torch import Tensor
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.policies.base import NoiseKey
+from difrl.policies.diffusion.families.modular import ModularFamily
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -166,6 +167,25 @@ def test_a_saved_adapter_gives_the_classic_pipeline_the_same_image(
     classic.load_lora_weights(tmp_path / "model")
     torch.testing.assert_close(drawn, draw_classic(classic, policy, family, 1.0), atol=1e-4, rtol=0)
     assert (drawn - without).abs().max() > 1e-3
+
+
+def test_a_full_fine_tune_in_bfloat16_is_saved_for_the_classic_pipeline(
+    folder: Path, family: Family, tmp_path: Path
+) -> None:
+    """The loop's state keeps nothing of a call, and the saved pipeline has the trained weights."""
+    config = run_of(folder, family, model={"dtype": "bfloat16"}, train={"micro_batch": 4})
+    policy = load_diffusion_policy(config)
+    scorer = Scorer.from_rewards({"bright": (Brightness(), 1.0)}, {})
+    assert (
+        Trainer(config, policy, scorer, load_prompts(config.data.train), DistributedContext()).step(0)["grad_norm"] > 0
+    )
+    assert isinstance(policy.family, ModularFamily)
+    assert policy.family._prepared is not None
+    assert policy.family._prepared[1].noise_pred is None
+    policy.save(tmp_path / "model")
+    saved = getattr(DiffusionPipeline.from_pretrained(tmp_path / "model"), policy.family.denoiser_name)
+    trained = policy.family.denoiser.state_dict()
+    assert all(torch.equal(value.float(), trained[name].float()) for name, value in saved.state_dict().items())
 
 
 def test_images_are_encoded_as_they_are_decoded(folder: Path, family: Family) -> None:

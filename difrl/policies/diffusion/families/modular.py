@@ -84,6 +84,46 @@ def find_modular_class(index: Mapping[str, Any]) -> type[ModularPipeline] | None
     return None if build_name is None else getattr(diffusers, build_name(index))
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """The blocks of a pipeline, cut at its denoising loop."""
+
+    encode: Sequence[str]
+    """Names of the blocks that make the conditions of a prompt."""
+    prepare: Sequence[str]
+    """Names of the blocks that prepare the loop."""
+    loop: Any
+    forward: Sequence[Any]
+    """Blocks of the loop up to the denoiser."""
+    finish: Sequence[str]
+    """Names of the blocks after the loop."""
+    denoiser_parts: Sequence[str]
+    """Names of the parts that the denoiser uses."""
+    made: frozenset[str]
+    """Names of the results."""
+
+
+def _cut(blocks: Any, name: str) -> _Cut:
+    """Cut the blocks of a pipeline. Raise ModelError unless they have one denoising loop."""
+    steps = blocks.sub_blocks
+    loops = [step for step, block in steps.items() if isinstance(block, LoopSequentialPipelineBlocks)]
+    if len(loops) != 1 or "denoiser" not in steps[loops[0]].sub_blocks:
+        raise ModelError(f"model.path: {name} has {len(loops)} denoising loops, expected one with a denoiser")
+    order, loop = list(steps), steps[loops[0]]
+    before, after = order[: order.index(loops[0])], order[order.index(loops[0]) + 1 :]
+    inner = list(loop.sub_blocks)
+    return _Cut(
+        # Blocks that rewrite a prompt are left out: rewards score samples of the prompt as it is.
+        encode=[step for step in before if not step.startswith(("denoise.", "prompt_"))],
+        prepare=[step for step in before if step.startswith("denoise.")],
+        loop=loop,
+        forward=list(loop.sub_blocks.values())[: inner.index("denoiser") + 1],
+        finish=after,
+        denoiser_parts=[spec.name for spec in loop.sub_blocks["denoiser"].expected_components],
+        made=frozenset(out.name for step in after for out in steps[step].intermediate_outputs),
+    )
+
+
 class ModularFamily(Family):
     """A pipeline that its modular pipeline drives. The classic pipeline loads and saves the parts."""
 
@@ -101,23 +141,12 @@ class ModularFamily(Family):
         parts = {name: part for name, part in pipeline.components.items() if part is not None}
         self.modular.update_components(**{**parts, "scheduler": self.scheduler})
         self.blocks = self.modular.blocks.get_execution_blocks(prompt="")
-        blocks = self.blocks.sub_blocks
-        loops = [name for name, block in blocks.items() if isinstance(block, LoopSequentialPipelineBlocks)]
-        if len(loops) != 1 or "denoiser" not in blocks[loops[0]].sub_blocks:
-            raise ModelError(f"model.path: {name} has {len(loops)} denoising loops, expected one with a denoiser")
-        self.loop, names = blocks[loops[0]], list(blocks)
-        before, self.finish = names[: names.index(loops[0])], names[names.index(loops[0]) + 1 :]
-        self.prepare = [name for name in before if name.startswith("denoise.")]
-        # Blocks that rewrite a prompt are left out: rewards score samples of the prompt as it is.
-        self.encode = [name for name in before if not name.startswith(("denoise.", "prompt_"))]
-        inner = self.loop.sub_blocks
-        self.forward = list(inner.values())[: list(inner).index("denoiser") + 1]
+        self.cut = _cut(self.blocks, name)
         modules = [part for part, value in pipeline.components.items() if isinstance(value, nn.Module)]
-        trained = [spec.name for spec in inner["denoiser"].expected_components if spec.name in modules]
-        made = {out.name for name in self.finish for out in blocks[name].intermediate_outputs}
+        trained = [part for part in self.cut.denoiser_parts if part in modules]
         reasons = {
             f"has {len(trained)} denoisers": len(trained) != 1,
-            f"makes {' and '.join(sorted(made))}": "images" not in made,
+            f"makes {' and '.join(sorted(self.cut.made))}": "images" not in self.cut.made,
             "needs an image": "image" in self.blocks.required_inputs,
         }
         if found := [reason for reason, holds in reasons.items() if holds]:
@@ -163,8 +192,8 @@ class ModularFamily(Family):
     def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
         (text,) = texts
         lengths = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
-        state = self._run(self.encode, self._state({"prompt": [text], **lengths}))
-        declared = [out.name for name in self.encode for out in self.blocks.sub_blocks[name].intermediate_outputs]
+        state = self._run(self.cut.encode, self._state({"prompt": [text], **lengths}))
+        declared = [out.name for name in self.cut.encode for out in self.blocks.sub_blocks[name].intermediate_outputs]
         found = {name: state.get(name) for name in declared if not name.startswith("negative_")}
         conditions = dict[str, Tensor]()
         for name, value in found.items():
@@ -180,15 +209,16 @@ class ModularFamily(Family):
         # In float32: blocks give the time the dtype of the latents, and half precision would round it.
         state = self._prepare(condition)
         state.latents = x_t.float()
-        for block in self.forward:
+        for block in self.cut.forward:
             with_gradient: Any = inspect.unwrap(type(block).__call__)  # under its no_grad
             with_gradient(block, self.modular, state, i=0, t=timestep)
         output: Tensor = state.noise_pred
+        state.latents = state.noise_pred = None  # the state is kept, and must not keep the graph of this call
         return output
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
         family = self.resized(height, width)
-        template = family._run(self.prepare, family._state(self._unconditional(1)))
+        template = family._run(self.cut.prepare, family._state(self._unconditional(1)))
         for name, expected in (("height", height), ("width", width)):
             if expected is not None and template.get(name) != expected:
                 raise ValueError(
@@ -234,14 +264,14 @@ class ModularFamily(Family):
     def build_grid(self, steps: int) -> Grid:
         if not _is_flow(self.scheduler):
             return super().build_grid(steps)
-        self._run(self.prepare, self._state({**self._unconditional(1), "num_inference_steps": steps}))
+        self._run(self.cut.prepare, self._state({**self._unconditional(1), "num_inference_steps": steps}))
         return Grid(self.modular.scheduler.sigmas.clone())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        state = self._run(self.prepare, self._state(self._unconditional(len(latents))))
+        state = self._run(self.cut.prepare, self._state(self._unconditional(len(latents))))
         state.set("latents", latents.to(self.pipeline.vae.dtype))
-        images: Tensor = self._run(self.finish, state).get("images")
+        images: Tensor = self._run(self.cut.finish, state).get("images")
         return images.float()
 
     def _unconditional(self, count: int) -> dict[str, Any]:
@@ -254,9 +284,9 @@ class ModularFamily(Family):
     def _prepare(self, condition: Mapping[str, Tensor]) -> Any:
         """Return the state of the loop for these conditions. The latest is kept: a rollout calls the denoiser many times."""
         if self._prepared is None or self._prepared[0] is not condition:
-            state = self._run(self.prepare, self._state(_unpad(condition)))
+            state = self._run(self.cut.prepare, self._state(_unpad(condition)))
             # The loop's own preamble may add to its state, so it runs with a step that keeps the state and does nothing.
-            loop, kept = copy.copy(self.loop), list[Any]()
+            loop, kept = copy.copy(self.cut.loop), list[Any]()
 
             def keep(modular: Any, block_state: Any, **_: Any) -> tuple[Any, Any]:
                 block_state.noise_pred = None
