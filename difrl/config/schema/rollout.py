@@ -1,4 +1,4 @@
-"""Sampling of images: steps, kernel, window of stochastic steps, branches."""
+"""Sampling of images and videos: steps, kernel, window of stochastic steps, branches."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class BranchConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Sampling of the images of a step."""
+    """Sampling of the images or videos of a step."""
 
     steps: int = Field(10, gt=1, le=10_000, description="denoising steps")
     kernel: KernelName = "ode"
@@ -92,6 +92,7 @@ class RolloutConfig(Section):
     snapshot: str = Field("current", description="weights that draw the samples: current, or the name of a snapshot")
     width: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     height: int | None = Field(None, gt=0, description="pixels; default: the model's own")
+    frames: int | None = Field(None, gt=0, description="frames of a video; default: the samples are images")
     batch: int = Field(64, gt=0, description="samples drawn at once")
     overlap: bool = Field(
         False, description="score samples in a thread while the next ones are drawn, `batch` at a time"
