@@ -39,7 +39,7 @@ AdaptiveGuidance = Annotated[
     ),
 ]
 
-MULTIPLE_VALUES = {"sample": ("--rlg", "--prompt"), "evaluate": ("--rlg", "--rewards")}
+MULTIPLE_VALUES = {"sample": ("--rlg", "--prompt", "--image"), "evaluate": ("--rlg", "--rewards")}
 """Command -> options that take several values after one flag, as in `--rlg 0 0.5 1`. Arguments come before them."""
 
 
@@ -106,6 +106,14 @@ def check(
 def sample(
     source: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or a shipped model.")],
     prompt: Annotated[list[str], typer.Option(help="Prompts, one or more.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=expand_user,
+            metavar="PATH",
+            help="Input image of a model that edits or animates one: once for all prompts, or once for each.",
+        ),
+    ] = None,
     rlg: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,23 +156,26 @@ def sample(
     _check_search(best_of, svdd, reward)
     check_source(source)
     with _loading_libraries():
-        from difrl.inference.loaded_run import open_run
+        from difrl.data.prompts import Prompt
+        from difrl.inference.loaded_run import open_run, with_images
         from difrl.inference.search import build_search, draw_sheet
         from difrl.reporting.number_format import pluralise
 
+    prompts = [Prompt(text, {}) for text in prompt]
+    prompts = with_images(prompts, image) if image else prompts
     with _shown():
         loaded = open_run(
             source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
         ).with_guidance(rlg_first_steps, adaptive_guidance)
         weights = [loaded.guidance.rlg] if rlg is None else parse_numbers(rlg)
         search = build_search(loaded, best_of, svdd, alpha, reward)
-        sheet, notes = draw_sheet(loaded, search, prompt, count, weights, seed)
+        sheet, notes = draw_sheet(loaded, search, prompts, count, weights, seed)
     sheet.show(out)
     file = path or sheet.default
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file = sheet.save(file)
-    number, listed = len(prompt) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
+    number, listed = len(prompts) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
     trained = f" after {pluralise(loaded.step, 'step')} of training at w = {listed}" if loaded.is_run else ""
     written = "" if file is None else f": {escape(str(file))}"
     out.print(f"{pluralise(number, 'sample')}{trained}{written}", soft_wrap=True)

@@ -6,9 +6,7 @@ Code that reads or writes samples uses the modality of the run, and needs no oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote
+from difrl.data.image_files import measure_images, read_image, take_path
+from difrl.data.jsonl import JsonObject, describe_keys, describe_value, quote
 from difrl.data.rollout import Content
-from difrl.runtime.progress import count_done, phase
-from rewards.image_files import ImageFileError, read_image_file
 
 Item = Path | str
 """The value of a sample in a row: the path of an image, or the text itself."""
@@ -32,6 +29,8 @@ class Modality:
 
     key: str
     """The key of the sample in a row of data.rows: samples."""
+    takes_images: bool
+    """True if prompts may have an input image. For others, `image` in a row of prompts is metadata like any other key."""
     item_reader: Callable[[Path], Callable[[JsonObject, str], Item]]
     """Folder of the file → (row, key) → the item, which is removed from the row. ValueError if there is none."""
     read: Callable[[Sequence[Item]], Content]
@@ -46,39 +45,18 @@ class Modality:
 
 def read_images(paths: Sequence[Item]) -> Tensor:
     """Return the images of files, [B, 3, H, W] in [0, 1]. DataFileError if one is refused."""
-    pictures = [np.asarray(_read_image(Path(path)), dtype=np.float32) / 255 for path in paths]
+    pictures = [np.asarray(read_image(Path(path)), dtype=np.float32) / 255 for path in paths]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        return read_image_file(path)
-    except ImageFileError as error:
-        raise DataFileError(f"{path}: {error}") from error
 
 
 def _read_path(folder: Path) -> Callable[[JsonObject, str], Path]:
     """Return a reader of the image paths of rows, which start at a folder."""
-
-    def read(row: JsonObject, key: str) -> Path:
-        name = row.pop(key, None)
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{quote(key)} must be the path of an image, found {describe_value(name)}")
-        if not (folder / name).exists():
-            raise ValueError(f"{quote(key)}: there is no image {folder / name}")
-        return folder / name
-
-    return read
+    return lambda row, key: take_path(row, key, folder)
 
 
 def _find_image_problems(items: Sequence[tuple[str, Item]]) -> list[str]:
     """Decode images, each after its place, and return a line for each that is refused or has not the size of the first."""
-    sizes = []
-    # Pillow decodes outside of the interpreter's lock.
-    with ThreadPoolExecutor() as pool, phase("checking images", total=len(items)):
-        for size in pool.map(lambda item: _size_or_problem(Path(item[1])), items):
-            sizes.append(size)
-            count_done()
+    sizes = measure_images([Path(item) for _, item in items])
     known = [(Path(item).name, size) for (_, item), size in zip(items, sizes, strict=True) if isinstance(size, tuple)]
     problems = list[str]()
     for (place, item), size in zip(items, sizes, strict=True):
@@ -90,19 +68,6 @@ def _find_image_problems(items: Sequence[tuple[str, Item]]) -> list[str]:
                 f"{place}: {Path(item).name} has {found} pixels, and {known[0][0]} {first}; bring all images to one size"
             )
     return problems
-
-
-def _size_or_problem(path: Path) -> tuple[int, int] | str:
-    try:
-        status = path.stat()
-        return _decoded_size(path, status.st_size, status.st_mtime_ns)
-    except (OSError, ImageFileError) as error:
-        return str(error)
-
-
-@cache  # `check`, the prompts and the trainer each load a run's files
-def _decoded_size(path: Path, bytes: int, changed: int) -> tuple[int, int]:
-    return read_image_file(path).size
 
 
 def _save_image(image: Tensor, folder: Path, name: str) -> str:
@@ -126,6 +91,7 @@ def _read_text(row: JsonObject, key: str) -> str:
 
 IMAGES = Modality(
     key="image",
+    takes_images=True,
     item_reader=_read_path,
     read=read_images,
     write=_save_image,
@@ -134,6 +100,7 @@ IMAGES = Modality(
 )
 TEXTS = Modality(
     key="text",
+    takes_images=False,
     item_reader=lambda folder: _read_text,
     read=lambda items: tuple(map(str, items)),
     write=lambda text, folder, name: str(text),

@@ -2,9 +2,10 @@
 
 * `prompts.txt`: one prompt a line. Blank lines and comments are skipped. A comment begins with a `#` that is alone or
   followed by a space (`#nofilter` is a prompt).
-* `prompts.jsonl`: an object a line, {"prompt": "...", "metadata": {...}, "negative": "...", "weight": 2}. Only the
-  prompt is required. In a line without "metadata" all other keys are metadata, as in GenEval's published file, which has
-  "tag" and "include" beside "prompt".
+* `prompts.jsonl`: an object a line, {"prompt": "...", "image": "cat.png", "metadata": {...}, "negative": "...",
+  "weight": 2}. Only the prompt is required. `image` is the input image of editing and image-to-video: a path that starts at
+  the file's folder. All rows of a file have one, or none has. In a line without "metadata" all other keys are metadata, as
+  in GenEval's published file, which has "tag" and "include" beside "prompt".
 * `shapes:train`, `shapes:eval`, `shapes:all`, and the same for `arithmetic`: a built-in task and a part of its split.
 """
 
@@ -16,23 +17,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difrl.data.jsonl import DataFileError, JsonObject, describe_keys, describe_value, quote, read_json_lines, read_text
+from difrl.data.image_files import measure_images, take_path
+from difrl.data.jsonl import (
+    LISTED,
+    DataFileError,
+    JsonObject,
+    describe_keys,
+    describe_value,
+    join_problems,
+    quote,
+    read_json_lines,
+    read_text,
+)
 from difrl.runtime.suggestions import did_you_mean
 from difrl.tasks import arithmetic, shapes
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt, with metadata for rewards, a negative prompt and a weight that sets how often it is drawn."""
+    """A prompt, with metadata for rewards, a negative prompt, a weight that sets how often it is drawn, and an input image."""
 
     text: str
     metadata: Mapping[str, Any]
     negative: str | None = None
     weight: float = 1.0
+    image: Path | None = None
+    """Absolute path of the input image."""
     place: str = field(default="", compare=False)
     """Place for messages: file:line, or its number in a built-in set."""
 
 
+IMAGE, INPUT_IMAGE = "image", "input_image"
+"""The key of the input image in a row of prompts, and in a row of samples, whose `image` is the sample."""
 _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.ShapesPrompt | arithmetic.Problem]]] = {
     "shapes": shapes.prompts,
     "arithmetic": arithmetic.list_problems,
@@ -40,17 +56,20 @@ _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.ShapesPrompt | arithmetic.P
 _BUILT_IN = {f"{task}:{split}": (task, split) for task in _TASKS for split in ("train", "eval", "all")}
 
 
-def load_prompts(source: str, base: Path | None = None) -> list[Prompt]:
+def load_prompts(source: str, base: Path | None = None, *, images: bool = True) -> list[Prompt]:
     """Load the prompts of a .txt or .jsonl file, or of a built-in set. Relative paths start at `base`.
 
-    Raise DataFileError with a line for each problem.
+    images: whether prompts may have input images. Otherwise `image` in a row is metadata, like any key of the user's.
+    Raise DataFileError with a line for each problem. Input images exist; `check_images` decodes them.
     """
     path = Path(base or "", source)
     match path.suffix.lower():
         case ".txt":
             prompts = _parse_text(source, read_text(path, source))
         case ".jsonl":
-            prompts = read_json_lines(path, source, build_prompt)
+            key = IMAGE if images else None
+            prompts = read_json_lines(path, source, lambda row, place: build_prompt(row, place, path.parent, key))
+            check_all_or_none(source, prompts)
         case _:
             return _built_in_prompts(source)
     if not prompts:
@@ -73,11 +92,42 @@ def _built_in_prompts(name: str) -> list[Prompt]:
     return [Prompt(row.text, row.metadata, place=f"{name}, number {number}") for number, row in rows]
 
 
-def build_prompt(row: JsonObject, place: str) -> Prompt:
-    """Build the prompt of a row, with its negative prompt, weight and metadata. ValueError if the row has no valid prompt."""
-    text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
+def check_all_or_none(source: str, prompts: Sequence[Prompt]) -> None:
+    """Raise DataFileError if some prompts of a file have an input image and others have none."""
+    with_image = sum(prompt.image is not None for prompt in prompts)
+    if with_image in (0, len(prompts)):
+        return
+    few = with_image <= len(prompts) / 2
+    different = [prompt.place for prompt in prompts if (prompt.image is not None) == few]
+    listed = ", ".join(different[:LISTED]) + (f" and {len(different) - LISTED} more" if len(different) > LISTED else "")
+    raise DataFileError(
+        f"{source}: {with_image} of {len(prompts)} rows have an input image, expected all or none; "
+        f"{'only these have one' if few else 'these have none'}: {listed}"
+    )
+
+
+def check_images(prompts: Sequence[Prompt]) -> None:
+    """Decode the input images of prompts. Raise DataFileError with a line for each that is refused."""
+    places = dict[Path, str]()
+    for prompt in prompts:
+        if prompt.image is not None:
+            places.setdefault(prompt.image, prompt.place)
+    found = zip(places.items(), measure_images(list(places)), strict=True)
+    problems = [(place, str(path), size) for (path, place), size in found if isinstance(size, str)]
+    if problems:
+        raise DataFileError(join_problems([": ".join(filter(None, problem)) for problem in problems], "images"))
+
+
+def build_prompt(row: JsonObject, place: str, folder: Path, image_key: str | None) -> Prompt:
+    """Build the prompt of a row, with its input image, negative prompt, weight and metadata.
+
+    folder: where paths start. image_key: the key of the input image, None if `image` is metadata. ValueError if the row has
+    no valid prompt.
+    """
     if "prompt" not in row:
         raise ValueError(f'"prompt" is missing, found {describe_keys(row)}')
+    image = None if image_key is None else _take_image(row, folder, image_key)
+    text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'"prompt" must be text that is not empty, found {describe_value(text)}')
     if negative is not None and not isinstance(negative, str):
@@ -86,7 +136,22 @@ def build_prompt(row: JsonObject, place: str) -> Prompt:
         raise ValueError(f'"weight" must be a number above 0, found {describe_value(weight)}')
     if not 0 < weight <= sys.float_info.max:
         raise ValueError(f'"weight" must be a number above 0, found {weight}')
-    return Prompt(text, _metadata(row), negative, float(weight), place)
+    metadata = _metadata(row)
+    if image is not None and IMAGE in metadata:
+        raise ValueError(f'"metadata" has "{IMAGE}", where rewards find the input image; rename it, or remove one')
+    return Prompt(text, metadata, negative, float(weight), image, place)
+
+
+def _take_image(row: JsonObject, folder: Path, key: str) -> Path | None:
+    if row.get(key) is None:
+        row.pop(key, None)
+        return None
+    try:
+        return take_path(row, key, folder).absolute()
+    except ValueError as error:
+        raise ValueError(
+            f'{error}; it is the input image of the prompt, and anything else belongs inside "metadata"'
+        ) from error
 
 
 def _metadata(row: JsonObject) -> Mapping[str, Any]:

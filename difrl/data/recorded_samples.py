@@ -4,6 +4,9 @@
 * samples: {"prompt": "...", "image": "images/1.png", "reward": 0.5} a line. Rows with the same prompt form a group.
   Demonstrations have reward 1.
 
+An input image is "image" in a row of pairs, and "input_image" in a row of samples, whose "image" is the sample. Samples are
+of one group if they have the same prompt and the same input image. Input images may have any size.
+
 For a language model, completions replace the paths, under "chosen", "rejected" and "text". All rows may have "metadata",
 "negative" and "weight", as in a file of prompts. Relative paths start at the file's folder. All images of a file must have
 the same size.
@@ -21,7 +24,7 @@ from pathlib import Path
 from difrl.config import DataConfig, RehearsalConfig
 from difrl.data.jsonl import DataFileError, JsonObject, describe_value, join_problems, read_json_lines
 from difrl.data.modality import Item, Modality
-from difrl.data.prompts import Prompt, build_prompt
+from difrl.data.prompts import IMAGE, INPUT_IMAGE, Prompt, build_prompt, check_all_or_none, check_images
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
             f"{data.train}: no such file, looked for {path.absolute()}; make one with `difrl pairs RECIPE --out FOLDER`, or "
             "write it"
         )
-    read_item = modality.item_reader(path.parent)
+    read_item, image_key = modality.item_reader(path.parent), IMAGE if data.rows == "pairs" else INPUT_IMAGE
+    build = partial(build_prompt, folder=path.parent, image_key=image_key if modality.takes_images else None)
     if data.rows == "pairs":
-        groups = read_json_lines(path, data.train, partial(_read_pair, read_item))
+        rows = read_json_lines(path, data.train, partial(_read_pair, read_item, build))
     else:
-        groups = _merge_by_prompt(read_json_lines(path, data.train, partial(_read_sample, read_item, modality.key)))
+        rows = read_json_lines(path, data.train, partial(_read_sample, read_item, modality.key, build))
+    check_all_or_none(data.train, [row.prompt for row in rows])
+    groups = rows if data.rows == "pairs" else _merge_by_prompt(rows)
     items = [item for group in groups for item in zip(group.places, group.items, strict=True)]
+    check_images([group.prompt for group in groups])
     if problems := modality.find_problems(items):
         raise DataFileError(join_problems(problems, "images"))
     if not groups:
@@ -64,11 +71,16 @@ def load_recorded_samples(data: DataConfig | RehearsalConfig, modality: Modality
     return groups
 
 
-def _read_pair(read_item: Callable[[JsonObject, str], Item], row: JsonObject, place: str) -> RecordedGroup:
+def _read_pair(
+    read_item: Callable[[JsonObject, str], Item],
+    build: Callable[[JsonObject, str], Prompt],
+    row: JsonObject,
+    place: str,
+) -> RecordedGroup:
     items = read_item(row, "chosen"), read_item(row, "rejected")
     if _is_same(*items):
         raise ValueError('"chosen" and "rejected" are the same, so neither is better; remove the row')
-    return RecordedGroup(build_prompt(row, place), items, (1.0, 0.0), (place, place))
+    return RecordedGroup(build(row, place), items, (1.0, 0.0), (place, place))
 
 
 def _is_same(one: Item, other: Item) -> bool:
@@ -77,18 +89,24 @@ def _is_same(one: Item, other: Item) -> bool:
     return one == other
 
 
-def _read_sample(read_item: Callable[[JsonObject, str], Item], key: str, row: JsonObject, place: str) -> RecordedGroup:
+def _read_sample(
+    read_item: Callable[[JsonObject, str], Item],
+    key: str,
+    build: Callable[[JsonObject, str], Prompt],
+    row: JsonObject,
+    place: str,
+) -> RecordedGroup:
     item, reward = read_item(row, key), row.pop("reward", None)
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f'"reward" must be a number, found {describe_value(reward)}; demonstrations have 1')
-    return RecordedGroup(build_prompt(row, place), (item,), (float(reward),), (place,))
+    return RecordedGroup(build(row, place), (item,), (float(reward),), (place,))
 
 
 def _merge_by_prompt(rows: Sequence[RecordedGroup]) -> list[RecordedGroup]:
-    """Return one group a prompt, in the order of the file. The prompt's metadata are those of its first row."""
-    by_prompt: dict[str, list[RecordedGroup]] = {}
+    """Return one group a prompt and input image, in the order of the file. Its metadata are those of its first row."""
+    by_prompt: dict[tuple[str, Path | None], list[RecordedGroup]] = {}
     for row in rows:
-        by_prompt.setdefault(row.prompt.text, []).append(row)
+        by_prompt.setdefault((row.prompt.text, row.prompt.image), []).append(row)
     return [
         RecordedGroup(
             same[0].prompt,

@@ -23,7 +23,7 @@ from difrl.config import (
 )
 from difrl.config.load import read_config
 from difrl.config.schema.base import check_path
-from difrl.data.prompts import Prompt
+from difrl.data.prompts import Prompt, check_images
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
 from difrl.policies.errors import ModelError
@@ -53,10 +53,21 @@ class LoadedRun:
         return self.config.likelihood.kind == "tokens"
 
     def sample(
-        self, prompts: Sequence[Prompt | str], *, per_prompt: int = 1, rlg: float | None = None, seed: int = 0
+        self,
+        prompts: Sequence[Prompt | str],
+        *,
+        image: Path | str | Sequence[Path | str] | None = None,
+        per_prompt: int = 1,
+        rlg: float | None = None,
+        seed: int = 0,
     ) -> Rollout:
-        """Draw `per_prompt` samples of each prompt, prompt by prompt. The same seed gives the same noise at every weight."""
+        """Draw `per_prompt` samples of each prompt, prompt by prompt. The same seed gives the same noise at every weight.
+
+        image: the file of the input image of all prompts, or a file for each prompt, for models that edit or animate it.
+        """
         given = [Prompt(p, {}) if isinstance(p, str) else p for p in prompts]
+        if image is not None:
+            given = with_images(given, [image] if isinstance(image, Path | str) else image)
         self.policy.validate_prompts(given)
         repeated = [p for p in given for _ in range(per_prompt)]
         key, guidance = NoiseKey(seed, 0, "sample"), self.guidance_at(rlg)
@@ -77,6 +88,22 @@ class LoadedRun:
                 f"{self.config.model.path} is a plain model; give a run folder, or leave the weight at 1"
             )
         return guidance
+
+
+def with_images(prompts: Sequence[Prompt], images: Sequence[Path | str]) -> list[Prompt]:
+    """Return the prompts with input images: one image for all prompts, one prompt for all images, or one each.
+
+    Raise ModelError if the numbers differ, and DataFileError if an image is refused.
+    """
+    if len(prompts) != len(images) and 1 not in (len(prompts), len(images)):
+        raise ModelError(
+            f"{len(images)} images and {len(prompts)} prompts, expected one image for all prompts, or one each"
+        )
+    files = [expand_user(image).absolute() for image in images] * (len(prompts) if len(images) == 1 else 1)
+    repeated = list(prompts) * (len(files) if len(prompts) == 1 else 1)
+    given = [replace(prompt, image=file) for prompt, file in zip(repeated, files, strict=True)]
+    check_images(given)
+    return given
 
 
 def open_run(

@@ -5,12 +5,14 @@ A group of samples is drawn for each prompt, as in training, and scored. The row
 * pairs: its best and its worst sample; groups without a difference in reward give none,
 * solved: all its samples, if their mean reward is high enough: data for a rehearsal (DPH-RL, arXiv:2509.07430).
 
-    FOLDER/  pairs.jsonl or samples.jsonl (as data.rows reads them)  images/ (texts are in the rows)  progress.json
+    FOLDER/  pairs.jsonl or samples.jsonl (as data.rows reads them)  images/ (texts are in the rows)  inputs/ (input images of
+    the prompts)  progress.json
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +24,11 @@ from torch import Tensor
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES, Modality
-from difrl.data.prompts import load_prompts
+from difrl.data.prompts import IMAGE, INPUT_IMAGE, check_images, load_prompts
 from difrl.data.rollout import ScoredRollout
 from difrl.policies.load import load_policy
 from difrl.runtime.errors import UserError
-from difrl.runtime.files import atomic_write_text
+from difrl.runtime.files import atomic_write, atomic_write_text, digest_file
 from difrl.runtime.lock import lock_folder
 from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
@@ -120,7 +122,8 @@ def make_pairs(
             return progress
         place, modality = torch.device(device), MODALITIES[config.likelihood.kind]
         scorer = Scorer.build(config.rewards, [], place, modality)
-        prompts = load_prompts(config.data.train)
+        prompts = load_prompts(config.data.train, images=modality.takes_images)
+        check_images(prompts)
         scorer.preload()
         policy = load_policy(config, place)
         policy.validate_prompts(prompts)
@@ -202,4 +205,16 @@ def _build_row(
     samples = {key: modality.write(content[i], folder, f"{stem}-{key}") for key, i in picked.items()}
     rewards = {"reward": float(scored.rewards[picked[modality.key]])} if modality.key in picked else {}
     negative = {} if prompt.negative is None else {"negative": prompt.negative}
-    return {"prompt": prompt.text, **samples, **rewards, "metadata": dict(prompt.metadata), **negative}
+    key = INPUT_IMAGE if modality.key in picked else IMAGE
+    given = {} if prompt.image is None else {key: _copy_input(prompt.image, folder)}
+    return {"prompt": prompt.text, **given, **samples, **rewards, "metadata": dict(prompt.metadata), **negative}
+
+
+def _copy_input(image: Path, folder: Path) -> str:
+    """Copy an input image into the folder, once for all rows, and return its value in a row."""
+    copy = Path("inputs") / f"{digest_file(image)[:16]}{image.suffix}"
+    if not (folder / copy).exists():
+        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / copy) as aside:
+            shutil.copyfile(image, aside)
+    return copy.as_posix()

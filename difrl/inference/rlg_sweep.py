@@ -14,7 +14,7 @@ from rich.text import Text
 
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES
-from difrl.data.prompts import load_prompts
+from difrl.data.prompts import check_images, load_prompts
 from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TRAINED, GuidanceSettings
 from difrl.policies.model_paths import check_run_folder
@@ -63,10 +63,13 @@ def evaluate_run(
         raise ConfigError(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
-    scorer = Scorer.build(config.rewards, watch, processes.device, MODALITIES[config.likelihood.kind])
+    modality = MODALITIES[config.likelihood.kind]
+    chosen = load_prompts(prompts, images=modality.takes_images)
+    check_images(chosen)
+    scorer = Scorer.build(config.rewards, watch, processes.device, modality)
     scorer.preload()
     diversity = Diversity.build(config.eval.diversity)
-    evaluator = Evaluator(loaded.policy, scorer, load_prompts(prompts), processes, config.seed, diversity)
+    evaluator = Evaluator(loaded.policy, scorer, chosen, processes, config.seed, diversity)
     result = run_sweep(evaluator, config, run, processes, guidance)
     if processes.is_main:
         if default is not None:

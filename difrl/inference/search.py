@@ -154,16 +154,18 @@ def build_search(
 
 
 def draw_sheet(
-    run: LoadedRun, search: Search, texts: Sequence[str], count: int, weights: Sequence[float], seed: int
+    run: LoadedRun, search: Search, prompts: Sequence[Prompt], count: int, weights: Sequence[float], seed: int
 ) -> tuple[Sheet, list[str]]:
-    """Draw a sheet of `count` samples of each text at every RLG weight. Return it with the notes on the search.
+    """Draw a sheet of `count` samples of each prompt at every RLG weight. Return it with the notes on the search.
 
-    A text that is one of the run's own prompts gets the metadata of that prompt, which a reward such as geneval needs.
+    A prompt with the text and the input image of one of the run's own prompts is replaced by it, because a reward such as
+    geneval needs the metadata.
     """
     data = run.config.data
     files = [data.train, data.evaluation] if search.uses_reward and run.is_run else []
-    own = {p.text: p for file in files if file is not None for p in load_prompts(file)}
-    prompts = [own.get(text, Prompt(text, {})) for text in texts]
+    images = MODALITIES[run.config.likelihood.kind].takes_images
+    own = {(p.text, p.image): p for file in files if file is not None for p in load_prompts(file, images=images)}
+    prompts = [own.get((prompt.text, prompt.image), prompt) for prompt in prompts]
     rollouts, scores, notes = {}, {}, []
     for weight in weights:
         label = f"w = {weight:g}" if len(weights) > 1 else ""
@@ -175,7 +177,7 @@ def draw_sheet(
             scores[label] = [values[i : i + count] for i in range(0, len(values), count)]
         if result.note:
             notes.append(f"{label}: {result.note}" if label else result.note)
-    return build_sheet(texts, rollouts, scores), notes
+    return build_sheet([prompt.text for prompt in prompts], rollouts, scores), notes
 
 
 def _score(scorer: Scorer, rollout: Rollout) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from difrl.config import ReferencesConfig
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey, Policy
+from difrl.runtime.files import digest_file
 from difrl.runtime.memory import enough_for
 from difrl.runtime.progress import phase
 from difrl.scoring.scorer import score_rollout, values_or_nan
@@ -145,4 +146,5 @@ def _from_nan(values: Tensor) -> Scores:
 
 def hash_prompt(prompt: Prompt) -> int:
     """Return a hash of everything that a prompt's samples and scores depend on."""
-    return stable_seed(repr((prompt.text, prompt.negative, dict(prompt.metadata))))
+    image = () if prompt.image is None else (digest_file(prompt.image),)
+    return stable_seed(repr((prompt.text, prompt.negative, dict(prompt.metadata), *image)))

@@ -1,6 +1,7 @@
 """Digests of the files that a run reads beside its recipe, so that a resumed run names those that have changed.
 
-    inputs.json  {"data.train": {"prompts.txt": "…"}, "model.path": {"model_index.json": "…", …}, …}
+    inputs.json  {"data.train": {"prompts.txt": "…"}, "data.train images": {"cat.png": "…", …},
+                  "model.path": {"model_index.json": "…", …}, …}
 
 A file has the SHA-256 of its content. Of a file above `WHOLE` bytes, such as weights, only `PIECES` pieces and the size
 count, which takes milliseconds.
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from difrl.config import RunConfig
@@ -27,9 +29,17 @@ Digests = Mapping[str, Mapping[str, str]]
 """Key of the recipe -> name of a file -> its digest."""
 
 
-def digest_inputs(config: RunConfig) -> Digests:
-    """Return the digests of prompt files, modules of rewards and features, files in their options, and model folders."""
-    return {key: _digest_place(place) for key, place in _find_inputs(config) if place is not None and place.exists()}
+def digest_inputs(config: RunConfig, images: Mapping[str, Sequence[Path]]) -> Digests:
+    """Return the digests of prompt files, modules of rewards and features, files in their options, and model folders.
+
+    images: the image files that rows name, by the key of the rows' file. They are under "KEY images".
+    """
+    places = {key: place for key, place in _find_inputs(config) if place is not None and place.exists()}
+    digests = {key: _digest_place(place) for key, place in places.items()}
+    for key, files in ((key, files) for key, files in images.items() if files):
+        # Relative to the rows' file, so that a folder may be moved.
+        digests[f"{key} images"] = {os.path.relpath(file, places[key].parent): _digest(file) for file in files}
+    return digests
 
 
 def find_changes(before: Digests, now: Digests) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import MODALITIES
-from difrl.data.prompts import Prompt, load_prompts
+from difrl.data.prompts import Prompt, check_images, load_prompts
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
 from difrl.reporting.trackers import TrackerFactory, find_trackers
 from difrl.runtime.errors import UserError
@@ -33,6 +34,8 @@ class Inputs:
     scorer: Scorer
     diversity: Diversity
     trackers: Sequence[TrackerFactory]
+    images: Mapping[str, Sequence[Path]]
+    """Key of the recipe -> image files that the rows of its file name: input images of prompts, and recorded images."""
 
 
 def load_inputs(config: RunConfig, processes: int, device: torch.device | str = "cpu") -> Inputs:
@@ -49,18 +52,25 @@ def load_inputs(config: RunConfig, processes: int, device: torch.device | str = 
         except UserError as error:
             problems.append(f"{place}: {error}")
 
-    recorded = list[RecordedGroup]()
+    recorded, images = list[RecordedGroup](), dict[str, Sequence[Path]]()
     with collected("data.train"):
         if data.rows == "prompts":
-            train = load_prompts(data.train)
+            train = load_prompts(data.train, images=modality.takes_images)
+            check_images(train)
+            images["data.train"] = _image_files(train)
         else:
             recorded += load_recorded_samples(data, modality)
             train = [group.prompt for group in recorded]
+            images["data.train"] = _image_files(train, recorded)
     with collected("data.evaluation"):
-        evaluation = [] if data.evaluation is None else load_prompts(data.evaluation)
+        evaluation = [] if data.evaluation is None else load_prompts(data.evaluation, images=modality.takes_images)
+        check_images(evaluation)
+        images["data.evaluation"] = _image_files(evaluation)
     with collected("rehearsal.train"):
         if config.rehearsal is not None:
-            recorded += load_recorded_samples(config.rehearsal, modality)
+            rehearsed = load_recorded_samples(config.rehearsal, modality)
+            recorded += rehearsed
+            images["rehearsal.train"] = _image_files([group.prompt for group in rehearsed], rehearsed)
     with collected("rewards"):
         scorer = Scorer.build(config.rewards, config.watch, device, modality)
     with collected("eval.diversity"):
@@ -70,4 +80,10 @@ def load_inputs(config: RunConfig, processes: int, device: torch.device | str = 
     problems += find_indivisible(config, processes)
     if problems:
         raise ConfigError(*problems)
-    return Inputs(train, evaluation, recorded, scorer, diversity, trackers)
+    return Inputs(train, evaluation, recorded, scorer, diversity, trackers, images)
+
+
+def _image_files(prompts: Sequence[Prompt], groups: Sequence[RecordedGroup] = ()) -> list[Path]:
+    """Return the input images of prompts and the images of recorded groups, each once."""
+    items = [item for group in groups for item in group.items]
+    return list(dict.fromkeys(path for path in [*(p.image for p in prompts), *items] if isinstance(path, Path)))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from difrl.config import RunConfig
 from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
+from difrl.data.jsonl import LISTED
 from difrl.policies.load import load_policy
 from difrl.policies.warm_start import keep_warm_start
 from difrl.reporting.html import write_report
@@ -108,9 +109,10 @@ def _train(
             display.message(message)
         if start.checkpoint is not None:
             run.resume(start.checkpoint)
-        if changed := prepare_folder(config, start, processes):
+        if changed := prepare_folder(config, start, processes, inputs.images):
+            listed = ", ".join(changed[:LISTED]) + (f" and {len(changed) - LISTED} more" if changed[LISTED:] else "")
             display.message(
-                f"changed since the run was last started: {', '.join(changed)}; it ends differently from one without the change"
+                f"changed since the run was last started: {listed}; it ends differently from one without the change"
             )
         if start.checkpoint is None and processes.is_main:
             keep_warm_start(config)

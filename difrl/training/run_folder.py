@@ -206,8 +206,12 @@ def _spans_the_run(schedule: object) -> bool:
             return False
 
 
-def prepare_folder(config: RunConfig, start: Start, processes: DistributedContext) -> list[str]:
+def prepare_folder(
+    config: RunConfig, start: Start, processes: DistributedContext, images: Mapping[str, Sequence[Path]]
+) -> list[str]:
     """Make the run folder and its config.yaml. Return the files that a resumed run reads and that have changed since.
+
+    images: the image files that rows of the recipe's files name, by key (`Inputs.images`).
 
     Called after the model is loaded, so that a misspelt model changes nothing.
     """
@@ -223,7 +227,7 @@ def prepare_folder(config: RunConfig, start: Start, processes: DistributedContex
             for old in sample_files(folder, 0):
                 old.unlink()
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        inputs = digest_inputs(config)
+        inputs = digest_inputs(config, images)
         if start.checkpoint is not None:
             changed = find_changes(read_inputs(folder), inputs)
         write_inputs(folder, inputs)

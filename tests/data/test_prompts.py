@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from difrl.data.jsonl import DataFileError
-from difrl.data.prompts import Prompt, load_prompts
+from difrl.data.prompts import Prompt, check_images, load_prompts
 from difrl.tasks import shapes
 
 GENEVAL_ROW = {
@@ -158,3 +159,88 @@ def test_a_line_that_python_cannot_hold_is_named(tmp_path: Path, line: str, mess
     with pytest.raises(DataFileError, match=message) as caught:
         load_prompts(source)
     assert str(caught.value).startswith(f"{source}:2: ")
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 0)).save(path)
+    return path
+
+
+def test_input_images_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "metadata" and in flat rows, in whose metadata the image is not repeated, and from a relative path."""
+    cat, dog = picture(tmp_path / "data" / "cat.png"), picture(tmp_path / "data" / "far" / "dog.png", (40, 9))
+    rows = [
+        {"prompt": "make it red", "image": "cat.png", "metadata": {"mask": "m.png"}},
+        {"prompt": "turn it", "image": "far/dog.png", "tag": "turn"},
+        {"prompt": "turn it", "image": str(dog)},
+    ]
+    written(tmp_path / "data", "p.jsonl", "\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    prompts = load_prompts("data/p.jsonl")
+    assert prompts == [
+        Prompt("make it red", {"mask": "m.png"}, image=cat),
+        Prompt("turn it", {"prompt": "turn it", "tag": "turn"}, image=dog),
+        Prompt("turn it", {}, image=dog),
+    ]
+    check_images(prompts)
+
+
+@pytest.mark.parametrize("name", ["cat.png", "missing.png", 3, None])
+def test_image_of_a_text_run_is_metadata(tmp_path: Path, name: object) -> None:
+    row = {"prompt": "1+1=", "image": name}
+    (prompt,) = load_prompts(written(tmp_path, "p.jsonl", json.dumps(row)), images=False)
+    assert prompt == Prompt("1+1=", row)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ('"cat.jpg"', '"image": there is no image {folder}/cat.jpg; it is the input image'),
+        ('""', '"image" must be the path of an image, found ""'),
+        ("3", '"image" must be the path of an image, found 3'),
+        ('["cat.png"]', '"image" must be the path of an image, found a list'),
+        (f'"{"x" * 5000}"', '"image": there is no image'),
+        ('"cat.png", "metadata": {"image": "dog.png"}', '"metadata" has "image", where rewards find the input image'),
+    ],
+)
+def test_an_input_image_that_is_not_there_is_named(tmp_path: Path, image: str, message: str) -> None:
+    picture(tmp_path / "cat.png")
+    source = written(tmp_path, "p.jsonl", f'{{"prompt": "a", "image": "cat.png"}}\n{{"prompt": "b", "image": {image}}}')
+    with pytest.raises(DataFileError) as caught:
+        load_prompts(source)
+    assert str(caught.value).startswith(f"{source}:2: {message.format(folder=tmp_path)}")
+
+
+def test_all_rows_have_an_input_image_or_none_has(tmp_path: Path) -> None:
+    """The rows that differ are named: those in the minority, up to ten."""
+    picture(tmp_path / "cat.png")
+    having, lacking = '{"prompt": "a", "image": "cat.png"}\n', '{"prompt": "a", "image": null}\n'
+    source = written(tmp_path, "p.jsonl", having * 3 + lacking + having)
+    with pytest.raises(DataFileError) as caught:
+        load_prompts(source)
+    rule = "expected all or none"
+    assert str(caught.value) == f"{source}: 4 of 5 rows have an input image, {rule}; these have none: {source}:4"
+    source = written(tmp_path, "p.jsonl", lacking * 13 + having * 12)
+    with pytest.raises(DataFileError) as caught:
+        load_prompts(source)
+    assert f"12 of 25 rows have an input image, {rule}; only these have one: {source}:14, " in str(caught.value)
+    assert str(caught.value).endswith(f"{source}:23 and 2 more")
+    assert len(load_prompts(written(tmp_path, "p.jsonl", lacking * 2))) == 2
+
+
+def test_input_images_are_decoded_and_named_with_their_first_line(tmp_path: Path) -> None:
+    picture(tmp_path / "cat.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:45])
+    (tmp_path / "folder").mkdir()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 9)).save(tmp_path / "clear.png")
+    names = ["cat.png", "cut.png", "folder", "cut.png", "clear.png"]
+    source = written(tmp_path, "p.jsonl", "\n".join(json.dumps({"prompt": "a", "image": name}) for name in names))
+    prompts = load_prompts(source)
+    with pytest.raises(DataFileError) as caught:
+        check_images(prompts)
+    found = str(caught.value).split("\n")
+    expected = [(2, "cut.png: a damaged or truncated PNG"), (3, "folder: there is no"), (5, "clear.png: transparent")]
+    assert len(found) == 3
+    for message, (line, problem) in zip(found, expected, strict=True):
+        assert message.startswith(f"{source}:{line}: {tmp_path}/{problem}")

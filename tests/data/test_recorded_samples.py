@@ -133,3 +133,42 @@ def test_too_few_samples_of_a_prompt(tmp_path: Path) -> None:
     texts = [{"prompt": "1+1=", "text": "2", "reward": 1.0}]
     with pytest.raises(DataFileError, match="'1\\+1=' has 1 texts, and group_size is 2; lower it, or add texts"):
         load(write_rows(tmp_path, texts), "samples", TEXTS)
+
+
+def test_input_images_of_pairs_and_samples(tmp_path: Path) -> None:
+    """They may have any size. Samples of one instruction and different input images are different groups."""
+    one, two = save_image(tmp_path, "1.png", (30, 20)), save_image(tmp_path, "2.png", (5, 7))
+    a, b = save_image(tmp_path, "a.png"), save_image(tmp_path, "b.png")
+    rows = [{"prompt": "red", "image": image, "chosen": a, "rejected": b} for image in (one, two)]
+    pairs = load(write_rows(tmp_path, rows), "pairs", IMAGES)
+    assert [pair.prompt.image for pair in pairs] == [tmp_path / one, tmp_path / two]
+    samples = [
+        {"prompt": "red", "input_image": image, "image": sample, "reward": 1.0}
+        for image, sample in ((one, a), (two, a), (one, b), (two, b))
+    ]
+    groups = load(write_rows(tmp_path, samples), "samples", IMAGES)
+    assert [group.prompt.image for group in groups] == [tmp_path / one, tmp_path / two]
+    assert [group.items for group in groups] == [(tmp_path / a, tmp_path / b)] * 2
+
+
+@pytest.mark.parametrize("rows", ["pairs", "samples"])
+def test_input_images_of_recorded_samples_are_checked(tmp_path: Path, rows: str) -> None:
+    a, b = save_image(tmp_path, "a.png"), save_image(tmp_path, "b.png")
+    (tmp_path / "text.png").write_text("no image")
+    key = "image" if rows == "pairs" else "input_image"
+    samples = {"chosen": a, "rejected": b} if rows == "pairs" else {"image": a, "reward": 1.0}
+    path = write_rows(tmp_path, [{"prompt": "x", key: a, **samples}, {"prompt": "x", key: "none.png", **samples}])
+    with pytest.raises(DataFileError, match=f'{path}:2: "{key}": there is no image'):
+        load(path, rows, IMAGES)
+    path = write_rows(tmp_path, [{"prompt": "x", key: a, **samples}, {"prompt": "x", **samples}])
+    with pytest.raises(DataFileError, match="1 of 2 rows have an input image, expected all or none"):
+        load(path, rows, IMAGES)
+    path = write_rows(tmp_path, [{"prompt": "x", key: a, **samples}, {"prompt": "x", key: "text.png", **samples}])
+    with pytest.raises(DataFileError, match=f"{path}:2: .*text.png: it is not an image that can be read"):
+        load(path, rows, IMAGES)
+
+
+def test_image_in_rows_of_texts_is_metadata(tmp_path: Path) -> None:
+    row = {"prompt": "1+1=", "chosen": "2", "rejected": "3", "image": "plot.svg"}
+    (pair,) = load(write_rows(tmp_path, [row]), "pairs", TEXTS)
+    assert (pair.prompt.image, pair.prompt.metadata["image"]) == (None, "plot.svg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -34,3 +36,9 @@ def test_selected_parts_concatenate_to_the_whole() -> None:
     assert (joined.groups.tolist(), joined.samples.tolist()) == ([0, 0, 1], [0, 1, 2])
     assert torch.equal(joined.replay_data["x"], ROLLOUT.replay_data["x"])
     assert torch.equal(torch.as_tensor(joined.content), IMAGES)
+
+
+def test_metadata_has_the_path_of_the_input_image() -> None:
+    prompts = (Prompt("a", {"answer": 1}, image=Path("/data/cat.png")), Prompt("b", {"answer": 2}))
+    rollout = Rollout(prompts, torch.arange(2), torch.arange(2), {})
+    assert rollout.metadata == [{"answer": 1, "image": "/data/cat.png"}, {"answer": 2}]

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from difrl.data.jsonl import DataFileError
 from difrl.data.prompts import Prompt
-from difrl.inference.loaded_run import LoadedRun, open_run
+from difrl.inference.loaded_run import LoadedRun, open_run, with_images
 from difrl.policies.base import GuidanceSettings
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -220,3 +222,23 @@ def test_a_snapshot_that_the_recipe_does_not_have_is_refused(sd3: Path) -> None:
             ValueError, match=rf"eval\.snapshot: '{name}' is not a snapshot; expected current or average"
         ):
             recipe(sd3, **{**AVERAGE, "eval": {"snapshot": name}})
+
+
+def test_input_images_for_prompts(tmp_path: Path) -> None:
+    """One image for all prompts, all images for one prompt, or one each; other numbers are refused."""
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    red, blue = Prompt("red", {"n": 1}), Prompt("blue", {})
+    one, two = tmp_path / "1.png", tmp_path / "2.png"
+
+    def given(prompts: list[Prompt], *images: Path | str) -> list[tuple[str, Path | None]]:
+        return [(prompt.text, prompt.image) for prompt in with_images(prompts, images)]
+
+    assert given([red, blue], one) == [("red", one), ("blue", one)]
+    assert given([red], str(one), two) == [("red", one), ("red", two)]
+    assert given([red, blue], one, two) == [("red", one), ("blue", two)]
+    assert with_images([red], [one]) == [Prompt("red", {"n": 1}, image=one)]
+    with pytest.raises(ModelError, match="3 images and 2 prompts, expected one image for all prompts, or one each"):
+        given([red, blue], one, two, one)
+    with pytest.raises(DataFileError, match=r"none\.png: cannot be read: No such file"):
+        given([red], tmp_path / "none.png")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from difrl.cli import app
@@ -16,7 +17,7 @@ from difrl.data.modality import IMAGES, read_images
 from difrl.data.prompts import load_prompts
 from difrl.data.recorded_samples import load_recorded_samples
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.inference.preference_pairs import PairsError, Progress, make_pairs
+from difrl.inference.preference_pairs import BestAndWorst, PairsError, Progress, Selection, Solved, make_pairs
 from difrl.training.rollout_source import PolicyRollouts
 from tests.recipes import recipe
 
@@ -52,6 +53,28 @@ def test_best_and_worst_of_each_group(sd3: Path, tmp_path: Path, monkeypatch: py
     levels = [[float(read_images([tmp_path / row[k]]).mean()) for k in ("chosen", "rejected")] for row in rows]
     # 8 bits a channel: 0.4 is 102/255 exactly
     assert levels == [pytest.approx([0.4, 1.0]), pytest.approx([1.0, 0.4])]
+
+
+@pytest.mark.parametrize(("rows", "selection"), [("pairs", BestAndWorst()), ("samples", Solved(0.0))])
+def test_input_images_are_copied_into_the_folder(
+    sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, selection: Selection
+) -> None:
+    """Two prompts with one image, which the folder has once. The file can be read wherever the folder is."""
+    scored_by_hand(monkeypatch, [[0.2, 0.9, 0.1]])
+    Image.new("RGB", (9, 5), (7, 0, 0)).save(tmp_path / "cat.png")
+    lines = [json.dumps({"prompt": text, "image": "cat.png", "metadata": {"n": 1}}) for text in ("red", "blue")]
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+    config = recipe(sd3, data={**DATA, "train": str(tmp_path / "edits.jsonl")}, rollout={"steps": 2})
+    monkeypatch.setattr("difrl.policies.diffusion.policy.DiffusionPolicy.validate_prompts", lambda *a: None)
+    make_pairs(config, tmp_path / "made", 2, selection=selection)
+    made = (tmp_path / "made").rename(tmp_path / "elsewhere")
+    data = recipe(sd3, data={"train": str(made / f"{rows}.jsonl"), "rows": rows, "group_size": 2}).data
+    groups = load_recorded_samples(data, IMAGES)
+    assert {group.prompt.text for group in groups} <= {"red", "blue"}
+    assert [group.prompt.metadata for group in groups] == [{"n": 1}] * len(groups)
+    (copy,) = (made / "inputs").iterdir()
+    assert {group.prompt.image for group in groups} == {copy}
+    assert copy.read_bytes() == (tmp_path / "cat.png").read_bytes()
 
 
 def test_rewards_without_difference_end_with_advice(sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def dry_run(
 ) -> tuple[Evaluations, Tally]:
     """Count the evaluations of a run. evaluated, trained: number of evaluation and training prompts."""
     train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
-    inputs = Inputs(train, evaluation, [], Scorer.from_rewards({}, {}), Diversity(), [])
+    inputs = Inputs(train, evaluation, [], Scorer.from_rewards({}, {}), Diversity(), [], {})
     dry = build_image_cost(config, inputs).dry
     return count_evaluations(config, dry, inputs, processes), dry.tally
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from difrl.training import input_digests
 from difrl.training.input_digests import digest_inputs, find_changes
+from difrl.training.inputs import load_inputs
 from tests.recipes import recipe
 from tests.training.test_run import UNSEEN, resumed, small, train
 
@@ -64,7 +67,7 @@ def test_a_changed_byte_of_a_large_file_is_noticed_where_pieces_are_read(
 
     def digests(content: bytes) -> input_digests.Digests:
         path.write_bytes(content)
-        return digest_inputs(config)
+        return digest_inputs(config, {})
 
     before = digests(bytes(5000))
     assert find_changes(before, digests(bytes(5000))) == []
@@ -75,4 +78,31 @@ def test_a_changed_byte_of_a_large_file_is_noticed_where_pieces_are_read(
 def test_inputs_that_are_not_files_have_no_digest(tmp_path: Path) -> None:
     odd = {"a": "x" * 5000, "b": "a\0b", "c": "", "d": "no such file"}
     config = recipe("some/hub-id", tmp_path, rewards=[{"import": "no_such_module:f", "options": odd}])
-    assert digest_inputs(config) == {}
+    assert digest_inputs(config, {}) == {}
+
+
+def test_changed_images_of_rows_are_named(tmp_path: Path) -> None:
+    """Input images of prompts and recorded images, wherever their folder was moved. Old run folders have none."""
+    for name in ("cat", "dog", "chosen", "rejected"):
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / f"{name}.png")
+    rows = [
+        {"prompt": "x", "image": f"{name}.png", "chosen": "chosen.png", "rejected": "rejected.png"}
+        for name in ("cat", "dog")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "x", "image": "cat.png"}))
+
+    def digests(folder: Path) -> input_digests.Digests:
+        data = {"train": str(folder / "pairs.jsonl"), "rows": "pairs", "group_size": 2}
+        config = recipe("nowhere", folder / "run", data={**data, "evaluation": str(folder / "eval.jsonl")})
+        return digest_inputs(config, load_inputs(config, 1).images)
+
+    before = digests(tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    assert find_changes(before, digests(tmp_path / "moved")) == []
+    edit(tmp_path / "cat.png")
+    edit(tmp_path / "rejected.png")
+    found = ["data.train images (cat.png)", "data.train images (rejected.png)", "data.evaluation images (cat.png)"]
+    now = digests(tmp_path)
+    assert find_changes(before, now) == found
+    assert find_changes({key: value for key, value in before.items() if not key.endswith("images")}, now) == []
