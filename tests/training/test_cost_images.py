@@ -252,9 +252,9 @@ def test_flops_and_activations_are_those_of_the_real_model(small: Path, model: d
     found, family = estimate(config), load_diffusion_policy(config).family
     x_t, t = torch.randn(1, *family.latent_shape(None, None)), torch.ones(1)
     condition = {name: torch.randn_like(value) for name, value in family.encode_prompts([""], None).items()}
-    kept = cost._Kept.beside(family.denoiser)
+    kept = cost.KeptStorages(p.untyped_storage() for p in [*family.denoiser.parameters(), *family.denoiser.buffers()])
     with FlopCounterMode(display=False) as flops:
-        with kept.watching():
+        with kept:
             output = family.call(x_t, t, condition)
         forward = flops.get_total_flops()
         output.sum().backward()
