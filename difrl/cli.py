@@ -318,6 +318,19 @@ def rewards(
 
 
 @app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to show with a recipe to start from.")] = None,
+) -> None:
+    """List published image and video models with the memory that they take, or show some of them."""
+    from difrl.reporting.catalog import model_details, models_table
+
+    if not names:
+        out.print(models_table())
+    for name in names or []:
+        out.print(model_details(name))
+
+
+@app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(parser=expand_user, metavar="PATH", help="Images, or texts in UTF-8.")],
     reward: Annotated[

@@ -19,12 +19,13 @@ from rich.console import Console
 
 from difrl import cli
 from difrl.config.load import read_config, to_yaml
-from difrl.config.yaml_source import ConfigError
+from difrl.config.yaml_source import ConfigError, parse
 from difrl.data.jsonl import DataFileError
 from difrl.inference.preference_pairs import PairsError
 from difrl.inference.rlg_sweep import sweep_notes, sweep_table
 from difrl.policies.errors import ModelError
 from difrl.policies.logprob_check import FirstUpdateError
+from difrl.reporting.catalog import published_models
 from difrl.reporting.inference_defaults import InferenceDefaultsError
 from difrl.reporting.metrics_file import MetricsError
 from difrl.reporting.terminal import SilentDisplay
@@ -321,6 +322,27 @@ def test_a_reward_is_shown_with_its_options(difrl: Command) -> None:
     assert "did you mean 'geneval'" in difrl("rewards", "genevall").err
 
 
+def test_models_are_listed_with_their_memory(difrl: Command) -> None:
+    ended = difrl("models")
+    assert ended.status == 0
+    assert_fits(ended.out)
+    for name, row in published_models().items():
+        assert name in ended.out
+        assert row["pipeline"] in ended.out
+        assert f"{row['memory']:g} GiB" in ended.out
+    assert "Every other pipeline of diffusers that has blocks" in ended.out
+
+
+def test_a_model_is_shown_with_a_recipe_to_start_from(difrl: Command) -> None:
+    ended = difrl("models", "flux1-dev")
+    assert ended.status == 0
+    assert_fits(ended.out)
+    sections = parse(ended.out[ended.out.index("model:") :], "sections").data
+    assert sections["model"]["path"] == "black-forest-labs/FLUX.1-dev"
+    assert sections["rollout"] == {"height": 1024, "width": 1024, "steps": 28, "guidance": 1.0}
+    assert "did you mean flux1-dev?" in difrl("models", "flux1-devv").err
+
+
 def test_check_estimates_without_loading_weights(difrl: Command, sd3: Path, tmp_path: Path) -> None:
     ended = difrl("check", written(tmp_path / "recipe.yaml", sd3))
     assert ended.status == 0, ended.err
@@ -569,6 +591,8 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "scipy", 
         ("--version", 0),
         ("recipes", 0),
         ("rewards", 0),
+        ("models", 0),
+        ("models flux1-dev", 0),
         ("train quickstart --print-config", 0),
         ("train quickstart train.step=2", 1),
         ("train quikstart", 1),

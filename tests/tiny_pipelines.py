@@ -183,7 +183,7 @@ def tiny_flux_schnell(folder: Path, scheduler: SchedulerMixin | None = None, see
 def tiny_qwen_image(folder: Path, scheduler: SchedulerMixin | None = None, seed: int = 0) -> Path:
     """Save a random Qwen-Image pipeline for 32x32 images."""
     torch.manual_seed(seed)
-    tokenizer = build_qwen_tokenizer([_template(QwenImagePipeline)])
+    tokenizer = build_qwen_tokenizer([get_template(QwenImagePipeline)])
     pipeline = QwenImagePipeline(
         transformer=_qwen_transformer(),
         scheduler=scheduler or _qwen_scheduler(),
@@ -617,7 +617,7 @@ def _train_bytes(texts: Sequence[str]) -> Tokenizer:
     return bpe
 
 
-def _template(pipeline: type[DiffusionPipeline]) -> str:
+def get_template(pipeline: type[DiffusionPipeline]) -> str:
     """Return the text that the pipeline wraps around a prompt."""
     parts = inspect.signature(pipeline).parameters
     return str(pipeline(**dict.fromkeys(parts)).prompt_template_encode)
@@ -801,7 +801,7 @@ def _klein_parts(scheduler: SchedulerMixin | None) -> dict[str, Any]:
 
 def _qwen_edit(pipeline: type[DiffusionPipeline], folder: Path, scheduler: SchedulerMixin | None, seed: int) -> Path:
     torch.manual_seed(seed)
-    tokenizer = build_qwen_tokenizer([_template(pipeline), "Picture 1: "])
+    tokenizer = build_qwen_tokenizer([get_template(pipeline), "Picture 1: "])
     processor = Qwen2VLProcessor(_qwen_image_processor(), tokenizer, Qwen2VLVideoProcessor(patch_size=4), CHAT_TEMPLATE)
     saved = pipeline(
         # A million pixels become 1,024 tokens. With smaller weights hardly anything of a prompt would count beside them.

@@ -1,8 +1,12 @@
-"""Tables of `difrl recipes` and `difrl rewards`."""
+"""Tables of `difrl recipes`, `difrl rewards` and `difrl models`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
@@ -10,8 +14,9 @@ from rich.table import Table
 
 from difrl.config.load import read_config, recipe_summary
 from difrl.config.presets import PRESETS
-from difrl.config.yaml_source import ConfigError
+from difrl.config.yaml_source import ConfigError, dump
 from difrl.runtime.paths import recipes
+from difrl.runtime.suggestions import did_you_mean
 from rewards import Summary, find
 
 
@@ -82,3 +87,59 @@ def reward_details(name: str) -> Group:
     details = [" ".join(paragraph.split()) for paragraph in entry.details.split("\n\n")]
     shown = [f"{text}\n" for text in (head, *map(escape, details), f"[dim]{needs}[/]") if text]
     return Group(*shown, table, "") if entry.options else Group(*shown)
+
+
+ANY_MODEL = (
+    "Every other pipeline of diffusers that has blocks (a modular pipeline) works too: set model.path to its folder or hub "
+    "id, and `difrl check` finds out whether it can be trained. So does every causal language model of transformers."
+)
+
+
+@cache
+def published_models() -> Mapping[str, Mapping[str, Any]]:
+    """Return the facts about published models by name. benchmarks/models.py writes their file."""
+    rows: Mapping[str, Mapping[str, Any]]
+    rows = json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))
+    return rows
+
+
+def models_table() -> Group:
+    """Return every published model with its pipeline, LoRA targets and the memory of a LoRA run."""
+    table = _table("model", "pipeline and LoRA targets", "memory")
+    for name, row in published_models().items():
+        targets = " ".join(dict.fromkeys(target.removesuffix(".0").rpartition(".")[2] for target in row["targets"]))
+        lines = (
+            f"{row['title']} · {row['medium']} · {row['process']}",
+            f"{row['pipeline']} · verified by {Path(row['verified']).name}",
+            f"[dim]LoRA: {escape(targets)}[/]",
+        )
+        table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines), f"{row['memory']:g} GiB")
+    memory = (
+        "memory: `difrl check` of a LoRA of rank 32 at the published size, one sample a pass, in bfloat16 with gradient "
+        "checkpointing, all encoders on the device"
+    )
+    return Group(table, f"{memory}\ndetails and a recipe to start from: difrl models NAME\n\n{escape(ANY_MODEL)}")
+
+
+def model_details(name: str) -> Group:
+    """Return the facts about one model and sections of a recipe to start from. Raise ConfigError if none has that name."""
+    rows = published_models()
+    if name not in rows:
+        hint = did_you_mean(name, rows)
+        raise ConfigError(f"no model {name!r} is listed; {hint}`difrl models` lists them. {ANY_MODEL}")
+    row = rows[name]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts = {
+        "pipeline": row["pipeline"],
+        "draws": f"{row['medium']}, {row['process']}",
+        "weights": f"{row['weights']:.3g} billion in the denoiser, {row['frozen']:.3g} billion in encoders and autoencoder",
+        "memory": f"{row['memory']:g} GiB for a LoRA of rank 32, one sample a pass",
+        "LoRA targets": " ".join(row["targets"]),
+        "verified by": row["verified"],
+        **({"not certain": "; ".join(row["unsure"])} if row["unsure"] else {}),
+    }
+    for label, fact in facts.items():
+        table.add_row(label, escape(fact))
+    model = {"path": row["path"], "train": "lora", "dtype": "bfloat16", "gradient_checkpointing": True}
+    recipe = dump({"model": model, "rollout": row["rollout"]})
+    return Group(f"[bold]{escape(row['title'])}[/]", table, f"\n{escape(recipe)}")
