@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rewards.pickscore import PickScore
     from rewards.remote import Remote
     from rewards.reward_model import RewardModel
+    from rewards.sharpness import Sharpness
     from rewards.text_form import Format, Length
     from rewards.text_match import ExactMatch, RegexMatch
     from rewards.transformers_detector import TransformersDetector
@@ -52,6 +53,7 @@ _MODULES = {
     "rewards.pickscore": "PickScore",
     "rewards.remote": "Remote",
     "rewards.reward_model": "RewardModel",
+    "rewards.sharpness": "Sharpness",
     "rewards.text_form": "Format Length",
     "rewards.text_match": "ExactMatch RegexMatch",
     "rewards.transformers_detector": "TransformersDetector",
@@ -92,6 +94,7 @@ __all__ = [
     "RewardModel",
     "Scores",
     "ShapesDetector",
+    "Sharpness",
     "Summary",
     "TransformersDetector",
     "VlmJudge",

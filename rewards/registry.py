@@ -73,6 +73,7 @@ _REGISTRY: dict[str, _Registered[Factory | str]] = {
     "regex_match": _Registered("text_match:RegexMatch", ("texts", "metadata")),
     "remote": _Registered("remote:Remote", ("prompts", "metadata")),
     "reward_model": _Registered("reward_model:RewardModel", ("texts", "prompts")),
+    "sharpness": _Registered("sharpness:Sharpness", ("images",)),
     "vlm_judge": _Registered("vlm_judge:VlmJudge", ("images", "prompts")),
 }
 
