@@ -10,9 +10,13 @@ from difrl.config.schema.base import Section
 
 
 class GridTimes(Section):
-    """Times stratified over the grid of the sampler, without its first step."""
+    """Times stratified over the grid of the sampler."""
 
     kind: Literal["grid"] = "grid"
+    first: bool = Field(
+        False,
+        description="also the first time, where the state is noise: few-step models decide much of an image in that step",
+    )
     fraction: float = Field(
         1.0,
         gt=0,
