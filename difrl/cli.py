@@ -337,6 +337,14 @@ def score(
         list[str], typer.Option(help="Rewards: names, import paths, or {name: …, label: …, options: …}.")
     ],
     prompt: Annotated[list[str] | None, typer.Option(help="The prompt: once for all files, or once for each.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=expand_user,
+            metavar="PATH",
+            help="Input image, for rewards of edits: once for all files, or once for each.",
+        ),
+    ] = None,
     metadata: Annotated[str, typer.Option(help="Metadata of the prompt, in YAML, e.g. {answer: 85}.")] = "{}",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file instead of a table.")] = False,
 ) -> None:
@@ -344,7 +352,7 @@ def score(
     from difrl.config.yaml_source import parse
     from difrl.runtime.files import check_exist
 
-    check_exist(files)
+    check_exist([*files, *(image or [])])
     with _loading_libraries():
         from difrl.scoring.parse_reward import parse_reward
         from difrl.scoring.score_files import build_table, read_samples, score_files
@@ -353,7 +361,7 @@ def score(
     if not isinstance(facts, dict):
         raise typer.BadParameter(f"--metadata: found {metadata!r}, expected keys and values such as {{answer: 85}}")
     with _shown():
-        samples = read_samples(files, prompt or [""])
+        samples = read_samples(files, prompt or [""], image or [])
         found = score_files([parse_reward(text) for text in reward], samples, facts, _warn)
     if not as_json:
         out.print(build_table(samples, found))

@@ -11,8 +11,10 @@ from rewards.registry import Entry, Summary, available, find, list_rewards, make
 if TYPE_CHECKING:
     from rewards.aesthetic import Aesthetic
     from rewards.base import Answer, Reward, RewardError, Scores, score
+    from rewards.clip_direction import ClipDirection
     from rewards.clip_score import ClipScore
     from rewards.colors import ClipColors, Colors
+    from rewards.consistency import Consistency
     from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector
     from rewards.failures import Failsafe, Late
     from rewards.functions import Function
@@ -38,8 +40,10 @@ install_torchvision_hook()
 _MODULES = {
     "rewards.aesthetic": "Aesthetic",
     "rewards.base": "Answer Reward RewardError Scores score",
+    "rewards.clip_direction": "ClipDirection",
     "rewards.clip_score": "ClipScore",
     "rewards.colors": "ClipColors Colors",
+    "rewards.consistency": "Consistency",
     "rewards.detectors": "BACKGROUND PALETTE Detection Detector ShapesDetector",
     "rewards.failures": "Failsafe Late",
     "rewards.functions": "Function",
@@ -66,8 +70,10 @@ __all__ = [
     "Aesthetic",
     "Answer",
     "ClipColors",
+    "ClipDirection",
     "ClipScore",
     "Colors",
+    "Consistency",
     "Detection",
     "Detector",
     "Entry",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, all_valid, check_images
-from rewards.options import check_at_least_one
+from rewards.options import check_at_least_one, check_choice
 from rewards.pictures import crop_middle, to_pictures
 from rewards.random_state import preserved_random_state
-from rewards.sources import resolve_source
+from rewards.sources import check_sources, resolve_source
 from rewards.weights import join_differences, load_weights, read_tensors
 
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _OPEN_CLIP_PRECISION}
+BACKENDS = ("transformers", "open_clip")
 
 Pixels = Callable[[Tensor, int], Tensor]
 """(images [B,3,H,W] in [0,1], size of the model's input) -> the model's input [B,3,size,size]."""
@@ -207,6 +209,23 @@ class ClipReward:
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return values [B] of one batch: images [B,3,H,W] in [0,1] and their prompts."""
         return cosines(self.encoder, images, prompts)
+
+
+def choose_backend(
+    reward: str, model: str, backend: str, pretrained: str | None, dtype: str
+) -> Callable[[], TransformersClip | OpenClip]:
+    """Return a function that loads the encoder of a reward's options. ValueError if they do not fit."""
+    check_choice(reward, "backend", backend, BACKENDS)
+    check_choice(reward, "dtype", dtype, DTYPES)
+    if backend == "open_clip":
+        return partial(OpenClip, model, pretrained, dtype=dtype)
+    if pretrained is not None:
+        raise ValueError(
+            f"reward '{reward}': pretrained={pretrained!r} is for backend=open_clip; "
+            "with transformers the weights are those of the model's hub id or folder"
+        )
+    check_sources(reward, model=model)
+    return partial(TransformersClip, model, dtype=dtype)
 
 
 def cosines(encoder: Encoder, images: Tensor, prompts: Sequence[str]) -> Tensor:

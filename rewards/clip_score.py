@@ -15,15 +15,12 @@ and pictures resized by torchvision instead of PIL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor
 
-from rewards.clip import DTYPES, ClipReward, OpenClip, TransformersClip
+from rewards.clip import ClipReward, choose_backend
 from rewards.options import check_choice
-from rewards.sources import check_sources
 
-BACKENDS = ("transformers", "open_clip")
 VALUES = ("cosine", "logit", "clipscore")
 
 
@@ -45,18 +42,8 @@ class ClipScore(ClipReward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> None:
-        check_choice(self.name, "backend", backend, BACKENDS)
-        check_choice(self.name, "dtype", dtype, DTYPES)
         self.value = check_choice(self.name, "value", value, VALUES)
-        if backend == "transformers" and pretrained is not None:
-            raise ValueError(
-                f"reward 'clip_score': pretrained={pretrained!r} is for backend=open_clip; "
-                "with transformers the weights are those of the model's hub id or folder"
-            )
-        if backend == "transformers":
-            check_sources(self.name, model=model)
-        load = partial(OpenClip, model, pretrained) if backend == "open_clip" else partial(TransformersClip, model)
-        super().__init__(partial(load, dtype=dtype), batch_size)
+        super().__init__(choose_backend(self.name, model, backend, pretrained, dtype), batch_size)
 
     def values(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return values [B] of one batch."""

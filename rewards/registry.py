@@ -57,7 +57,9 @@ class _Registered(NamedTuple, Generic[T]):
 # The built-in rewards are imported when they are first used: a string is `module:name` in this package.
 _REGISTRY: dict[str, _Registered[Factory | str]] = {
     "aesthetic": _Registered("aesthetic:Aesthetic", ("images",)),
+    "clip_direction": _Registered("clip_direction:ClipDirection", ("images", "metadata")),
     "clip_score": _Registered("clip_score:ClipScore", ("images", "prompts")),
+    "consistency": _Registered("consistency:Consistency", ("images", "metadata")),
     "exact_match": _Registered("text_match:ExactMatch", ("texts", "metadata")),
     "format": _Registered("text_form:Format", ("texts",)),
     "geneval": _Registered("geneval:geneval", ("images", "metadata")),

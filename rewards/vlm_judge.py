@@ -5,8 +5,10 @@ The model gets the image and a question, and rates the image on a scale from l t
     text:      score = (r − l)/(h − l),   r = the rating in its reply
     expected:  score = (Σᵣ r p(r)/Σᵣ p(r) − l)/(h − l),   p(r) = probability of the token r at the place of its rating
 
-The second is G-Eval's weighted rating (arXiv:2303.16634), over the most likely tokens that the endpoint returns, and
+`expected` is G-Eval's weighted rating (arXiv:2303.16634), over the most likely tokens that the endpoint returns, and
 normalised over those that are ratings. It distinguishes samples for which the model would write the same number.
+
+For an edit it gets the input image first and the output second, and one of the published `RUBRICS` or a question of yours.
 
 A reply without a clear rating (a refusal, prose, two numbers, a truncated answer) makes an invalid row. Such replies are
 counted and logged. A failure of the endpoint is an error.
@@ -24,8 +26,10 @@ from typing import Any
 from torch import Tensor
 
 from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_images
+from rewards.edit_rubrics import RUBRICS, Rubric
 from rewards.encoding import FORMATS, encode_images
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
+from rewards.input_images import read_inputs
 from rewards.options import check_at_least_one, check_choice
 from rewards.patterns import compile_pattern, find_all
 from rewards.protocol import printable
@@ -46,9 +50,11 @@ class VlmJudge(WithoutDevice):
     """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, scaled to [0,1].
 
     base_url: with its version, as in http://127.0.0.1:8000/v1. api_key_env: the environment variable with the key.
-    question: a template with {prompt}, {lowest} and {highest}. score: text or expected. pattern: a regular expression whose
-    last match has the rating in its first group, for a model that writes its reasoning first. request: additional fields of
-    the request.
+    question: a template with {prompt}, {lowest} and {highest}. rubric: a published question about an edit with its scale:
+    editreward, editreward_following or editreward_quality. input_image: whether the model sees the input image before the
+    one that it rates; with a rubric it always does. score: text or expected. pattern: a regular expression whose last match
+    has the rating in its first group, for a model that writes its reasoning first. request: additional fields of the
+    request.
     """
 
     name = "vlm_judge"
@@ -60,8 +66,10 @@ class VlmJudge(WithoutDevice):
         base_url: str,
         model: str,
         api_key_env: str | None = None,
-        question: str = QUESTION,
-        scale: Sequence[int] = (1, 10),
+        question: str | None = None,
+        rubric: str | None = None,
+        input_image: bool = False,
+        scale: Sequence[int] | None = None,
         score: str = "text",
         pattern: str | None = None,
         max_tokens: int = 64,
@@ -71,10 +79,19 @@ class VlmJudge(WithoutDevice):
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
     ) -> None:
-        self.lowest, self.highest = _check_scale(scale, check_choice(self.name, "score", score, SCORES))
+        published = _find_rubric(rubric, question, scale)
+        self.shows_input = input_image or rubric is not None
+        self.needs = ("images", "prompts", "metadata") if self.shows_input else ("images", "prompts")
+        self.lowest, self.highest = _check_scale(
+            scale or published.scale, check_choice(self.name, "score", score, SCORES)
+        )
         check_at_least_one(self.name, max_concurrency=max_concurrency, max_tokens=max_tokens)
         self.expected = score == "expected"
-        self.question = question.replace("{lowest}", str(self.lowest)).replace("{highest}", str(self.highest))
+        self.question = (
+            (question or published.question)
+            .replace("{lowest}", str(self.lowest))
+            .replace("{highest}", str(self.highest))
+        )
         self.takes_last = pattern is not None
         compiled = compile_pattern(pattern or _number_pattern(self.highest), "reward 'vlm_judge': pattern")
         self.pattern = compiled.pattern
@@ -92,8 +109,11 @@ class VlmJudge(WithoutDevice):
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Score images [B,3,H,W] in [0,1], rounded to 8 bits."""
         images = check_images(samples, self.name)
+        inputs = read_inputs(self.name, prompts, metadata) if self.shows_input else None
         ratings = map_concurrently(
-            lambda row: self.rate(images[row : row + 1], prompts[row], row), range(len(prompts)), self.max_concurrency
+            lambda row: self.rate(images[row], prompts[row], row, None if inputs is None else inputs[row]),
+            range(len(prompts)),
+            self.max_concurrency,
         )
         unrated = ratings.count(None)
         if unrated:
@@ -103,11 +123,15 @@ class VlmJudge(WithoutDevice):
         values = [None if rating is None else (rating - self.lowest) / width for rating in ratings]
         return Scores.from_list(values).to(samples.device)
 
-    def rate(self, image: Tensor, prompt: str, row: int) -> float | None:
-        """Return the model's rating of an image [1,3,H,W], on the scale; None if the reply has none."""
+    def rate(self, image: Tensor, prompt: str, row: int, before: Tensor | None = None) -> float | None:
+        """Return the model's rating of an image [3,H,W], on the scale; None if the reply has none.
+
+        before: its input image [3,H,W], which the model sees first.
+        """
+        images = [image] if before is None else [before, image]
         try:
             response = self.connection.post(
-                "/chat/completions", json={**self.body, "messages": self._messages(image, prompt)}
+                "/chat/completions", json={**self.body, "messages": self._messages(images, prompt)}
             )
         except HttpError as error:
             raise RewardError(self.name, error.problem, row, prompt) from error
@@ -120,13 +144,13 @@ class VlmJudge(WithoutDevice):
                 problem += "; score: expected needs an endpoint that returns logprobs"
             raise RewardError(self.name, problem, row, prompt) from error
 
-    def _messages(self, image: Tensor, prompt: str) -> list[dict[str, object]]:
-        (file,) = encode_images(image, self.format)
-        url = f"data:image/{self.format};base64,{base64.b64encode(file).decode()}"
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": self.question.replace("{prompt}", prompt)},
-        ]
+    def _messages(self, images: Sequence[Tensor], prompt: str) -> list[dict[str, object]]:
+        content = list[dict[str, object]]()
+        for image in images:
+            (file,) = encode_images(image[None], self.format)
+            url = f"data:image/{self.format};base64,{base64.b64encode(file).decode()}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+        content.append({"type": "text", "text": self.question.replace("{prompt}", prompt)})
         return [{"role": "user", "content": content}]
 
     def _parse_rating(self, choice: Mapping[str, Any]) -> float | None:
@@ -174,6 +198,15 @@ def expected_rating(top: Sequence[tuple[str, float]], lowest: int, highest: int)
     found = [(ratings[token.strip()], math.exp(logprob)) for token, logprob in top if token.strip() in ratings]
     mass = sum(probability for _, probability in found)
     return sum(rating * probability for rating, probability in found) / mass if mass > 0 else None
+
+
+def _find_rubric(rubric: str | None, question: str | None, scale: Sequence[int] | None) -> Rubric:
+    if rubric is None:
+        return Rubric(QUESTION, (1, 10))
+    if question is not None or scale is not None:
+        problem = "rubric has a question and a scale of its own; leave out rubric, or question and scale"
+        raise ValueError(f"reward 'vlm_judge': {problem}")
+    return RUBRICS[check_choice("vlm_judge", "rubric", rubric, RUBRICS)]
 
 
 def _number_pattern(highest: int) -> str:

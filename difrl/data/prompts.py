@@ -4,8 +4,9 @@
   followed by a space (`#nofilter` is a prompt).
 * `prompts.jsonl`: an object a line, {"prompt": "...", "image": "cat.png", "metadata": {...}, "negative": "...",
   "weight": 2}. Only the prompt is required. `image` is the input image of editing and image-to-video: a path that starts at
-  the file's folder. All rows of a file have one, or none has. In a line without "metadata" all other keys are metadata, as
-  in GenEval's published file, which has "tag" and "include" beside "prompt".
+  the file's folder. All rows of a file have one, or none has. Beside it, `mask` may name a picture that is white where
+  the image may change. In a line without "metadata" all other keys are metadata, as in GenEval's published file, which
+  has "tag" and "include" beside "prompt".
 * `shapes:train`, `shapes:eval`, `shapes:all`, and the same for `arithmetic`: a built-in task and a part of its split.
 """
 
@@ -43,12 +44,19 @@ class Prompt:
     weight: float = 1.0
     image: Path | None = None
     """Absolute path of the input image."""
+    mask: Path | None = None
+    """Absolute path of a picture that is white where the input image may change; None if all of it may. For rewards."""
     place: str = field(default="", compare=False)
     """Place for messages: file:line, or its number in a built-in set."""
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The paths of the input image and of its mask, by key, of those that there are."""
+        return {key: path for key, path in ((IMAGE, self.image), (MASK, self.mask)) if path is not None}
 
-IMAGE, INPUT_IMAGE = "image", "input_image"
-"""The key of the input image in a row of prompts, and in a row of samples, whose `image` is the sample."""
+
+IMAGE, INPUT_IMAGE, MASK = "image", "input_image", "mask"
+"""Keys of the input image in a row of prompts, and in a row of samples, whose `image` is the sample; of its mask."""
 _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.ShapesPrompt | arithmetic.Problem]]] = {
     "shapes": shapes.prompts,
     "arithmetic": arithmetic.list_problems,
@@ -110,8 +118,8 @@ def check_images(prompts: Sequence[Prompt]) -> None:
     """Decode the input images of prompts. Raise DataFileError with a line for each that is refused."""
     places = dict[Path, str]()
     for prompt in prompts:
-        if prompt.image is not None:
-            places.setdefault(prompt.image, prompt.place)
+        for path in prompt.files.values():
+            places.setdefault(path, prompt.place)
     found = zip(places.items(), measure_images(list(places)), strict=True)
     problems = [(place, str(path), size) for (path, place), size in found if isinstance(size, str)]
     if problems:
@@ -127,6 +135,7 @@ def build_prompt(row: JsonObject, place: str, folder: Path, image_key: str | Non
     if "prompt" not in row:
         raise ValueError(f'"prompt" is missing, found {describe_keys(row)}')
     image = None if image_key is None else _take_image(row, folder, image_key)
+    mask = None if image is None else _take_image(row, folder, MASK)
     text, negative, weight = row.get("prompt"), row.get("negative"), row.get("weight", 1)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'"prompt" must be text that is not empty, found {describe_value(text)}')
@@ -136,10 +145,12 @@ def build_prompt(row: JsonObject, place: str, folder: Path, image_key: str | Non
         raise ValueError(f'"weight" must be a number above 0, found {describe_value(weight)}')
     if not 0 < weight <= sys.float_info.max:
         raise ValueError(f'"weight" must be a number above 0, found {weight}')
-    metadata = _metadata(row)
-    if image is not None and IMAGE in metadata:
-        raise ValueError(f'"metadata" has "{IMAGE}", where rewards find the input image; rename it, or remove one')
-    return Prompt(text, metadata, negative, float(weight), image, place)
+    prompt = Prompt(text, _metadata(row), negative, float(weight), image, mask, place)
+    if taken := prompt.metadata.keys() & prompt.files.keys():
+        raise ValueError(
+            f'"metadata" has {quote(min(taken))}, where rewards find that of the row; rename or remove one'
+        )
+    return prompt
 
 
 def _take_image(row: JsonObject, folder: Path, key: str) -> Path | None:
@@ -150,7 +161,7 @@ def _take_image(row: JsonObject, folder: Path, key: str) -> Path | None:
         return take_path(row, key, folder).absolute()
     except ValueError as error:
         raise ValueError(
-            f'{error}; it is the input image of the prompt, and anything else belongs inside "metadata"'
+            f'{error}; it belongs to the input image, and anything else belongs inside "metadata"'
         ) from error
 
 

@@ -55,8 +55,8 @@ class Rollout:
 
     @property
     def metadata(self) -> list[Mapping[str, Any]]:
-        """The prompts' metadata, with the path of the input image under `image`."""
-        return [p.metadata if p.image is None else {**p.metadata, "image": str(p.image)} for p in self.prompts]
+        """The prompts' metadata, with the paths of the input image and its mask under `image` and `mask`."""
+        return [{**p.metadata, **{key: str(path) for key, path in p.files.items()}} for p in self.prompts]
 
     def select(self, index: Tensor | slice) -> Rollout:
         """Return the rows of an integer or boolean index [·], or of a slice. The tensors of a slice are views."""

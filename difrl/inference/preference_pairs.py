@@ -205,8 +205,9 @@ def _build_row(
     samples = {key: modality.write(content[i], folder, f"{stem}-{key}") for key, i in picked.items()}
     rewards = {"reward": float(scored.rewards[picked[modality.key]])} if modality.key in picked else {}
     negative = {} if prompt.negative is None else {"negative": prompt.negative}
-    key = INPUT_IMAGE if modality.key in picked else IMAGE
-    given = {} if prompt.image is None else {key: _copy_input(prompt.image, folder)}
+    given = {key: _copy_input(path, folder) for key, path in prompt.files.items()}
+    if IMAGE in given and modality.key in picked:
+        given[INPUT_IMAGE] = given.pop(IMAGE)
     return {"prompt": prompt.text, **given, **samples, **rewards, "metadata": dict(prompt.metadata), **negative}
 
 

@@ -146,5 +146,5 @@ def _from_nan(values: Tensor) -> Scores:
 
 def hash_prompt(prompt: Prompt) -> int:
     """Return a hash of everything that a prompt's samples and scores depend on."""
-    image = () if prompt.image is None else (digest_file(prompt.image),)
-    return stable_seed(repr((prompt.text, prompt.negative, dict(prompt.metadata), *image)))
+    files = map(digest_file, prompt.files.values())
+    return stable_seed(repr((prompt.text, prompt.negative, dict(prompt.metadata), *files)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.table import Table
@@ -22,6 +22,8 @@ from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -30,6 +32,8 @@ class Sample:
     file: Path
     prompt: str
     content: torch.Tensor | str
+    image: Path | None = None
+    """Input image, for rewards of edits."""
 
     @property
     def modality(self) -> Modality:
@@ -42,17 +46,23 @@ class Sample:
         return self.content.shape if isinstance(self.content, torch.Tensor) else "text"
 
 
-def read_samples(files: Sequence[Path], prompts: Sequence[str]) -> list[Sample]:
-    """Read files, each an image or UTF-8 text. There is one prompt a file, or one for all."""
-    if len(prompts) not in (1, len(files)):
-        raise ConfigError(f"--prompt: found {len(prompts)} for {len(files)} files, expected one for all, or one a file")
-    of_each = prompts if len(prompts) == len(files) else [*prompts] * len(files)
+def read_samples(files: Sequence[Path], prompts: Sequence[str], images: Sequence[Path] = ()) -> list[Sample]:
+    """Read files, each an image or UTF-8 text. There is one prompt a file, or one for all, and the same of input images."""
+    prompt_of_each = _repeat("--prompt", prompts, len(files))
+    image_of_each = _repeat("--image", images or [None], len(files))
     samples = []
     with phase("reading files", total=len(files)):
-        for file, prompt in zip(files, of_each, strict=True):
-            samples.append(Sample(file, prompt, _read_content(file)))
+        for file, prompt, image in zip(files, prompt_of_each, image_of_each, strict=True):
+            samples.append(Sample(file, prompt, _read_content(file), image and image.absolute()))
             count_done()
     return samples
+
+
+def _repeat(option: str, values: Sequence[T], count: int) -> Sequence[T]:
+    """Return one value a file. ConfigError unless there is one for all, or one each."""
+    if len(values) not in (1, count):
+        raise ConfigError(f"{option}: found {len(values)} for {count} files, expected one for all, or one a file")
+    return values if len(values) == count else [*values] * count
 
 
 def _read_content(file: Path) -> torch.Tensor | str:
@@ -118,8 +128,10 @@ def _score_samples(reward: Reward, samples: Sequence[Sample], metadata: Mapping[
         contents = [samples[i].content for i in rows]
         images = [image for image in contents if isinstance(image, torch.Tensor)]
         batch = torch.cat(images) if images else [text for text in contents if isinstance(text, str)]
+        inputs = [samples[i].image for i in rows]
+        facts = [metadata if image is None else {**metadata, "image": str(image)} for image in inputs]
         with phase(f"reward {reward.name}"):
-            scores = score(reward, batch, [samples[i].prompt for i in rows], [metadata] * len(rows))
+            scores = score(reward, batch, [samples[i].prompt for i in rows], facts)
         for i, value, valid in zip(rows, scores.values.tolist(), scores.valid.tolist(), strict=True):
             values[i] = value if valid else None
     return values

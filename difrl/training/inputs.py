@@ -84,6 +84,7 @@ def load_inputs(config: RunConfig, processes: int, device: torch.device | str = 
 
 
 def _image_files(prompts: Sequence[Prompt], groups: Sequence[RecordedGroup] = ()) -> list[Path]:
-    """Return the input images of prompts and the images of recorded groups, each once."""
-    items = [item for group in groups for item in group.items]
-    return list(dict.fromkeys(path for path in [*(p.image for p in prompts), *items] if isinstance(path, Path)))
+    """Return the input images and masks of prompts, and the images of recorded groups, each once."""
+    given = [path for prompt in prompts for path in prompt.files.values()]
+    recorded = [item for group in groups for item in group.items if isinstance(item, Path)]
+    return list(dict.fromkeys([*given, *recorded]))

@@ -171,7 +171,7 @@ def test_input_images_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatc
     """With "metadata" and in flat rows, in whose metadata the image is not repeated, and from a relative path."""
     cat, dog = picture(tmp_path / "data" / "cat.png"), picture(tmp_path / "data" / "far" / "dog.png", (40, 9))
     rows = [
-        {"prompt": "make it red", "image": "cat.png", "metadata": {"mask": "m.png"}},
+        {"prompt": "make it red", "image": "cat.png", "mask": "far/dog.png", "metadata": {"n": 1}},
         {"prompt": "turn it", "image": "far/dog.png", "tag": "turn"},
         {"prompt": "turn it", "image": str(dog)},
     ]
@@ -179,11 +179,16 @@ def test_input_images_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     prompts = load_prompts("data/p.jsonl")
     assert prompts == [
-        Prompt("make it red", {"mask": "m.png"}, image=cat),
+        Prompt("make it red", {"n": 1}, image=cat, mask=dog),
         Prompt("turn it", {"prompt": "turn it", "tag": "turn"}, image=dog),
         Prompt("turn it", {}, image=dog),
     ]
     check_images(prompts)
+
+
+def test_mask_without_an_input_image_is_metadata(tmp_path: Path) -> None:
+    row = {"prompt": "a cat", "mask": "none.png"}
+    assert load_prompts(written(tmp_path, "p.jsonl", json.dumps(row))) == [Prompt("a cat", row)]
 
 
 @pytest.mark.parametrize("name", ["cat.png", "missing.png", 3, None])
@@ -196,12 +201,14 @@ def test_image_of_a_text_run_is_metadata(tmp_path: Path, name: object) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ('"cat.jpg"', '"image": there is no image {folder}/cat.jpg; it is the input image'),
+        ('"cat.jpg"', '"image": there is no image {folder}/cat.jpg; it belongs to the input image'),
         ('""', '"image" must be the path of an image, found ""'),
         ("3", '"image" must be the path of an image, found 3'),
         ('["cat.png"]', '"image" must be the path of an image, found a list'),
         (f'"{"x" * 5000}"', '"image": there is no image'),
-        ('"cat.png", "metadata": {"image": "dog.png"}', '"metadata" has "image", where rewards find the input image'),
+        ('"cat.png", "metadata": {"image": "dog.png"}', '"metadata" has "image", where rewards find that of the row'),
+        ('"cat.png", "mask": "m.png"', '"mask": there is no image {folder}/m.png; it belongs to the input image'),
+        ('"cat.png", "mask": "cat.png", "metadata": {"mask": 1}', '"metadata" has "mask", where rewards find'),
     ],
 )
 def test_an_input_image_that_is_not_there_is_named(tmp_path: Path, image: str, message: str) -> None:
@@ -234,8 +241,12 @@ def test_input_images_are_decoded_and_named_with_their_first_line(tmp_path: Path
     (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:45])
     (tmp_path / "folder").mkdir()
     Image.new("RGBA", (8, 8), (255, 0, 0, 9)).save(tmp_path / "clear.png")
-    names = ["cat.png", "cut.png", "folder", "cut.png", "clear.png"]
-    source = written(tmp_path, "p.jsonl", "\n".join(json.dumps({"prompt": "a", "image": name}) for name in names))
+    names = ["cat.png", "cut.png", "folder", "cut.png"]
+    rows = [
+        *({"prompt": "a", "image": name} for name in names),
+        {"prompt": "a", "image": "cat.png", "mask": "clear.png"},
+    ]
+    source = written(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
     prompts = load_prompts(source)
     with pytest.raises(DataFileError) as caught:
         check_images(prompts)

@@ -39,6 +39,12 @@ def test_selected_parts_concatenate_to_the_whole() -> None:
 
 
 def test_metadata_has_the_path_of_the_input_image() -> None:
-    prompts = (Prompt("a", {"answer": 1}, image=Path("/data/cat.png")), Prompt("b", {"answer": 2}))
-    rollout = Rollout(prompts, torch.arange(2), torch.arange(2), {})
-    assert rollout.metadata == [{"answer": 1, "image": "/data/cat.png"}, {"answer": 2}]
+    image, mask = Path("/data/cat.png"), Path("/data/mask.png")
+    prompts = (
+        Prompt("a", {"answer": 1}, image=image, mask=mask),
+        Prompt("a", {}, image=image),
+        Prompt("b", {"answer": 2}),
+    )
+    rollout = Rollout(prompts, torch.arange(3), torch.arange(3), {})
+    paths = {"image": "/data/cat.png", "mask": "/data/mask.png"}
+    assert rollout.metadata == [{"answer": 1, **paths}, {"image": "/data/cat.png"}, {"answer": 2}]

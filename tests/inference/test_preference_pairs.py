@@ -62,7 +62,8 @@ def test_input_images_are_copied_into_the_folder(
     """Two prompts with one image, which the folder has once. The file can be read wherever the folder is."""
     scored_by_hand(monkeypatch, [[0.2, 0.9, 0.1]])
     Image.new("RGB", (9, 5), (7, 0, 0)).save(tmp_path / "cat.png")
-    lines = [json.dumps({"prompt": text, "image": "cat.png", "metadata": {"n": 1}}) for text in ("red", "blue")]
+    given = {"image": "cat.png", "mask": "cat.png", "metadata": {"n": 1}}
+    lines = [json.dumps({"prompt": text, **given}) for text in ("red", "blue")]
     (tmp_path / "edits.jsonl").write_text("\n".join(lines))
     config = recipe(sd3, data={**DATA, "train": str(tmp_path / "edits.jsonl")}, rollout={"steps": 2})
     monkeypatch.setattr("difrl.policies.diffusion.policy.DiffusionPolicy.validate_prompts", lambda *a: None)
@@ -73,7 +74,7 @@ def test_input_images_are_copied_into_the_folder(
     assert {group.prompt.text for group in groups} <= {"red", "blue"}
     assert [group.prompt.metadata for group in groups] == [{"n": 1}] * len(groups)
     (copy,) = (made / "inputs").iterdir()
-    assert {group.prompt.image for group in groups} == {copy}
+    assert {path for group in groups for path in group.prompt.files.values()} == {copy}
     assert copy.read_bytes() == (tmp_path / "cat.png").read_bytes()
 
 

@@ -10,6 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -46,7 +47,7 @@ class Endpoint:
         if body["model"] != "tiny-vlm":
             return JSONResponse({"error": {"message": f"no model {body['model']}", "type": "NotFoundError"}}, 404)
         (message,) = body["messages"]
-        picture, _ = message["content"]
+        *_, picture, _ = message["content"]
         mean = sum(opened(picture["image_url"]["url"]).convert("L").resize((1, 1)).tobytes()) / 255
         rating = str(round(10 * mean))
         choice = {"index": 0, "message": {"role": "assistant", "content": rating}, "finish_reason": "stop"}
@@ -116,6 +117,45 @@ def test_the_request_has_image_question_and_options(judge: Callable[..., VlmJudg
     assert body["messages"][0]["content"][1]["text"] == "Is it {good}? 0–10"
     del body["messages"]
     assert body == {"model": "tiny-vlm", "max_tokens": 64, **fields}
+
+
+def test_the_model_sees_the_input_before_the_output_of_an_edit(judge: Callable[..., VlmJudge], tmp_path: Path) -> None:
+    """The published question with the instruction, and ratings of the output on its scale of 1 to 8."""
+    Image.new("RGB", (5, 4), (0, 0, 255)).save(tmp_path / "cat.webp", lossless=True)
+    metadata = [{"image": str(tmp_path / "cat.webp")}] * 2
+    reward = judge(rubric="editreward", scale=None)
+    assert reward.needs == ("images", "prompts", "metadata")
+    found = score(reward, greys(0.1, 0.8), ["make it {red}", "turn it"], metadata)
+    assert found.values.tolist() == pytest.approx([0, 1])
+    contents = [body["messages"][0]["content"] for body in endpoint.bodies]
+    assert [[part["type"] for part in content] for content in contents] == [["image_url", "image_url", "text"]] * 2
+    first, second, _ = contents[0]
+    assert opened(first["image_url"]["url"]).size == (5, 4)
+    assert opened(first["image_url"]["url"]).getpixel((0, 0)) == (0, 0, 255)
+    assert opened(second["image_url"]["url"]).size == (8, 8)
+    asked = sorted(content[2]["text"] for content in contents)
+    assert "assigning a score from 1 to 8, with 1 being the worst" in asked[0]
+    assert "\nText instruction - make it {red}\n" in asked[0]
+    assert "\nText instruction - turn it\n" in asked[1]
+
+
+def test_a_question_of_ones_own_about_an_edit(judge: Callable[..., VlmJudge], tmp_path: Path) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    reward = judge(question="Was {prompt} done?", input_image=True)
+    score(reward, greys(0.5), ["a"], [{"image": str(tmp_path / "a.png")}])
+    (content,) = [body["messages"][0]["content"] for body in endpoint.bodies]
+    assert content[2]["text"] == "Was a done?"
+    with pytest.raises(RewardError, match="the metadata have no input image"):
+        score(reward, greys(0.5), ["a"], [{}])
+    assert judge().needs == ("images", "prompts")
+
+
+@pytest.mark.parametrize("other", [{"question": "Is it {prompt}?"}, {"scale": [1, 5]}])
+def test_a_rubric_has_its_own_question_and_scale(judge: Callable[..., VlmJudge], other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="rubric has a question and a scale of its own"):
+        judge(**{"scale": None, "rubric": "editreward_quality", **other})
+    with pytest.raises(ValueError, match="rubric is 'editscore', expected one of editreward, editreward_following"):
+        judge(rubric="editscore", scale=None)
 
 
 def test_a_refusal_of_the_endpoint_is_an_error(judge: Callable[..., VlmJudge], base_url: str) -> None:

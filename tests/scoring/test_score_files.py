@@ -177,3 +177,16 @@ def test_the_label_of_a_known_reward_is_that_reward() -> None:
 def test_arguments_that_are_no_reward(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_reward(text)
+
+
+def test_input_images_are_in_the_metadata_of_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels 0.2 apart from an input for all, and from one each, named relative to the folder of the command."""
+    files = [picture(tmp_path, f"{n}.png", 4, level) for n, level in enumerate((51, 102))]
+    monkeypatch.chdir(tmp_path)
+    reward = [parse_reward("{name: consistency, options: {metric: l2}}")]
+    for_all = read_samples(files, ["edit"], [Path("0.png")])
+    assert values(reward, for_all)["consistency"] == pytest.approx([1, 0.8])
+    each = read_samples(files, ["edit"], [Path("1.png"), Path("1.png")])
+    assert values(reward, each)["consistency"] == pytest.approx([0.8, 1])
+    with pytest.raises(ConfigError, match="--image: found 2 for 1 files, expected one for all, or one a file"):
+        read_samples(files[:1], ["edit"], files)
