@@ -32,6 +32,7 @@ from diffusers.pipelines.auto_pipeline import _get_model
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.base import Family
+from difrl.policies.diffusion.families.block_interface import check_interface
 from difrl.policies.errors import ModelError
 from samplers import (
     Blend,
@@ -140,6 +141,7 @@ class ModularFamily(Family):
         self.modular = cls(config_dict=dict(pipeline.config))
         parts = {name: part for name, part in pipeline.components.items() if part is not None}
         self.modular.update_components(**{**parts, "scheduler": self.scheduler})
+        check_interface(self.modular)
         self.blocks = self.modular.blocks.get_execution_blocks(prompt="")
         self.cut = _cut(self.blocks, name)
         modules = [part for part, value in pipeline.components.items() if isinstance(value, nn.Module)]
