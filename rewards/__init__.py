@@ -1,4 +1,4 @@
-"""Rewards: score images and texts. Usable without the trainer: ``from rewards import make, score``."""
+"""Rewards: score images, videos and texts. Usable without the trainer: ``from rewards import make, score``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rewards.consistency import Consistency
     from rewards.detectors import BACKGROUND, PALETTE, Detection, Detector, ShapesDetector
     from rewards.failures import Failsafe, Late
+    from rewards.frames import PerFrame
     from rewards.functions import Function
     from rewards.geneval import GenEval
     from rewards.hpsv2 import HPSv2
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rewards.jpeg import JpegSize
     from rewards.judge import Judge, JudgeConfig, JudgeNetwork
     from rewards.math_answers import MathAnswer
+    from rewards.motion import Motion
     from rewards.ocr import Ocr
     from rewards.pickscore import PickScore
     from rewards.remote import Remote
@@ -46,6 +48,7 @@ _MODULES = {
     "rewards.consistency": "Consistency",
     "rewards.detectors": "BACKGROUND PALETTE Detection Detector ShapesDetector",
     "rewards.failures": "Failsafe Late",
+    "rewards.frames": "PerFrame",
     "rewards.functions": "Function",
     "rewards.geneval": "GenEval",
     "rewards.hpsv2": "HPSv2",
@@ -53,6 +56,7 @@ _MODULES = {
     "rewards.jpeg": "JpegSize",
     "rewards.judge": "Judge JudgeConfig JudgeNetwork",
     "rewards.math_answers": "MathAnswer",
+    "rewards.motion": "Motion",
     "rewards.ocr": "Ocr",
     "rewards.pickscore": "PickScore",
     "rewards.remote": "Remote",
@@ -91,7 +95,9 @@ __all__ = [
     "Late",
     "Length",
     "MathAnswer",
+    "Motion",
     "Ocr",
+    "PerFrame",
     "PickScore",
     "RegexMatch",
     "Remote",

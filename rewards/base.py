@@ -47,7 +47,7 @@ Answer = Scores | Tensor | Sequence[float | None]
 
 @runtime_checkable
 class Reward(Protocol):
-    """A scorer of images or texts. Rewards load lazily, split large inputs into batches and run without gradient."""
+    """A scorer of images, videos or texts. Rewards load lazily, split large inputs into batches and run without gradient."""
 
     @property
     def name(self) -> str:
@@ -56,11 +56,11 @@ class Reward(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The inputs: `images` or `texts`, then `prompts` and `metadata` if the reward reads them."""
+        """The inputs: `images`, `videos` or `texts`, then `prompts` and `metadata` if the reward reads them."""
         ...
 
     def __call__(self, samples: Any, prompts: Sequence[str], metadata: Metadata) -> Answer:
-        """Score ``samples``: images [B,3,H,W] in [0,1], or B texts. In a list None marks an invalid row."""
+        """Score ``samples``: images [B,3,H,W] or videos [B,F,3,H,W] in [0,1], or B texts. In a list None marks an invalid row."""
         ...
 
     def to(self, device: torch.device | str) -> Reward:
@@ -147,7 +147,17 @@ def check_images(images: Samples, name: str) -> Tensor:
     return images.clamp(0.0, 1.0) if low < 0 or high > 1 else images
 
 
+def check_videos(videos: Samples, name: str) -> Tensor:
+    """Return ``videos`` [B,F,3,H,W] as float32 in [0,1]. Raise ValueError for another shape, dtype or range."""
+    if not isinstance(videos, Tensor) or videos.ndim != 5 or 0 in videos.shape[1:]:
+        found = f"{videos.dtype} {tuple(videos.shape)}" if isinstance(videos, Tensor) else type(videos).__name__
+        raise ValueError(f"reward '{name}' expects float videos [B,F,3,H,W] in [0,1], found {found}")
+    return check_images(videos.flatten(0, 1), name).view(videos.shape)
+
+
 def _advise_form(images: Tensor) -> str:
+    if images.ndim == 5 and images.shape[2] == 3:
+        return "; a reward of images scores videos by their frames with rewards.PerFrame"
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
         return "; channels come second: images.permute(0, 3, 1, 2)"
     if images.ndim == 4 and images.shape[1] in (1, 4):

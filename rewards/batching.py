@@ -29,7 +29,7 @@ class Busy(RuntimeError):
 
 @dataclass(eq=False)
 class Job:
-    """The rows of one request: 8-bit images [B,3,H,W], or texts."""
+    """The rows of one request: 8-bit images [B,3,H,W] or videos [B,F,3,H,W], or texts."""
 
     samples: Samples
     prompts: Sequence[str]
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape of an image, None for texts. Only jobs of one shape are scored in one call."""
+        """The shape of an image or video, None for texts. Only jobs of one shape are scored in one call."""
         return tuple(self.samples.shape[1:]) if isinstance(self.samples, Tensor) else None
 
 

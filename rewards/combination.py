@@ -19,6 +19,11 @@ def stack(members: Sequence[Scores]) -> Scores:
     return Scores(torch.stack([m.values for m in members]), torch.stack([m.valid for m in members]))
 
 
+def concatenate(parts: Sequence[Scores]) -> Scores:
+    """Return the scores of successive rows as one of shape [B]."""
+    return Scores(torch.cat([part.values for part in parts]), torch.cat([part.valid for part in parts]))
+
+
 def weighted_sum(members: Scores, weights: Sequence[float]) -> Scores:
     """Return sum_k w_k r_k. A member of weight 0 does not count: rows that only it cannot score are valid."""
     if len(weights) != len(members.values):

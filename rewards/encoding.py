@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards import image_files
-from rewards.pictures import to_pictures
+from rewards.pictures import LARGEST_SIDE, to_pictures
 
 T = TypeVar("T")
 ImageFormat = Literal["png", "jpeg"]
@@ -32,7 +32,22 @@ class BadImage(ValueError):
 
 def encode_images(images: Tensor, format: str) -> list[bytes]:
     """Return a file for each of the images [B,3,H,W] in [0,1], rounded to 8 bits."""
+    if format == "jpeg" and images.shape[2] > LARGEST_SIDE:
+        raise ValueError(f"a JPEG has at most {LARGEST_SIDE} pixels a side, found {images.shape[2]}; set format: png")
     return [_encode(picture, format) for picture in to_pictures(images)]
+
+
+def to_strips(videos: Tensor) -> Tensor:
+    """Return videos [B,F,3,H,W] as pictures [B,3,F·H,W], one frame below the other."""
+    return videos.transpose(1, 2).flatten(2, 3)
+
+
+def from_strips(strips: Tensor, frames: int) -> Tensor:
+    """Return the videos [B,F,3,H,W] of pictures [B,3,F·H,W]. Raise BadImage if the height does not divide into frames."""
+    count, channels, height, width = strips.shape
+    if height % frames:
+        raise BadImage(0, f"{height} pixels high, which does not divide into {frames} frames, one below the other")
+    return strips.view(count, channels, frames, height // frames, width).transpose(1, 2)
 
 
 def count_pixels(files: Sequence[bytes]) -> int:

@@ -44,25 +44,30 @@ class TooManyPixels(ImageFileError):
 
 def read_image_file(path: Path) -> Image.Image:
     """Return the RGB picture of a file. Raise ImageFileError for one that is missing or refused."""
+    return read_picture(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file. Raise ImageFileError for one that is missing or too large."""
     try:
         if not path.is_file():
             raise ImageFileError("there is no such file")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise ImageFileError(f"{size} bytes, expected at most {MOST_BYTES}")
-        return read_picture(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ImageFileError(f"cannot be read: {error.strerror or error}") from error
 
 
 def count_pixels(file: bytes, formats: tuple[str, ...] = FORMATS) -> int:
     """Return the number of pixels in the header of an image file. Nothing is decoded."""
-    image = _open(file, formats)
+    image = open_image(file, formats)
     return image.width * image.height
 
 
 def read_picture(file: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Return the RGB picture of an image file. Raise ImageFileError for one that is refused; MemoryError passes."""
-    image = _open(file, formats)
+    image = open_image(file, formats)
     if getattr(image, "is_animated", False):
         raise ImageFileError(f"a {image.format} file of several pictures, expected one; save the one that you want")
     try:
@@ -71,10 +76,15 @@ def read_picture(file: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image
         raise
     except Exception as error:  # damaged bytes can raise anything
         raise ImageFileError(f"a damaged or truncated {image.format} file: {error}; save it again") from error
-    return _to_rgb(ImageOps.exif_transpose(_to_eight_bits(image)))
+    return to_rgb(image)
 
 
-def _open(file: bytes, formats: tuple[str, ...]) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image as RGB, as the module's rules convert it. Raise ImageFileError for one that they refuse."""
+    return _without_profile(ImageOps.exif_transpose(_to_eight_bits(image)))
+
+
+def open_image(file: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Return an image of which only the header has been read."""
     if not file:
         raise ImageFileError("an empty file")
@@ -120,7 +130,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _without_profile(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         image = image.convert("RGBA")

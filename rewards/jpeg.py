@@ -16,10 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import Metadata, Scores, WithoutDevice, all_valid, check_images
-from rewards.pictures import to_pictures
-
-LARGEST_SIDE = 65_500
-"""Pixels of a side that libjpeg writes."""
+from rewards.pictures import LARGEST_SIDE, to_pictures
 
 
 @dataclass

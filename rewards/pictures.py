@@ -7,6 +7,7 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of each channel, over the pictures that trained OpenAI's CLIP
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LARGEST_SIDE = 65_500  # pixels, of a JPEG that libjpeg writes
 MOST_ASPECT = 128  # of a picture's sides, for preprocessing that scales to the shorter or the longer one
 
 

@@ -70,13 +70,14 @@ _REGISTRY: dict[str, _Registered[Factory | str]] = {
     "judge": _Registered("judge:judge", ("images", "prompts")),
     "length": _Registered("text_form:Length", ("texts",)),
     "math": _Registered("math_answers:MathAnswer", ("texts", "metadata")),
+    "motion": _Registered("motion:Motion", ("videos", "metadata")),
     "ocr": _Registered("ocr:Ocr", ("images", "prompts")),
     "pickscore": _Registered("pickscore:PickScore", ("images", "prompts")),
     "regex_match": _Registered("text_match:RegexMatch", ("texts", "metadata")),
     "remote": _Registered("remote:Remote", ("prompts", "metadata")),
     "reward_model": _Registered("reward_model:RewardModel", ("texts", "prompts")),
     "sharpness": _Registered("sharpness:Sharpness", ("images",)),
-    "vlm_judge": _Registered("vlm_judge:VlmJudge", ("images", "prompts")),
+    "vlm_judge": _Registered("vlm_judge:VlmJudge", ("images", "videos", "prompts")),
 }
 
 

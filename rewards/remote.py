@@ -1,7 +1,7 @@
 """A reward of a server (`difrl serve`), on this machine or another.
 
 Images are sent as PNG, which is lossless for 8 bits: the server scores the images that would be saved. With format: jpeg
-the files are a few times smaller, but lossy.
+the files are a few times smaller, but lossy. A video is a single picture of its frames, one below the other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_images, check_texts
-from rewards.encoding import FORMATS, encode_images
+from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_images, check_texts, check_videos
+from rewards.encoding import FORMATS, encode_images, to_strips
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
 from rewards.options import check_at_least_one, check_choice
 from rewards.protocol import PROTOCOL, printable
@@ -32,7 +32,7 @@ class Remote(WithoutDevice):
     """
 
     name = "remote"
-    needs: tuple[str, ...] = ("prompts", "metadata")  # and images or texts, as the server's reward needs
+    needs: tuple[str, ...] = ("prompts", "metadata")  # and images, videos or texts, as the server's reward needs
 
     def __init__(
         self,
@@ -54,9 +54,12 @@ class Remote(WithoutDevice):
         self._handshake_done, self._handshake = False, threading.Lock()
 
     def __call__(self, samples: Samples, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score images [B,3,H,W] in [0,1], or B texts."""
+        """Score images [B,3,H,W] or videos [B,F,3,H,W] in [0,1], or B texts."""
         self.check_server()
-        samples = check_images(samples, self.name) if isinstance(samples, Tensor) else check_texts(samples, self.name)
+        if not isinstance(samples, Tensor):
+            samples = check_texts(samples, self.name)
+        else:
+            samples = (check_videos if samples.ndim == 5 else check_images)(samples, self.name)
         starts = range(0, len(prompts), self.batch_size)
         parts = [slice(start, start + self.batch_size) for start in starts]
         results = map_concurrently(
@@ -95,6 +98,8 @@ class Remote(WithoutDevice):
         files = []
         if isinstance(samples, Tensor):
             kind = f"image/{self.format}"
+            if samples.ndim == 5:
+                request["frames"], samples = samples.shape[1], to_strips(samples)
             pictures = encode_images(samples, self.format)
             files = [("images", (f"{i}.{self.format}", picture, kind)) for i, picture in enumerate(pictures)]
         else:

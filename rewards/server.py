@@ -1,7 +1,8 @@
 """Rewards as a service, for rewards with an environment or a GPU of their own.
 
     POST /score/REWARD   multipart/form-data: a field `request` with JSON {"prompts": […], "metadata": […]}, and a file
-                         `images` (PNG or JPEG) for each prompt, or "texts": […] in the JSON instead
+                         `images` (PNG or JPEG) for each prompt, or "texts": […] in the JSON instead. With "frames": F in the
+                         JSON, each picture is a video: its F frames, one below the other
                          → {"values": [0.5, null, …]}, null for a row that could not be scored
     GET  /health         whether requests are accepted, and the state of each reward; needs no token
     GET  /version        versions of the program and of this protocol, the rewards, the limits of a request
@@ -32,7 +33,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -43,7 +44,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from rewards.base import MetadataError, Reward, RewardError, Scores
 from rewards.batching import Batcher, Busy
-from rewards.encoding import BadImage, count_pixels, decode_images
+from rewards.encoding import BadImage, count_pixels, decode_images, from_strips
 from rewards.image_files import TooManyPixels
 from rewards.memory import MemoryBudget, OverBudget, Shortage
 from rewards.protocol import PROTOCOL, is_token
@@ -79,13 +80,14 @@ class Limits:
 
 
 class ScoreRequest(BaseModel):
-    """The JSON of a request: a prompt for each row, and optionally metadata and texts."""
+    """The JSON of a request: a prompt for each row, and optionally metadata, and texts or the number of frames of videos."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompts: list[str]
     metadata: list[dict[str, object]] | None = None
     texts: list[str] | None = None
+    frames: int | None = Field(None, ge=1)
 
 
 class Refusal(Exception):
@@ -163,7 +165,7 @@ def create_app(
             if not body.prompts:
                 return {"values": []}
             metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
-            samples = await decode_files(files, limits, take) if body.texts is None else body.texts
+            samples = await decode_files(files, body.frames, limits, take) if body.texts is None else body.texts
             job = batchers[name].submit(samples, body.prompts, metadata)
             del body, files, samples
             try:
@@ -256,25 +258,32 @@ def parse_request(text: str, limits: Limits) -> ScoreRequest:
 
 
 def check_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward) -> None:
-    """Refuse a request unless it has a text or an image for each row, of the kind that the reward scores."""
-    kind, other = ("images", "texts") if body.texts is None else ("texts", "images")
-    if (other in reward.needs and kind not in reward.needs) or (body.texts is not None and files):
-        found = "texts and images" if body.texts is not None and files else kind
-        expected = " or ".join(each for each in ("images", "texts") if each in reward.needs) or "either"
+    """Refuse a request unless it has a text, an image or a video for each row, of the kind that the reward scores."""
+    pictures = "images" if body.frames is None else "videos"
+    kind = pictures if body.texts is None else "texts"
+    readable = [each for each in ("images", "videos", "texts") if each in reward.needs]
+    mixed = body.texts is not None and (bool(files) or body.frames is not None)
+    if (readable and kind not in readable) or mixed:
+        found = f"texts and {pictures}" if mixed else kind
+        expected = " or ".join(readable) or "either"
         raise Refusal(422, f"found {found}, expected {expected} for reward '{reward.name}'")
     if body.texts is None and len(files) != len(body.prompts):
         raise Refusal(422, f"{len(files)} images for {len(body.prompts)} prompts; send one for each")
 
 
-async def decode_files(files: Sequence[bytes], limits: Limits, take: Take) -> Tensor:
-    """Return images [B,3,H,W] with 8 bits. Memory is taken for the pixels in their headers before any is decoded."""
+async def decode_files(files: Sequence[bytes], frames: int | None, limits: Limits, take: Take) -> Tensor:
+    """Return images [B,3,H,W], or videos [B,F,3,H,W] of `frames` frames, with 8 bits.
+
+    Memory is taken for the pixels in their headers before any is decoded.
+    """
     most = limits.megapixels * 10**6
     try:
         pixels = await run_in_threadpool(count_pixels, files)
         if pixels > most:
             raise Refusal(413, f"{pixels} pixels in {len(files)} images, expected at most {most} in a request")
         await take(PIXEL_COST * pixels)
-        return await run_in_threadpool(decode_images, files)
+        pictures = await run_in_threadpool(decode_images, files)
+        return pictures if frames is None else from_strips(pictures, frames)
     except TooManyPixels as error:
         raise Refusal(413, str(error)) from error
     except BadImage as error:

@@ -1,6 +1,6 @@
 """A vision-language model as a judge, behind any endpoint with OpenAI's chat completions (vLLM, SGLang, llama.cpp …).
 
-The model gets the image and a question, and rates the image on a scale from l to h:
+The model gets the image, or some frames of the video, and a question, and rates it on a scale from l to h:
 
     text:      score = (r − l)/(h − l),   r = the rating in its reply
     expected:  score = (Σᵣ r p(r)/Σᵣ p(r) − l)/(h − l),   p(r) = probability of the token r at the place of its rating
@@ -25,9 +25,10 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_images
+from rewards.base import Metadata, RewardError, Scores, WithoutDevice, check_images, check_videos
 from rewards.edit_rubrics import RUBRICS, Rubric
 from rewards.encoding import FORMATS, encode_images
+from rewards.frames import spread_frames
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
 from rewards.input_images import read_inputs
 from rewards.options import check_at_least_one, check_choice
@@ -39,26 +40,29 @@ log = logging.getLogger(__name__)
 SECONDS = 5
 """Limit for finding the option `pattern` in a reply, in seconds of computing."""
 QUESTION = (
-    'How well does this image show "{prompt}"? Rate it from {lowest} (not at all) to {highest} (perfectly). '
+    'How well does this {sample} show "{prompt}"? Rate it from {lowest} (not at all) to {highest} (perfectly). '
     "Answer with the number alone."
 )
+VIDEO = "video, of which you see {frames} frames in order,"
+"""The {sample} of a question about a video; of one about an image it is "image"."""
 SCORES = ("text", "expected")
 TOP_LOGPROBS = 20  # likely tokens in the response: the maximum of OpenAI's endpoint and, by default, of vLLM's
 
 
 class VlmJudge(WithoutDevice):
-    """Rating of the image by a vision-language model behind an OpenAI-compatible endpoint, scaled to [0,1].
+    """Rating of the image or video by a vision-language model behind an OpenAI-compatible endpoint, scaled to [0,1].
 
     base_url: with its version, as in http://127.0.0.1:8000/v1. api_key_env: the environment variable with the key.
-    question: a template with {prompt}, {lowest} and {highest}. rubric: a published question about an edit with its scale:
-    editreward, editreward_following or editreward_quality. input_image: whether the model sees the input image before the
-    one that it rates; with a rubric it always does. score: text or expected. pattern: a regular expression whose last match
-    has the rating in its first group, for a model that writes its reasoning first. request: additional fields of the
-    request.
+    question: a template with {prompt}, {lowest}, {highest} and {sample}, which is "image" or describes the frames of a video.
+    video_frames: most frames of a video that are sent, evenly spaced, the first and the last among them. rubric: a published
+    question about an edit with its scale: editreward, editreward_following or editreward_quality. input_image: whether the
+    model sees the input image before the one that it rates; with a rubric it always does. score: text or expected. pattern:
+    a regular expression whose last match has the rating in its first group, for a model that writes its reasoning first.
+    request: additional fields of the request.
     """
 
     name = "vlm_judge"
-    needs: tuple[str, ...] = ("images", "prompts")
+    needs: tuple[str, ...] = ("images", "videos", "prompts")
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class VlmJudge(WithoutDevice):
         model: str,
         api_key_env: str | None = None,
         question: str | None = None,
+        video_frames: int = 8,
         rubric: str | None = None,
         input_image: bool = False,
         scale: Sequence[int] | None = None,
@@ -81,11 +86,13 @@ class VlmJudge(WithoutDevice):
     ) -> None:
         published = _find_rubric(rubric, question, scale)
         self.shows_input = input_image or rubric is not None
-        self.needs = ("images", "prompts", "metadata") if self.shows_input else ("images", "prompts")
+        # Frames of a video are shown one by one beside an input image.
+        self.needs = ("images", "prompts", "metadata") if self.shows_input else ("images", "videos", "prompts")
         self.lowest, self.highest = _check_scale(
             scale or published.scale, check_choice(self.name, "score", score, SCORES)
         )
-        check_at_least_one(self.name, max_concurrency=max_concurrency, max_tokens=max_tokens)
+        check_at_least_one(self.name, max_concurrency=max_concurrency, max_tokens=max_tokens, video_frames=video_frames)
+        self.video_frames = video_frames
         self.expected = score == "expected"
         self.question = (
             (question or published.question)
@@ -107,11 +114,18 @@ class VlmJudge(WithoutDevice):
         self.unrated = 0  # replies without a rating, over all calls
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Metadata) -> Scores:
-        """Score images [B,3,H,W] in [0,1], rounded to 8 bits."""
-        images = check_images(samples, self.name)
+        """Score images [B,3,H,W] or videos [B,F,3,H,W] in [0,1], rounded to 8 bits."""
+        if samples.ndim == 5:
+            pictures = spread_frames(check_videos(samples, self.name), self.video_frames)
+            sample = VIDEO.replace("{frames}", str(pictures.shape[1]))
+        else:
+            pictures, sample = check_images(samples, self.name)[:, None], "image"
         inputs = read_inputs(self.name, prompts, metadata) if self.shows_input else None
+        question = self.question.replace("{sample}", sample)
         ratings = map_concurrently(
-            lambda row: self.rate(images[row], prompts[row], row, None if inputs is None else inputs[row]),
+            lambda row: self.rate(
+                [*(() if inputs is None else inputs[row : row + 1]), *pictures[row]], question, prompts[row], row
+            ),
             range(len(prompts)),
             self.max_concurrency,
         )
@@ -123,15 +137,15 @@ class VlmJudge(WithoutDevice):
         values = [None if rating is None else (rating - self.lowest) / width for rating in ratings]
         return Scores.from_list(values).to(samples.device)
 
-    def rate(self, image: Tensor, prompt: str, row: int, before: Tensor | None = None) -> float | None:
-        """Return the model's rating of an image [3,H,W], on the scale; None if the reply has none.
+    def rate(self, images: Sequence[Tensor], question: str, prompt: str, row: int) -> float | None:
+        """Return the model's rating on the scale, None if the reply has none.
 
-        before: its input image [3,H,W], which the model sees first.
+        images: each [3,H,W]: the image, or the frames of the video; before it the input image, if the model sees it.
         """
-        images = [image] if before is None else [before, image]
+        text = question.replace("{prompt}", prompt)
         try:
             response = self.connection.post(
-                "/chat/completions", json={**self.body, "messages": self._messages(images, prompt)}
+                "/chat/completions", json={**self.body, "messages": self._messages(images, text)}
             )
         except HttpError as error:
             raise RewardError(self.name, error.problem, row, prompt) from error
@@ -144,13 +158,13 @@ class VlmJudge(WithoutDevice):
                 problem += "; score: expected needs an endpoint that returns logprobs"
             raise RewardError(self.name, problem, row, prompt) from error
 
-    def _messages(self, images: Sequence[Tensor], prompt: str) -> list[dict[str, object]]:
+    def _messages(self, images: Sequence[Tensor], text: str) -> list[dict[str, object]]:
         content = list[dict[str, object]]()
         for image in images:
             (file,) = encode_images(image[None], self.format)
             url = f"data:image/{self.format};base64,{base64.b64encode(file).decode()}"
             content.append({"type": "image_url", "image_url": {"url": url}})
-        content.append({"type": "text", "text": self.question.replace("{prompt}", prompt)})
+        content.append({"type": "text", "text": text})
         return [{"role": "user", "content": content}]
 
     def _parse_rating(self, choice: Mapping[str, Any]) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difrl.config import RunConfig
-from difrl.data.modality import MODALITIES
+from difrl.data.modality import find_modality
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.recorded_samples import load_recorded_samples
 
@@ -72,4 +72,4 @@ def load_training_prompts(config: RunConfig) -> list[Prompt]:
     """Load the prompts that a run is trained on, from a file of prompts or of recorded samples."""
     if config.data.rows == "prompts":
         return load_prompts(config.data.train)
-    return [group.prompt for group in load_recorded_samples(config.data, MODALITIES[config.likelihood.kind])]
+    return [group.prompt for group in load_recorded_samples(config.data, find_modality(config))]

@@ -58,6 +58,7 @@ from difrl.config.schema.rewards import (
     ParShape,
     ReferencesConfig,
     RewardConfig,
+    SampledFrames,
     ShapeConfig,
 )
 from difrl.config.schema.rollout import (
@@ -141,6 +142,7 @@ __all__ = [
     "RewardWeight",
     "RolloutConfig",
     "RunConfig",
+    "SampledFrames",
     "ScheduleConfig",
     "Section",
     "ShapeConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from difrl.data.prompts import Prompt
+from difrl.data.videos import Videos
 
-Content = Tensor | Sequence[str]
-"""Samples of a policy: images [B, 3, H, W] in [0, 1], or B texts."""
+Content = Tensor | Videos | Sequence[str]
+"""Samples of a policy: images [B, 3, H, W] in [0, 1], B videos or B texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Rollout:
     images: Tensor | None = None
     """[B, 3, H, W] in [0, 1]."""
     texts: tuple[str, ...] | None = None
+    videos: Videos | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
     """Metrics [B] of the sampling itself, by name."""
 
@@ -37,16 +39,26 @@ class Rollout:
 
     @property
     def content(self) -> Content:
-        """The images or texts, which rewards score."""
-        content = self.images if self.images is not None else self.texts
-        if content is None:
-            raise ValueError("the rollout has neither images nor texts, so there is nothing to score")
-        return content
+        """The images, videos or texts."""
+        for content in (self.images, self.videos, self.texts):
+            if content is not None:
+                return content
+        raise ValueError("the rollout has no images, videos or texts, so there is nothing to score")
+
+    def batches(self) -> Iterator[tuple[slice, Tensor | Sequence[str]]]:
+        """Yield rows with their content as rewards score it: all images or texts, or videos [b, F, 3, H, W] by batches."""
+        content = self.content
+        if isinstance(content, Videos):
+            yield from content.batches()
+        else:
+            yield slice(0, len(self)), content
 
     def with_content(self, content: Content) -> Rollout:
         """Return the rollout with these samples."""
         if isinstance(content, Tensor):
             return replace(self, images=content)
+        if isinstance(content, Videos):
+            return replace(self, videos=content)
         return replace(self, texts=tuple(content))
 
     @property
@@ -69,6 +81,7 @@ class Rollout:
             replay_data={name: value[rows] for name, value in self.replay_data.items()},
             images=None if self.images is None else self.images[rows],
             texts=None if self.texts is None else tuple(self.texts[i] for i in numbers),
+            videos=None if self.videos is None else self.videos.select(numbers),
             measures={name: value[rows] for name, value in self.measures.items()},
         )
 
@@ -76,6 +89,7 @@ class Rollout:
     def cat(cls, parts: Sequence[Rollout]) -> Rollout:
         """Concatenate the rows of the parts."""
         images = [p.images for p in parts if p.images is not None]
+        videos = [p.videos for p in parts if p.videos is not None]
         texts = [t for p in parts if p.texts is not None for t in p.texts]
         return cls(
             prompts=tuple(prompt for p in parts for prompt in p.prompts),
@@ -84,6 +98,7 @@ class Rollout:
             replay_data={name: torch.cat([p.replay_data[name] for p in parts]) for name in parts[0].replay_data},
             images=torch.cat(images) if images else None,
             texts=tuple(texts) if texts else None,
+            videos=Videos.cat(videos) if videos else None,
             measures={name: torch.cat([p.measures[name] for p in parts]) for name in parts[0].measures},
         )
 
@@ -95,6 +110,7 @@ class Rollout:
             samples=self.samples.to(device),
             replay_data={name: value.to(device) for name, value in self.replay_data.items()},
             images=None if self.images is None else self.images.to(device),
+            videos=None if self.videos is None else self.videos.to(device),
             measures={name: value.to(device) for name, value in self.measures.items()},
         )
 
@@ -119,8 +135,8 @@ class ScoredRollout:
         return self.rollout.groups
 
     def without_images(self) -> ScoredRollout:
-        """Return the rollout without images. A policy evaluates samples by their replay data."""
-        return replace(self, rollout=replace(self.rollout, images=None))
+        """Return the rollout without images and videos. A policy evaluates samples by their replay data."""
+        return replace(self, rollout=replace(self.rollout, images=None, videos=None))
 
     def select(self, index: Tensor | slice) -> ScoredRollout:
         return ScoredRollout(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import MODALITIES, Modality
+from difrl.data.modality import Modality, find_modality
 from difrl.data.prompts import IMAGE, INPUT_IMAGE, check_images, load_prompts
 from difrl.data.rollout import ScoredRollout
 from difrl.policies.load import load_policy
@@ -120,7 +120,7 @@ def make_pairs(
         rows, progress = _read_folder(folder, selection.file, settings)
         if progress.pairs >= count:
             return progress
-        place, modality = torch.device(device), MODALITIES[config.likelihood.kind]
+        place, modality = torch.device(device), find_modality(config)
         scorer = Scorer.build(config.rewards, [], place, modality)
         prompts = load_prompts(config.data.train, images=modality.takes_images)
         check_images(prompts)
@@ -180,7 +180,7 @@ def _select_rows(
 ) -> tuple[list[dict[str, Any]], Progress]:
     """Return the rows of a step, and the progress after it. Images go into the folder."""
     rows: list[dict[str, Any]] = []
-    filled = torch.tensor([not modality.is_empty(x) for x in scored.rollout.content], device=scored.valid.device)
+    filled = torch.tensor(modality.filled(scored.rollout.content), device=scored.valid.device)
     candidates = selection.candidates(scored.valid, filled)
     for group in scored.groups.unique().tolist():
         members = ((scored.groups == group) & candidates).nonzero().flatten().tolist()
@@ -202,7 +202,7 @@ def _build_row(
 ) -> dict[str, Any]:
     """Return a row of the file; picked: key -> number of the sample in the step. An image is saved under `stem`."""
     content, prompt = scored.rollout.content, scored.rollout.prompts[next(iter(picked.values()))]
-    samples = {key: modality.write(content[i], folder, f"{stem}-{key}") for key, i in picked.items()}
+    samples = {key: modality.write(content[i : i + 1], folder, f"{stem}-{key}") for key, i in picked.items()}
     rewards = {"reward": float(scored.rewards[picked[modality.key]])} if modality.key in picked else {}
     negative = {} if prompt.negative is None else {"negative": prompt.negative}
     given = {key: _copy_input(path, folder) for key, path in prompt.files.items()}

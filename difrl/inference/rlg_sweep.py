@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import MODALITIES
+from difrl.data.modality import find_modality
 from difrl.data.prompts import check_images, load_prompts
 from difrl.inference.loaded_run import open_run
 from difrl.policies.base import TRAINED, GuidanceSettings
@@ -63,7 +63,7 @@ def evaluate_run(
         raise ConfigError(
             "--write-default best: the run watches no reward; add one with --rewards, e.g. --rewards judge"
         )
-    modality = MODALITIES[config.likelihood.kind]
+    modality = find_modality(config)
     chosen = load_prompts(prompts, images=modality.takes_images)
     check_images(chosen)
     scorer = Scorer.build(config.rewards, watch, processes.device, modality)

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from difrl.data.modality import MODALITIES
+from difrl.data.modality import find_modality
 from difrl.data.prompts import Prompt, load_prompts
 from difrl.data.rollout import Rollout
 from difrl.inference.loaded_run import LoadedRun
@@ -148,7 +148,7 @@ def build_search(
         return ScoredSearch(Scorer.build(config.rewards, [], run.policy.device))
     recipe = [*config.rewards, *config.watch] if run.is_run else []
     chosen = parse_reward(reward, recipe).model_copy(update={"weight": 1.0})
-    scorer = Scorer.build([chosen], [], run.policy.device, MODALITIES[config.likelihood.kind])
+    scorer = Scorer.build([chosen], [], run.policy.device, find_modality(config))
     scorer.preload()
     return BestOf(best_of, scorer) if best_of is not None else SVDD(SVDDSettings(svdd or 1, temperature), scorer)
 
@@ -163,7 +163,7 @@ def draw_sheet(
     """
     data = run.config.data
     files = [data.train, data.evaluation] if search.uses_reward and run.is_run else []
-    images = MODALITIES[run.config.likelihood.kind].takes_images
+    images = find_modality(run.config).takes_images
     own = {(p.text, p.image): p for file in files if file is not None for p in load_prompts(file, images=images)}
     prompts = [own.get((prompt.text, prompt.image), prompt) for prompt in prompts]
     rollouts, scores, notes = {}, {}, []

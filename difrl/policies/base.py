@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from difrl.core import Likelihoods
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout
+from difrl.data.rollout import Content, Rollout
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 from samplers import keyed, keyed_uniform
@@ -109,8 +109,8 @@ class Policy(Protocol):
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         """Draw one sample for each prompt as `rollout` does, by the weights of a snapshot, without branches or replay data."""
 
-    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> Mapping[str, Tensor]:
-        """Return the replay data of samples from other sources: images [B, 3, H, W] or texts."""
+    def replay_data(self, prompts: Sequence[Prompt], content: Content) -> Mapping[str, Tensor]:
+        """Return the replay data of samples from other sources: images [B, 3, H, W], videos or texts."""
 
     def evaluation(
         self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED

@@ -54,7 +54,11 @@ def recipes_table() -> Group:
     return Group(*tables.values())
 
 
-REWARD_HEADINGS: Mapping[str, str] = {"images": "rewards of images", "texts": "rewards of texts"}
+REWARD_HEADINGS: Mapping[str, str] = {
+    "images": "rewards of images, and of videos by their frames",
+    "videos": "rewards of whole videos",
+    "texts": "rewards of texts",
+}
 """Modality among the needs of a reward -> heading of its table."""
 OTHER = "other rewards"
 

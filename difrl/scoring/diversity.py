@@ -6,6 +6,7 @@ A group of one sample has no diversity. The metric is the mean of d_g over promp
 Its unit depends on the feature: for `pixels` it is the root-mean-square difference of a colour value in [0, 1] between
 thumbnails; for `ngrams` it is a number from 0 (equal texts) to 1 (no three letters in common). Pixels detect samples with
 the same layout and colours. A learned feature (`judge`, or CLIP's by import path) detects samples with the same content.
+The features of a video are those of its frames, one after the other.
 """
 
 from __future__ import annotations
@@ -116,14 +117,24 @@ class Diversity:
 
     @torch.no_grad()
     def describe(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Return the features [B, D] by metric name, diversity/NAME, on the device of the groups."""
-        images = {} if rollout.images is None else {n: f(rollout.images) for n, f in self.of_images.items()}
-        texts = {} if rollout.texts is None else {n: f(rollout.texts) for n, f in self.of_texts.items()}
-        return {f"diversity/{n}": value.float().to(rollout.groups.device) for n, value in (images | texts).items()}
+        """Return the features [B, D] by metric name, diversity/NAME, on the device of the groups. Videos have each frame's."""
+        features = self.of_images if rollout.texts is None else self.of_texts
+        parts: dict[str, list[Tensor]] = {name: [] for name in features}
+        for _, samples in rollout.batches() if features else ():
+            for name, feature in features.items():
+                parts[name].append(_describe_frames(feature, samples).float().to(rollout.groups.device))
+        return {f"diversity/{name}": torch.cat(found) for name, found in parts.items()}
 
     def __call__(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return d_g of every group of two or more samples, by metric name, diversity/NAME."""
         return {name: mean_distances(features, rollout.groups) for name, features in self.describe(rollout).items()}
+
+
+def _describe_frames(feature: Feature, samples: Tensor | Sequence[str]) -> Tensor:
+    """Return the features [B, D] of samples; of videos [B, F, 3, H, W] those of all frames, [B, F D]."""
+    if not isinstance(samples, Tensor) or samples.ndim != 5:
+        return feature(samples)
+    return feature(samples.flatten(0, 1)).reshape(len(samples), -1)
 
 
 def _import_feature(name: str) -> Feature:

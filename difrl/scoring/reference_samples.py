@@ -126,7 +126,7 @@ class ReferenceScores:
         prompts, samples = [self.prompts[number]] * count, number * count + torch.arange(count)
         with enough_for("reference samples", f"lower references.count (now {count}) or rollout.batch"):
             drawn = self.policy.reference(prompts, samples, self.key, self.config.snapshot).to(self.device)
-        return {name: score_rollout(self.rewards[name], drawn) for name in names}
+        return score_rollout({name: self.rewards[name] for name in names}, drawn)
 
     def _stack(self, entries: Sequence[PromptReferences]) -> dict[str, Scores]:
         """Return the scores [K, M] of K entries, by reward. K may be 0."""

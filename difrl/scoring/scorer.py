@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 import rewards
-from difrl.config import MemberConfig, RewardConfig
+from difrl.config import MemberConfig, RewardConfig, SampledFrames
 from difrl.config.yaml_source import ConfigError
 from difrl.data.modality import Modality
 from difrl.data.rollout import Rollout, ScoredRollout
@@ -17,31 +18,45 @@ from difrl.runtime.errors import UserError
 from difrl.runtime.paths import PACKAGE
 from difrl.runtime.progress import phase
 from difrl.scoring.reward_terms import RewardTerm, build_term
-from rewards import Failsafe, Reward, RewardError, Scores
+from rewards import Failsafe, PerFrame, Reward, RewardError, Scores
 from rewards.base import describe_exception, preload
-from rewards.combination import stack, weighted_sum
+from rewards.combination import concatenate, stack, weighted_sum
+
+Key = TypeVar("Key")
 
 SHIPPED_OPTIONS: Mapping[str, Mapping[str, str]] = {"judge": {"path": str(PACKAGE / "assets" / "judge")}}
 """Default options of rewards. The judge's weights are part of difrl, not of rewards/."""
 
 
 def build_reward(config: MemberConfig) -> Reward:
-    """Build a reward of a recipe, with its rule for failures."""
+    """Build a reward of a recipe, with its rules for the frames of videos and for failures."""
     name = config.import_ or config.name or ""
     try:
         reward = rewards.make(name, **{**SHIPPED_OPTIONS.get(name, {}), **config.options})
     except ValueError as error:  # a name, an import path or an option that does not exist
         raise ConfigError(str(error)) from error
-    return Failsafe(reward, config.on_error, config.timeout, config.retries)
+    return Failsafe(_score_by_frames(reward, config.frames), config.on_error, config.timeout, config.retries)
+
+
+def _score_by_frames(reward: Reward, frames: Literal["mean", "worst"] | SampledFrames | None) -> Reward:
+    """Return the reward that scores videos by their frames, unless it scores whole videos or no pictures."""
+    if frames is None:
+        return PerFrame(reward) if "images" in reward.needs and "videos" not in reward.needs else reward
+    readable = [need for need in reward.needs if need in ("images", "videos", "texts")]
+    if readable and "images" not in readable:
+        raise ConfigError(f"frames: it reads {' and '.join(readable)}, and not single frames; remove frames")
+    if isinstance(frames, SampledFrames):
+        return PerFrame(reward, frames.sample)
+    return PerFrame(reward, worst=frames == "worst")
 
 
 def modality_mismatch(reward: Reward, modality: Modality) -> str | None:
     """Return the reason why a reward cannot score samples of a modality.
 
-    None if it can, or if its `needs` contain neither images nor texts.
+    None if it can, or if its `needs` contain neither images, videos nor texts.
     """
     samples = f"{modality.key}s"
-    readable = [need for need in reward.needs if need in ("images", "texts")]
+    readable = [need for need in reward.needs if need in ("images", "videos", "texts")]
     if not readable or samples in readable:
         return None
     reads = " and ".join(readable)
@@ -137,16 +152,18 @@ class Scorer:
 
     def _score_members(self, rollout: Rollout) -> tuple[dict[str, Scores], dict[str, Tensor]]:
         """Return the scores [B] of every member of every term, by name, and the metrics [B] of members and ensembles."""
+        terms = [("reward", name, term) for name, (term, _) in self.optimised.items()]
+        terms += [("watch", name, term) for name, term in self.watched.items()]
+        members = {(prefix, key): each.reward for prefix, _, term in terms for key, each in term.members.items()}
+        found = score_rollout(members, rollout)
         scores: dict[str, Scores] = {}
         parts: dict[str, Tensor] = {}
-        optimised = {name: term for name, (term, _) in self.optimised.items()}
-        for prefix, terms in (("reward", optimised), ("watch", self.watched)):
-            for name, term in terms.items():
-                own = {key: score_rollout(member.reward, rollout) for key, member in term.members.items()}
-                scores |= own
-                reported = {name: term.raw_scores(own), **own}
-                parts |= {f"{prefix}/{key}": values_or_nan(part) for key, part in reported.items()}
-                parts |= {f"invalid/{key}": (~part.valid).float() for key, part in own.items()}
+        for prefix, name, term in terms:
+            own = {key: found[prefix, key] for key in term.members}
+            scores |= own
+            reported = {name: term.raw_scores(own), **own}
+            parts |= {f"{prefix}/{key}": values_or_nan(part) for key, part in reported.items()}
+            parts |= {f"invalid/{key}": (~part.valid).float() for key, part in own.items()}
         return scores, parts
 
     def _sum(
@@ -160,11 +177,15 @@ class Scorer:
         return ScoredRollout(rollout, total.values, total.valid, parts)
 
 
-def score_rollout(reward: Reward, rollout: Rollout) -> Scores:
-    """Return a reward's scores [B] of every sample, on the rollout's device."""
-    with phase(f"reward {reward.name}"):
-        scores = rewards.score(reward, rollout.content, rollout.prompt_texts, rollout.metadata)
-    return scores.to(rollout.groups.device)
+def score_rollout(rewards_by_key: Mapping[Key, Reward], rollout: Rollout) -> dict[Key, Scores]:
+    """Return the scores [B] of every sample by every reward, on the rollout's device. Videos are decoded once, by batches."""
+    parts: dict[Key, list[Scores]] = {key: [] for key in rewards_by_key}
+    for rows, samples in rollout.batches():
+        prompts, metadata = rollout.prompt_texts[rows], rollout.metadata[rows]
+        for key, reward in rewards_by_key.items():
+            with phase(f"reward {reward.name}"):
+                parts[key].append(rewards.score(reward, samples, prompts, metadata))
+    return {key: concatenate(found).to(rollout.groups.device) for key, found in parts.items()}
 
 
 def values_or_nan(scores: Scores) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import MODALITIES
+from difrl.data.modality import find_modality
 from difrl.data.prompts import Prompt, check_images, load_prompts
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
 from difrl.reporting.trackers import TrackerFactory, find_trackers
@@ -40,7 +40,7 @@ class Inputs:
 
 def load_inputs(config: RunConfig, processes: int, device: torch.device | str = "cpu") -> Inputs:
     """Load the inputs of a run by a number of processes. Raise ConfigError with every problem in them at once."""
-    modality, data, problems = MODALITIES[config.likelihood.kind], config.data, list[str]()
+    modality, data, problems = find_modality(config), config.data, list[str]()
 
     @contextmanager
     def collected(place: str) -> Iterator[None]:

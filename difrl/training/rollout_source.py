@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difrl.config import CollectConfig, DataConfig, RehearsalConfig, RunConfig
 from difrl.core import Collect, DynamicSampling, draw_once
-from difrl.data.modality import MODALITIES, Item, Modality
+from difrl.data.modality import Item, Modality, find_modality
 from difrl.data.prompt_order import PromptOrder
 from difrl.data.prompts import Prompt
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
@@ -244,7 +244,7 @@ def build_dataset_rollouts(
     data: DataConfig | RehearsalConfig, config: RunConfig, policy: Policy, device: torch.device
 ) -> DatasetRollouts:
     """Build the source of the samples of a file, for a run's data or its rehearsal."""
-    modality = MODALITIES[config.likelihood.kind]
+    modality = find_modality(config)
     return DatasetRollouts(data, config.seed, policy, load_recorded_samples(data, modality), modality, device)
 
 

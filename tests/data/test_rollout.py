@@ -19,7 +19,7 @@ def test_content_is_images_or_texts() -> None:
     assert torch.equal(torch.as_tensor(ROLLOUT.with_content(IMAGES).content), IMAGES)
     texts = ROLLOUT.with_content(["x", "y", "z"])
     assert (texts.content, texts.images) == (("x", "y", "z"), None)
-    with pytest.raises(ValueError, match="neither images nor texts"):
+    with pytest.raises(ValueError, match="no images, videos or texts"):
         _ = ROLLOUT.content
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import MODALITIES, Modality
+from difrl.data import modality as modalities
+from difrl.data.modality import Modality
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.scoring import SHIPPED_OPTIONS, Scorer, build_reward
 from rewards import RewardError, Scores
+from rewards import make as find_reward
 
 PROMPTS = tuple(Prompt(text, {"number": n}) for n, text in enumerate(("one", "two", "three")))
 
@@ -100,7 +102,7 @@ def test_texts_are_scored_where_there_are_no_images() -> None:
 
     Scorer.from_rewards({"a": (Spy(FULL.values), 1.0)}, {})(rollout(texts=("x", "y", "z")))
     assert seen == [("x", "y", "z")]
-    with pytest.raises(ValueError, match="neither images nor texts"):
+    with pytest.raises(ValueError, match="no images, videos or texts"):
         Scorer.from_rewards({"a": (FULL, 1.0)}, {})(rollout())
 
 
@@ -142,14 +144,14 @@ DOES_NOT_SAY = {"import": "tests.scoring.test_scorer.numbers"}
     ("modality", "wrong", "message"),
     [
         (
-            MODALITIES["forward"],
+            modalities.IMAGES,
             READS,
             "{}: it reads texts, and the samples here are images; .* lists the rewards of images",
         ),
         (
-            MODALITIES["tokens"],
+            modalities.TEXTS,
             SEES,
-            "{}: it reads images, and the samples here are texts; .* lists the rewards of texts",
+            "{}: it reads images and videos, and the samples here are texts; .* lists the rewards of texts",
         ),
     ],
 )
@@ -170,7 +172,8 @@ def test_rewards_of_another_modality_are_refused(modality: Modality, wrong: dict
 
 def test_options_of_a_recipe_win_over_the_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr("rewards.make", lambda name, **options: made.append((name, options)))
+    built = find_reward("jpeg_compressibility")
+    monkeypatch.setattr("rewards.make", lambda name, **options: made.append((name, options)) or built)
     build_reward(RewardConfig(name="judge"))
     build_reward(RewardConfig(name="judge", options={"path": "elsewhere"}))
     assert made == [("judge", dict(SHIPPED_OPTIONS["judge"])), ("judge", {"path": "elsewhere"})]

@@ -153,7 +153,9 @@ def test_an_ensemble_is_served_as_one_reward(monkeypatch: pytest.MonkeyPatch) ->
     common: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "token": None, "max_batch": 4, "wait": 0.0}
     serving.serve(configs, limits=limits, device="cpu", console=console, **common)
     with on_loopback(apps[0]) as url:
-        assert httpx.get(f"{url}/version", trust_env=False).json()["rewards"] == {"both": {"needs": ["images"]}}
+        assert httpx.get(f"{url}/version", trust_env=False).json()["rewards"] == {
+            "both": {"needs": ["images", "videos"]}
+        }
         far = make("remote", url=url, reward="both")
         found = score(far, torch.rand(2, 3, 8, 8), ["a", "b"], [{}, {}])
     assert (found.values.tolist(), found.valid.tolist()) == ([0.0, 0.0], [True, True])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.base import KeyPath
+from difrl.config.schema.rewards import SampledFrames
 from difrl.config.schema.run import RunSections
 
 COMPARING = ("par", "log_sigmoid")
@@ -13,6 +15,7 @@ COMPARING = ("par", "log_sigmoid")
 
 def check_rewards(config: RunSections) -> Iterator[ConfigConflict]:
     """Yield the conflicts of this part of a config."""
+    yield from _frames_are_of_videos(config)
     yield from _references_are_used(config)
     yield from _references_never_change(config)
     yield from _compared_rewards_share_a_scale(config)
@@ -22,6 +25,26 @@ def check_rewards(config: RunSections) -> Iterator[ConfigConflict]:
     yield from _shapes_have_effect(config)
     yield from _shapes_stay_in_range(config)
     yield from _multipliers_have_a_mean(config)
+
+
+def _frames_are_of_videos(config: RunSections) -> Iterator[ConfigConflict]:
+    for section, rewards in (("rewards", config.rewards), ("watch", config.watch)):
+        for index, reward in enumerate(rewards):
+            for place, member in enumerate(reward.members):
+                path: KeyPath = (section, index) if reward.ensemble is None else (section, index, "ensemble", place)
+                problem = _find_frames_problem(member.frames, config.rollout.frames)
+                if problem is not None:
+                    yield ConfigConflict((*path, "frames"), problem)
+
+
+def _find_frames_problem(scored: Literal["mean", "worst"] | SampledFrames | None, drawn: int | None) -> str | None:
+    if scored is None:
+        return None
+    if drawn is None:
+        return "frames is for videos, and the samples of this run have none; remove it, or set rollout.frames"
+    if isinstance(scored, SampledFrames) and scored.sample > drawn:
+        return f"found {scored.sample} sampled frames, and videos have rollout.frames: {drawn}; sample at most {drawn}"
+    return None
 
 
 def _references_are_used(config: RunSections) -> Iterator[ConfigConflict]:

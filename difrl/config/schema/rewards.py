@@ -74,6 +74,12 @@ class NoiseShape(Section):
 ShapeConfig = Annotated[ClipShape | MinMaxShape | ParShape | LogSigmoidShape | NoiseShape, Field(discriminator="kind")]
 
 
+class SampledFrames(Section):
+    """Some frames of each video, drawn by a hash of the video."""
+
+    sample: int = Field(gt=0, description="number of frames, whose mean is the score")
+
+
 class MemberConfig(Section):
     """A reward by name or by import path."""
 
@@ -88,6 +94,11 @@ class MemberConfig(Section):
         description="name in metrics; default: name, or the name of the callable",
     )
     options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
+    frames: Literal["mean", "worst"] | SampledFrames | None = Field(
+        None,
+        description="score of a video by a reward of images: mean or worst of its frames, or {sample: k}; default: mean, or "
+        "the whole video for a reward that reads videos",
+    )
     on_error: Literal["raise", "retry", "drop"] = Field(
         "raise",
         description="stop the run; call again, then stop; or leave out the samples that fail, counted in invalid/NAME",
@@ -136,7 +147,7 @@ def _is_home(option: object) -> bool:
     return isinstance(option, str) and option.startswith("~/")
 
 
-_CALLED = ("options", "on_error", "retries", "timeout")
+_CALLED = ("options", "frames", "on_error", "retries", "timeout")
 """Keys that determine how a reward is built and called."""
 
 

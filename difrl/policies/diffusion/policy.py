@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout
+from difrl.data.rollout import Content, Rollout
+from difrl.data.videos import Videos
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, batches
 from difrl.policies.diagnosis import Setting
 from difrl.policies.diffusion.families import Family
@@ -104,15 +105,15 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
             replay_data = draw(denoiser, self.prompts, prompts, samples, key, sampling)
             replay_data["weights"] = self.sampler_fingerprint().expand(len(prompts))
-        images = decode(self.family, replay_data["latents"], sampling.batch)
-        return Rollout(tuple(prompts), groups, samples, replay_data, images)
+        content = decode(self.family, replay_data["latents"], sampling.batch)
+        return Rollout(tuple(prompts), groups, samples, replay_data).with_content(content)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         sampling = replace(self.sampling, snapshot=snapshot, branching=replace(self.sampling.branching, size=1))
         with self.snapshots.use(snapshot):
             drawn = draw(self.denoiser(snapshot, sampling.guidance), self.prompts, prompts, samples, key, sampling)
-        images = decode(self.family, drawn["latents"], sampling.batch)
-        return Rollout(tuple(prompts), samples, samples, {}, images)
+        content = decode(self.family, drawn["latents"], sampling.batch)
+        return Rollout(tuple(prompts), samples, samples, {}).with_content(content)
 
     def evaluation(
         self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, guidance: GuidanceSettings = TRAINED
@@ -120,13 +121,17 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         sampling = self.evaluation_sampling
         guided = build_guidance(self.denoiser, sampling.guidance, guidance, sampling.grid, self.family.blend)
         drawn = draw(guided.denoiser, self.prompts, prompts, samples, key, sampling)
-        images = decode(self.family, drawn["latents"], sampling.batch)
-        return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))
+        content = decode(self.family, drawn["latents"], sampling.batch)
+        measures = guided.measures(len(prompts))
+        return Rollout(tuple(prompts), samples, samples, {}, measures=measures).with_content(content)
 
-    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
-        """Return the latents of images. Raise ModelError for another size than the model is sampled at."""
-        assert isinstance(content, Tensor)
-        parts = [content[rows] for rows in batches(len(content), self.sampling.batch)]
+    def replay_data(self, prompts: Sequence[Prompt], content: Content) -> dict[str, Tensor]:
+        """Return the latents of images or videos. Raise ModelError for another size than the model is sampled at."""
+        if isinstance(content, Videos):
+            parts = [frames for _, frames in content.batches()]
+        else:
+            assert isinstance(content, Tensor)
+            parts = [content[rows] for rows in batches(len(content), self.sampling.batch)]
         return {"latents": torch.cat([encode_recorded(self.family, part, self.sampling.shape) for part in parts])}
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:

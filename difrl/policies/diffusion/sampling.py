@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difrl.data.prompts import Prompt
+from difrl.data.videos import Videos
 from difrl.policies.base import NoiseKey, batches
 from difrl.policies.diffusion.branching import NO_BRANCHING, Branching
 from difrl.policies.diffusion.families import Family
@@ -124,8 +125,10 @@ def _draw_branches(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def decode(family: Family, latents: Tensor, batch: int) -> Tensor:
-    """Return the images of latents [B, ...], `batch` at a time."""
+def decode(family: Family, latents: Tensor, batch: int) -> Tensor | Videos:
+    """Return the images of latents [B, ...], decoded `batch` at a time, or their videos, which are decoded when they are read."""
+    if family.frames is not None:
+        return Videos(tuple(latents), lambda rows: family.decode(torch.stack(list(rows))), batch, latents.device)
     parts = []
     with phase("decoding images", total=len(latents)):
         for rows in batches(len(latents), batch):

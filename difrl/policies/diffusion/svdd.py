@@ -13,6 +13,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import GuidanceSettings, NoiseKey, batches
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.diffusion.sampling import decode
 from difrl.policies.errors import ModelError
 from difrl.runtime.progress import count_done
 from samplers import Window, make_kernel, svdd, transition_std
@@ -61,7 +62,8 @@ def draw_with_svdd(
 
         def value(x0_hat: Tensor, index: Tensor) -> Tensor:
             owners = tuple(chosen[row] for row in index.tolist())
-            return score(Rollout(owners, index, index, {}, policy.family.decode(x0_hat)))
+            content = decode(policy.family, x0_hat, sampling.batch)
+            return score(Rollout(owners, index, index, {}).with_content(content))
 
         return svdd(
             guided.denoiser,
@@ -82,5 +84,6 @@ def draw_with_svdd(
     for rows in batches(len(prompts), max(1, sampling.batch // settings.candidates)):
         latents.append(draw(rows))
         count_done(len(latents[-1]))
-    images = torch.cat([policy.family.decode(part) for part in latents])
-    return Rollout(tuple(prompts), samples, samples, {}, images, measures=guided.measures(len(prompts)))
+    measures = guided.measures(len(prompts))
+    content = decode(policy.family, torch.cat(latents), max(1, sampling.batch // settings.candidates))
+    return Rollout(tuple(prompts), samples, samples, {}, measures=measures).with_content(content)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
-from difrl.data.rollout import Rollout
+from difrl.data.rollout import Content, Rollout
+from difrl.data.videos import Videos
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, batches
 from difrl.policies.diagnosis import Setting
 from difrl.policies.language.engines import Engines
@@ -130,9 +131,9 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         self.evaluations += int(drawn.mask.sum())
         return self.tokenizer.decode(drawn.tokens, drawn.mask)
 
-    def replay_data(self, prompts: Sequence[Prompt], content: Tensor | Sequence[str]) -> dict[str, Tensor]:
+    def replay_data(self, prompts: Sequence[Prompt], content: Content) -> dict[str, Tensor]:
         """Return the tokens of completions that `validate_items` accepts."""
-        assert not isinstance(content, Tensor)
+        assert not isinstance(content, Tensor | Videos)
         completions = self.tokenizer.tokenize_completions(content)
         tokens, mask = pad_right(completions, self.tokenizer.max_new_tokens, self.tokenizer.pad)
         return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}

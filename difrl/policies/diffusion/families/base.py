@@ -37,6 +37,8 @@ class Family(ABC):
     height: int | None = None
     """Size of images in pixels; None is the model's own."""
     width: int | None = None
+    frames: int | None = None
+    """Number of frames of a video; None for images."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
