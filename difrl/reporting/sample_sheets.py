@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from rich.console import Console
 
+from difrl.data.image_files import read_image
 from difrl.data.rollout import Rollout
 from difrl.reporting.image_grid import compare
 from difrl.reporting.number_format import ScoreTable
@@ -41,13 +42,16 @@ class PictureSheet:
     sets: Mapping[str, torch.Tensor]
     """Label -> [P, N, 3, H, W]."""
     scores: Mapping[str, ScoreTable]
+    inputs: Sequence[Path] = ()
+    """Input images of the prompts, [P] or none."""
     default: ClassVar[Path | None] = Path("samples.png")
 
     def show(self, console: Console) -> None: ...
 
     def save(self, path: Path) -> Path:
         place = path if path.suffix else path.with_suffix(".png")
-        compare(self.sets, self.prompts, self.scores or None).save(place)
+        inputs = [read_image(path) for path in self.inputs]
+        compare(self.sets, self.prompts, self.scores or None, inputs=inputs).save(place)
         return place
 
     def as_data(self) -> dict[str, Any]:
@@ -61,7 +65,9 @@ def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores:
         label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None
     }
     if images:
-        return PictureSheet(prompts, images, scores)
+        drawn = next(iter(rollouts.values())).prompts
+        inputs = [prompt.image for prompt in drawn[:: len(drawn) // len(prompts)] if prompt.image is not None]
+        return PictureSheet(prompts, images, scores, inputs)
     texts = {}
     for label, rollout in rollouts.items():
         found, size = rollout.texts or (), len(rollout) // len(prompts)

@@ -84,6 +84,22 @@ def test_compare_puts_one_column_a_label():
     assert left[0] == left[1] < left[2] == left[3]
 
 
+def test_input_images_of_any_size_are_the_first_column():
+    """They are as large as a tile of 120 × 120 allows, in the middle of it, whole and in their proportions."""
+    inputs = [Image.new("RGB", size, (red, 128, 128)) for red, size in ((10, (30, 15)), (11, (200, 800)), (12, (4, 4)))]
+    sheet = compare({"": coloured(6).view(3, 2, 3, 4, 4)}, ["a", "b", "c"], scale=30, inputs=inputs)
+    places = [np.argwhere((pixels(sheet) == (red, 128, 128)).all(-1)) for red in (10, 11, 12)]
+    assert [tuple(one.max(0) - one.min(0) + 1) for one in places] == [(60, 120), (120, 30), (120, 120)]
+    outputs = [np.argwhere((pixels(sheet) == (red, 128, 128)).all(-1)) for red in (0, 2, 4)]
+    for one, output in zip(places, outputs, strict=True):
+        assert one.max(0)[1] < output.min(0)[1]
+        middle, beside = (box.min(0)[0] + box.max(0)[0] for box in (one, output))
+        assert middle == beside
+    assert len({one.min(0)[1] + one.max(0)[1] for one in places}) == 1
+    with pytest.raises(ValueError, match="2 input images for 3 prompts"):
+        compare({"": coloured(3)}, ["a", "b", "c"], inputs=inputs[:2])
+
+
 def test_compare_takes_several_samples_a_prompt_and_scores():
     nested = coloured(6).view(2, 3, 3, 4, 4)
     scores = {"w = 1": [[1, 0, float("nan")], [0.5, 0.5, 1]]}

@@ -6,8 +6,10 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from difrl.data.prompts import Prompt
@@ -79,3 +81,14 @@ def test_texts_make_a_table_and_images_a_picture(tmp_path: Path) -> None:
     assert isinstance(sheet, PictureSheet)
     assert sheet.save(tmp_path / "sheet") == tmp_path / "sheet.png"
     assert sheet.as_data()["scores"] == [[1.0, 0.0], [0.5, None]]
+
+
+def test_a_sheet_of_edits_shows_the_input_of_each_prompt_once(tmp_path: Path) -> None:
+    """Two prompts with two samples each, and input images of a colour of their own."""
+    colours = {"a": (250, 10, 20), "b": (10, 20, 250)}
+    for name, colour in colours.items():
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{name}.png")
+    prompts = tuple(Prompt(name, {}, image=tmp_path / f"{name}.png") for name in "aabb")
+    rollout = Rollout(prompts, torch.arange(4), torch.arange(4), {}, images=torch.zeros(4, 3, 16, 16))
+    sheet = np.asarray(Image.open(build_sheet(["a", "b"], {"": rollout}, {}).save(tmp_path / "sheet.png")))
+    assert [int((sheet == colour).all(-1).sum()) for colour in colours.values()] == [128 * 128] * 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image, ImageDraw
@@ -39,6 +39,8 @@ class TileColumn:
     label: str
     tiles: list[list[Image.Image]]
     scores: ScoreTable | None = None
+    is_input: bool = False
+    """True for the input images of prompts, which may be smaller than a tile."""
 
     @property
     def most(self) -> int:
@@ -116,11 +118,13 @@ def compare(
     prompts: Sequence[str],
     scores: Mapping[str, ScoreTable] | None = None,
     scale: int | None = None,
+    inputs: Sequence[Image.Image] = (),
 ) -> Image.Image:
     """Return several sets of samples side by side: one column a label, in the order of the mapping, and one row a prompt.
 
     `rows_by_label` maps a label to images [P,3,H,W], or [P,n,3,H,W] for n samples a prompt; `scores` maps it to P lists of
-    n values. Raise ValueError if the numbers of prompts, images and scores do not fit, or if images are not finite.
+    n values. `inputs` has the prompts' input images, of any sizes, which form the first column, or is empty. Raise ValueError
+    if the numbers of prompts, images and scores do not fit, or if images are not finite.
     """
     if not rows_by_label:
         raise ValueError("compare: no columns were given; expected at least one label with its images")
@@ -133,6 +137,12 @@ def compare(
         own = scores.get(label) if scores else None
         _check_scores(own, len(prompts))
         columns.append(TileColumn(label, [_tiles(row, scale) for row in nested], own))
+    if inputs:
+        if len(inputs) != len(prompts):
+            raise ValueError(f"compare: {len(inputs)} input images for {len(prompts)} prompts")
+        size = columns[0].tiles[0][0].size
+        named = [replace(column, label=column.label or "output") for column in columns]
+        columns = [TileColumn("input", [[_fit(image, size)] for image in inputs], is_input=True), *named]
     return _sheet(columns, prompts)
 
 
@@ -164,9 +174,16 @@ def _tiles(images: torch.Tensor, scale: int | None) -> list[Image.Image]:
     return pictures
 
 
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image as large as a tile of this size allows. Pixel art stays sharp."""
+    factor = min(tile / side for tile, side in zip(size, image.size, strict=True))
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS)
+
+
 def _sheet(columns: Sequence[TileColumn], prompts: Sequence[str]) -> Image.Image:
     """Draw prompts at the left, then the columns, with more room between columns than between samples of one column."""
-    size = columns[0].tiles[0][0].size
+    size = columns[-1].tiles[0][0].size
     lengths = Lengths(*size, scored=any(column.scores is not None for column in columns))
     gap, margin, body = lengths.gap, lengths.margin, font(lengths.text)
     room = max(2, lengths.pitch // line_height(body) - 2)
@@ -180,8 +197,9 @@ def _sheet(columns: Sequence[TileColumn], prompts: Sequence[str]) -> Image.Image
     sheet = Image.new("RGB", (left + width + margin, height + 2 * margin), PAGE)
 
     top = margin + header
+    sets = [column for column in columns if not column.is_input]
     for index, lines in enumerate(captions):
-        alone = columns[0].scores if len(columns) == 1 else None
+        alone = sets[0].scores if len(sets) == 1 else None
         mean = mean_score([alone[index]]) if alone is not None else None
         _caption(sheet, lines, mean, (margin, top + index * lengths.pitch), lengths)
     x = left
@@ -234,8 +252,9 @@ def _row(
     values = list(column.scores[index]) if column.scores is not None else []
     x, y = at
     for position, tile in enumerate(column.tiles[index]):
-        sheet.paste(tile, (x, y))
-        draw.rectangle((x - 1, y - 1, x + tile.width, y + tile.height), outline=HAIRLINE)
+        left, upper = x + (lengths.width - tile.width) // 2, y + (lengths.height - tile.height) // 2
+        sheet.paste(tile, (left, upper))
+        draw.rectangle((left - 1, upper - 1, left + tile.width, upper + tile.height), outline=HAIRLINE)
         if position < len(values):
             label = badge(values[position], spread, lengths.text - 1)
             lower = y + tile.height + lengths.text // 4
