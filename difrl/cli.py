@@ -175,9 +175,11 @@ def sample(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file = sheet.save(file)
+        each = sheet.save_each(file)
     number, listed = len(prompts) * count * len(weights), ", ".join(f"{w:g}" for w in weights)
     trained = f" after {pluralise(loaded.step, 'step')} of training at w = {listed}" if loaded.is_run else ""
     written = "" if file is None else f": {escape(str(file))}"
+    written += f", and each in {escape(str(file.with_suffix('')))}/" if file is not None and each else ""
     out.print(f"{pluralise(number, 'sample')}{trained}{written}", soft_wrap=True)
     for note in notes:
         out.print(escape(note), soft_wrap=True)

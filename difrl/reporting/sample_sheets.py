@@ -1,4 +1,4 @@
-"""Sheets of samples of fixed prompts, in one or more sets side by side: a picture of images or a table of texts."""
+"""Sheets of samples of fixed prompts, in one or more sets side by side: pictures, strips of videos, or a table of texts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from difrl.data.rollout import Rollout
 from difrl.reporting.image_grid import compare
 from difrl.reporting.number_format import ScoreTable
 from difrl.reporting.text_sheet import TextSheet
+from difrl.reporting.video_sheet import VideoSheet
 
 
 class Sheet(Protocol):
@@ -29,6 +30,9 @@ class Sheet(Protocol):
 
     def save(self, path: Path) -> Path:
         """Write the sheet and return its path; a path without a suffix gets one."""
+
+    def save_each(self, path: Path) -> Sequence[Path]:
+        """Write samples that a sheet cannot show as files of their own, beside the sheet at `path`, and return their paths."""
 
     def as_data(self) -> dict[str, Any]:
         """Return the sheet as JSON data."""
@@ -54,6 +58,9 @@ class PictureSheet:
         compare(self.sets, self.prompts, self.scores or None, inputs=inputs).save(place)
         return place
 
+    def save_each(self, path: Path) -> Sequence[Path]:
+        return ()
+
     def as_data(self) -> dict[str, Any]:
         """Return {"prompts": [P], "scores": [P][N]}, for the single set of a training step."""
         return {"prompts": self.prompts, "scores": next(iter(self.scores.values()), [])}
@@ -61,13 +68,16 @@ class PictureSheet:
 
 def build_sheet(prompts: Sequence[str], rollouts: Mapping[str, Rollout], scores: Mapping[str, ScoreTable]) -> Sheet:
     """Build a sheet from one rollout a set. Each has equally many samples of every prompt, one prompt after the other."""
+    drawn = next(iter(rollouts.values())).prompts
+    inputs = [prompt.image for prompt in drawn[:: len(drawn) // len(prompts)] if prompt.image is not None]
     images = {
         label: r.images.cpu().unflatten(0, (len(prompts), -1)) for label, r in rollouts.items() if r.images is not None
     }
     if images:
-        drawn = next(iter(rollouts.values())).prompts
-        inputs = [prompt.image for prompt in drawn[:: len(drawn) // len(prompts)] if prompt.image is not None]
         return PictureSheet(prompts, images, scores, inputs)
+    videos = {label: r.videos for label, r in rollouts.items() if r.videos is not None}
+    if videos:
+        return VideoSheet(prompts, videos, scores, inputs)
     texts = {}
     for label, rollout in rollouts.items():
         found, size = rollout.texts or (), len(rollout) // len(prompts)

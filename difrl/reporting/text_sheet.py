@@ -62,6 +62,9 @@ class TextSheet:
         place.write_text(written, encoding="utf-8", errors="replace")
         return place
 
+    def save_each(self, path: Path) -> Sequence[Path]:
+        return ()
+
     def as_text(self) -> str:
         page = io.StringIO()
         Console(file=page, force_terminal=False, no_color=True, highlight=False, width=SHEET_WIDTH).print(self)

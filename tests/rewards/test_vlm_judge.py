@@ -147,7 +147,7 @@ def test_a_question_of_ones_own_about_an_edit(judge: Callable[..., VlmJudge], tm
     assert content[2]["text"] == "Was a done?"
     with pytest.raises(RewardError, match="the metadata have no input image"):
         score(reward, greys(0.5), ["a"], [{}])
-    assert judge().needs == ("images", "prompts")
+    assert judge().needs == ("images", "videos", "prompts")
 
 
 @pytest.mark.parametrize("other", [{"question": "Is it {prompt}?"}, {"scale": [1, 5]}])

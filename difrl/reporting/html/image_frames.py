@@ -29,6 +29,8 @@ class Picture:
     uri: str
     width: int
     height: int
+    playing: Picture | None = None
+    """The same picture with videos that play."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ def read_frames(folder: Path, problems: list[str]) -> list[Frame]:
 
 
 def read_picture(path: Path, problems: list[str]) -> Picture | None:
-    """Return a picture, converted to JPEG if it is large, or None and a problem if it is damaged."""
+    """Return a picture, converted to JPEG if it is large, or None and a problem if it is damaged.
+
+    If the sheet is of videos, the playing one is beside it. It is left out if it is large.
+    """
     try:
         image, data, kind = read_image_file(path), path.read_bytes(), "png"
     except (OSError, ImageFileError):
@@ -71,8 +76,22 @@ def read_picture(path: Path, problems: list[str]) -> Picture | None:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)
         data = buffer.getvalue()
-    text = base64.b64encode(data).decode("ascii")
-    return Picture(f"data:image/{kind};base64,{text}", image.width, image.height)
+    return Picture(_uri(kind, data), image.width, image.height, _read_playing(path.with_suffix(".webp")))
+
+
+def _read_playing(path: Path) -> Picture | None:
+    """Return an animated sheet, None if there is none that can be played."""
+    try:
+        if not 0 < path.stat().st_size <= LARGEST:
+            return None
+        with Image.open(path, formats=("WEBP",)) as image:
+            return Picture(_uri("webp", path.read_bytes()), image.width, image.height)
+    except (OSError, ValueError):
+        return None
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _notes(path: Path, problems: list[str]) -> tuple[tuple[str, ...], float]:

@@ -109,7 +109,7 @@
   });
 
   // A click shows a sheet at its own size, and fits it again.
-  all(".sheet img").forEach((image) => image.addEventListener("click", () => image.parentElement.classList.toggle("full")));
+  all(".sheet img").forEach((image) => image.addEventListener("click", () => image.closest(".sheet").classList.toggle("full")));
 
   // Paper shows everything; a link to a folded run opens it.
   let opened = [];

@@ -26,6 +26,8 @@ ROLLOUT_NOTE = (
     "evaluations to compare."
 )
 SAMPLES_NOTE = "The same prompts and noise at every step."
+MOVING = "screen and (prefers-reduced-motion: no-preference)"
+"""Media in which videos play."""
 COSTS = ("cost/evaluations", "cost/saved")
 SWEEP_NOTE = (
     "Every sample is drawn with base + w · (trained − base): w = 0 is the base model, w = 1 the trained model. "
@@ -157,11 +159,15 @@ def render_samples(run: RunRecord) -> str:
 
 
 def picture(one: Picture, alt: str) -> str:
-    """Return a picture. It scrolls on a narrow screen and has full size after a click, so captions stay legible."""
-    return (
-        f'<div class="sheet"><img src="{one.uri}" width="{one.width}" height="{one.height}" '
-        f'alt="{escape(alt, quote=True)}"></div>'
-    )
+    """Return a picture. It scrolls on a narrow screen and has full size after a click, so captions stay legible.
+
+    Videos play on a screen, unless its user asks for less motion. On paper they are strips.
+    """
+    image = f'<img src="{one.uri}" width="{one.width}" height="{one.height}" alt="{escape(alt, quote=True)}">'
+    if one.playing is None:
+        return f'<div class="sheet">{image}</div>'
+    source = f'<source media="{MOVING}" srcset="{one.playing.uri}" width="{one.playing.width}" height="{one.playing.height}">'
+    return f'<div class="sheet"><picture>{source}{image}</picture></div>'
 
 
 def render_sweep(run: RunRecord) -> str:
