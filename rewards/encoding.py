@@ -34,7 +34,7 @@ def encode_images(images: Tensor, format: str) -> list[bytes]:
     """Return a file for each of the images [B,3,H,W] in [0,1], rounded to 8 bits."""
     if format == "jpeg" and images.shape[2] > LARGEST_SIDE:
         raise ValueError(f"a JPEG has at most {LARGEST_SIDE} pixels a side, found {images.shape[2]}; set format: png")
-    return [_encode(picture, format) for picture in to_pictures(images)]
+    return [encode_picture(picture, format) for picture in to_pictures(images)]
 
 
 def to_strips(videos: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ def decode_images(files: Sequence[bytes]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2)))
 
 
-def _encode(picture: Image.Image, format: str) -> bytes:
+def encode_picture(picture: Image.Image, format: str) -> bytes:
+    """Return an RGB picture as a file."""
     buffer = io.BytesIO()
     if format == "jpeg":
         picture.save(buffer, format="JPEG", quality=95, subsampling=0)

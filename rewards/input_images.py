@@ -1,7 +1,8 @@
 """Input images of rewards that judge an edit: the picture that a prompt changes, and the region that it may change.
 
 They are files that the metadata name with absolute paths, under `image` and `mask`. difrl fills both in from the rows of a
-run; a server from the files of a request.
+run. A path means nothing on another machine: `remote` sends the files (`pack_inputs`), and the server fills in where it put
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.base import Metadata, MetadataError
+from rewards.encoding import encode_picture
 from rewards.image_files import ImageFileError, read_image_file
 
 IMAGE, MASK = "image", "mask"
@@ -46,6 +48,27 @@ def read_masks(name: str, prompts: Sequence[str], metadata: Metadata) -> list[Te
     files = dict[str, Tensor]()
     found = [_read(name, prompts[row], facts, row, MASK, files) for row, facts in enumerate(metadata)]
     return [None if mask is None else mask.mean(0, keepdim=True) for mask in found]
+
+
+def pack_inputs(metadata: Metadata) -> tuple[list[dict[str, Any]], list[dict[str, int]], list[bytes]]:
+    """Return what replaces the paths of B rows: the other metadata, the numbers of files by key, and the files as PNG.
+
+    Each file occurs once. A path that is not absolute or has no image stays in the metadata.
+    """
+    rows, numbers, files = list[dict[str, Any]](), list[dict[str, int]](), dict[str, bytes]()
+    for facts in metadata:
+        numbers.append({})
+        for key in (IMAGE, MASK):
+            path = facts.get(key)
+            if not isinstance(path, str) or not os.path.isabs(path):
+                continue
+            try:
+                files[path] = files.get(path) or encode_picture(read_image_file(Path(path)), "png")
+            except ImageFileError:
+                continue
+            numbers[-1][key] = list(files).index(path)
+        rows.append({key: value for key, value in facts.items() if key not in numbers[-1]})
+    return rows, numbers, list(files.values())
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

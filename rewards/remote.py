@@ -1,7 +1,8 @@
 """A reward of a server (`difrl serve`), on this machine or another.
 
 Images are sent as PNG, which is lossless for 8 bits: the server scores the images that would be saved. With format: jpeg
-the files are a few times smaller, but lossy. A video is a single picture of its frames, one below the other.
+the files are a few times smaller, but lossy. A video is a single picture of its frames, one below the other. Input images of
+edits, which the metadata name, are sent too, always as PNG.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from rewards.base import Metadata, RewardError, Samples, Scores, WithoutDevice, check_images, check_texts, check_videos
 from rewards.encoding import FORMATS, encode_images, to_strips
 from rewards.http import RETRIES, TIMEOUT, Connection, HttpError, map_concurrently, read_secret
+from rewards.input_images import pack_inputs
 from rewards.options import check_at_least_one, check_choice
 from rewards.protocol import PROTOCOL, printable
 
@@ -97,11 +99,15 @@ class Remote(WithoutDevice):
         request: dict[str, object] = {"prompts": list(prompts), "metadata": [dict(row) for row in metadata]}
         files = []
         if isinstance(samples, Tensor):
+            request["metadata"], numbers, inputs = pack_inputs(metadata)
+            if inputs:
+                request["inputs"] = numbers
+                files += [("inputs", (f"{i}.png", file, "image/png")) for i, file in enumerate(inputs)]
             kind = f"image/{self.format}"
             if samples.ndim == 5:
                 request["frames"], samples = samples.shape[1], to_strips(samples)
             pictures = encode_images(samples, self.format)
-            files = [("images", (f"{i}.{self.format}", picture, kind)) for i, picture in enumerate(pictures)]
+            files += [("images", (f"{i}.{self.format}", picture, kind)) for i, picture in enumerate(pictures)]
         else:
             request["texts"] = list(samples)
         try:

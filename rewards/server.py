@@ -2,7 +2,8 @@
 
     POST /score/REWARD   multipart/form-data: a field `request` with JSON {"prompts": […], "metadata": […]}, and a file
                          `images` (PNG or JPEG) for each prompt, or "texts": […] in the JSON instead. With "frames": F in the
-                         JSON, each picture is a video: its F frames, one below the other
+                         JSON, each picture is a video: its F frames, one below the other. Input images of edits are files
+                         `inputs`; "inputs": [{"image": 0, "mask": 1}, …] has their numbers for each prompt
                          → {"values": [0.5, null, …]}, null for a row that could not be scored
     GET  /health         whether requests are accepted, and the state of each reward; needs no token
     GET  /version        versions of the program and of this protocol, the rewards, the limits of a request
@@ -22,12 +23,15 @@ import asyncio
 import contextlib
 import difflib
 import hmac
+import os
 import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import ClassVar, cast
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar, Literal, cast
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -46,6 +50,7 @@ from rewards.base import MetadataError, Reward, RewardError, Scores
 from rewards.batching import Batcher, Busy
 from rewards.encoding import BadImage, count_pixels, decode_images, from_strips
 from rewards.image_files import TooManyPixels
+from rewards.input_images import IMAGE, MASK
 from rewards.memory import MemoryBudget, OverBudget, Shortage
 from rewards.protocol import PROTOCOL, is_token
 
@@ -88,6 +93,8 @@ class ScoreRequest(BaseModel):
     metadata: list[dict[str, object]] | None = None
     texts: list[str] | None = None
     frames: int | None = Field(None, ge=1)
+    inputs: list[dict[Literal["image", "mask"], int]] | None = None
+    """Numbers of the files `inputs` whose paths the metadata of each row get."""
 
 
 class Refusal(Exception):
@@ -159,15 +166,16 @@ def create_app(
         check_token(request, token)
         if name not in batchers:
             raise Refusal(404, f"no reward '{name}' here; {_describe_names(name, batchers)}")
-        async with budget.share() as take:
-            body, files = await read_request(request, limits, take)
+        async with budget.share() as take, contextlib.AsyncExitStack() as stack:
+            body, files, inputs = await read_request(request, limits, take)
             check_samples(body, files, rewards[name])
             if not body.prompts:
                 return {"values": []}
-            metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
+            folder = stack.enter_context(TemporaryDirectory(prefix="difrl-inputs-")) if inputs else ""
+            metadata = await store_inputs(body, inputs, Path(folder), limits, take)
             samples = await decode_files(files, body.frames, limits, take) if body.texts is None else body.texts
             job = batchers[name].submit(samples, body.prompts, metadata)
-            del body, files, samples
+            del body, files, inputs, samples
             try:
                 scores = await wait_for_scores(request, job)
             except RewardError as error:
@@ -189,8 +197,11 @@ def check_token(request: Request, token: str | None) -> None:
         raise Refusal(401, problem, {"WWW-Authenticate": "Bearer"})
 
 
-async def read_request(request: Request, limits: Limits, take: Take) -> tuple[ScoreRequest, list[bytes]]:
-    """Return the JSON and the images of a request. No more than the limit is read, and not for longer than it allows."""
+async def read_request(request: Request, limits: Limits, take: Take) -> tuple[ScoreRequest, list[bytes], list[bytes]]:
+    """Return the JSON, the images and the input images of a request.
+
+    No more than the limit is read, and not for longer than it allows.
+    """
     max_bytes = limits.megabytes * 10**6
     length = request.headers.get("Content-Length", "0")
     if length.isdecimal() and int(length[:20]) > max_bytes:
@@ -198,7 +209,7 @@ async def read_request(request: Request, limits: Limits, take: Take) -> tuple[Sc
     parser = MultiPartParser(
         _multipart_header(request.headers.get("Content-Type", "none")),
         _stream_body(request, max_bytes, take),
-        max_files=limits.rows,
+        max_files=3 * limits.rows,  # an image, an input image and a mask for each row
         max_fields=1,
         max_part_size=max_bytes,
     )
@@ -210,20 +221,24 @@ async def read_request(request: Request, limits: Limits, take: Take) -> tuple[Sc
         raise Refusal(408, f"the request did not arrive within {limits.seconds:g} seconds; send fewer rows") from error
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Refusal(413, f"more than {limits.rows} images; send fewer rows at once") from error
+            raise Refusal(413, f"more than {3 * limits.rows} files; send fewer rows at once") from error
         raise Refusal(422, error.message) from error
     except ClientDisconnect as error:
         raise Refusal(400, "the request ended before its end") from error
     try:
-        fields, files = form.getlist("request"), form.getlist("images")
-        if len(fields) + len(files) < len(form.multi_items()) or len(fields) != 1 or not isinstance(fields[0], str):
+        fields, files, inputs = (form.getlist(name) for name in ("request", "images", "inputs"))
+        known = len(fields) + len(files) + len(inputs)
+        if known < len(form.multi_items()) or len(fields) != 1 or not isinstance(fields[0], str):
             parts = ", ".join(sorted({name for name, _ in form.multi_items()})) or "none"
             raise Refusal(422, f"expected one field 'request' with JSON, and files 'images'; found the parts: {parts}")
-        if not all(isinstance(file, UploadFile) for file in files):
-            raise Refusal(422, "'images' must be files, with a filename")
+        if not all(isinstance(file, UploadFile) for file in [*files, *inputs]):
+            raise Refusal(422, "'images' and 'inputs' must be files, with a filename")
+        if len(files) > limits.rows:
+            raise Refusal(413, f"more than {limits.rows} images; send fewer rows at once")
         await take(JSON_COST * len(fields[0]))
         body = await run_in_threadpool(parse_request, fields[0], limits)
-        return body, [await file.read() for file in files if isinstance(file, UploadFile)]
+        images = [await file.read() for file in files if isinstance(file, UploadFile)]
+        return body, images, [await file.read() for file in inputs if isinstance(file, UploadFile)]
     finally:
         await form.close()
 
@@ -251,7 +266,7 @@ def parse_request(text: str, limits: Limits) -> ScoreRequest:
     rows = len(body.prompts)
     if rows > limits.rows:
         raise Refusal(413, f"{rows} rows, expected at most {limits.rows}; send fewer at once")
-    for name, entries in (("metadata", body.metadata), ("texts", body.texts)):
+    for name, entries in (("metadata", body.metadata), ("texts", body.texts), ("inputs", body.inputs)):
         if entries is not None and len(entries) != rows:
             raise Refusal(422, f"{len(entries)} {name} for {rows} prompts; send one for each")
     return body
@@ -269,6 +284,33 @@ def check_samples(body: ScoreRequest, files: Sequence[bytes], reward: Reward) ->
         raise Refusal(422, f"found {found}, expected {expected} for reward '{reward.name}'")
     if body.texts is None and len(files) != len(body.prompts):
         raise Refusal(422, f"{len(files)} images for {len(body.prompts)} prompts; send one for each")
+
+
+async def store_inputs(
+    body: ScoreRequest, files: Sequence[bytes], folder: Path, limits: Limits, take: Take
+) -> list[dict[str, object]]:
+    """Write the input images of a request into a folder, and return the metadata of its rows with their paths.
+
+    Paths in the metadata of rows of images are refused: they would name files of this machine.
+    """
+    metadata = [{} for _ in body.prompts] if body.metadata is None else body.metadata
+    for row, facts in enumerate(metadata if body.texts is None else []):
+        for key in (IMAGE, MASK):
+            if isinstance(path := facts.get(key), str) and os.path.isabs(path):
+                raise Refusal(
+                    422, f"`{key}` in the metadata is a path, which means nothing here; send 'inputs'", row=row
+                )
+    for file in files:  # one at a time, each checked by decoding it
+        await decode_files([file], None, limits, take)
+    paths = [folder / f"{number}.png" for number in range(len(files))]
+    for path, file in zip(paths, files, strict=True):
+        await run_in_threadpool(path.write_bytes, file)
+    for row, numbers in enumerate(body.inputs or []):
+        for key, number in numbers.items():
+            if not 0 <= number < len(paths):
+                raise Refusal(422, f"number {number} of {len(paths)} files 'inputs'; numbers begin with 0", row=row)
+            metadata[row] = {**metadata[row], key: str(paths[number])}
+    return metadata
 
 
 async def decode_files(files: Sequence[bytes], frames: int | None, limits: Limits, take: Take) -> Tensor:

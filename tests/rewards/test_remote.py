@@ -6,14 +6,17 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rewards import Remote, Reward, RewardError, Scores, make, score
+from rewards.encoding import encode_images
 from rewards.http import Connection
 from rewards.protocol import PROTOCOL
 from rewards.server import Limits, create_app
@@ -48,6 +51,7 @@ picky = Picky()
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     served: dict[str, Reward] = {"geneval": make("geneval"), "jpeg": make("jpeg_compressibility"), "picky": picky}
+    served["consistency"] = make("consistency", metric="l2")
     limits = Limits(rows=20, megabytes=2, megapixels=2)
     with serving(create_app(served, version="1", token=TOKEN, wait=0.02, limits=limits)) as address:
         yield address
@@ -325,3 +329,53 @@ def test_the_version_is_requested_once() -> None:
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make("remote", **{"url": "http://far", "reward": "far", **options})
+
+
+def test_input_images_and_masks_reach_the_server(client: Callable[..., Remote], tmp_path: Path) -> None:
+    """Files of several sizes and formats, one in all batches. The reward finds copies, which are gone after the answer."""
+    drawn = images(5)
+    for name in ("a.webp", "b.tiff", "mask.png"):
+        Image.effect_noise((16, 16 if name < "b" else 24), 90).convert("RGB").save(tmp_path / name, lossless=True)
+    one, two, mask = (str(tmp_path / name) for name in ("a.webp", "b.tiff", "mask.png"))
+    metadata = [{"image": one}, {"image": two, "n": 1}, {"image": one, "mask": mask}, {"image": one}, {"image": two}]
+    local = score(make("consistency", metric="l2"), (drawn * 255).round() / 255, ["x"] * 5, metadata)
+    found = score(client("consistency", batch_size=2), drawn, ["x"] * 5, metadata)
+    assert torch.equal(found.values, local.values)
+    score(client("picky"), drawn, ["x"] * 5, metadata)
+    rows = [row for _, rows in picky.calls for row in rows]
+    assert rows[1]["n"] == 1
+    assert rows[0]["image"] == rows[2]["image"] == rows[3]["image"] != rows[1]["image"]
+    assert not any(Path(row["image"]).exists() for row in rows)
+
+
+def test_paths_that_are_no_images_stay_text_or_are_refused(client: Callable[..., Remote], tmp_path: Path) -> None:
+    """A path of the client's machine would name a file of the server's. For texts `image` is metadata like any other."""
+    with pytest.raises(
+        RewardError, match=r"`image` in the metadata is a path, which means nothing here; send 'inputs'"
+    ):
+        score(client("picky"), images(1), ["x"], [{"image": str(tmp_path / "none.png")}])
+    score(client("picky"), images(1), ["x"], [{"image": "photo of a cat"}])
+    score(client("picky"), ["a text"], ["x"], [{"image": "/plot.svg"}])
+    assert [rows for _, rows in picky.calls] == [[{"image": "photo of a cat"}], [{"image": "/plot.svg"}]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "files", "status", "problem"),
+    [
+        ([{"image": 1}], [b""], 422, "an empty file"),
+        ([{"image": 1}], None, 422, "number 1 of 1 files 'inputs'; numbers begin with 0"),
+        ([{"image": -1}], None, 422, "number -1 of 1 files 'inputs'"),
+        ([{"picture": 0}], None, 422, "request: inputs.0.picture"),
+        ([{}, {}], None, 422, "2 inputs for 1 prompts; send one for each"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(
+    url: str, inputs: object, files: list[bytes] | None, status: int, problem: str
+) -> None:
+    (picture,) = encode_images(images(1), "png")
+    request = json.dumps({"prompts": ["x"], "inputs": inputs})
+    parts: list[tuple[str, Any]] = [("request", (None, request)), ("images", ("0.png", picture))]
+    parts += [("inputs", ("0.png", file)) for file in files or [picture]]
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = httpx.post(f"{url}/score/picky", files=parts, headers=headers)
+    assert (answer.status_code, problem in answer.json()["error"]) == (status, True), answer.text
