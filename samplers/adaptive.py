@@ -77,7 +77,7 @@ def adaptive_classifier_free(
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         condition, rows = condition.numbered(), get_rows(condition)
         active = agreement.active(rows, t)
-        both = with_negatives(condition, active)
+        both = condition.doubled if len(active) == len(rows) else with_negatives(condition, active)
         outputs = at_least_float32(denoiser(torch.cat([x_t[active], x_t]), torch.cat([t[active], t]), both))
         return _blended(outputs[len(active) :], outputs[: len(active)], scale, rows, active, agreement, blend)
 

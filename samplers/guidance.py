@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class Condition:
 
     def __len__(self) -> int:
         return next(iter(self.tensors.values())).shape[0]
+
+    @cached_property
+    def doubled(self) -> Condition:
+        """The condition of a doubled batch. It is one object for all steps, so models can keep what they compute from it."""
+        return with_negatives(self, slice(None))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """Return the condition with every tensor changed alike."""
@@ -120,8 +126,8 @@ def classifier_free(denoiser: Denoiser, scale: float, blend: Blend = extrapolate
         return denoiser
 
     def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        both = with_negatives(condition, slice(None))
-        negative, conditional = at_least_float32(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)).chunk(2)
+        both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), condition.doubled)
+        negative, conditional = at_least_float32(both).chunk(2)
         return blend(negative, conditional, scale)
 
     return guided

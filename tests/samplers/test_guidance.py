@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import Condition, Counting, Grid, classifier_free, reinforcement_learning
+from samplers import (
+    Agreement,
+    Condition,
+    Counting,
+    Grid,
+    adaptive_classifier_free,
+    classifier_free,
+    reinforcement_learning,
+)
 from samplers.guidance import get_rows, with_negatives
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -33,6 +41,24 @@ def test_classifier_free_edges():
     torch.testing.assert_close(classifier_free(shifted, 0.0)(X, T, CONDITION), X + 0.5 + CONDITION.negative["shift"])
     with pytest.raises(ValueError, match="needs the condition's `negative`"):
         classifier_free(shifted, 2.0)(X, T, Condition(CONDITION.tensors))
+
+
+@pytest.mark.parametrize(
+    "build", [classifier_free, lambda one, scale: adaptive_classifier_free(one, scale, Agreement(2))]
+)
+def test_every_step_of_a_batch_has_the_same_doubled_condition(build):
+    """A model can keep what it computes from a condition by its identity."""
+    seen = []
+
+    def denoiser(x_t, t, condition):
+        seen.append(condition.tensors)
+        return shifted(x_t, t, condition)
+
+    condition = CONDITION.numbered()
+    for _ in range(3):
+        build(denoiser, 3.0)(X, T, condition)
+    assert seen[0]["shift"].flatten().tolist() == [10, 20, 1, 2]
+    assert all(tensors is seen[0] for tensors in seen)
 
 
 def test_guidance_blends_in_float32():
