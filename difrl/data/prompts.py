@@ -31,7 +31,7 @@ from difrl.data.jsonl import (
     read_text,
 )
 from difrl.runtime.suggestions import did_you_mean
-from difrl.tasks import arithmetic, shapes
+from difrl.tasks import arithmetic, moving_shapes, shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ IMAGE, INPUT_IMAGE, MASK = "image", "input_image", "mask"
 """Keys of the input image in a row of prompts, and in a row of samples, whose `image` is the sample; of its mask."""
 _TASKS: Mapping[str, Callable[[Any], Sequence[shapes.ShapesPrompt | arithmetic.Problem]]] = {
     "shapes": shapes.prompts,
+    "moving_shapes": moving_shapes.prompts,
     "arithmetic": arithmetic.list_problems,
 }
 _BUILT_IN = {f"{task}:{split}": (task, split) for task in _TASKS for split in ("train", "eval", "all")}

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards import Remote, Reward, RewardError, Scores, make, score
+from rewards import PerFrame, Remote, Reward, RewardError, Scores, make, score
+from rewards.base import all_valid
 from rewards.encoding import encode_images
 from rewards.http import Connection
 from rewards.protocol import PROTOCOL
@@ -45,6 +46,16 @@ class Picky:
         return Scores(values, torch.tensor([prompt != "unscorable" for prompt in prompts]))
 
 
+class FirstFrames(Picky):
+    """A reward of whole videos: 10 times the red of the first frame, plus that of the last."""
+
+    name = "first_frames"
+    needs: tuple[str, ...] = ("videos",)
+
+    def __call__(self, samples: Any, prompts: Sequence[str], metadata: Sequence[Any]) -> Scores:
+        return all_valid(10 * samples[:, 0, 0, 0, 0] + samples[:, -1, 0, -1, -1])
+
+
 picky = Picky()
 
 
@@ -52,6 +63,7 @@ picky = Picky()
 def url() -> Iterator[str]:
     served: dict[str, Reward] = {"geneval": make("geneval"), "jpeg": make("jpeg_compressibility"), "picky": picky}
     served["consistency"] = make("consistency", metric="l2")
+    served |= {"first_frames": FirstFrames(), "by_frames": PerFrame(make("jpeg_compressibility"), worst=True)}
     limits = Limits(rows=20, megabytes=2, megapixels=2)
     with serving(create_app(served, version="1", token=TOKEN, wait=0.02, limits=limits)) as address:
         yield address
@@ -379,3 +391,19 @@ def test_inputs_that_do_not_fit_are_refused(
     headers = {"Authorization": f"Bearer {TOKEN}"}
     answer = httpx.post(f"{url}/score/picky", files=parts, headers=headers)
     assert (answer.status_code, problem in answer.json()["error"]) == (status, True), answer.text
+
+
+def test_videos_arrive_as_they_were_sent(client: Callable[..., Remote]) -> None:
+    videos = torch.randint(0, 256, (5, 3, 3, 6, 4), generator=torch.Generator().manual_seed(0)) / 255
+    found = score(client("first_frames", batch_size=2), videos, ["a"] * 5, [{}] * 5)
+    torch.testing.assert_close(found.values, 10 * videos[:, 0, 0, 0, 0] + videos[:, -1, 0, -1, -1])
+    here = PerFrame(make("jpeg_compressibility"), worst=True)
+    there = score(client("by_frames"), videos, ["a"] * 5, [{}] * 5)
+    assert there.values.tolist() == score(here, videos, ["a"] * 5, [{}] * 5).values.tolist()
+
+
+def test_a_video_for_a_reward_of_images_is_refused(client: Callable[..., Remote]) -> None:
+    with pytest.raises(RewardError, match="found videos, expected images for reward 'geneval'"):
+        score(client("geneval"), torch.rand(1, 2, 3, 8, 8), ["a"], [{}])
+    with pytest.raises(RewardError, match="found images, expected videos for reward 'first_frames'"):
+        score(client("first_frames"), torch.rand(1, 3, 8, 8), ["a"], [{}])

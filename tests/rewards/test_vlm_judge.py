@@ -366,3 +366,16 @@ def test_the_expected_rating_is_the_mean_of_a_softmax(logits: list[float]) -> No
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make("vlm_judge", **{"base_url": "http://far/v1", "model": "m", **options})
+
+
+def test_a_video_is_shown_as_evenly_spaced_frames(judge: Callable[..., VlmJudge]) -> None:
+    """Frames 0, 5 and 10 of eleven, whose greys are their numbers; the last one is rated."""
+    video = (torch.arange(11) / 10).view(1, 11, 1, 1, 1).expand(1, 11, 3, 8, 8)
+    found = score(judge(video_frames=3), video, ["a ball that falls"], [{}])
+    assert found.values.tolist() == pytest.approx([1.0])
+    (content,) = [body["messages"][0]["content"] for body in endpoint.bodies]
+    greys_shown = [opened(part["image_url"]["url"]).convert("L").getpixel((0, 0)) for part in content[:-1]]
+    assert greys_shown == [0, 128, 255]
+    assert content[-1]["text"].startswith(
+        'How well does this video, of which you see 3 frames in order, show "a ball that falls"? Rate it from 0'
+    )
