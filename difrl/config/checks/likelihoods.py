@@ -26,9 +26,6 @@ def _inversion_fits(config: RunSections) -> Iterator[ConfigConflict]:
             f"inversion visits only the times of the sampler's grid, found {likelihood.times.kind}; set kind: grid"
         )
         yield ConfigConflict(("likelihood", "times", "kind"), problem)
-    elif likelihood.times.first:
-        problem = "inversion ends at the second time of the grid, where states are not yet pure noise; set first: false"
-        yield ConfigConflict(("likelihood", "times", "first"), problem)
     if "noise" in likelihood.share:
         problem = "inversion determines the noise of every sample, so it cannot be shared; set [] or [t]"
         yield ConfigConflict(("likelihood", "share"), problem)

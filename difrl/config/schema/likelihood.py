@@ -10,13 +10,9 @@ from difrl.config.schema.base import Section
 
 
 class GridTimes(Section):
-    """Times stratified over the grid of the sampler."""
+    """Times stratified over the grid of the sampler, without its first step."""
 
     kind: Literal["grid"] = "grid"
-    first: bool = Field(
-        False,
-        description="also the first time, where the state is noise: few-step models decide much of an image in that step",
-    )
     fraction: float = Field(
         1.0,
         gt=0,

@@ -26,13 +26,13 @@ def stratified(uniforms: Tensor) -> Tensor:
 
 
 def grid_quantile(config: GridTimes, u: Tensor, grid: Grid) -> Tensor:
-    """Return times at which the sampler evaluates the model, each equally likely.
+    """Return times at which the sampler evaluates the model, each equally likely, the first excepted.
 
     They are those of steps 1 .. floor(fraction N) - 1 of N, as AWM counts them (arXiv:2509.25050): at 0.9 of 14 steps, 11
-    times. Step 1 is always among them, and with `first` step 0.
+    times. Step 1 is always among them.
     """
     end = math.floor(config.fraction * grid.steps + 1e-9)  # 0.29 * 100 is a little below 29
-    candidates = grid.times[0 if config.first else 1 : max(2, end)].to(u.device)
+    candidates = grid.times[1 : max(2, end)].to(u.device)
     return candidates[(u * len(candidates)).long().clamp(max=len(candidates) - 1)]
 
 

@@ -101,7 +101,6 @@ def test_the_trainer_takes_it_and_the_plan_counts_it(sd3: Path, snapshot: str, u
     ("likelihood", "key"),
     [
         ({"times": {"kind": "uniform"}}, "likelihood.times.kind"),
-        ({"times": {"kind": "grid", "first": True}}, "likelihood.times.first"),
         ({"share": ["noise"]}, "likelihood.share"),
         ({"noise": {"kind": "inversion", "snapshot": "ema"}}, "likelihood.noise.snapshot"),
     ],
