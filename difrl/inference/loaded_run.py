@@ -136,7 +136,7 @@ def open_run(
         )
     changes: dict[str, dict[str, Any]] = {
         "eval": {"steps": steps, "temperature": temperature},
-        "rollout": {"guidance": guidance},
+        "rollout": {"guidance": guidance, "steps": None if is_run else steps},  # those of a run determine its window
         # Another engine draws the samples of training only.
         "generation": {"max_new_tokens": max_new_tokens, "engine": "transformers"},
     }

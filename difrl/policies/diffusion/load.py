@@ -22,6 +22,7 @@ from difrl.config import (
 )
 from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
+from difrl.policies.diffusion.distilled import warn_of_distillation
 from difrl.policies.diffusion.families import FAMILIES, Family
 from difrl.policies.diffusion.families.meta_parts import check_parts
 from difrl.policies.diffusion.families.modular import ModularFamily, find_modular_class
@@ -207,6 +208,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     """Build the policy of a run over a frozen pipeline."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
+    warn_of_distillation(config, family)
     family = family.resized(config.rollout.height, config.rollout.width)
     trained = make_denoiser_trainable(family, config.model, config.seed)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,10 @@ class Family(ABC):
         index = DiffusionPipeline.load_config(path, revision=revision)
         settings = cls.part_overrides(index)
         parts = build_meta_parts(path, revision, index, settings)
-        return cls._with_index(cls.get_pipeline_class(index)(**parts, **settings), index)
+        build = cls.get_pipeline_class(index)
+        # Settings of the pipeline choose its blocks, such as is_distilled.
+        own = {name: index[name] for name in inspect.signature(build).parameters if name in index and name not in parts}
+        return cls._with_index(build(**{**parts, **own, **settings}), index)
 
     @classmethod
     def _with_index(cls, pipeline: DiffusionPipeline, index: Mapping[str, Any]) -> Self:
@@ -102,6 +106,16 @@ class Family(ABC):
     def scheduler(self) -> Scheduler:
         """The scheduler from which the times of a run are taken."""
         return self.pipeline.scheduler
+
+    @property
+    def guides(self) -> bool:
+        """Whether the pipeline has classifier-free guidance of its own. If not, guidance was distilled into its model."""
+        return True
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the pipeline's files call its model distilled to few steps. Some distilled models are not called so."""
+        return bool(self.pipeline.config.get("is_distilled") or self.pipeline.config.get("sample_sigmas"))
 
     @property
     @abstractmethod

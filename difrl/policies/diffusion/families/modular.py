@@ -184,6 +184,10 @@ class ModularFamily(Family):
         return scheduler if _is_flow(scheduler) else DDIMScheduler.from_config(scheduler.config, clip_sample=False)
 
     @property
+    def guides(self) -> bool:
+        return any(name.startswith("guider") for name in self.modular.components)
+
+    @property
     def process(self) -> Process:
         scheduler = self.scheduler
         if _is_flow(scheduler):
