@@ -31,8 +31,11 @@ SLOWEST, FASTEST, SECONDS = 4, 16, 2.0
 def read_video_file(path: Path) -> list[Image.Image]:
     """Return the RGB frames of a file. Raise ImageFileError for one that is missing or refused. A picture is one frame."""
     video = open_image(read_bytes(path), FORMATS)
-    described = re.fullmatch(r"(\d{1,9}) frames", str(video.getexif().get(Base.ImageDescription)))
-    count = max(int(described[1]) if described else 0, getattr(video, "n_frames", 1))
+    try:
+        described = _read_description(video)
+    except (OSError, SyntaxError) as error:
+        raise ImageFileError(f"a damaged or truncated {video.format} file: {error}; save it again") from error
+    count = max(described or 0, getattr(video, "n_frames", 1))
     if count * video.width * video.height > MOST_PIXELS:
         raise ImageFileError(
             f"{count} frames of {video.width} × {video.height} pixels, expected at most {MOST_PIXELS} pixels in all"
@@ -46,9 +49,24 @@ def read_video_file(path: Path) -> list[Image.Image]:
         raise
     except Exception as error:  # damaged bytes can raise anything
         raise ImageFileError(f"a damaged or truncated {video.format} file: {error}; save it again") from error
-    each = sum(durations) / count if described else 0.0
-    repeats = [round(duration / each) if described else 1 for duration in durations]
+    each = sum(durations) / count
+    repeats = [1 if described is None else round(duration / each) for duration in durations]
     return [frame for frame, times in zip(frames, repeats, strict=True) for _ in range(times)]
+
+
+def is_video_file(path: Path) -> bool:
+    """Whether a file that can be read is an animation, or was written as a video."""
+    try:
+        video = open_image(read_bytes(path), FORMATS)
+        return getattr(video, "is_animated", False) or _read_description(video) is not None
+    except (ImageFileError, OSError, SyntaxError):  # the last two: damaged files
+        return False
+
+
+def _read_description(video: Image.Image) -> int | None:
+    """Return the number of frames that a file was written with; None for a file of others."""
+    found = re.fullmatch(r"(\d{1,9}) frames", str(video.getexif().get(Base.ImageDescription)))
+    return None if found is None else int(found[1])
 
 
 def write_video_file(video: Tensor, path: Path) -> None:

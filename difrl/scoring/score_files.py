@@ -1,4 +1,4 @@
-"""`difrl score`: scores of images and texts in files."""
+"""`difrl score`: scores of images, videos and texts in files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from difrl.config import RewardConfig
 from difrl.config.yaml_source import ConfigError
-from difrl.data.modality import IMAGES, TEXTS, Modality, read_images
+from difrl.data.modality import IMAGES, TEXTS, VIDEOS, Modality, read_images, read_videos
 from difrl.reporting.number_format import number
 from difrl.runtime.errors import MissingFile
 from difrl.runtime.log_capture import route_warnings
@@ -21,13 +21,14 @@ from difrl.runtime.progress import count_done, phase
 from difrl.scoring.scorer import modality_mismatch
 from difrl.scoring.standalone import build_standalone, check_standalone
 from rewards import Reward, score
+from rewards.video_files import is_video_file
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A file with its prompt: an image [1, 3, H, W] in [0, 1], or a text."""
+    """A file with its prompt: an image [1, 3, H, W] or a video [1, F, 3, H, W] in [0, 1], or a text."""
 
     file: Path
     prompt: str
@@ -38,7 +39,9 @@ class Sample:
     @property
     def modality(self) -> Modality:
         """Modality of the content."""
-        return IMAGES if isinstance(self.content, torch.Tensor) else TEXTS
+        if isinstance(self.content, torch.Tensor):
+            return IMAGES if self.content.ndim == 4 else VIDEOS
+        return TEXTS
 
     @property
     def batch_key(self) -> object:
@@ -71,8 +74,12 @@ def _read_content(file: Path) -> torch.Tensor | str:
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
-        return read_images([file])
-    return read_images([file]) if "\0" in text else text
+        return _read_picture(file)
+    return _read_picture(file) if "\0" in text else text
+
+
+def _read_picture(file: Path) -> torch.Tensor:
+    return read_videos([file]) if is_video_file(file) else read_images([file])
 
 
 @dataclass(frozen=True)

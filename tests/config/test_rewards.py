@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from difrl.config import RewardConfig
 from difrl.config.load import read_config, to_yaml
 from difrl.config.yaml_source import ConfigError
+from difrl.scoring import build_reward
 from tests.recipes import AWM, recipe
 
 PLAIN = {"name": "jpeg_compressibility"}
@@ -187,3 +188,29 @@ def test_a_slip_in_a_file_is_told_with_its_key(text: str, message: str, tmp_path
     path.write_text(f"algorithm: awm\nmodel: {{path: tiny-sd3}}\ndata: {{train: shapes:train}}\nrewards: [{text}]\n")
     with pytest.raises(ConfigError, match=message):
         read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("reward", "frames", "message"),
+    [
+        ({"name": "geneval", "frames": "mean"}, None, r"rewards\.0\.frames: frames is for videos"),
+        (
+            {"ensemble": [{"name": "judge"}, {"name": "geneval", "frames": "worst"}]},
+            None,
+            "rewards.0.ensemble.1.frames: frames is for videos",
+        ),
+        ({"name": "geneval", "frames": {"sample": 6}}, 5, "found 6 sampled frames, and videos have rollout.frames: 5"),
+        ({"name": "geneval", "frames": {"sample": 0}}, 5, "greater than 0"),
+        ({"name": "geneval", "frames": "median"}, 5, "rewards.0.frames"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(reward: dict[str, Any], frames: int | None, message: str) -> None:
+    with pytest.raises((ConfigError, ValidationError), match=message):
+        recipe("nowhere", rewards=[reward], rollout={"frames": frames})
+
+
+def test_frames_of_a_reward_that_reads_none(tmp_path: Path) -> None:
+    for name, reads in (("motion", "videos"), ("format", "texts")):
+        options = {"pattern": "1"} if name == "format" else {}
+        with pytest.raises(ConfigError, match=f"frames: it reads {reads}, and not single frames; remove frames"):
+            build_reward(RewardConfig.model_validate({"name": name, "options": options, "frames": "mean"}))

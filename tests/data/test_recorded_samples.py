@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from difrl.config import DataConfig
 from difrl.data.jsonl import DataFileError
-from difrl.data.modality import IMAGES, TEXTS, Modality
+from difrl.data.modality import IMAGES, TEXTS, VIDEOS, Modality
 from difrl.data.recorded_samples import RecordedGroup, load_recorded_samples
+from difrl.data.videos import Videos
 from tests.helpers import write_rows
 
 
@@ -172,3 +174,23 @@ def test_image_in_rows_of_texts_is_metadata(tmp_path: Path) -> None:
     row = {"prompt": "1+1=", "chosen": "2", "rejected": "3", "image": "plot.svg"}
     (pair,) = load(write_rows(tmp_path, [row]), "pairs", TEXTS)
     assert (pair.prompt.image, pair.prompt.metadata["image"]) == (None, "plot.svg")
+
+
+def test_rows_of_videos(tmp_path: Path) -> None:
+    """A video is written by the modality, read without loss, and compared with the others in size and number of frames."""
+    videos = torch.randint(0, 256, (2, 4, 3, 6, 8), generator=torch.Generator().manual_seed(0)) / 255
+    content = Videos(tuple(videos), lambda rows: torch.stack(list(rows)), 1)
+    names = [VIDEOS.write(content[i : i + 1], tmp_path, f"{i}") for i in range(2)]
+    rows = [{"prompt": "x", "video": name, "reward": i} for i, name in enumerate(names)]
+    (group,) = load(write_rows(tmp_path, rows), "samples", VIDEOS)
+    assert group.rewards == (0.0, 1.0)
+    read = VIDEOS.read(group.items)
+    assert isinstance(read, Videos)
+    torch.testing.assert_close(torch.cat([frames for _, frames in read.batches()]), videos)
+    short = VIDEOS.write(Videos((videos[0, :3],), lambda rows: torch.stack(list(rows)), 1), tmp_path, "short")
+    with pytest.raises(
+        DataFileError, match=r"short\.webp has 8 × 6 pixels and 3 frames, and 0\.webp 8 × 6 pixels and 4"
+    ):
+        load(write_rows(tmp_path, [*rows, {"prompt": "x", "video": short, "reward": 1}]), "samples", VIDEOS)
+    with pytest.raises(DataFileError, match='"video": there is no video'):
+        load(write_rows(tmp_path, [{"prompt": "x", "video": "none.webp", "reward": 1}]), "samples", VIDEOS)

@@ -16,6 +16,7 @@ from difrl.data.jsonl import DataFileError
 from difrl.scoring.parse_reward import parse_reward
 from difrl.scoring.score_files import RewardColumn, Sample, read_samples, score_files
 from rewards import make
+from rewards.video_files import write_video_file
 
 
 def values(
@@ -190,3 +191,18 @@ def test_input_images_are_in_the_metadata_of_their_files(tmp_path: Path, monkeyp
     assert values(reward, each)["consistency"] == pytest.approx([0.8, 1])
     with pytest.raises(ConfigError, match="--image: found 2 for 1 files, expected one for all, or one a file"):
         read_samples(files[:1], ["edit"], files)
+
+
+def test_videos_are_scored_by_their_frames(tmp_path: Path) -> None:
+    write_video_file(torch.zeros(3, 3, 8, 8), tmp_path / "still.webp")  # equal frames make a file of a single one
+    picture(tmp_path, "a.png", 8, 0)
+    samples = read_samples([tmp_path / "still.webp", tmp_path / "a.png"], [""])
+    assert [tuple(sample.content.shape) for sample in samples if isinstance(sample.content, torch.Tensor)] == [
+        (1, 3, 3, 8, 8),
+        (1, 3, 8, 8),
+    ]
+    column = score_files([RewardConfig(name="jpeg_compressibility", frames="worst")], samples, {}, print)
+    first, second = column["jpeg_compressibility"].values
+    assert first == second
+    with pytest.raises(ConfigError, match="it reads videos, and the samples here are images"):
+        score_files([RewardConfig(name="motion")], samples[1:], {}, print)
