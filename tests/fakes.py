@@ -226,7 +226,7 @@ class Brightness:
     needs: tuple[str, ...] = ("images",)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
-        values = self.factor * samples.float().mean((1, 2, 3))
+        values = self.factor * samples.float().mean(tuple(range(1, samples.ndim)))
         failed = torch.zeros_like(values, dtype=torch.bool) if self.fails is None else self.fails(samples)
         return Scores(torch.where(failed, self.left, values), ~failed)
 

@@ -51,10 +51,10 @@ def make_trainable(
                 _add_lora(module, model.lora, lora_targets, task_type)
             else:
                 _load_lora(module, model.lora.warm_start, load_adapter)
-        adapter = module.peft_config[ADAPTER]
-        if not isinstance(adapter.target_modules, str):  # a pattern, of an adapter that was made elsewhere
-            # PEFT keeps the modules as a set, whose order, and so the bytes of saved files, would change from process to process.
-            adapter.target_modules = sorted(adapter.target_modules)
+        for adapter in [part.peft_config[ADAPTER] for part in module.modules() if hasattr(part, "peft_config")]:
+            if not isinstance(adapter.target_modules, str):  # a pattern, of an adapter that was made elsewhere
+                # PEFT keeps a set, whose order, and so the bytes of saved files, would change from process to process.
+                adapter.target_modules = sorted(adapter.target_modules)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for p in trained.values():
         p.data = p.data.float()

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from difrl.config.schema.base import FolderPath
-from difrl.policies.diffusion.families import FAMILIES, Family
+from difrl.policies.diffusion.families import Family, find_family
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.pretraining import tiny_sd, tiny_sd3
 from difrl.pretraining.judge import JudgeStageConfig, train_judge
@@ -112,11 +112,18 @@ def train_vae(vae: AutoencoderKL, images: Tensor, config: VaeConfig, seed: int, 
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
+def build_family(pipeline: DiffusionPipeline) -> Family:
+    """Build the family of a pipeline."""
+    cls = find_family({**pipeline.config, "_class_name": type(pipeline).__name__})
+    assert cls is not None
+    return cls(pipeline)
+
+
 @torch.no_grad()
 def measure_accuracy(family: Family, count: int, steps: int, seed: int) -> float:
     """Return the fraction of images that match their prompts, sampled by the ODE without guidance for random prompts."""
     prompts = shapes.sample_prompts(count, np.random.default_rng(seed))
-    process, shape = family.process, family.latent_shape(None, None)
+    process, shape = family.process, family.latent_shape()
     grid = Grid.from_scheduler(family.scheduler, process, steps, sequence_length=family.sequence_length(shape))
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -124,9 +131,11 @@ def measure_accuracy(family: Family, count: int, steps: int, seed: int) -> float
 
     def sample(texts: list[str], rows: Tensor) -> Tensor:
         x_init = keyed(shape, seed=seed, step=0, samples=rows, use="pretrain")
-        condition = Condition(family.encode_prompts(texts, None))
+        encoded = [Condition(family.encode_prompt(text, None, None)) for text in texts]
         none = Window(0, 0)
-        x0 = rollout(denoiser, process, grid, ode, x_init, condition, window=none, noise=lambda step: x_init).x0
+        x0 = rollout(
+            denoiser, process, grid, ode, x_init, Condition.cat(encoded), window=none, noise=lambda step: x_init
+        ).x0
         return family.decode(x0)
 
     reward, correct = make("geneval"), 0.0
@@ -201,7 +210,7 @@ def pretrain_images(config: ImagesConfig) -> None:
     architecture = ARCHITECTURES[config.architecture]
     pipeline = architecture.build([p.text for p in shapes.prompts()], config.seed)
     restore_padding = remember_padding(pipeline.components.values())
-    family = FAMILIES[type(pipeline).__name__](pipeline)
+    family = build_family(pipeline)
     if config.vae is not None:
         train_vae(pipeline.vae, images, config.vae, config.seed, config.work)
     parts = []

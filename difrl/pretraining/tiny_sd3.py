@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
-from difrl.policies.diffusion.families.sd3 import WITHOUT_T5
+from difrl.policies.diffusion.families.modular import WITHOUT_T5
 from difrl.pretraining.tiny_parts import (
     LATENT_CHANNELS,
     LATENT_SIZE,
@@ -86,13 +86,14 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusion3Pipeline:
 
 
 def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, Tensor]:
-    """Return the transformer's condition for token ids [B, 12], with gradients: embeds [B, 12, 128], pooled [B, 128].
+    """Return the transformer's condition for token ids [B, 12], with gradients.
 
-    It equals the pipeline's encode_prompt without T5, which takes strings only.
+    They are prompt_embeds [B, 12, 128] and pooled_prompt_embeds [B, 128], as from the pipeline's encode_prompt without T5, which
+    takes strings only.
     """
     outputs = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
     embeds = torch.cat([o.hidden_states[-2] for o in outputs], dim=-1)
-    return {"embeds": embeds, "pooled": torch.cat([o.text_embeds for o in outputs], dim=-1)}
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.cat([o.text_embeds for o in outputs], dim=-1)}
 
 
 def trained_modules(pipeline: StableDiffusion3Pipeline) -> list[nn.Module]:

@@ -206,8 +206,9 @@ def test_the_average_is_evaluated_saved_and_opened(kind: str, sd3: Path, tmp_pat
     if kind == "lora":
         pipeline.load_lora_weights(tmp_path / "averaged/model")
     assert isinstance(opened.policy, DiffusionPolicy)
-    condition = opened.policy.family.encode_prompts(TEXTS, None)
-    given = (torch.ones(2, 4, 4, 4), condition["embeds"], condition["pooled"], torch.full((2,), 500.0))
+    condition = opened.policy.prompts([Prompt(text, {}) for text in TEXTS], False).tensors
+    embeds, pooled = condition["prompt_embeds"], condition["pooled_prompt_embeds"]
+    given = (torch.ones(2, 4, 4, 4), embeds, pooled, torch.full((2,), 500.0))
     torch.testing.assert_close(
         pipeline.transformer(*given).sample,
         opened.policy.module(*given).sample,

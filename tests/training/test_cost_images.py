@@ -19,7 +19,7 @@ import difrl.training.cost.estimate
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt, load_prompts
-from difrl.policies.diffusion.families import StableDiffusion3
+from difrl.policies.diffusion.families.modular import ModularFamily
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -250,8 +250,9 @@ def test_pretrained_weights_are_kept_where_something_needs_them(
 def test_flops_and_activations_are_those_of_the_real_model(small: Path, model: dict[str, Any]) -> None:
     config = recipe(small, model=model, train={"micro_batch": 1})
     found, family = estimate(config), load_diffusion_policy(config).family
-    x_t, t = torch.randn(1, *family.latent_shape(None, None)), torch.ones(1)
-    condition = {name: torch.randn_like(value) for name, value in family.encode_prompts([""], None).items()}
+    x_t, t = torch.randn(1, *family.latent_shape()), torch.ones(1)
+    encoded = family.encode_prompt("", None, None)
+    condition = {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in encoded.items()}
     kept = cost.KeptStorages(p.untyped_storage() for p in [*family.denoiser.parameters(), *family.denoiser.buffers()])
     with FlopCounterMode(display=False) as flops:
         with kept:
@@ -363,7 +364,7 @@ def test_a_pipeline_folder_that_does_not_name_its_optional_parts(small: Path, tm
     for name in ("text_encoder_3", "tokenizer_3"):
         del index[name]
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert isinstance(StableDiffusion3.build_skeleton(str(folder), None).denoiser, nn.Module)
+    assert isinstance(ModularFamily.build_skeleton(str(folder), None).denoiser, nn.Module)
 
 
 def test_every_broken_input_is_named_at_once(small: Path) -> None:

@@ -56,6 +56,11 @@ class ModelConfig(Section):
         ge=0,
         description="MiB of prompt embeddings kept in CPU memory; further texts are encoded again at each use",
     )
+    inputs: dict[str, float | int | bool | str] = Field(
+        default_factory=dict,
+        description="inputs of the pipeline that differ from its defaults, such as guidance_scale of a model that takes its "
+        "guidance as a number (FLUX.1 dev)",
+    )
     max_sequence_length: int | None = Field(
         None,
         ge=0,

@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import SchedulerMixin
 from safetensors import SafetensorError
 from torch import nn
 
@@ -23,9 +23,9 @@ from difrl.config import (
 from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.distilled import warn_of_distillation
-from difrl.policies.diffusion.families import FAMILIES, Family
+from difrl.policies.diffusion.families import FAMILIES, Family, find_family
+from difrl.policies.diffusion.families.base import read_index
 from difrl.policies.diffusion.families.meta_parts import check_parts
-from difrl.policies.diffusion.families.modular import ModularFamily, find_modular_class
 from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
@@ -46,21 +46,19 @@ from samplers import Grid, Kernel, Process, Scheduler, Window, draws_noise, ode
 def get_family_class(path: str, revision: str | None = None) -> type[Family]:
     """Return the family of the pipeline at a folder or hub id, by its model_index.json."""
     try:
-        index = DiffusionPipeline.load_config(path, revision=revision)
-        class_name = index["_class_name"]
+        index = read_index(path, revision)
+        found, name = find_family(index), index["_class_name"]
     except (OSError, KeyError) as error:
         raise ModelError(
             f"model.path: {path!r} has no readable model_index.json ({type(error).__name__}); expected a diffusers "
             "pipeline folder or hub id. For a hub model check the name, the network and `hf auth login`"
         ) from error
-    if class_name in (known := FAMILIES.names()):
-        return FAMILIES[class_name]
-    if find_modular_class(index) is None:
+    if found is None:
         raise ModelError(
-            f"model.path: {path!r} is a {class_name}, which no model family handles; expected one of {', '.join(known)} "
-            "(docs/extending.md shows how to add a family)"
+            f"model.path: {path!r} is a {name}, which diffusers does not cut into blocks; expected a pipeline that it does "
+            f"(docs/models.md), or one of {', '.join(FAMILIES.names())} (docs/extending.md shows how to add a family)"
         )
-    return ModularFamily
+    return found
 
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
@@ -90,7 +88,7 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     return family
 
 
-def set_attention(denoiser: ModelMixin, backend: str) -> None:
+def set_attention(denoiser: Any, backend: str) -> None:
     """Set the attention implementation of diffusers. Raise ModelError if it cannot run here."""
     if backend == "sdpa":
         return
@@ -130,6 +128,13 @@ def build_kind(
     return Forward(config, process, grid)
 
 
+def with_inputs(family: Family, config: RunConfig) -> Family:
+    """Return the family with the inputs of a recipe. Raise ValueError for an input that the pipeline does not have."""
+    rollout = config.rollout
+    sizes = {"height": rollout.height, "width": rollout.width, "num_frames": rollout.frames}
+    return family.with_inputs({**sizes, **config.model.inputs})
+
+
 def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) -> Scheduler | None:
     """Build the solver of a recipe. Raise ModelError if it is unknown, or draws noise in a rollout or an evaluation."""
     name, steps = config.rollout.solver, {config.rollout.steps, config.eval.steps or config.rollout.steps}
@@ -161,7 +166,7 @@ def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) ->
 def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampling]:
     """Build the sampling of rollouts and that of evaluations: by the ODE (or the solver), from the current weights."""
     rollout, process = config.rollout, family.process
-    shape = family.latent_shape(rollout.height, rollout.width)
+    shape = family.latent_shape()
     grid = family.build_grid(rollout.steps)
     kernel = rollout.build_kernel(grid)
     scheduler = _build_scheduler(config, family, family.sequence_length(shape))
@@ -209,12 +214,13 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
     warn_of_distillation(config, family)
-    family = family.resized(config.rollout.height, config.rollout.width)
     trained = make_denoiser_trainable(family, config.model, config.seed)
     try:
+        family = with_inputs(family, config)
         training, evaluation = build_samplings(config, family)
     except ValueError as error:  # of samplers and families, which know nothing of recipes
-        raise ModelError(f"rollout: {error}") from error
+        message = str(error)
+        raise ModelError(message if message.startswith(("rollout.", "model.")) else f"rollout: {message}") from error
     return DiffusionPolicy(
         family,
         build_kind(likelihood, family.process, training.grid, training.kernel),
@@ -249,6 +255,6 @@ def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
                 return
             for part in family.modules:
                 stack.enter_context(widened(part, "cpu"))  # the device may have no room
-            family.pipeline.save_pretrained(folder, safe_serialization=True)
+            family.save(folder)
 
     return save

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline of diffusers under training.
+"""A pipeline of diffusers under training.
 
     rollout      prompts → condition → samplers.rollout → images and recorded steps (sampling.py)
     likelihoods  decisions → outputs under old weights and anchors, without gradient → output of θ, with gradient
@@ -26,7 +26,7 @@ from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.guidance import build_guidance
 from difrl.policies.diffusion.likelihoods import DenoiserEvaluation, LikelihoodKind
 from difrl.policies.diffusion.noising import ModelAccess
-from difrl.policies.diffusion.prompt_encoder import PromptEncoder
+from difrl.policies.diffusion.prompt_encoder import PromptEncoder, validate_images
 from difrl.policies.diffusion.sampling import Sampling, decode, draw
 from difrl.policies.errors import ModelError
 from difrl.policies.references import ReferenceSet
@@ -93,7 +93,8 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         return classifier_free(evaluate, guidance, self.family.blend)
 
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Accept every prompt: any text can be drawn. Log how many are cut by their encoder."""
+        """Raise ModelError unless the prompts have input images just if the model needs them. Log how many texts are cut."""
+        validate_images(self.family, prompts)
         self.prompts.warn_of_cut(prompts)
 
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:

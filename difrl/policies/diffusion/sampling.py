@@ -127,7 +127,7 @@ def _draw_branches(
 
 def decode(family: Family, latents: Tensor, batch: int) -> Tensor | Videos:
     """Return the images of latents [B, ...], decoded `batch` at a time, or their videos, which are decoded when they are read."""
-    if family.frames is not None:
+    if "num_frames" in family.inputs:
         return Videos(tuple(latents), lambda rows: family.decode(torch.stack(list(rows))), batch, latents.device)
     parts = []
     with phase("decoding images", total=len(latents)):

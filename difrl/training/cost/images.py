@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from difrl.data.modality import read_images
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families import Family
-from difrl.policies.diffusion.load import build_diffusion_policy, get_family_class, make_denoiser_trainable
+from difrl.policies.diffusion.load import build_diffusion_policy, get_family_class, make_denoiser_trainable, with_inputs
 from difrl.policies.diffusion.policy import DiffusionPolicy, encode_recorded
+from difrl.policies.diffusion.prompt_encoder import encode, validate_images
 from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.trainable import build_snapshots, check_adapter
@@ -40,11 +42,12 @@ EFFICIENCY = (0.25, 0.75)
 def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     """Build the pipeline of a recipe on the meta device, and a dry policy over it. Raise ConfigError or ModelError."""
     model, path = config.model, resolve(config.model.path)
-    family = _build_skeleton(path, model).resized(config.rollout.height, config.rollout.width)
     try:
-        shape = family.latent_shape(config.rollout.height, config.rollout.width)
+        family = with_inputs(_build_skeleton(path, model), config)
+        shape = family.latent_shape()
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    validate_images(family, [*inputs.train, *inputs.evaluation])
     for group in inputs.recorded[:1]:
         encode_recorded(family, read_images(group.items[:1]), shape)
     dry = _build_dry_policy(config, family, shape)
@@ -53,9 +56,8 @@ def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
     check_adapter(family.denoiser, model.lora)
     cost = count_denoiser_cost(
         family,
-        inputs.train[0].text,
+        encode(family, inputs.train[0].text, inputs.train[0].image, model.max_sequence_length),
         shape,
-        model.max_sequence_length,
         DTYPES[model.dtype],
         model.gradient_checkpointing,
     )
@@ -72,29 +74,26 @@ def build_image_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
         notes=[
             f"the adapter's part for {name} is active and stays as it is"
             for name in family.adapted_parts()
-            if name != family.denoiser_name
+            if name not in family.denoiser_names
         ],
     )
 
 
 def count_denoiser_cost(
     family: Family,
-    text: str,
+    condition: Mapping[str, Tensor],
     shape: tuple[int, ...],
-    max_sequence_length: int | None,
     dtype: torch.dtype,
     recompute: bool,
 ) -> Cost:
-    """Return the cost of one evaluation of a denoiser for a text, with all weights in `dtype`, as autocast casts them.
+    """Return the cost of one evaluation of a denoiser under a condition, with all weights in `dtype`, as autocast casts them.
 
     Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
     tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.
     """
-    family = type(family)(copy.deepcopy(family.pipeline)).resized(family.height, family.width)
+    family = type(family)(copy.deepcopy(family.pipeline)).with_inputs(family.inputs)
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
     x_t = torch.empty(1, *shape, dtype=dtype, device="meta")
-    with torch.no_grad():
-        condition = family.encode_prompts([text], max_sequence_length)
     return count_call_cost(
         denoiser,
         lambda: family.call(x_t, torch.zeros(1, device="meta"), condition),
@@ -122,12 +121,12 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
         "denoiser": denoiser,
         "scheduler": family.scheduler,
         "process": family.process,
-        "encode_prompts": lambda self, texts, max_sequence_length: {"prompt": torch.zeros(len(texts), 1)},
+        "encode_prompt": lambda self, text, image, max_sequence_length: {"prompt": torch.zeros(1, 1)},
         "call": lambda self, x_t, timestep, condition: denoiser(x_t),
-        "latent_shape": lambda self, height, width: (1, 1, 1),
+        "latent_shape": lambda self: (1, 1, 1),
         "sequence_length": lambda self, latent_shape: length,
         "build_grid": lambda self, steps: family.build_grid(steps),
-        "resized": lambda self, height, width: self,
+        "with_inputs": lambda self, inputs: self,
         "decode": lambda self, latents: latents.expand(-1, 3, -1, -1),
         "encode_images": lambda self, images: images[:, :1, :1, :1],
     }

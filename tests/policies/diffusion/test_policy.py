@@ -15,7 +15,7 @@ from torch import Tensor
 from difrl.core import weighted_mean
 from difrl.data.prompts import Prompt
 from difrl.policies.base import GuidanceSettings, NoiseKey
-from difrl.policies.diffusion.families import StableDiffusion3
+from difrl.policies.diffusion.families.modular import ModularFamily
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -101,8 +101,8 @@ def test_without_t5_the_image_is_the_pipelines_own(without_t5: Path, guidance: f
 
     torch.testing.assert_close(found, drawn(), atol=1e-4, rtol=0)
     assert (found - drawn(max_sequence_length=0)).abs().max() > 1e-2
-    skeleton = StableDiffusion3.build_skeleton(str(without_t5), None)
-    shapes = [family.encode_prompts(TEXTS, None)["embeds"].shape for family in (skeleton, policy.family)]
+    skeleton = ModularFamily.build_skeleton(str(without_t5), None)
+    shapes = [family.encode_prompt(TEXTS[0], None, None)["prompt_embeds"].shape for family in (skeleton, policy.family)]
     assert shapes[0] == shapes[1]
 
 
@@ -113,8 +113,8 @@ def test_a_model_without_t5_from_the_start_says_so_and_keeps_it(sd3: Path, tmp_p
     again = policy_of(tmp_path / "model")
     clip = policy.family.pipeline.text_encoder.config.max_position_embeddings
     for one in (policy, again):
-        assert one.family.encode_prompts(TEXTS, None)["embeds"].shape[1] == clip
-        assert one.family.encode_prompts(TEXTS, 3)["embeds"].shape[1] == clip + 3
+        assert one.family.encode_prompt(TEXTS[0], None, None)["prompt_embeds"].shape[1] == clip
+        assert one.family.encode_prompt(TEXTS[0], None, 3)["prompt_embeds"].shape[1] == clip + 3
 
 
 def test_samples_do_not_depend_on_the_batch(sd3: Path) -> None:
@@ -149,12 +149,14 @@ def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(sd3:
     found = gradient(policy, advantage)
     drawn = rollout(policy)
     d = policy.decisions(drawn, KEY).tensors
-    embeds = policy.family.encode_prompts(TEXTS, None)
+    condition = policy.prompts(PROMPTS, False).tensors
     losses = []
     for j in range(3):
         x0, noise, t = d["x0"][:, j], d["noise"][:, j], d["t"][:, j].float()
         x_t = (1 - t)[:, None, None, None] * x0 + t[:, None, None, None] * noise
-        out = policy.family.pipeline.transformer(x_t, embeds["embeds"], embeds["pooled"], 1000 * t).sample
+        out = policy.family.pipeline.transformer(
+            x_t, condition["prompt_embeds"], condition["pooled_prompt_embeds"], 1000 * t
+        ).sample
         losses.append(F.mse_loss(out, noise - x0, reduction="none").mean((1, 2, 3)))
     for p in policy.parameters.values():
         p.grad = None
@@ -310,7 +312,7 @@ def test_missing_folder_names_what_was_expected(tmp_path: Path) -> None:
 
 def test_folder_of_another_family_is_named(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline", "_diffusers_version": "0.42.0"}')
-    with pytest.raises(ModelError, match=r"PixArtSigmaPipeline.*expected one of .*StableDiffusion3Pipeline"):
+    with pytest.raises(ModelError, match=r"PixArtSigmaPipeline.*which diffusers does not cut into blocks"):
         policy_of(tmp_path)
 
 

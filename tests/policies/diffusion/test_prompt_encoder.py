@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL.Image import Image
+from torch import Tensor
 
 from difrl.config import ModelConfig
 from difrl.data.prompts import Prompt
@@ -20,13 +20,14 @@ from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 class Letters:
     """A family whose embedding of a text is its length, 100 times in float32. It counts the texts that it encodes."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
-        self.denoiser = nn.Linear(1, 1)
         self.asked: list[str] = []
 
-    def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:
-        self.asked += texts
-        return {"embeds": torch.tensor([[float(len(text))] * 100 for text in texts])}
+    def encode_prompt(self, text: str, image: Image | None, length: int | None) -> dict[str, Tensor]:
+        self.asked.append(text)
+        return {"embeds": torch.tensor([[float(len(text))] * 100])}
 
 
 def encoder(room: int) -> tuple[PromptEncoder, Letters]:
@@ -50,7 +51,7 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     prompts, family = encoder(room=800)
     for text in ("a", "bb", "a", "ccc"):
         encode(prompts, text)
-    assert list(prompts._embeddings) == ["a", "ccc"]
+    assert [text for text, _ in prompts._embeddings] == ["a", "ccc"]
     family.asked.clear()
     assert encode(prompts, "a", "ccc", "bb") == [1, 3, 2]  # more at once than there is room for
     assert family.asked == ["bb"]
@@ -63,19 +64,6 @@ def test_without_room_every_text_is_encoded_anew() -> None:
     assert encode(prompts, "a") == [1]
     assert family.asked == ["a", "bb", "a"]
     assert prompts._size == 0
-
-
-def test_what_a_text_becomes_does_not_depend_on_its_neighbours() -> None:
-    """The bits are equal for a family whose embeddings depend on the size of their batch."""
-
-    class Crowded(Letters):
-        def encode_prompts(self, texts: Sequence[str], length: int | None) -> dict[str, Tensor]:
-            return {"embeds": super().encode_prompts(texts, length)["embeds"] + len(texts) / 8}
-
-    prompts, _ = encoder(room=10_000)
-    prompts.family = Crowded()  # type: ignore[assignment]
-    assert encode(prompts, "a", "bb", "ccc") == [1.125, 2.125, 3.125]
-    assert encode(prompts, "a", "dddd") == [1.125, 4.125]
 
 
 class Words:
@@ -121,9 +109,9 @@ def test_the_limits_are_those_at_which_the_pipelines_cut(name: str, caplog: pyte
         encoder([fits, cut], False)
         encoder.warn_of_cut([fits, cut])
         found = [record.getMessage() for record in caplog.records]
-        family.encode_prompts([fits.text], None)
+        family.encode_prompt(fits.text, None, None)
         assert len(caplog.records) == 1
-        family.encode_prompts([cut.text], None)
+        family.encode_prompt(cut.text, None, None)
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert found == [f"1 prompt was cut at 12 tokens ({tokenizers}); the longest has 13"]

@@ -18,6 +18,7 @@ from difrl.policies.base import GuidanceSettings, NoiseKey
 from difrl.policies.diffusion.families import StableDiffusion
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.diffusion.prompt_encoder import encode
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import asset
@@ -246,19 +247,19 @@ def test_flow_kernels_are_refused_with_advice(sd: Path) -> None:
 
 def test_picture_sizes_are_what_the_unet_can_halve(sd: Path) -> None:
     family = policy_of(sd).family
-    assert family.latent_shape(None, None) == (4, 4, 4)
-    assert family.latent_shape(16, 8) == (4, 8, 4)
+    assert family.latent_shape() == (4, 4, 4)
+    assert family.with_inputs({"height": 16, "width": 8}).latent_shape() == (4, 8, 4)
     with pytest.raises(ValueError, match=r"rollout\.width: found 10 pixels, expected a multiple of 4"):
-        family.latent_shape(8, 10)
+        family.with_inputs({"height": 8, "width": 10}).latent_shape()
 
 
 def test_skeleton_has_the_shapes_of_the_model(sd: Path) -> None:
     family, skeleton = policy_of(sd).family, StableDiffusion.build_skeleton(str(sd), None)
     assert {p.device.type for p in skeleton.denoiser.parameters()} == {"meta"}
-    encoded = {name: tuple(value.shape[1:]) for name, value in family.encode_prompts(TEXTS, None).items()}
-    without_weights = skeleton.encode_prompts(TEXTS, None)
+    encoded = {name: tuple(value.shape[1:]) for name, value in family.encode_prompt(TEXTS[0], None, None).items()}
+    without_weights = skeleton.encode_prompt(TEXTS[0], None, None)
     assert {name: tuple(value.shape[1:]) for name, value in without_weights.items()} == encoded
-    assert skeleton.latent_shape(None, None) == family.latent_shape(None, None)
+    assert skeleton.latent_shape() == family.latent_shape()
     assert skeleton.sequence_length((4, 4, 4)) == 16
     assert [p.shape for p in skeleton.denoiser.parameters()] == [p.shape for p in family.denoiser.parameters()]
 
@@ -282,7 +283,9 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 def test_cost_is_counted_without_weights(sd: Path) -> None:
     """All products of one evaluation count, and twice as many in the backward pass, except for the first layer."""
     family = StableDiffusion.build_skeleton(str(sd), None)
-    cost = count_denoiser_cost(family, "a red circle", (4, 4, 4), None, torch.float32, recompute=False)
+    cost = count_denoiser_cost(
+        family, encode(family, "a red circle", None, None), (4, 4, 4), torch.float32, recompute=False
+    )
     first_layer = 2 * 9 * 4 * 8 * 16  # multiplications of a 3x3 convolution of 4 to 8 channels at 16 pixels
     assert cost.forward > 10 * first_layer
     assert 2.5 * cost.forward < cost.training <= 3 * cost.forward

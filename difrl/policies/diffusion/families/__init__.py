@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from difrl.policies.diffusion.families.base import Family
 from difrl.policies.diffusion.families.gaussian import GaussianFamily
+from difrl.policies.diffusion.families.modular import ModularFamily, find_modular_class
 from difrl.policies.diffusion.families.sd import StableDiffusion
-from difrl.policies.diffusion.families.sd3 import StableDiffusion3
 from difrl.runtime.registry import Registry
 
 FAMILIES = Registry[type[Family]]("model family", "difrl.families")
@@ -17,7 +20,14 @@ def register_family(pipeline_class_name: str, family: type[Family]) -> type[Fami
     return FAMILIES.register(pipeline_class_name, family)
 
 
-for _family in (StableDiffusion, StableDiffusion3, GaussianFamily):
+def find_family(index: Mapping[str, Any]) -> type[Family] | None:
+    """Return the family of the pipeline of a model_index.json: one of its own, else the generic one. None if neither fits."""
+    if index["_class_name"] in FAMILIES.names():
+        return FAMILIES[index["_class_name"]]
+    return None if find_modular_class(index) is None else ModularFamily
+
+
+for _family in (StableDiffusion, GaussianFamily):
     register_family(_family.pipeline_class.__name__, _family)
 
-__all__ = ["FAMILIES", "Family", "Gaussian", "StableDiffusion", "StableDiffusion3", "register_family"]
+__all__ = ["FAMILIES", "Family", "GaussianFamily", "ModularFamily", "StableDiffusion", "find_family", "register_family"]

@@ -5,18 +5,52 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
 from peft import get_peft_model_state_dict
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
 from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora, sort_header
 from samplers import Blend, Grid, Process, Scheduler, extrapolate
+
+
+def read_index(path: str, revision: str | None) -> dict[str, Any]:
+    """Return the model_index.json of a pipeline, or the modular_model_index.json of one that has no other. OSError if neither."""
+    try:
+        return dict(DiffusionPipeline.load_config(path, revision=revision))
+    except OSError as error:
+        try:
+            return dict(ModularPipeline.load_config(path, revision=revision))
+        except OSError:
+            raise error from None
+
+
+def _of_each(name: str) -> Callable[..., None]:
+    """Return a method that calls the method of this name of every part."""
+
+    def call(self: nn.ModuleDict, *args: Any, **kwargs: Any) -> None:
+        for part in self.values():
+            getattr(part, name)(*args, **kwargs)
+
+    return call
+
+
+class Denoisers(nn.ModuleDict):
+    """Several denoisers of a pipeline, which are trained as one module."""
+
+    add_adapter = _of_each("add_adapter")
+    disable_adapters = _of_each("disable_adapters")
+    enable_adapters = _of_each("enable_adapters")
+    enable_gradient_checkpointing = _of_each("enable_gradient_checkpointing")
+    enable_xformers_memory_efficient_attention = _of_each("enable_xformers_memory_efficient_attention")
+    set_attention_backend = _of_each("set_attention_backend")
 
 
 class Family(ABC):
@@ -27,27 +61,26 @@ class Family(ABC):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    denoiser_name: str
-    """Name of the pipeline's part that is trained."""
+    denoiser_names: Sequence[str]
+    """Names of the pipeline's parts that are trained."""
     lora_targets: Sequence[str] = ()
     """Suffixes of the linear modules that LoRA adapts by default."""
-    index_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of model_index.json that diffusers ignores and this family reads. A saved pipeline keeps them."""
     blend: Blend = staticmethod(extrapolate)
     """Classifier-free guidance of the pipeline."""
-    height: int | None = None
-    """Size of images in pixels; None is the model's own."""
-    width: int | None = None
-    frames: int | None = None
-    """Number of frames of a video; None for images."""
+    takes_image: bool = False
+    """True if a prompt may have an input image."""
+    needs_image: bool = False
+    """True if every prompt must have one."""
+    inputs: Mapping[str, Any] = {}
+    """Inputs of the pipeline beside the prompt, such as height and width in pixels. Others have the pipeline's defaults."""
 
-    def __init__(self, pipeline: DiffusionPipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: DiffusionPipeline | ModularPipeline) -> None:
+        self.pipeline: Any = pipeline
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
         """Load the pipeline at a hub id or folder, with weights in `dtype`."""
-        index = DiffusionPipeline.load_config(path, revision=revision)
+        index = read_index(path, revision)
         pipeline_class, settings = cls.get_pipeline_class(index), cls.part_overrides(index)
         pipeline = pipeline_class.from_pretrained(
             path, dtype=dtype, revision=revision, use_safetensors=True, **settings
@@ -57,7 +90,7 @@ class Family(ABC):
     @classmethod
     def build_skeleton(cls, path: str, revision: str | None) -> Self:
         """Build the same pipeline on the meta device, without weights and tokenizers, to count its cost."""
-        index = DiffusionPipeline.load_config(path, revision=revision)
+        index = read_index(path, revision)
         settings = cls.part_overrides(index)
         parts = build_meta_parts(path, revision, index, settings)
         build = cls.get_pipeline_class(index)
@@ -67,8 +100,13 @@ class Family(ABC):
 
     @classmethod
     def _with_index(cls, pipeline: DiffusionPipeline, index: Mapping[str, Any]) -> Self:
-        pipeline.register_to_config(**{key: index[key] for key in cls.index_keys if key in index})
+        pipeline.register_to_config(**{key: index[key] for key in cls.index_keys(index) if key in index})
         return cls(pipeline)
+
+    @classmethod
+    def index_keys(cls, index: Mapping[str, Any]) -> Sequence[str]:
+        """Return the keys of model_index.json that diffusers ignores and this family reads. A saved pipeline keeps them."""
+        return ()
 
     @classmethod
     def get_pipeline_class(cls, index: Mapping[str, Any]) -> type[DiffusionPipeline]:
@@ -80,16 +118,25 @@ class Family(ABC):
         """Return the parts, by name, that replace those of model_index.json (`index`); None leaves a part out."""
         return {}
 
-    def resized(self, height: int | None, width: int | None) -> Self:
-        """Return the family for images of another size in pixels, over the same pipeline; None is the model's own size."""
+    def with_inputs(self, inputs: Mapping[str, Any]) -> Self:
+        """Return the family with other inputs, over the same pipeline; None is the pipeline's default.
+
+        Raise ValueError for an input that the pipeline does not have.
+        """
         family = copy.copy(self)
-        family.height, family.width = height, width
+        family.inputs = {name: value for name, value in inputs.items() if value is not None}
         return family
 
     @property
-    def denoiser(self) -> ModelMixin:
-        """The module that is trained."""
-        return getattr(self.pipeline, self.denoiser_name)
+    def denoisers(self) -> dict[str, ModelMixin]:
+        """The parts that are trained, by name."""
+        return {name: getattr(self.pipeline, name) for name in self.denoiser_names}
+
+    @cached_property
+    def denoiser(self) -> Any:
+        """The module that is trained: the denoiser, or all of them as one."""
+        parts = self.denoisers
+        return Denoisers(parts) if len(parts) > 1 else parts[self.denoiser_names[0]]
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -123,17 +170,18 @@ class Family(ABC):
         """The corruption process that the model was trained with."""
 
     @abstractmethod
-    def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
-        """Return the conditions of the denoiser for N texts: name -> [N, ...]."""
+    def encode_prompt(self, text: str, image: Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
+        """Return the conditions of the denoiser for a text and its input image: name -> [1, ...].
+
+        The image is None unless the family takes one.
+        """
 
     def tokenizers(self, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
         """Return the tokenizers of prompts by name, each with the number of tokens that its encoder reads."""
         parts = self.pipeline.components.items()
-        return {
-            name: (part, part.model_max_length)
-            for name, part in parts
-            if name.startswith("tokenizer") and part is not None
-        }
+        found = {name: part for name, part in parts if name.startswith("tokenizer") and part is not None}
+        found = {name: getattr(part, "tokenizer", part) for name, part in found.items()}  # that of a processor
+        return {name: (part, part.model_max_length) for name, part in found.items()}
 
     @abstractmethod
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
@@ -149,25 +197,29 @@ class Family(ABC):
         """Number that must divide the height and the width of a latent."""
         return self.patch_size
 
-    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        """Return the shape of one latent, for a size in pixels or by default the model's own.
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return the shape of one latent, for the inputs of the family.
 
         Raise ValueError for a size that the denoiser cannot take. A pipeline itself fails late, in the middle of a pass.
         """
         config, factor = self.denoiser.config, self.pipeline.vae_scale_factor
         unit = factor * self.size_multiple
-        for name, pixels in (("height", height), ("width", width)):
+        if surplus := sorted(set(self.inputs) - {"height", "width"}):
+            key = "rollout.frames" if surplus[0] == "num_frames" else f"model.inputs.{surplus[0]}"
+            raise ValueError(f"{key}: {type(self.pipeline).__name__} has no such input; remove it")
+        sizes = {name: self.inputs.get(name) for name in ("height", "width")}
+        for name, pixels in sizes.items():
             if pixels is not None and pixels % unit:
                 raise ValueError(f"rollout.{name}: found {pixels} pixels, expected a multiple of {unit} for this model")
-        return (config.in_channels, *(pixels // factor if pixels else config.sample_size for pixels in (height, width)))
+        return (config.in_channels, *(pixels // factor if pixels else config.sample_size for pixels in sizes.values()))
 
     def sequence_length(self, latent_shape: Sequence[int]) -> int:
         """Return the number of image tokens of one latent, on which dynamically shifted schedules depend."""
         return (latent_shape[-2] // self.patch_size) * (latent_shape[-1] // self.patch_size)
 
     def build_grid(self, steps: int) -> Grid:
-        """Return the times at which the pipeline calls its denoiser in a run of `steps`, for the size of the family."""
-        shape = self.latent_shape(self.height, self.width)
+        """Return the times at which the pipeline calls its denoiser in a run of `steps`, for the inputs of the family."""
+        shape = self.latent_shape()
         return Grid.from_scheduler(self.scheduler, self.process, steps, sequence_length=self.sequence_length(shape))
 
     @torch.no_grad()
@@ -193,17 +245,21 @@ class Family(ABC):
 
         Return the names of tensors that only the file or only the pipeline has afterwards.
         """
-        self.pipeline.load_lora_weights(path, adapter_name=adapter)
-        loaded = set[str]()
+        first, *others = self.denoiser_names
+        places = {first: {}, **{name: {"subfolder": name} for name in others}}
+        in_file, loaded = set[str](), set[str]()
+        for name, place in places.items():
+            into = {f"load_into_{name}": True} if place else {}
+            self.pipeline.load_lora_weights(path, adapter_name=adapter, **place, **into)
+            found = type(self.pipeline).lora_state_dict(path, **place)
+            weights = (
+                found[0] if isinstance(found, tuple) else found
+            )  # with kohya's alphas, which some pipelines return too
+            in_file |= {f"{name}:{key}" for key in weights if "lora" in key and not key.endswith(".alpha")}
         for name, part in self.adapted_parts().items():
-            if name != self.denoiser_name:
+            if name not in self.denoiser_names:
                 part.requires_grad_(False)
             loaded |= {f"{name}.{key}" for key in get_peft_model_state_dict(part, adapter_name=adapter)}
-        found = type(self.pipeline).lora_state_dict(path)
-        weights = (
-            found[0] if isinstance(found, tuple) else found
-        )  # with kohya's alphas, which some pipelines return too
-        in_file = {name for name in weights if "lora" in name and not name.endswith(".alpha")}
         # Names of other formats than PEFT's are converted, so only their number is compared.
         return [] if len(in_file) == len(loaded) else sorted(in_file - loaded) or sorted(loaded - in_file)
 
@@ -212,15 +268,23 @@ class Family(ABC):
 
         The file has a place for alpha in its header only, which many readers ignore. They take alpha = rank.
         """
-        layers, metadata = dict[str, dict[str, Tensor]](), dict[str, Any]()
-        for name, part in self.adapted_parts().items():
-            layers[f"{name}_lora_layers"] = get_unscaled_lora(part)
-            metadata[f"{name}_lora_adapter_metadata"] = describe_unscaled_lora(part)
-        type(self.pipeline).save_lora_weights(folder, **layers, **metadata)
-        for file in folder.glob("*.safetensors"):
-            sort_header(file)
+        first, *others = self.denoiser_names
+        files = {folder: {name: part for name, part in self.adapted_parts().items() if name not in others}}
+        files |= {
+            folder / name: {first: self.denoisers[name]} for name in others
+        }  # as load_into_transformer_2 reads them
+        for place, parts in files.items():
+            layers = {f"{name}_lora_layers": get_unscaled_lora(part) for name, part in parts.items()}
+            metadata = {f"{name}_lora_adapter_metadata": describe_unscaled_lora(part) for name, part in parts.items()}
+            type(self.pipeline).save_lora_weights(place, **layers, **metadata)
+            for file in place.glob("*.safetensors"):
+                sort_header(file)
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline for from_pretrained."""
+        self.pipeline.save_pretrained(str(folder), safe_serialization=True)
 
     def adapted_parts(self) -> dict[str, nn.Module]:
         """Return the parts of the pipeline that have an adapter, by name."""
-        parts = {self.denoiser_name: self.denoiser, **self.pipeline.components}
+        parts = {**self.denoisers, **self.pipeline.components}
         return {name: part for name, part in parts.items() if getattr(part, "peft_config", None)}

@@ -17,7 +17,7 @@ from difrl.policies.errors import ModelError
 RANGE = "diffusers>=0.42,<0.43"
 """Releases whose blocks have this interface, as in pyproject.toml."""
 PIPELINE = ("blocks", "components", "config", "update_components")
-BLOCKS = ("sub_blocks", "inputs", "required_inputs", "available_workflows", "get_workflow")
+BLOCKS = ("sub_blocks", "inputs", "required_inputs", "_workflow_map")
 BLOCK = ("inputs", "intermediate_outputs", "expected_components")
 LOOP = ("sub_blocks", "loop_step", "set_progress_bar_config", "inputs", "expected_components")
 GUIDER = ("enable", "disable")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from difrl.policies.diffusion.families.base import Family
@@ -16,26 +17,24 @@ class GaussianFamily(Family):
     """Prompts are one-hot vectors, latents are images."""
 
     pipeline_class = GaussianPipeline
-    denoiser_name = "denoiser"
+    denoiser_names = ("denoiser",)
 
     @property
     def process(self) -> Process:
         process: Process = self.denoiser.process
         return process
 
-    def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
+    def encode_prompt(self, text: str, image: Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
         known = list(self.denoiser.config.means)
-        unknown = sorted({*texts} - {*known})
-        if unknown:
-            raise ValueError(f"the Gaussian task has no prompt {unknown[0]!r}; expected one of {known}")
-        rows = torch.tensor([known.index(text) for text in texts])
-        return {"prompt": nn.functional.one_hot(rows, len(known)).float()}
+        if text not in known:
+            raise ValueError(f"the Gaussian task has no prompt {text!r}; expected one of {known}")
+        return {"prompt": nn.functional.one_hot(torch.tensor([known.index(text)]), len(known)).float()}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         output: Tensor = self.denoiser(x_t, timestep, condition["prompt"])
         return output
 
-    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+    def latent_shape(self) -> tuple[int, ...]:
         return (len(self.denoiser.config.covariance), 1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL.Image import Image
 from torch import Tensor
 
 from difrl.policies.diffusion.families.base import Family
@@ -16,7 +17,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x. Prompts always have CLIP's 77 tokens."""
 
     pipeline_class = StableDiffusionPipeline
-    denoiser_name = "unet"
+    denoiser_names = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     @classmethod
@@ -39,9 +40,9 @@ class StableDiffusion(Family):
         scheduler = self.scheduler
         return VariancePreserving(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
-    def encode_prompts(self, texts: Sequence[str], max_sequence_length: int | None) -> dict[str, Tensor]:
+    def encode_prompt(self, text: str, image: Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
         device = self.pipeline.text_encoder.device
-        embeds, _ = self.pipeline.encode_prompt(list(texts), device, 1, do_classifier_free_guidance=False)
+        embeds, _ = self.pipeline.encode_prompt(text, device, 1, do_classifier_free_guidance=False)
         return {"embeds": embeds}
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
