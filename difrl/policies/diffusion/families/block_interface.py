@@ -22,7 +22,7 @@ BLOCK = ("inputs", "intermediate_outputs", "expected_components")
 LOOP = ("sub_blocks", "loop_step", "set_progress_bar_config", "inputs", "expected_components")
 GUIDER = ("enable", "disable")
 FIELDS = {
-    "inputs": ("name", "default", "kwargs_type"),
+    "inputs": ("name", "default", "required", "kwargs_type"),
     "intermediate_outputs": ("name", "kwargs_type"),
     "expected_components": ("name",),
 }

@@ -549,13 +549,18 @@ class ModularFamily(Family):
 
 def _assemble(cls: type[ModularPipeline], parts: Mapping[str, Any], **settings: Any) -> ModularPipeline:
     """Build a modular pipeline of parts."""
-    parts = {name: part for name, part in parts.items() if part is not None}
-    if any(isinstance(part, nn.Module) and part.device == torch.device("meta") for part in parts.values()):
-        # Blocks make tensors on the device of the parts, and read values of them, which meta tensors do not have.
-        cls = type(cls.__name__, (cls,), {"_execution_device": torch.device("cpu")})
+    cls = type(cls.__name__, (cls,), {"_execution_device": property(_find_device)})
     modular = cls(**settings)
-    modular.update_components(**parts)
+    modular.update_components(**{name: part for name, part in parts.items() if part is not None})
     return modular
+
+
+def _find_device(modular: ModularPipeline) -> torch.device:
+    """Return the device on which blocks make tensors. diffusers' own search visits every module of a model, in every batch."""
+    modules = (part for part in modular.components.values() if isinstance(part, nn.Module))
+    device: torch.device = next(next(modules).parameters()).device
+    # Blocks read values of tensors, which those on the meta device do not have.
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _find_needed_parts(modular: ModularPipeline, index: Mapping[str, Any]) -> list[str]:
