@@ -105,7 +105,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
         replaced, lambda: SequentialPipelineBlocks, "get_execution_blocks", select_by_position
     ),
     "denoise.denoise has no loop_step": partial(without, LoopSequentialPipelineBlocks, "loop_step"),
-    "FluxAutoBlocks has no available_workflows": lambda: _without_all("available_workflows"),
+    "FluxAutoBlocks has no required_inputs": lambda: _without_all("required_inputs"),
     "PipelineState.set(key: 'str', value: 'Any') -> 'None' is called otherwise: too many positional arguments": partial(
         replaced, lambda: PipelineState, "set", set_without_kind
     ),
