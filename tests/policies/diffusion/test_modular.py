@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,22 @@ def test_evaluation_is_the_pipelines_own_sample(
     expected = draw_own(own, policy, family, prompts, guidance)
     assert expected.std() > 0.01
     torch.testing.assert_close(draw(policy, prompts), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["flux-dev", pytest.param("flux2-dev", marks=pytest.mark.slow)])
+def test_guidance_as_an_input_is_that_of_the_pipeline(name: str, folders: Path) -> None:
+    """`model.inputs: {guidance_scale: …}` is the argument of the pipeline's own call, and not its default."""
+    family, prompts = FAMILIES[name], [Prompt(text, {}) for text in ("a red circle", "two blue squares", "a star")]
+    folder = folders / f"{name}-guided"
+    family.build(folder)
+    own, samples = load_own(folder, family), []
+    for inputs in ({}, {"guidance_scale": 1.5}):
+        policy = load_diffusion_policy(run_of(folder, family, model={"inputs": inputs}))
+        changed = replace(family, inputs={**family.inputs, **inputs})
+        samples.append(draw(policy, prompts))
+        expected = draw_own(own, policy, changed, prompts, 1.0)
+        torch.testing.assert_close(samples[-1], expected, atol=1e-4, rtol=0)
+    assert (samples[0] - samples[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("sections", [{}, FLOW_GRPO], ids=["forward", "reverse"])

@@ -307,6 +307,11 @@ class ModularFamily(Family):
                 f"model.inputs: {type(self.pipeline).__name__} has no input {min(unknown)!r}; expected some of "
                 f"{', '.join(sorted(name for name in known if name))}"
             )
+        if "guidance_scale" in family.inputs and not self.takes_guidance:
+            raise ValueError(
+                f"model.inputs.guidance_scale: found {family.inputs['guidance_scale']}, and this model takes no guidance as an "
+                "input (guidance_embeds in its config); remove it"
+            )
         return family
 
     @cached_property
@@ -314,6 +319,11 @@ class ModularFamily(Family):
         scheduler = self.pipeline.scheduler
         # Other schedulers of such models scale their input by the step, which is not known at an arbitrary time.
         return scheduler if _is_flow(scheduler) else DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance is a number that the denoiser reads, as in FLUX.1 dev."""
+        return any(denoiser.config.get("guidance_embeds") for denoiser in self.denoisers.values())
 
     @property
     def guides(self) -> bool:
@@ -424,7 +434,13 @@ class ModularFamily(Family):
         if not _is_flow(self.scheduler):
             return super().build_grid(steps)
         self._template(1, num_inference_steps=steps)
-        return Grid(self.modular.scheduler.sigmas.clone())
+        grid = Grid(self.modular.scheduler.sigmas.clone())
+        if grid.steps != steps:
+            raise ValueError(
+                f"rollout.steps: found {steps}, and {type(self.pipeline).__name__} draws in {grid.steps} steps of its own "
+                f"(sample_sigmas); set {grid.steps}, and eval.steps too"
+            )
+        return grid
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
