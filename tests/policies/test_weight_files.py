@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from difrl.config.load import ConfigError
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
 from difrl.policies.weight_files import check_weights
@@ -174,5 +173,5 @@ def test_a_size_without_positions_is_refused(sd3: Path, side: str, fits: int) ->
     if fits == 8:
         estimate(config)
         return
-    with pytest.raises(ConfigError, match=rf"rollout\.{side}: found {fits} pixels, expected at most 8"):
+    with pytest.raises(ModelError, match=rf"^rollout\.{side}: found {fits} pixels, expected at most 8"):
         estimate(config)

@@ -32,7 +32,7 @@ from difrl.training import run as running
 from difrl.training.cost import flops as cost
 from difrl.training.cost.dry_run import Evaluations, Tally, count_evaluations
 from difrl.training.cost.estimate import estimate
-from difrl.training.cost.images import build_image_cost
+from difrl.training.cost.images import count_image_cost
 from difrl.training.cost.table import estimate_table, format_duration_range, format_size
 from difrl.training.inputs import Inputs
 from difrl.training.trainer import Trainer
@@ -65,7 +65,7 @@ def dry_run(
     """Count the evaluations of a run. evaluated, trained: number of evaluation and training prompts."""
     train, evaluation = ([Prompt(f"prompt {i}", {}) for i in range(count)] for count in (trained, evaluated))
     inputs = Inputs(train, evaluation, [], Scorer.from_rewards({}, {}), Diversity(), [], {})
-    dry = build_image_cost(config, inputs).dry
+    dry = count_image_cost(config, load_diffusion_policy(config, "meta"), inputs).dry
     return count_evaluations(config, dry, inputs, processes), dry.tally
 
 
@@ -390,9 +390,9 @@ def test_every_broken_input_is_named_at_once(small: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "error", "match"),
     [
-        ({"rollout": {"height": 13}}, ConfigError, r"rollout\.height: found 13 pixels"),
+        ({"rollout": {"height": 13}}, ModelError, r"^rollout\.height: found 13 pixels"),
         ({"rollout": {"solver": "NoSuchScheduler"}}, ModelError, r"rollout\.solver"),
-        ({"rollout": {"solver": "DDIMScheduler"}}, ConfigError, r"rollout\.solver: DDIM"),
+        ({"rollout": {"solver": "DDIMScheduler"}}, ModelError, r"^rollout\.solver: DDIM"),
         (
             {**FLOW_GRPO, "rollout": {"kernel": "flow_sde", "noise_level": 1e-6}},
             ModelError,

@@ -11,7 +11,6 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import SchedulerMixin
-from safetensors import SafetensorError
 from torch import nn
 
 from difrl.config import (
@@ -31,7 +30,7 @@ from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
-from difrl.policies.errors import ModelError
+from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.snapshots import CURRENT
@@ -62,27 +61,33 @@ def get_family_class(path: str, revision: str | None = None) -> type[Family]:
 
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
-    """Load the frozen pipeline. Its autoencoder is in float32."""
+    """Load the frozen pipeline. Its autoencoder is in float32. On the meta device it has no weights, to count its cost."""
     path = resolve(model.path)
     cls = get_family_class(path, model.revision)
+    dtype, skeleton = DTYPES[model.dtype], torch.device(device).type == "meta"
     try:
         with silenced_libraries():
-            family = cls.load(path, DTYPES[model.dtype], model.revision)
-    # Of the hub too, whose errors are OSErrors. Weights of other shapes raise a ValueError or a RuntimeError.
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            family = cls.build_skeleton(path, model.revision) if skeleton else cls.load(path, dtype, model.revision)
+    except LOADING_ERRORS as error:
         raise ModelError(
-            f"model.path: {path!r} cannot be loaded: {error} Expected every part that its model_index.json names; copy or "
-            "download the folder again"
+            f"model.path: {path!r} cannot be loaded ({type(error).__name__}: {error}); expected every part that its "
+            "model_index.json names. Copy or download the folder again, or use the version of diffusers and transformers it "
+            "was made with"
         ) from error
-    check_parts(path, family.pipeline.components)  # the loaders fill missing weights with random ones, without a word
-    family.pipeline.to(device)
+    if skeleton:
+        for part in family.modules:  # not by the methods of diffusers and transformers, which warn
+            nn.Module.to(part, dtype)
+    else:
+        # The loaders fill missing weights with random ones, without a word.
+        check_parts(path, family.pipeline.components)
+        family.pipeline.to(device)
+        set_attention(family.denoiser, model.attention)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
-        family.pipeline.vae.to(torch.float32)
+        nn.Module.to(family.pipeline.vae, torch.float32)
     for part in family.modules:
         part.requires_grad_(False).eval()
     family.pipeline.set_progress_bar_config(disable=True)
-    set_attention(family.denoiser, model.attention)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
     return family
@@ -136,7 +141,7 @@ def with_inputs(family: Family, config: RunConfig) -> Family:
 
 
 def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) -> Scheduler | None:
-    """Build the solver of a recipe. Raise ModelError if it is unknown, or draws noise in a rollout or an evaluation."""
+    """Build the solver of a recipe. Raise ModelError if it is unknown, cannot drive the model, or draws noise."""
     name, steps = config.rollout.solver, {config.rollout.steps, config.eval.steps or config.rollout.steps}
     if name is None:
         return None
@@ -152,8 +157,10 @@ def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) ->
         scheduler.register_to_config(clip_sample=False)
     try:
         noisy = any(draws_noise(scheduler, family.process, n, sequence_length=sequence_length) for n in steps)
-    except Exception:  # it cannot drive the model, which `difrl check` and the first rollout report
-        return scheduler
+    except Exception as error:  # each scheduler of diffusers refuses in its own way
+        raise ModelError(
+            f"rollout.solver: {name} cannot drive this model: {error}; choose another one, or set rollout.solver: null"
+        ) from error
     if noisy:
         raise ModelError(
             f"rollout.solver: {name} draws noise of its own under the model's scheduler_config.json, which is not "

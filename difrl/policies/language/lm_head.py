@@ -74,9 +74,12 @@ class CausalLM:
 
     @classmethod
     def build(cls, model: Any, dtype: torch.dtype) -> CausalLM:
-        """Build the model, split if the head alone gives its logits for a few tokens. Some models scale or cap them."""
+        """Build the model, split if the head alone gives its logits for a few tokens. Some models scale or cap them.
+
+        A model on the meta device has no logits to compare, and is not split.
+        """
         head = model.get_output_embeddings()
-        if type(head) is not nn.Linear:
+        if type(head) is not nn.Linear or model.device.type == "meta":
             return cls(model, dtype, whole=True)
         split = cls(model, dtype, whole=False)
         tokens = torch.arange(1, 3, device=model.device)[None]

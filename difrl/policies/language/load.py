@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from difrl.config import GenerationConfig, ModelConfig, RunConfig
-from difrl.policies.errors import ModelError
+from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.lm_head import CausalLM
@@ -25,6 +24,7 @@ from difrl.policies.references import build_reference_set
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.policies.warm_start import PEFT_LORA, load_warm_start
+from difrl.policies.weight_files import check_weights
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
 from samplers import Decoding
@@ -82,9 +82,12 @@ def build_language_policy(
 
 
 def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> Engines:
-    """Build the engines of a recipe. Evaluations are drawn by the model itself, since they may be guided."""
+    """Build the engines of a recipe. Evaluations are drawn by the model itself, since they may be guided.
+
+    No other engine is started for a model without weights, on the meta device.
+    """
     own = Transformers(network, decoding, config.rollout.batch)
-    if config.generation.engine == "transformers":
+    if config.generation.engine == "transformers" or network.model.device.type == "meta":
         return Engines(own, own)
     path = resolve(config.model.path, LANGUAGE_MODEL)
     other = start_vllm(path, config.model, config.generation, network, decoding, config.rollout.batch)
@@ -132,27 +135,37 @@ def load_frozen(
 ) -> Any:
     """Load a causal language model in evaluation mode, without gradients, in the precision and attention of a recipe.
 
-    key: the key of the recipe that holds `path`, for messages.
+    On the meta device it has no weights, to count its cost. key: the key of the recipe that holds `path`, for messages.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     path = resolve(path, LANGUAGE_MODEL, key)
     try:
         with silenced_libraries():
-            found, report = AutoModelForCausalLM.from_pretrained(
-                path,
-                revision=revision,
-                dtype=DTYPES[model.dtype],
-                attn_implementation=model.attention,
-                output_loading_info=True,
-            )
-    # Of the hub too, whose errors are OSErrors. Weights of other shapes raise a RuntimeError.
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            if torch.device(device).type == "meta":
+                description, missing = AutoConfig.from_pretrained(path, revision=revision), list[str]()
+                attention = "eager" if model.attention == "eager" else "sdpa"  # others may need another machine
+                with torch.device("meta"):
+                    found: Any = AutoModelForCausalLM.from_config(
+                        description, dtype=DTYPES[model.dtype], attn_implementation=attention
+                    )
+                if Path(path).is_dir():
+                    check_weights(Path(path), ["model.safetensors", "pytorch_model.bin"], found, key)
+            else:
+                found, report = AutoModelForCausalLM.from_pretrained(
+                    path,
+                    revision=revision,
+                    dtype=DTYPES[model.dtype],
+                    attn_implementation=model.attention,
+                    output_loading_info=True,
+                )
+                missing = sorted(report["missing_keys"])
+    except LOADING_ERRORS as error:
         raise ModelError(
-            f"{key}: {path!r} cannot be loaded as a causal language model: {error}. Expected a transformers folder or "
-            "hub id; for a hub model check the name, the network and `hf auth login`"
+            f"{key}: {path!r} cannot be loaded as a causal language model ({type(error).__name__}: {error}); expected a "
+            "transformers folder or hub id. For a hub model check the name, the network and `hf auth login`"
         ) from error
-    if missing := sorted(report["missing_keys"]):
+    if missing:
         raise ModelError(
             f"{key}: the weights of {path!r} lack {len(missing)} tensors that its config.json describes, such as {missing[0]}, "
             "and would be filled with random numbers; copy or download the model again"

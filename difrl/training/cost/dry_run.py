@@ -107,7 +107,7 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
     """Take the steps of a dry run, and return the number of evaluations of the whole run."""
     policy, tally, total = dry.policy, dry.tally, config.train.steps
     scorer = Scorer.from_rewards({reward.label: (_Alternating(), 1.0) for reward in config.rewards}, {})
-    trainer = Trainer(dry_config(config), policy, scorer, inputs.train, _AlikeProcesses(processes))
+    trainer = Trainer(dry_config(config), policy, scorer, inputs.train, AlikeProcesses(processes))
 
     rollout = gradient = step = 0.0
     for number, like in dry.steps.items():
@@ -165,7 +165,7 @@ class _Alternating(WithoutDevice):
         return all_valid(torch.arange(len(prompts)) % 2.0)
 
 
-class _AlikeProcesses(DistributedContext):
+class AlikeProcesses(DistributedContext):
     """One of several processes that all do the same."""
 
     device = torch.device("cpu")

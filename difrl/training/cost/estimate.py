@@ -1,25 +1,31 @@
 """`difrl check`: find out whether a recipe can run and roughly what it costs, without loading weights.
 
-The number of evaluations is that of a dry run (dry_run.py), parameters and FLOPs are those of the model on the meta device
-(images.py, texts.py), kept memory is that of the trainer's own optimizer and snapshots there, and time a rough range.
+The policy and the trainer are those of the run, on the meta device: they refuse what a run refuses, and their tensors are the
+memory that a process keeps. FLOPs are those of a pass there (images.py, texts.py), the number of evaluations is that of a dry
+run (dry_run.py), and time a rough range.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from difrl.config import RunConfig
+from difrl.config.run import samples_base_at_end
+from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.language.policy import LanguagePolicy
+from difrl.policies.load import load_policy
 from difrl.runtime.dtypes import DTYPES
-from difrl.runtime.progress import phase
-from difrl.training.cost.dry_run import Evaluations, count_evaluations
+from difrl.training.cost.dry_run import AlikeProcesses, Evaluations, count_evaluations
 from difrl.training.cost.flops import measure_matmul_speed
-from difrl.training.cost.images import build_image_cost
+from difrl.training.cost.images import count_image_cost
 from difrl.training.cost.model_cost import ModelCost
-from difrl.training.cost.texts import build_text_cost
+from difrl.training.cost.texts import count_text_cost
 from difrl.training.inputs import load_inputs
+from difrl.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,43 @@ class Estimate:
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Check a recipe as far as that takes no weights, and estimate its cost. Raise ConfigError or ModelError."""
     inputs = load_inputs(config, processes)
-    with phase("building the model without weights"):
-        model = (build_text_cost if config.likelihood.kind == "tokens" else build_image_cost)(config, inputs)
+    policy = load_policy(config, "meta", keep_base=samples_base_at_end(config))
+    policy.validate_prompts([*inputs.train, *inputs.evaluation])
+    trainer = Trainer(config, policy, inputs.scorer, inputs.train, AlikeProcesses(processes))
+    if isinstance(policy, DiffusionPolicy):
+        model = count_image_cost(config, policy, inputs)
+    else:
+        assert isinstance(policy, LanguagePolicy)
+        model = count_text_cost(config, policy, inputs)
     evaluations = count_evaluations(config, model.dry, inputs, processes)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     cuda = device.type == "cuda"
-    threads = config.train.threads or torch.get_num_threads()
     return Estimate(
         model=model,
-        memory={**model.measure_kept(config), **model.working_memory(model.dry.tally)},
+        memory={**_measure_kept(config, model, trainer), **model.working_memory(model.dry.tally)},
         evaluations=evaluations,
         processes=processes,
         device=torch.cuda.get_device_name(device) if cuda else device.type,
         capacity=torch.cuda.get_device_properties(device).total_memory if cuda else None,
-        speed=measure_matmul_speed(device, DTYPES[config.model.dtype], threads),
+        speed=measure_matmul_speed(device, DTYPES[config.model.dtype], config.train.threads or torch.get_num_threads()),
     )
+
+
+def _measure_kept(config: RunConfig, model: ModelCost, trainer: Trainer) -> dict[str, int]:
+    """Return the bytes that a process keeps from its first step to its last, by name."""
+    for p in trainer.parameters:
+        p.grad = torch.empty_like(p)
+    trainer.optimizer.step()
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.is_meta]
+    memory: dict[str, int] = defaultdict(int)
+    for module in model.modules:
+        for tensor in (*(p for p in module.parameters() if not p.requires_grad), *module.buffers()):
+            if tensor.is_floating_point():
+                memory[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.nbytes
+    trained = sum(p.nbytes for p in trainer.parameters)
+    memory |= {"trained weights, float32": trained, "gradients": trained}
+    memory["AdamW's two moments"] = sum(moment.nbytes for moment in moments)
+    if config.model.dtype != "float32":
+        memory[f"trained weights cast to {config.model.dtype}"] = model.trained * DTYPES[config.model.dtype].itemsize
+    memory |= trainer.policy.snapshots.device_bytes()
+    return memory | {f"teacher {n}": sum(p.nbytes for p in t.parameters()) for n, t in model.teachers.items()}

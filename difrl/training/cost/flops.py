@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
@@ -31,18 +33,17 @@ class Cost:
     """Bytes that are stored between forward and backward."""
 
 
-def count_call_cost(module: nn.Module, call: Callable[[], Tensor], recompute: Callable[[Any], Any] | None) -> Cost:
-    """Count the cost of a call on the meta device. `recompute` enables gradient checkpointing with the given function."""
+def count_call_cost(module: nn.Module, call: Callable[[], Tensor]) -> Cost:
+    """Count the cost of a call of a module on the meta device, which may recompute activations by torch's checkpoint."""
     kept = KeptStorages(p.untyped_storage() for p in [*module.parameters(), *module.buffers()])
-    if recompute is not None:
-        recompute(kept.run_block)
-    with _FusedAttention(), FlopCounterMode(display=False) as counter:
+    checkpoint = patch.object(torch.utils.checkpoint, "checkpoint", kept.run_block)
+    with checkpoint, _FusedAttention(), FlopCounterMode(display=False) as counter:
         with kept:
             output = call()
         forward = counter.get_total_flops()
         output.sum().backward()
-    training = counter.get_total_flops() + (0 if recompute is None else forward)
-    return Cost(forward, training, kept.bytes + kept.largest_block)
+    again = forward if kept.largest_block else 0
+    return Cost(forward, counter.get_total_flops() + again, kept.bytes + kept.largest_block)
 
 
 class KeptStorages(saved_tensors_hooks):
@@ -64,14 +65,14 @@ class KeptStorages(saved_tensors_hooks):
             self.bytes += storage.nbytes()
         return tensor
 
-    def run_block(self, module: Callable[..., Any], *args: Any) -> Any:
+    def run_block(self, block: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
         """Run a block in the place of torch's checkpoint, which keeps only its inputs."""
         for arg in args:
             if isinstance(arg, Tensor):
                 self.keep(arg)
         inside = KeptStorages(self.seen.values())
         with inside:
-            result = module(*args)
+            result = block(*args, **kwargs)
         self.largest_block = max(self.largest_block, inside.bytes)
         return result
 

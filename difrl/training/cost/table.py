@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,72 +12,74 @@ from difrl.reporting.number_format import count
 from difrl.training.cost.estimate import Estimate
 
 DURATION_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+IN_ALL = "in all"
+"""Beginning of the name of a row with a sum."""
+_IMAGES = (
+    *("Model evaluations", "rollout", "an evaluation"),
+    "Not in it: encoding prompts, decoding samples (whose memory grows with rollout.batch), rewards and files. "
+    "A model so small that it leaves the device idle takes longer.",
+)
+_TEXTS = (
+    *("Tokens read and written, at most", "drawing, prompts included", "a token"),
+    "Not in it: rewards and files. Completions may end early, which takes less; drawing is bound by memory rather "
+    "than by products, and a model so small that it leaves the device idle takes longer.",
+)
+"""Words of the table: a heading, the name of a rollout, the unit of evaluations, and what the time leaves out."""
 
 
 def estimate_table(estimate: Estimate) -> RenderableType:
     """Return the parameters, memory, evaluations and time of a run."""
-    model = estimate.model
-    time = _table("Time, a rough estimate", "a step", "the run")
-    time.add_row(
-        "in the model", format_duration_range(*estimate.step_seconds), format_duration_range(*estimate.run_seconds)
-    )
+    model, counts, steps = estimate.model, estimate.evaluations, estimate.evaluations.steps
+    heading, rollout, unit, left_out = _IMAGES if model.generated is None else _TEXTS
+
+    total, capacity = sum(estimate.memory.values()), estimate.capacity
+    memory: list[tuple[str, str | Text]] = [(name, format_size(size)) for name, size in estimate.memory.items()]
+    room = "" if capacity is None else f" of {format_size(capacity)}"
+    style = "red" if capacity is not None and total > capacity else ""
+    memory.append((IN_ALL + ", at least", Text(format_size(total) + room, style)))
+
+    a_step = {
+        "generated": model.generated,
+        rollout: counts.rollout,
+        "updates, with gradient": counts.gradient,
+        "old weights and anchors": counts.without_gradient,
+        IN_ALL: counts.step,
+        "further draws (collect), up to": (counts.draws - 1) * counts.rollout,
+    }
+    evaluations = [(name, count(n), count(n * steps)) for name, n in a_step.items() if n]
+    a_run = {"reference samples, up to": counts.reference_samples, "evaluation": counts.evaluation}
+    evaluations += [(name, "", count(n)) for name, n in a_run.items() if n]
+
+    seconds = ("in the model", *(format_duration_range(*s) for s in (estimate.step_seconds, estimate.run_seconds)))
     forward, training, speed = map(_flops, (model.forward, model.training, estimate.speed))
     low, high = model.efficiency
     basis = (
-        f"From {forward}s {model.wording.unit}, {training}s with its gradient, at {low:.0%} to {high:.0%} of the "
-        f"{speed}/s just measured on {estimate.device}. {model.wording.left_out}"
+        f"From {forward}s {unit}, {training}s with its gradient, at {low:.0%} to {high:.0%} of the "
+        f"{speed}/s just measured on {estimate.device}. {left_out}"
     )
     return Group(
         Text(model.name, style="bold", overflow="fold"),
         f"trains {count(model.trained)} parameters, {count(model.frozen)} are frozen",
         *map(Text, model.notes),
         "",
-        _memory(estimate),
+        _table(["Memory", "each process" if estimate.processes > 1 else ""], memory),
         "",
-        _evaluations(estimate),
+        _table([heading, "a step", "the run"], evaluations),
         "",
-        time,
+        _table(["Time, a rough estimate", "a step", "the run"], [seconds]),
         "",
         Text(basis, style="dim"),
     )
 
 
-def _table(*headings: str) -> Table:
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    first, *others = headings
-    table.add_column(first, min_width=32, overflow="fold", header_style="bold")
-    for heading in others:
+    table.add_column(headings[0], min_width=32, overflow="fold", header_style="bold")
+    for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _memory(estimate: Estimate) -> Table:
-    table = _table("Memory", "each process" if estimate.processes > 1 else "")
-    for name, size in estimate.memory.items():
-        table.add_row(Text(name), format_size(size))
-    total, capacity = sum(estimate.memory.values()), estimate.capacity
-    room = "" if capacity is None else f" of {format_size(capacity)}"
-    style = "bold" if capacity is None or total <= capacity else "bold red"
-    table.add_row("in all, at least", f"[{style}]{format_size(total)}[/]{room}")
-    return table
-
-
-def _evaluations(estimate: Estimate) -> Table:
-    counts, wording = estimate.evaluations, estimate.model.wording
-    table = _table(wording.heading, "a step", "the run")
-    if estimate.model.generated is not None:
-        table.add_row("generated", count(estimate.model.generated), count(estimate.model.generated * counts.steps))
-    parts = (wording.rollout, counts.rollout), ("updates, with gradient", counts.gradient)
-    for name, number in (*parts, ("old weights and anchors", counts.without_gradient)):
-        if number:
-            table.add_row(name, count(number), count(number * counts.steps))
-    table.add_row("in all", f"[bold]{count(counts.step)}[/]", f"[bold]{count(counts.run)}[/]")
-    if counts.draws > 1:
-        extra = (counts.draws - 1) * counts.rollout
-        table.add_row("further draws (collect), up to", count(extra), count(extra * counts.steps))
-    for name, number in (("reference samples, up to", counts.reference_samples), ("evaluation", counts.evaluation)):
-        if number:
-            table.add_row(name, "", count(number))
+    for row in rows:
+        name = str(row[0])
+        table.add_row(Text(name), *row[1:], style="bold" if name.startswith(IN_ALL) else "")
     return table
 
 

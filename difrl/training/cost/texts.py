@@ -1,4 +1,4 @@
-"""Cost of a language model, from its skeleton, and a dry run with a model of two tokens."""
+"""Cost of a language model, from its layers without weights, and a dry run with a model of two tokens."""
 
 from __future__ import annotations
 
@@ -6,75 +6,42 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from difrl.config import ModelConfig, RunConfig
-from difrl.config.run import samples_base_at_end
+from difrl.config import RunConfig
 from difrl.policies.base import NoiseKey
-from difrl.policies.errors import ModelError
 from difrl.policies.language.engines import Engines
-from difrl.policies.language.load import (
-    build_language_policy,
-    get_teacher_key,
-    load_texts,
-    make_language_model_trainable,
-)
+from difrl.policies.language.load import build_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
-from difrl.policies.trainable import build_snapshots, check_adapter
-from difrl.policies.weight_files import check_weights
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
-from difrl.training.cost.model_cost import ModelCost, Wording
+from difrl.training.cost.model_cost import ModelCost
 from difrl.training.inputs import Inputs
-from samplers import Completions, Processing, get_context_length
-
-WORDING = Wording(
-    heading="Tokens read and written, at most",
-    rollout="drawing, prompts included",
-    unit="a token",
-    left_out="Not in it: rewards and files. Completions may end early, which takes less; drawing is bound by memory rather "
-    "than by products, and a model so small that it leaves the device idle takes longer.",
-)
-# One token at a time for each sample keeps products small: far below the speed of large ones.
-EFFICIENCY = (0.03, 0.5)
+from samplers import Completions, Processing
 
 
-def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
-    """Build the model of a recipe on the meta device, and a dry policy. Only the tokenizer is loaded. Raise ModelError.
+def count_text_cost(config: RunConfig, policy: LanguagePolicy, inputs: Inputs) -> ModelCost:
+    """Return the cost of a policy on the meta device, and a dry policy for it.
 
     Completions are taken to have all their tokens, prompts the mean number of theirs.
     """
     assert config.likelihood.kind == "tokens"
-    model, written, chunk = config.model, config.generation.max_new_tokens, config.likelihood.chunk
-    texts = load_texts(model, config.generation)
-    network = _build_skeleton(model.path, model.revision, model)
-    teachers = {
-        name: _build_skeleton(t.path, t.revision, model, get_teacher_key(name)) for name, t in config.teachers.items()
-    }
-    recorded, drawn = inputs.recorded, config.data.rows == "prompts"
-    prompts = [*(inputs.train if drawn else []), *inputs.evaluation, *(group.prompt for group in recorded)]
-    texts.validate_prompts(prompts, get_context_length(network))
-    if items := [(str(item), place) for g in recorded for item, place in zip(g.items, g.places, strict=True)]:
-        texts.validate_completions(*zip(*items, strict=True))
-    lengths, evaluated = ([len(texts.tokenize(p)) for p in group] for group in (inputs.train, inputs.evaluation))
+    written, chunk, network = config.generation.max_new_tokens, config.likelihood.chunk, policy.network.model
+    lengths, evaluated = (
+        list(map(len, policy.tokenizer.tokenize_prompts(group))) for group in (inputs.train, inputs.evaluation)
+    )
     length = round(sum(lengths) / len(lengths)) + written
     evaluation_length = sum(evaluated) / max(1, len(evaluated)) + written
     tally = Tally()
-    dry = DryPolicy(_build_dry_policy(config, tally), tally, {0: config.train.steps}, length, evaluation_length)
-    with torch.device("meta"):
-        trained = make_language_model_trainable(network, model, config.seed)
-    check_adapter(network, model.lora)
-    skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[model.dtype])  # autocast casts trained weights too
-    cost, cache = _count_body_cost(skeleton, length, model.gradient_checkpointing)
+    skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[config.model.dtype])  # autocast casts trained weights too
+    cost, cache = _count_body_cost(skeleton.base_model, length)
     head = skeleton.get_output_embeddings()
     head_flops = 2 * sum(p.numel() for p in head.parameters() if p.dim() == 2)  # of one token: 2 × width × vocabulary
 
@@ -87,56 +54,31 @@ def build_text_cost(config: RunConfig, inputs: Inputs) -> ModelCost:
             "activations, rough bound": cost.activations * tally.together,
         }
 
+    drawn = config.data.prompts_per_step * config.data.group_size if config.data.rows == "prompts" else 0
     return ModelCost(
-        name=f"{type(network).__name__} at {resolve(model.path, LANGUAGE_MODEL)}",
-        snapshots=build_snapshots(network, trained, config, samples_base_at_end(config)),
+        name=f"{type(network).__name__} at {resolve(config.model.path, LANGUAGE_MODEL)}",
         modules=[network],
-        dry=dry,
+        dry=DryPolicy(_build_dry_policy(config, tally), tally, {0: config.train.steps}, length, evaluation_length),
         forward=cost.forward // length + head_flops,
         training=cost.training // length + 4 * head_flops,  # the backward pass makes the logits again
         working_memory=working_memory,
-        efficiency=EFFICIENCY,
-        wording=WORDING,
-        teachers=teachers,
-        notes=texts.notes,
-        generated=drawn * config.data.prompts_per_step * config.data.group_size * written,
+        # One token at a time for each sample keeps products small: far below the speed of large ones.
+        efficiency=(0.03, 0.5),
+        teachers={name: teacher.model for name, teacher in policy.teachers.items()},
+        notes=policy.tokenizer.notes,
+        generated=drawn * written,
     )
 
 
-def _count_body_cost(network: Any, length: int, recompute: bool) -> tuple[Cost, int]:
+def _count_body_cost(body: Any, length: int) -> tuple[Cost, int]:
     """Return the cost of a text of `length` tokens without the head, and the bytes of its keys and values."""
-    body = network.base_model
     tokens = torch.zeros(1, length, dtype=torch.int64, device="meta")
     # transformers uses a mask of four dimensions as it is. Of any other it reads values, and meta tensors have none.
     mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
     with torch.no_grad():
         cache = body(input_ids=tokens, attention_mask=mask, use_cache=True).past_key_values
-    body.train(recompute)  # the layers of transformers recompute themselves in training mode only
-    cost = count_call_cost(
-        body,
-        lambda: body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state,
-        partial(network._set_gradient_checkpointing, True) if recompute else None,
-    )
+    cost = count_call_cost(body, lambda: body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state)
     return cost, sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-
-
-def _build_skeleton(path: str, revision: str | None, model: ModelConfig, key: str = "model.path") -> Any:
-    """Build a model as load_frozen leaves it, on the meta device. ModelError: its config.json cannot be used."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    path = resolve(path, LANGUAGE_MODEL, key)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype], attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{key}: {path} cannot be built from its config.json ({type(error).__name__}: {error}); expected a causal "
-            "language model of transformers"
-        ) from error
-    if Path(path).is_dir():
-        check_weights(Path(path), ["model.safetensors", "pytorch_model.bin"], network, key)
-    return network.requires_grad_(False).eval()
 
 
 class _TwoTokenModel(nn.Module):

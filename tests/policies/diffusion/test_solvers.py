@@ -78,10 +78,8 @@ def test_every_scheduler_repeats_itself_or_is_refused(model: str, policies: dict
         try:
             first, second = draw(policy, name, 0), draw(policy, name, 1)
         except ModelError as error:
-            outcome[name] = "noisy" if "draws noise of its own" in str(error) else str(error)
-            continue
-        except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            outcome[name] = "unfit"  # it cannot drive this model, and says so in its own way
+            kinds = {"noisy": "draws noise of its own", "unfit": "cannot drive this model"}
+            outcome[name] = next((kind for kind, words in kinds.items() if words in str(error)), str(error))
             continue
         assert torch.equal(first, second), name
         outcome[name] = "repeated"
