@@ -25,7 +25,7 @@ FORMATS = ("WEBP", "PNG", "GIF")
 MOST_PIXELS = 2**28
 """Pixels of all frames of a video."""
 SLOWEST, FASTEST, SECONDS = 4, 16, 2.0
-"""Frames a second that a written video plays at, and the seconds that it takes if it can."""
+"""Rates in frames a second at which a written video plays, and the seconds that it takes if they allow it."""
 
 
 def read_video_file(path: Path) -> list[Image.Image]:
