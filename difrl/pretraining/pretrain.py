@@ -26,7 +26,12 @@ class ModelKind(NamedTuple):
 
 
 IMAGE_KIND, TEXT_KIND = ModelKind(ImagesConfig, pretrain_images), ModelKind(TextConfig, pretrain_text)
-MODEL_KINDS: Mapping[str, ModelKind] = {"tiny-sd3": IMAGE_KIND, "tiny-sd": IMAGE_KIND, "tiny-lm": TEXT_KIND}
+MODEL_KINDS: Mapping[str, ModelKind] = {
+    "tiny-sd3": IMAGE_KIND,
+    "tiny-sd": IMAGE_KIND,
+    "tiny-wan": IMAGE_KIND,
+    "tiny-lm": TEXT_KIND,
+}
 
 
 def pretrain(path: Path | str, overrides: Sequence[str] = ()) -> None:

@@ -6,7 +6,7 @@ that runs Stable Diffusion 1.x. The autoencoder is tiny-sd3's, rewritten without
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -102,6 +102,14 @@ def build_pipeline(texts: Sequence[str], seed: int) -> StableDiffusionPipeline:
 def encode_tokens(pipeline: StableDiffusionPipeline, ids: Tensor) -> dict[str, Tensor]:
     """Return the UNet's condition for token ids [B, 12], with gradients: embeds [B, 12, 96]."""
     return {"embeds": pipeline.text_encoder(ids).last_hidden_state}
+
+
+def call_denoiser(
+    pipeline: StableDiffusionPipeline, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the denoiser's output [B, ...] for states [B, ...] at timesteps [B], with gradients of the condition too."""
+    output: Tensor = pipeline.unet(x_t, timestep, condition["embeds"], return_dict=False)[0]
+    return output
 
 
 def trained_modules(pipeline: StableDiffusionPipeline) -> list[nn.Module]:

@@ -6,7 +6,7 @@ code that runs Stable Diffusion 3. Left out: the T5 encoder (as SD3 allows), QK 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -94,6 +94,16 @@ def encode_tokens(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> dict[str, 
     outputs = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
     embeds = torch.cat([o.hidden_states[-2] for o in outputs], dim=-1)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.cat([o.text_embeds for o in outputs], dim=-1)}
+
+
+def call_denoiser(
+    pipeline: StableDiffusion3Pipeline, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the denoiser's output [B, ...] for states [B, ...] at timesteps [B], with gradients of the condition too."""
+    output: Tensor = pipeline.transformer(
+        x_t, condition["prompt_embeds"], condition["pooled_prompt_embeds"], timestep, return_dict=False
+    )[0]
+    return output
 
 
 def trained_modules(pipeline: StableDiffusion3Pipeline) -> list[nn.Module]:

@@ -65,3 +65,5 @@ def test_rows_without_a_motion_are_invalid_and_wrong_metadata_are_errors() -> No
         value(film((8, 16)))
     with pytest.raises(ValueError, match="least is -1"):
         make("motion", least=-1)
+    with pytest.raises(ValueError, match="overlap 2; expected 0 or more, and 0 to 1"):
+        make("motion", overlap=2)

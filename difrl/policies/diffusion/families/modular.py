@@ -565,7 +565,12 @@ class ModularFamily(Family):
 
 def _assemble(cls: type[ModularPipeline], parts: Mapping[str, Any], **settings: Any) -> ModularPipeline:
     """Build a modular pipeline of parts."""
-    cls = type(cls.__name__, (cls,), {"_execution_device": property(_find_device)})
+    members: dict[str, Any] = {"_execution_device": property(_find_device)}
+    pixels = getattr(parts.get("vae"), "spatial_compression_ratio", None)
+    if pixels is not None and hasattr(cls, "vae_scale_factor_spatial"):
+        # diffusers 0.42 counts the stages of Wan's autoencoder, and forgets its patches.
+        members["vae_scale_factor_spatial"] = pixels
+    cls = type(cls.__name__, (cls,), members)
     modular = cls(**settings)
     modular.update_components(**{name: part for name, part in parts.items() if part is not None})
     return modular
