@@ -136,7 +136,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         assert not isinstance(content, Tensor | Videos)
         completions = self.tokenizer.tokenize_completions(content)
         tokens, mask = pad_right(completions, self.tokenizer.max_new_tokens, self.tokenizer.pad)
-        return {"tokens": tokens.to(self.device), "mask": mask.to(self.device)}
+        return {"tokens": tokens, "mask": mask}
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         data = rollout.replay_data
