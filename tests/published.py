@@ -13,17 +13,34 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ModelMixin, QwenImagePipeline
+from diffusers import ClassifierFreeGuidance, ModelMixin, QwenImagePipeline
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import nn
-from transformers import ByT5Tokenizer, PixtralImageProcessor, PixtralProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    ByT5Tokenizer,
+    CLIPImageProcessor,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 from difrl.pretraining.tiny_parts import build_tokenizer
 from difrl.tasks import shapes
 from tests.tiny_models import build_t5_tokenizer
-from tests.tiny_pipelines import MISTRAL_TEMPLATE, build_mistral_tokenizer, build_qwen_tokenizer, get_template
+from tests.tiny_pipelines import (
+    CHAT_TEMPLATE,
+    MISTRAL_TEMPLATE,
+    build_mistral_tokenizer,
+    build_qwen_tokenizer,
+    get_template,
+)
 
 _DATA = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PARTS: Mapping[str, Mapping[str, Any]] = _DATA["parts"]
@@ -35,15 +52,31 @@ def _build_pixtral_processor() -> PixtralProcessor:
     return PixtralProcessor(PixtralImageProcessor(), tokenizer, patch_size=14, chat_template=MISTRAL_TEMPLATE)
 
 
-TOKENIZERS: Mapping[str, Callable[[], PreTrainedTokenizerBase | ProcessorMixin]] = {
+def _build_qwen2_vl_processor() -> Qwen2VLProcessor:
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(), _build_qwen_tokenizer(), Qwen2VLVideoProcessor(), CHAT_TEMPLATE)
+
+
+def _build_qwen3_vl_processor() -> Qwen3VLProcessor:
+    images = Qwen2VLImageProcessor(patch_size=16)
+    return Qwen3VLProcessor(images, _build_qwen_tokenizer(), Qwen3VLVideoProcessor(), CHAT_TEMPLATE)
+
+
+def _build_qwen_tokenizer() -> Qwen2Tokenizer:
+    return build_qwen_tokenizer([get_template(QwenImagePipeline)])
+
+
+TOKENIZERS: Mapping[str, Callable[[], Any]] = {
     "clip": lambda: build_tokenizer([p.text for p in shapes.prompts()]),
     "t5": build_t5_tokenizer,
     "byt5": ByT5Tokenizer,
-    "qwen": lambda: build_qwen_tokenizer([get_template(QwenImagePipeline)]),
+    "qwen": _build_qwen_tokenizer,
+    "qwen2-vl": _build_qwen2_vl_processor,
+    "qwen3-vl": _build_qwen3_vl_processor,
+    "clip-image": CLIPImageProcessor,
     "mistral": lambda: build_mistral_tokenizer([]),
     "pixtral": _build_pixtral_processor,
 }
-"""Kind -> builder of a tiny tokenizer of the same class."""
+"""Kind -> builder of a tiny tokenizer, or of a processor with one, of the same class."""
 
 
 def build_part(name: str) -> nn.Module:
@@ -79,6 +112,9 @@ def build_folder(name: str, folder: Path) -> Path:
         getattr(tokenizer, "tokenizer", tokenizer).model_max_length = length
         tokenizer.save_pretrained(folder / part)
         index[part] = ["transformers", type(tokenizer).__name__]
+    if "guider" in model:
+        ClassifierFreeGuidance(**model["guider"]).save_pretrained(folder / "guider")
+        index["guider"] = ["diffusers", "ClassifierFreeGuidance"]
     scheduler = getattr(diffusers, model["scheduler"]["class"])(**model["scheduler"]["config"])
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]

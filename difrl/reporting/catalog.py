@@ -117,7 +117,7 @@ def models_table() -> Group:
             f"{row['pipeline']} · verified by {Path(row['verified']).name}",
             f"[dim]LoRA: {escape(targets)}[/]",
         )
-        table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines), f"{row['memory']:g} GiB")
+        table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines), row["memory"])
     memory = (
         "memory: `difrl check` of a LoRA of rank 32 at the published size, one sample a pass, in bfloat16 with gradient "
         "checkpointing, all encoders on the device"
@@ -137,7 +137,7 @@ def model_details(name: str) -> Group:
         "pipeline": row["pipeline"],
         "draws": f"{row['medium']}, {row['process']}",
         "weights": f"{row['weights']:.3g} billion in the denoiser, {row['frozen']:.3g} billion in encoders and autoencoder",
-        "memory": f"{row['memory']:g} GiB for a LoRA of rank 32, one sample a pass",
+        "memory": f"{row['memory']} for a LoRA of rank 32, one sample a pass",
         "LoRA targets": " ".join(row["targets"]),
         "verified by": row["verified"],
         **({"not certain": "; ".join(row["unsure"])} if row["unsure"] else {}),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import difrl.training.cost.estimate
+import difrl.training.cost.images
 from difrl.config import RunConfig
 from difrl.config.yaml_source import ConfigError
 from difrl.data.prompts import Prompt, load_prompts
@@ -433,3 +434,19 @@ def test_moving_windows_count_with_their_mean() -> None:
     growing = {**FLOW_GRPO["rollout"], "window": {"kind": "progressive", "first": 1, "over": 3}}
     counts, tally = dry_run(recipe("tiny-sd3", **{**FLOW_GRPO, "rollout": growing}))
     assert (counts.rollout, counts.gradient, tally.together) == (12 * 4, 12 * 2, 7)
+
+
+def test_a_network_that_reads_values_has_no_estimate_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other errors of it are not hidden."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(difrl.training.cost.images, "count_denoiser_cost", fail)
+    message = "Tensor.item() cannot be called on meta tensors"
+    found = estimate(recipe("tiny-sd3"))
+    assert not any("activations" in name for name in found.memory)
+    assert any("no estimate of activations and time" in note for note in found.model.notes)
+    message = "mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match=message):
+        estimate(recipe("tiny-sd3"))

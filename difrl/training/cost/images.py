@@ -28,17 +28,26 @@ def count_image_cost(config: RunConfig, policy: DiffusionPolicy, inputs: Inputs)
     """Return the cost of a policy on the meta device, and a dry policy for it."""
     model, family, shape = config.model, policy.family, policy.sampling.shape
     condition = encode(family, inputs.train[0].text, inputs.train[0].image, model.max_sequence_length)
-    cost = count_denoiser_cost(family, condition, shape, DTYPES[model.dtype])
     others = [name for name in family.adapted_parts() if name not in family.denoiser_names]
+    notes = [f"the adapter's part for {name} is active and stays as it is" for name in others]
+    try:
+        cost = count_denoiser_cost(family, condition, shape, DTYPES[model.dtype])
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        cost = Cost(forward=0, training=0, activations=0)
+        notes.append("no estimate of activations and time: the network reads values, which it has not without weights")
     return ModelCost(
         name=f"{type(family.pipeline).__name__} at {resolve(model.path)}",
         modules=family.modules,
         dry=_build_dry_policy(config, family, shape),
         forward=cost.forward,
         training=cost.training,
-        working_memory=lambda tally: {"activations, rough bound": cost.activations * tally.together},
+        working_memory=lambda tally: (
+            {"activations, rough bound": cost.activations * tally.together} if cost.forward else {}
+        ),
         efficiency=(0.25, 0.75),
-        notes=[f"the adapter's part for {name} is active and stays as it is" for name in others],
+        notes=notes,
     )
 
 
@@ -52,8 +61,8 @@ def count_denoiser_cost(
     """
     family = type(family)(copy.deepcopy(family.pipeline)).with_inputs(family.inputs)
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
-    x_t = torch.empty(1, *shape, dtype=dtype, device="meta")
-    return count_call_cost(denoiser, lambda: family.call(x_t, torch.zeros(1, device="meta"), condition))
+    x_t = torch.zeros(1, *shape, dtype=dtype)
+    return count_call_cost(denoiser, lambda: family.call(x_t, torch.zeros(1), condition))
 
 
 class _Zero(nn.Module):

@@ -51,6 +51,7 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     evaluations += [(name, "", count(n)) for name, n in a_run.items() if n]
 
     seconds = ("in the model", *(format_duration_range(*s) for s in (estimate.step_seconds, estimate.run_seconds)))
+    time = _table(["Time, a rough estimate", "a step", "the run"], [seconds])
     forward, training, speed = map(_flops, (model.forward, model.training, estimate.speed))
     low, high = model.efficiency
     basis = (
@@ -65,10 +66,7 @@ def estimate_table(estimate: Estimate) -> RenderableType:
         _table(["Memory", "each process" if estimate.processes > 1 else ""], memory),
         "",
         _table([heading, "a step", "the run"], evaluations),
-        "",
-        _table(["Time, a rough estimate", "a step", "the run"], [seconds]),
-        "",
-        Text(basis, style="dim"),
+        *(("", time, "", Text(basis, style="dim")) if model.forward else ()),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -14,12 +14,16 @@ from unittest.mock import patch
 
 import torch
 from diffusers import ModelMixin
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from difrl.policies.errors import ModelError
 from difrl.policies.weight_files import check_weights
+
+IMAGES = ("pixel_values", "image_grid_thw", "image_sizes", "mm_token_type_ids")
+"""Arguments of text encoders of transformers that hold images, their sizes, and the tokens that stand for them."""
 
 
 def build_meta_parts(
@@ -75,10 +79,17 @@ def check_parts(path: str, parts: Mapping[str, Any]) -> None:
 
 def _accept_any_device(module: nn.Module) -> nn.Module:
     """Let a module on the meta device be called as one with weights is. A deep copy of it can be called so too."""
-    forward = type(module).forward
-    signature = inspect.signature(forward)
+    for name in ("forward", "encode", "decode"):
+        method = getattr(type(module), name, None)
+        if method is not None:
+            setattr(module, name, MethodType(_convert_tensors(method), module))
+    return module
 
-    @wraps(forward)  # some blocks read its signature
+
+def _convert_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(method)
+
+    @wraps(method)  # some blocks read its signature
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         def convert(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -90,12 +101,15 @@ def _accept_any_device(module: nn.Module) -> nn.Module:
             # transformers uses a mask of four dimensions as it is. Of any other it reads values, and meta tensors have none.
             batch, length = bound.arguments["input_ids"].shape
             bound.arguments["attention_mask"] = torch.ones(batch, 1, length, length, dtype=torch.bool)
+        if "input_ids" in bound.arguments:
+            # Tokens stand for the images already, so the shapes are those without them. Vision encoders read sizes of images.
+            for name in IMAGES:
+                bound.arguments.pop(name, None)
         with patch.object(torch, "autocast", _no_autocast):  # which torch has not for the meta device
-            result = forward(self, *tree_map(convert, bound.args[1:]), **tree_map(convert, bound.kwargs))
+            result = method(self, *tree_map(convert, bound.args[1:]), **tree_map(convert, bound.kwargs))
         return tree_map(_to_zeros, result)
 
-    module.forward = MethodType(call, module)
-    return module
+    return call
 
 
 @contextmanager
@@ -104,6 +118,8 @@ def _no_autocast(*_: Any, **__: Any) -> Iterator[None]:
 
 
 def _to_zeros(value: Any) -> Any:
+    if isinstance(value, DiagonalGaussianDistribution):
+        return DiagonalGaussianDistribution(_to_zeros(value.parameters))
     if not isinstance(value, Tensor) or value.requires_grad:
         return value
     return torch.zeros((), dtype=value.dtype).expand(value.shape)
