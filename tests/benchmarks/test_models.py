@@ -47,7 +47,10 @@ def test_the_tables_are_those_of_the_facts() -> None:
 
 
 def test_a_model_is_verified_by_a_tiny_pipeline_of_its_class() -> None:
-    tiny = {family.pipeline.__name__ for family in FAMILIES.values()} | {"StableDiffusion3Pipeline", "QwenImageEditPipeline"}
+    tiny = {family.pipeline.__name__ for family in FAMILIES.values()} | {
+        "StableDiffusion3Pipeline",
+        "QwenImageEditPipeline",
+    }
     assert {model["pipeline"] for model in MODELS.values()} <= tiny
     assert all((ROOT / model["verified"]).is_file() for model in MODELS.values())
 
