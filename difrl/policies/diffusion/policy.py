@@ -180,14 +180,20 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
 
 
 def encode_recorded(family: Family, images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the latents of images from a file. Raise ModelError unless they have the shape that the model is sampled at."""
+    """Return the latents of images or videos from a file. Raise ModelError unless they have the shape of the model's samples."""
+    noun = "images" if images.ndim == 4 else "videos"
+    if images.ndim == 5 and images.shape[1] != family.inputs["num_frames"]:
+        raise ModelError(
+            f"the {noun} of data.train have {images.shape[1]} frames, and the samples of the run "
+            f"{family.inputs['num_frames']}; cut the videos, or set rollout.frames: {images.shape[1]}"
+        )
     latents = family.encode_images(images)
     if tuple(latents.shape[1:]) != shape:
         height, width = images.shape[-2:]
         factor = height // latents.shape[-2]
         raise ModelError(
-            f"the images of data.train have {width} × {height} pixels, and the model is sampled at "
-            f"{shape[-1] * factor} × {shape[-2] * factor}; resize the images, or set rollout.width: {width} and "
+            f"the {noun} of data.train have {width} × {height} pixels, and the model is sampled at "
+            f"{shape[-1] * factor} × {shape[-2] * factor}; resize them, or set rollout.width: {width} and "
             f"rollout.height: {height}"
         )
     return latents
