@@ -96,8 +96,16 @@ def run_of(folder: Path, family: Family, **sections: Any) -> RunConfig:
     rollout = {**size, **sections.pop("rollout", {})}
     length = {name: value for name, value in family.inputs.items() if name == "max_sequence_length"}
     inputs = {name: value for name, value in family.inputs.items() if name in ("_auto_resize", "use_kv_cache")}
+    if takes_number(family.pipeline) and "guidance_scale" in family.inputs:
+        inputs["guidance_scale"] = family.inputs["guidance_scale"]
     model = {**length, "inputs": inputs, **sections.pop("model", {})}
     return recipe(folder, rollout=rollout, model=model, **sections)
+
+
+def takes_number(pipeline: type[Any]) -> bool:
+    """Return whether `guidance_scale` of a pipeline is an input of its model, not the scale of classifier-free guidance."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return "true_cfg_scale" in parameters or issubclass(pipeline, Flux2Pipeline)
 
 
 def load_own(folder: Path, family: Family) -> Any:
@@ -121,11 +129,12 @@ def guidance_of(own: Any, guidance: float) -> dict[str, Any] | None:
         return None
     if hasattr(own, "guider"):
         own.guider = ClassifierFreeGuidance(guidance_scale=guidance)
+        return {"negative_prompt": ""}
     parameters = inspect.signature(type(own).__call__).parameters
     negative = {"negative_prompt": ""} if "negative_prompt" in parameters else {}
     if "true_cfg_scale" in parameters:
         return {"true_cfg_scale": guidance, **negative}
-    if "guidance_scale" not in parameters or isinstance(own, Flux2Pipeline):
+    if "guidance_scale" not in parameters or takes_number(type(own)):
         return negative
     from_conditional = isinstance(own, ZImagePipeline | Krea2Pipeline)  # conditional + scale (conditional - negative)
     return {"guidance_scale": guidance - 1 if from_conditional else guidance, **negative}
@@ -138,7 +147,7 @@ def draw_own(own: Any, policy: DiffusionPolicy, family: Family, prompts: list[Pr
         prompts, keyed(policy.sampling.shape, seed=3, step=0, samples=SAMPLES, use="eval/init"), strict=True
     ):
         latents = noise[None]
-        if isinstance(own, Flux2Pipeline | Flux2KleinPipeline):  # these take latents before they are packed
+        if isinstance(own, Flux2Pipeline | Flux2KleinPipeline | ModularPipeline):  # these take latents before they are packed
             side = math.isqrt(latents.shape[1])
             latents = latents.unflatten(1, (side, side)).movedim(-1, 1)
         inputs = {**family.inputs, **(guidance_of(own, guidance) or {}), "latents": latents, "output_type": "pt"}

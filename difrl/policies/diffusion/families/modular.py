@@ -68,6 +68,8 @@ class ModelFacts:
     """Classifier-free guidance."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Inputs of the pipeline that differ from its defaults."""
+    pads: bool = True
+    """False if rows with masked padding would not be what each is alone."""
     guided_encoding: bool = False
     """True if the blocks encode a prompt only together with a negative one."""
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -109,9 +111,9 @@ MODELS: Mapping[str, ModelFacts] = {
         ModelFacts("diffusers 0.42 fails to encode a prompt of them without guidance", guided_encoding=True),
     ),
     "QwenImage21ModularPipeline": ModelFacts(
-        "as Qwen-Image; a cache of keys would be one of older weights, without gradient",
-        blend=extrapolate_keeping_norm,
+        "a cache of keys would be one of older weights, without gradient; latents follow the padded text",
         inputs={"use_kv_cache": False},
+        pads=False,
     ),
 }
 """Class of a modular pipeline -> facts about it and its subclasses. A pipeline without an entry needs none."""
@@ -351,7 +353,7 @@ class ModularFamily(Family):
         given = {"prompt": text, "image": image, "max_sequence_length": max_sequence_length}
         state = self._state(cut, {name: value for name, value in given.items() if value is not None})
         self._run(cut, cut.encode, state, guided=self.facts.guided_encoding)
-        return _pack({name: state.get(name) for name in cut.conditions})
+        return _pack({name: state.get(name) for name in cut.conditions}, self.facts.pads)
 
     def call(self, x_t: Tensor, timestep: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         if condition is not self._condition:  # the latest is kept: a rollout calls the denoiser many times
@@ -606,7 +608,7 @@ def _find_attention_layers(denoiser: nn.Module) -> list[str]:
     return sorted({name if any(o.endswith(f".{end}") for o in others) else end for name, end in layers.items()})
 
 
-def _pack(found: Mapping[str, Any]) -> dict[str, Tensor]:
+def _pack(found: Mapping[str, Any], pads: bool) -> dict[str, Tensor]:
     """Return the results of blocks for one prompt as tensors [1, ...] that can be padded. Pictures and settings are left out."""
     conditions = dict[str, Tensor]()
     for name, value in found.items():
@@ -619,9 +621,9 @@ def _pack(found: Mapping[str, Any]) -> dict[str, Tensor]:
             conditions[name + NUMBER] = torch.tensor([[value]])
         elif isinstance(value, Tensor):
             conditions[name] = value
-    masks = {tuple(value.shape) for name, value in conditions.items() if "mask" in name}
+    masks = {tuple(value.shape) for name, value in conditions.items() if pads and "mask" in name}
     for name, value in list(conditions.items()):
-        if value.ndim > 2 and name + LENGTH not in conditions and tuple(value.shape[:2]) not in masks:
+        if value.ndim > 1 and name + LENGTH not in conditions and tuple(value.shape[:2]) not in masks:
             conditions[name + SHAPE] = torch.tensor([value.shape[1:]])
     return conditions
 
