@@ -72,6 +72,8 @@ class ModelFacts:
     """False if rows with masked padding would not be what each is alone."""
     guided_encoding: bool = False
     """True if the blocks encode a prompt only together with a negative one."""
+    optional: Sequence[str] = ()
+    """Parts that a folder need not name, beside those that the class calls optional."""
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Key of model_index.json that diffusers ignores -> inputs of a pipeline where it is true."""
 
@@ -98,6 +100,7 @@ MODELS: Mapping[str, ModelFacts] = {
             "attn.add_v_proj",
             "attn.to_add_out",
         ),
+        optional=("text_encoder_3", "tokenizer_3"),
         marks={WITHOUT_T5: {"max_sequence_length": 0}},
     ),
     **dict.fromkeys(
@@ -297,8 +300,11 @@ class ModularFamily(Family):
     def part_overrides(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         """Leave out the parts that the folder does not have, which diffusers refuses to load otherwise."""
         absent = [name for name, part in index.items() if isinstance(part, list | tuple) and list(part) == [None, None]]
-        optional = [name for name in cls.get_pipeline_class(index)._optional_components if name not in index]
-        return dict.fromkeys([*absent, *optional])
+        optional = [
+            *cls.get_pipeline_class(index)._optional_components,
+            *find_facts(find_modular_class(index)).optional,
+        ]
+        return dict.fromkeys([*absent, *(name for name in optional if name not in index)])
 
     def with_inputs(self, inputs: Mapping[str, Any]) -> Self:
         family = super().with_inputs(inputs)
