@@ -205,7 +205,7 @@ class _OneSide(Tensor):
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __ge__(self, other: Any) -> Any:
-        return bool((self.as_subclass(Tensor) >= other).all())
+        return self.is_meta or bool((self.as_subclass(Tensor) >= other).all())
 
 
 class _Decoding(Exception):
@@ -378,7 +378,7 @@ class ModularFamily(Family):
 
     def _find_sides(self, timestep: Tensor) -> list[bool]:
         """Return for each row whether its time is that of the first denoiser of several."""
-        if len(self.denoiser_names) == 1:
+        if len(self.denoiser_names) == 1 or timestep.is_meta:  # a time without a value, for the count of a cost
             return [True] * len(timestep)
         boundary = self.modular.config.boundary_ratio * self.scheduler.config.num_train_timesteps
         return [bool(time >= boundary) for time in timestep.tolist()]
