@@ -134,6 +134,11 @@ def sample(
     guidance: Annotated[
         float | None, typer.Option(min=1, help="Scale of classifier-free guidance. Default: the run's.")
     ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Number of frames of a video. Default: the run's; a plain model has none.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels. Default: the run's, or the model's.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels. Default: the run's, or the model's.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of tokens of a text. Default: the run's.")
     ] = None,
@@ -165,7 +170,14 @@ def sample(
     prompts = with_images(prompts, image) if image else prompts
     with _shown():
         loaded = open_run(
-            source, steps=steps, guidance=guidance, max_new_tokens=max_new_tokens, temperature=temperature
+            source,
+            steps=steps,
+            guidance=guidance,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            frames=frames,
+            height=height,
+            width=width,
         ).with_guidance(rlg_first_steps, adaptive_guidance)
         weights = [loaded.guidance.rlg] if rlg is None else parse_numbers(rlg)
         search = build_search(loaded, best_of, svdd, alpha, reward)

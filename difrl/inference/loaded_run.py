@@ -115,16 +115,20 @@ def open_run(
     step: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> LoadedRun:
     """Open a run folder (the checkpoint of its result, or that of `step`) or a model (hub id, folder, shipped name).
 
-    steps, guidance: for drawing images. max_new_tokens, temperature: for drawing texts. Default: those of the run.
+    steps, guidance, height, width: for drawing images and videos. frames: number of frames of a video.
+    max_new_tokens, temperature: for drawing texts. Default: those of the run.
     """
     folder = expand_user(path)
     is_run = os.path.isfile(folder / "config.yaml")
     config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(path))
     images, texts = (
-        {"steps": steps, "guidance": guidance},
+        {"steps": steps, "guidance": guidance, "frames": frames, "height": height, "width": width},
         {"max_new_tokens": max_new_tokens, "temperature": temperature},
     )
     is_language = config.likelihood.kind == "tokens"
@@ -136,7 +140,13 @@ def open_run(
         )
     changes: dict[str, dict[str, Any]] = {
         "eval": {"steps": steps, "temperature": temperature},
-        "rollout": {"guidance": guidance, "steps": None if is_run else steps},  # those of a run determine its window
+        "rollout": {
+            "guidance": guidance,
+            "frames": frames,
+            "height": height,
+            "width": width,
+            "steps": None if is_run else steps,
+        },  # steps of a run determine its window
         # Another engine draws the samples of training only.
         "generation": {"max_new_tokens": max_new_tokens, "engine": "transformers"},
     }
