@@ -15,6 +15,7 @@ from difrl.config import RunConfig
 from difrl.inference.loaded_run import open_run
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import read_metrics
+from difrl.training.cost.estimate import estimate
 from tests.recipes import recipe
 from tests.tiny_pipelines import tiny_flux_kontext, tiny_qwen_image_edit
 from tests.training.test_run import train
@@ -66,6 +67,7 @@ def test_a_run_edits_the_images_of_its_prompts(
 ) -> None:
     """The same instruction for three images. The last sheet has each input; the run opens again to edit another image."""
     config = edit_recipe(build(tmp_path / "model"), tmp_path, side, **settings)
+    assert estimate(config, 1).model.forward > 0  # without weights, the input image included
     train(config)
     rows = [row for row in read_metrics(config.output_dir) if "reward/mean" in row]
     assert [0 < row["reward/mean"] < 1 and row["grad_norm"] > 0 for row in rows] == [True, True]
