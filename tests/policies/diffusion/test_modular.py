@@ -32,7 +32,6 @@ from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.families.modular import ModularFamily
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
-from difrl.policies.diffusion.sampling import decode
 from difrl.policies.errors import ModelError
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
@@ -303,7 +302,7 @@ def test_images_are_encoded_as_they_are_decoded(folder: Path, family: Family, pr
     expected = (own / 2 + 0.5).clamp(0, 1)
     colors, alpha = expected.split([3, expected.shape[-3] - 3], dim=-3)
     expected = colors * alpha + 1 - alpha if alpha.numel() else colors
-    torch.testing.assert_close(decode(policy.family, latents, 2), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(policy.family.decode(latents), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
