@@ -28,11 +28,14 @@ class AdapterFormat:
 
     noun: str
     files: tuple[tuple[str, ...], ...]
+    others: str = "no other files"
+    """Pattern of files that some adapters have beside these: of denoisers beside the first."""
 
 
 DIFFUSERS_LORA = AdapterFormat(
     "a LoRA of diffusers (pytorch_lora_weights.safetensors)",
     (("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "*.safetensors", "*.bin"),),
+    others="*_lora_weights.safetensors",
 )
 PEFT_LORA = AdapterFormat(
     "a LoRA of PEFT (adapter_config.json and adapter_model.safetensors)",
@@ -55,6 +58,7 @@ def find_adapter_files(path: str, format: AdapterFormat) -> list[Path]:
         files = [place]
     else:
         files = [_find_file(place, patterns, format) for patterns in format.files]
+        files += [file for file in sorted(place.glob(format.others)) if file.is_file() and file not in files]
     for file in files:
         check_weight_file(file, KEY)
     return files

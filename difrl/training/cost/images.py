@@ -16,7 +16,6 @@ from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import build_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import encode
-from difrl.policies.errors import ModelError
 from difrl.policies.model_paths import resolve
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
@@ -63,13 +62,7 @@ def count_denoiser_cost(
     family = type(family)(copy.deepcopy(family.pipeline)).with_inputs(family.inputs)
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
     x_t = torch.zeros(1, *shape, dtype=dtype)
-    try:
-        return count_call_cost(denoiser, lambda: family.call(x_t, torch.zeros(1), condition))
-    except (RuntimeError, NotImplementedError) as error:
-        raise ModelError(
-            f"model.path: the cost of {type(family.pipeline).__name__} cannot be counted without its weights: {error}. Start "
-            "`difrl train` with a small train.steps to see its time and memory"
-        ) from error
+    return count_call_cost(denoiser, lambda: family.call(x_t, torch.zeros(1), condition))
 
 
 class _Zero(nn.Module):

@@ -227,10 +227,6 @@ def test_a_step_starts_from_ratio_one_and_moves_the_adapter(
     moved = [name for name, p in policy.parameters.items() if not torch.equal(p, before[name])]
     assert all(any(denoiser in name for name in moved) for denoiser in policy.family.denoiser_names[1:])
     assert moved
-    if not policy.family.facts.pads:
-        with pytest.raises(ModelError, match="cannot be counted without its weights"):
-            estimate(config)
-        return
     assert metrics["nfe"] == estimate(config).evaluations.step
 
 
@@ -251,9 +247,16 @@ def test_a_saved_adapter_gives_the_pipeline_the_same_sample(
     policy.save(tmp_path / "model")
     drawn = draw(policy, prompts)
     without = draw_own(own, policy, family, prompts, 1.0)
-    own.load_lora_weights(tmp_path / "model")
+    if hasattr(own, "load_lora_weights"):
+        own.load_lora_weights(tmp_path / "model")
+    else:
+        own.transformer.load_lora_adapter(
+            tmp_path / "model", prefix="transformer", weight_name="pytorch_lora_weights.safetensors"
+        )
     for name in policy.family.denoiser_names[1:]:
-        own.load_lora_weights(tmp_path / "model", subfolder=name, **{f"load_into_{name}": True})
+        own.load_lora_weights(
+            tmp_path / "model", weight_name=f"{name}_lora_weights.safetensors", **{f"load_into_{name}": True}
+        )
     torch.testing.assert_close(drawn, draw_own(own, policy, family, prompts, 1.0), atol=1e-4, rtol=0)
     assert (drawn - without).abs().max() > 1e-3
     again = load_diffusion_policy(
@@ -297,7 +300,7 @@ def test_images_are_encoded_as_they_are_decoded(folder: Path, family: Family, pr
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     still = x[:, :, None] if vae.config.get("temperal_downsample") is not None else x
     frames = x.transpose(1, 2) if x.ndim == 5 else still
-    own = vae.decode(vae.encode(frames).latent_dist.mode()).sample
+    own = torch.cat([vae.decode(vae.encode(one[None]).latent_dist.mode()).sample for one in frames])
     own = own.transpose(1, 2) if x.ndim == 5 else own.reshape(x.shape)
     expected = (own / 2 + 0.5).clamp(0, 1)
     colors, alpha = expected.split([3, expected.shape[-3] - 3], dim=-3)

@@ -20,6 +20,9 @@ from difrl.policies.diffusion.families.meta_parts import build_meta_parts
 from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora, sort_header
 from samplers import Blend, Grid, Process, Scheduler, extrapolate
 
+LORA_FILE = "{}_lora_weights.safetensors"
+"""Name of the file with the adapter of a denoiser beside the first, such as transformer_2, for load_lora_weights' weight_name."""
+
 
 def read_index(path: str, revision: str | None) -> dict[str, Any]:
     """Return the model_index.json of a pipeline, or the modular_model_index.json of one that has no other. OSError if neither."""
@@ -240,21 +243,24 @@ class Family(ABC):
         scaled: Tensor = (latents.float() - shift) * vae.config.scaling_factor
         return scaled
 
+    @property
+    def lora_pipeline(self) -> Any:
+        """The pipeline whose methods read and write adapters."""
+        return self.pipeline
+
     def load_lora(self, path: str, adapter: str) -> list[str]:
         """Load an adapter onto the denoiser, and onto text encoders if it has weights for them. These stay frozen.
 
         Return the names of tensors that only the file or only the pipeline has afterwards.
         """
         first, *others = self.denoiser_names
-        places = {first: {}, **{name: {"subfolder": name} for name in others}}
+        places = {first: {}, **{name: {"weight_name": LORA_FILE.format(name)} for name in others}}
         in_file, loaded = set[str](), set[str]()
         for name, place in places.items():
             into = {f"load_into_{name}": True} if place else {}
-            self.pipeline.load_lora_weights(path, adapter_name=adapter, **place, **into)
-            found = type(self.pipeline).lora_state_dict(path, **place)
-            weights = (
-                found[0] if isinstance(found, tuple) else found
-            )  # with kohya's alphas, which some pipelines return too
+            self.lora_pipeline.load_lora_weights(path, adapter_name=adapter, **place, **into)
+            found = type(self.lora_pipeline).lora_state_dict(path, **place)
+            weights = found[0] if isinstance(found, tuple) else found  # some return kohya's alphas too
             in_file |= {f"{name}:{key}" for key in weights if "lora" in key and not key.endswith(".alpha")}
         for name, part in self.adapted_parts().items():
             if name not in self.denoiser_names:
@@ -269,16 +275,15 @@ class Family(ABC):
         The file has a place for alpha in its header only, which many readers ignore. They take alpha = rank.
         """
         first, *others = self.denoiser_names
-        files = {folder: {name: part for name, part in self.adapted_parts().items() if name not in others}}
-        files |= {
-            folder / name: {first: self.denoisers[name]} for name in others
-        }  # as load_into_transformer_2 reads them
-        for place, parts in files.items():
+        files = dict[str | None, Mapping[str, nn.Module]]()
+        files[None] = {name: part for name, part in self.adapted_parts().items() if name not in others}
+        files |= {LORA_FILE.format(name): {first: self.denoisers[name]} for name in others}
+        for file, parts in files.items():
             layers = {f"{name}_lora_layers": get_unscaled_lora(part) for name, part in parts.items()}
             metadata = {f"{name}_lora_adapter_metadata": describe_unscaled_lora(part) for name, part in parts.items()}
-            type(self.pipeline).save_lora_weights(place, **layers, **metadata)
-            for file in place.glob("*.safetensors"):
-                sort_header(file)
+            type(self.lora_pipeline).save_lora_weights(folder, weight_name=file, **layers, **metadata)
+        for path in folder.glob("*.safetensors"):
+            sort_header(path)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline for from_pretrained."""

@@ -70,6 +70,8 @@ class ModelFacts:
     """Inputs of the pipeline that differ from its defaults."""
     pads: bool = True
     """False if rows with masked padding would not be what each is alone."""
+    decodes_one: bool = False
+    """True if the autoencoder decodes one sample at a time."""
     guided_encoding: bool = False
     """True if the blocks encode a prompt only together with a negative one."""
     optional: Sequence[str] = ()
@@ -109,9 +111,11 @@ MODELS: Mapping[str, ModelFacts] = {
             "the pipelines scale the guided output to the norm of the conditional one", blend=extrapolate_keeping_norm
         ),
     ),
-    **dict.fromkeys(
-        ("WanModularPipeline", "HunyuanVideo15ModularPipeline"),
-        ModelFacts("diffusers 0.42 fails to encode a prompt of them without guidance", guided_encoding=True),
+    "WanModularPipeline": ModelFacts("diffusers 0.42 fails to encode a prompt without guidance", guided_encoding=True),
+    "HunyuanVideo15ModularPipeline": ModelFacts(
+        "as Wan; the attention mask of the autoencoder has no axis for heads, so that it fits a batch of one",
+        guided_encoding=True,
+        decodes_one=True,
     ),
     "QwenImage21ModularPipeline": ModelFacts(
         "a cache of keys would be one of older weights, without gradient; latents follow the padded text",
@@ -322,6 +326,10 @@ class ModularFamily(Family):
             )
         return family
 
+    @property
+    def lora_pipeline(self) -> Any:
+        return self.pipeline if hasattr(self.pipeline, "load_lora_weights") else self.modular
+
     @cached_property
     def scheduler(self) -> Scheduler:
         scheduler = self.pipeline.scheduler
@@ -453,6 +461,8 @@ class ModularFamily(Family):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images [B, 3, H, W] or videos [B, F, 3, H, W] of latents [B, ...], float32; transparent ones on white."""
+        if self.facts.decodes_one and len(latents) > 1:
+            return torch.cat([self.decode(one[None]) for one in latents])
         cut, state = self._cuts[self.needs_image], self._template(len(latents))
         state.set("latents", latents.to(self.pipeline.vae.dtype))
         samples: Tensor = self._run(cut, cut.finish, state).get(self.medium)
@@ -481,7 +491,8 @@ class ModularFamily(Family):
             x = nn.functional.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         if zero.ndim == 5:  # frames follow channels
             x = x[:, :, None] if x.ndim == 4 else x.transpose(1, 2)
-        mean = vae.encode(x).latent_dist.mode().float()
+        parts = x.split(1) if self.facts.decodes_one else [x]
+        mean = torch.cat([vae.encode(part).latent_dist.mode() for part in parts]).float()
         found = ((mean - zero) / (one - zero)).flatten(1)
         return torch.empty_like(found).index_copy_(1, 2048 * high + low, found).reshape(-1, *shape)
 
