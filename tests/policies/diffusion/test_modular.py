@@ -19,6 +19,8 @@ from diffusers import (
     Flux2Pipeline,
     Krea2Pipeline,
     ModularPipeline,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     StableDiffusionXLPipeline,
     ZImagePipeline,
 )
@@ -40,7 +42,7 @@ from difrl.training.trainer import Trainer
 from samplers import keyed
 from tests.fakes import Brightness
 from tests.recipes import FLOW_GRPO, recipe
-from tests.tiny_pipelines import FAMILIES, Family, load
+from tests.tiny_pipelines import FAMILIES, IMAGE, Family, load, tiny_qwen_image_edit, tiny_qwen_image_edit_plus
 
 TEXTS = ["a red circle", "two blue squares", "a green square and a yellow triangle"]
 SAMPLES = torch.arange(3)
@@ -95,7 +97,7 @@ def run_of(folder: Path, family: Family, **sections: Any) -> RunConfig:
     rollout = {**size, **sections.pop("rollout", {})}
     length = {name: value for name, value in family.inputs.items() if name == "max_sequence_length"}
     inputs = {name: value for name, value in family.inputs.items() if name in ("_auto_resize", "use_kv_cache")}
-    if takes_number(family.pipeline) and "guidance_scale" in family.inputs:
+    if takes_number(family.pipeline) and family.inputs.get("guidance_scale"):
         inputs["guidance_scale"] = family.inputs["guidance_scale"]
     model = {**length, "inputs": inputs, **sections.pop("model", {})}
     return recipe(folder, rollout=rollout, model=model, **sections)
@@ -142,9 +144,8 @@ def guidance_of(own: Any, guidance: float) -> dict[str, Any] | None:
 def draw_own(own: Any, policy: DiffusionPolicy, family: Family, prompts: list[Prompt], guidance: float) -> Tensor:
     """Return what the pipeline draws by itself from the noise of an evaluation, one prompt after the other."""
     drawn = []
-    for prompt, noise in zip(
-        prompts, keyed(policy.sampling.shape, seed=3, step=0, samples=SAMPLES, use="eval/init"), strict=True
-    ):
+    noises = keyed(policy.sampling.shape, seed=3, step=0, samples=SAMPLES[: len(prompts)], use="eval/init")
+    for prompt, noise in zip(prompts, noises, strict=True):
         latents = noise[None]
         if isinstance(
             own, Flux2Pipeline | Flux2KleinPipeline | ModularPipeline
@@ -201,6 +202,28 @@ def test_guidance_as_an_input_is_that_of_the_pipeline(name: str, folders: Path) 
         expected = draw_own(own, policy, changed, prompts, 1.0)
         torch.testing.assert_close(samples[-1], expected, atol=1e-4, rtol=0)
     assert (samples[0] - samples[1]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "pipeline"),
+    [(tiny_qwen_image_edit, QwenImageEditPipeline), (tiny_qwen_image_edit_plus, QwenImageEditPlusPipeline)],
+)
+def test_an_edit_is_the_pipelines_own(build: Callable[[Path], Path], pipeline: type[Any], tmp_path: Path) -> None:
+    """Qwen-Image-Edit enlarges its input to a million pixels, so one prompt is compared."""
+    family = Family(build, pipeline, {"image": IMAGE, "height": 32, "width": 32})
+    folder = build(tmp_path / "model")
+    IMAGE.save(tmp_path / "in.png")
+    policy = load_diffusion_policy(run_of(folder, family, rollout={"guidance": 3.5}))
+    prompts = [Prompt(TEXTS[0], {}, image=tmp_path / "in.png")]
+    policy.validate_prompts(prompts)
+    found = policy.evaluation(prompts, SAMPLES[:1], NoiseKey(3, 0, "eval")).images
+    assert found is not None
+    expected = draw_own(load_own(folder, family), policy, family, prompts, 3.5)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with pytest.raises(ModelError, match='changes an image; add "image" to the row'):
+        policy.validate_prompts([Prompt(TEXTS[0], {})])
 
 
 @pytest.mark.parametrize("sections", [{}, FLOW_GRPO], ids=["forward", "reverse"])

@@ -49,8 +49,9 @@ from samplers import (
     extrapolate_keeping_norm,
 )
 
-LENGTH, SHAPE, NUMBER = ".length", ".shape", ".number"
-"""Ends of names of conditions: the length of an entry of a list, the shape of a tensor that no mask covers, a plain number.
+LENGTH, SHAPE, NUMBER, LISTED = ".length", ".shape", ".number", ".listed"
+"""Ends of names of conditions: the length of an entry of a list, the shape of a tensor that no mask covers, a plain number, the
+only tensor of a list of input images.
 
 Conditions of a batch are padded to the longest. The blocks get lists and tensors without their padding.
 """
@@ -514,7 +515,7 @@ class ModularFamily(Family):
 
     def _cut_of(self, condition: Mapping[str, Tensor]) -> _Cut:
         """Return the blocks that made these conditions: those with an input image if a condition comes from one."""
-        names = {name for name in condition if not name.endswith((LENGTH, SHAPE, NUMBER))}
+        names = {name.removesuffix(LISTED) for name in condition if not name.endswith((LENGTH, SHAPE, NUMBER))}
         return next(cut for _, cut in sorted(self._cuts.items()) if names <= set(cut.conditions))
 
     def _template(self, count: int, **inputs: Any) -> PipelineState:
@@ -629,11 +630,10 @@ def _pack(found: Mapping[str, Any], pads: bool) -> dict[str, Tensor]:
     """Return the results of blocks for one prompt as tensors [1, ...] that can be padded. Pictures and settings are left out."""
     conditions = dict[str, Tensor]()
     for name, value in found.items():
-        if isinstance(value, list) and all(
-            isinstance(one, Tensor) for one in value
-        ):  # one tensor a prompt, of its own length
-            (one,) = value
-            conditions |= {name: one[None], name + LENGTH: torch.tensor([len(one)])}
+        if isinstance(value, list) and all(isinstance(one, Tensor) for one in value):
+            (one,) = value  # of prompts, without an axis for the batch, or of the input images of all prompts
+            prompts = {name: one[None], name + LENGTH: torch.tensor([len(one)])}
+            conditions |= prompts if one.ndim < 3 else {name + LISTED: one}
         elif isinstance(value, int) and not isinstance(value, bool):
             conditions[name + NUMBER] = torch.tensor([[value]])
         elif isinstance(value, Tensor):
@@ -653,8 +653,9 @@ def _unpack(condition: Mapping[str, Tensor]) -> dict[str, Any]:
             plain[name.removesuffix(NUMBER)] = int(value[0])
         elif (lengths := condition.get(name + LENGTH)) is not None:
             plain[name] = [row[:length] for row, length in zip(value, lengths.tolist(), strict=True)]
-        elif (shapes := condition.get(name + SHAPE)) is not None:
-            plain[name] = value[(slice(None), *(slice(size) for size in shapes[0].tolist()))]
         elif not name.endswith((LENGTH, SHAPE)):
-            plain[name] = value
+            shapes = condition.get(name + SHAPE)
+            sizes = [] if shapes is None else shapes[0].tolist()
+            whole = value[(slice(None), *(slice(size) for size in sizes))]
+            plain |= {name.removesuffix(LISTED): [whole]} if name.endswith(LISTED) else {name: whole}
     return plain
