@@ -41,3 +41,11 @@ def test_an_installed_wheel_finds_its_recipes_and_assets(tmp_path: Path) -> None
     assert assets.split() == paths.assets()
     installed = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
     assert installed == {"difrl", "rewards", "samplers"}
+
+
+def test_assets_name_no_path_of_the_machine_that_made_them() -> None:
+    """diffusers writes the folder that a part was loaded from into its config.json."""
+    configs = [
+        file for file in (paths.PACKAGE / "assets").rglob("*.json") if "_name_or_path" in file.read_text("utf-8")
+    ]
+    assert configs == []
