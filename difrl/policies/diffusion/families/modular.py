@@ -239,9 +239,8 @@ class ModularFamily(Family):
         self.facts = facts = find_facts(type(self.modular))
         self._cuts = {False: _cut(self.modular.blocks.get_execution_blocks(prompt=""), name)}
         workflows = self.modular.blocks._workflow_map or {}
-        self.needs_image = "image" in self._cuts[False].blocks.required_inputs or not (
-            any(workflow.startswith("text2") for workflow in workflows) if workflows else True
-        )
+        takes_text_alone = not workflows or any(workflow.startswith("text2") for workflow in workflows)
+        self.needs_image = "image" in self._cuts[False].blocks.required_inputs or not takes_text_alone
         if self.needs_image or not {"image_conditioned", "image2video"}.isdisjoint(workflows):
             cut = _cut(self.modular.blocks.get_execution_blocks(prompt="", image=True), name)
             # Some blocks keep latents of the image as they are, which kernels do not. Others need parts of another pipeline.
