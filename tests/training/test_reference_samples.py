@@ -96,7 +96,7 @@ def test_a_step_that_fails_is_done_again_from_what_was_known_before_it(tmp_path:
     known, generators, asked = first.source.state(), get_random_state(), len(policy.asked)
     term, _ = first.scorer.optimised["moody"]
     failsafe: Any = term.members["moody"].reward
-    failsafe.reward.down = True
+    failsafe.reward.reward.down = True
     with pytest.raises(RewardError, match="no answer"):
         first.step(1)
     assert len(policy.asked) > asked

@@ -152,10 +152,10 @@ def _build_scheduler(config: RunConfig, family: Family, sequence_length: int) ->
             f"rollout.solver: diffusers has no scheduler {name!r}, e.g. DPMSolverMultistepScheduler, or a package "
             "that it needs is not installed"
         )
-    scheduler = cls.from_config(family.scheduler.config, **family.process.scheduler_settings)
-    if scheduler.config.get("clip_sample"):  # the default of some classes, for pixels; latents have no bounds
-        scheduler.register_to_config(clip_sample=False)
     try:
+        scheduler = cls.from_config(family.scheduler.config, **family.process.scheduler_settings)
+        if scheduler.config.get("clip_sample"):  # the default of some classes, for pixels; latents have no bounds
+            scheduler.register_to_config(clip_sample=False)
         noisy = any(draws_noise(scheduler, family.process, n, sequence_length=sequence_length) for n in steps)
     except Exception as error:  # each scheduler of diffusers refuses in its own way
         raise ModelError(
@@ -221,6 +221,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
     warn_of_distillation(config, family)
+    save = _build_save(family, config.model)  # before a prompt is encoded, which may change the padding of tokenizers
     trained = make_denoiser_trainable(family, config.model, config.seed)
     try:
         family = with_inputs(family, config)
@@ -242,7 +243,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
             DTYPES[config.model.dtype],
             config.model.embeddings_mb * 2**20,
         ),
-        _build_save(family, config.model),
+        save,
     )
 
 

@@ -187,13 +187,14 @@ def encode_recorded(family: Family, images: Tensor, shape: tuple[int, ...]) -> T
             f"the {noun} of data.train have {images.shape[1]} frames, and the samples of the run "
             f"{family.inputs['num_frames']}; cut the videos, or set rollout.frames: {images.shape[1]}"
         )
-    latents = family.encode_images(images)
-    if tuple(latents.shape[1:]) != shape:
-        height, width = images.shape[-2:]
-        factor = height // latents.shape[-2]
+    try:
+        latents = family.encode_images(images)
+    except ValueError:  # a size that the model cannot take at all
+        latents = None
+    if latents is None or tuple(latents.shape[1:]) != shape:
+        (height, width), sampled = images.shape[-2:], family.size
         raise ModelError(
-            f"the {noun} of data.train have {width} × {height} pixels, and the model is sampled at "
-            f"{shape[-1] * factor} × {shape[-2] * factor}; resize them, or set rollout.width: {width} and "
-            f"rollout.height: {height}"
+            f"the {noun} of data.train have {width} × {height} pixels, and the model is sampled at {sampled[1]} × {sampled[0]}; "
+            f"resize them, or set rollout.width: {width} and rollout.height: {height}"
         )
     return latents

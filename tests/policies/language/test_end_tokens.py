@@ -186,7 +186,7 @@ def test_identical_sides_of_a_pair_are_refused_with_their_line(tmp_path: Path) -
     with pytest.raises((DataFileError, ConfigError), match=r"pairs\.jsonl:2: .*are the same"):
         load_recorded_samples(data, TEXTS)
     for name, colour in (("a", 1.0), ("b", 0.0), ("copy", 1.0)):
-        IMAGES.write(torch.full((3, 8, 8), colour), tmp_path, name)
+        IMAGES.write(torch.full((1, 3, 8, 8), colour), tmp_path, name)
     pairs = [("a", "b"), ("a", "a"), ("a", "copy")]
     rows = [{"prompt": "x", "chosen": f"images/{one}.png", "rejected": f"images/{other}.png"} for one, other in pairs]
     file.write_text("\n".join(map(json.dumps, rows)))

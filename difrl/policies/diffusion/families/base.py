@@ -216,6 +216,13 @@ class Family(ABC):
                 raise ValueError(f"rollout.{name}: found {pixels} pixels, expected a multiple of {unit} for this model")
         return (config.in_channels, *(pixels // factor if pixels else config.sample_size for pixels in sizes.values()))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of samples in pixels."""
+        *_, height, width = self.latent_shape()
+        factor: int = self.pipeline.vae_scale_factor
+        return height * factor, width * factor
+
     def sequence_length(self, latent_shape: Sequence[int]) -> int:
         """Return the number of image tokens of one latent, on which dynamically shifted schedules depend."""
         return (latent_shape[-2] // self.patch_size) * (latent_shape[-1] // self.patch_size)

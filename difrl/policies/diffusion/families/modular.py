@@ -439,6 +439,12 @@ class ModularFamily(Family):
                 )
 
     @property
+    def size(self) -> tuple[int, int]:
+        template = self._template(1)
+        height, width = (self.inputs.get(name) or template.get(name) for name in ("height", "width"))
+        return height, width
+
+    @property
     def patch_size(self) -> int:
         size = self.denoisers[self.denoiser_names[0]].config.get("patch_size", 1)
         return size if isinstance(size, int) else int(size[-1])
