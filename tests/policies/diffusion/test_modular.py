@@ -331,6 +331,26 @@ def test_images_are_encoded_as_they_are_decoded(folder: Path, family: Family, pr
     torch.testing.assert_close(policy.family.decode(latents), expected, atol=1e-4, rtol=0)
 
 
+def test_a_modular_repository_may_be_moved_and_names_what_comes_from_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = FAMILIES["flux3"]
+    folder = family.build(tmp_path / "built").rename(tmp_path / "moved")
+    load_diffusion_policy(run_of(folder, family))
+    assert "is loaded from" not in caplog.text
+    vae = (folder / "vae").rename(tmp_path / "vae")
+    index = json.loads((folder / "modular_model_index.json").read_text())
+    index["vae"][2] |= {"pretrained_model_name_or_path": str(tmp_path), "subfolder": vae.name}
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+    load_diffusion_policy(run_of(folder, family))
+    estimate(run_of(folder, family))
+    assert f"the vae of {folder} is loaded from {tmp_path}, as its index says" in caplog.text
+    index["vae"][2]["pretrained_model_name_or_path"] = None
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="names no place of its vae"):
+        load_diffusion_policy(run_of(folder, family))
+
+
 @pytest.mark.parametrize(
     ("name", "rollout", "reason"),
     [

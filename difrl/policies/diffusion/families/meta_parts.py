@@ -72,7 +72,7 @@ def check_parts(path: str, parts: Mapping[str, Any]) -> None:
     if not Path(path).is_dir():
         return
     for name, part in parts.items():
-        if isinstance(part, nn.Module):
+        if isinstance(part, nn.Module) and (Path(path) / name).is_dir():  # others come from elsewhere
             file = "diffusion_pytorch_model.safetensors" if isinstance(part, ModelMixin) else "model.safetensors"
             check_weights(Path(path) / name, [file], part, "model.path")
 

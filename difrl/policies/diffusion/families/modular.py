@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ from samplers import (
     extrapolate,
     extrapolate_keeping_norm,
 )
+
+log = logging.getLogger(__name__)
 
 LENGTH, SHAPE, NUMBER, LISTED = ".length", ".shape", ".number", ".listed"
 """Ends of names of conditions: the length of an entry of a list, the shape of a tensor that no mask covers, a plain number, the
@@ -275,6 +278,12 @@ class ModularFamily(Family):
             return super().load(path, dtype, revision)
         modular = cls.get_pipeline_class(index)(pretrained_model_name_or_path=path, modular_config_dict=index)
         names = _find_needed_parts(modular, index)
+        for name in names:
+            place = modular.get_component_spec(name).pretrained_model_name_or_path
+            if place is None:
+                raise ModelError(f"model.path: {path} names no place of its {name}, and its blocks need it")
+            if str(place) != path:
+                log.warning("the %s of %s is loaded from %s, as its index says", name, path, place)
         modular.load_components(names, dtype=dtype, revision=revision)
         if missing := [name for name in names if getattr(modular, name) is None]:
             raise ModelError(f"model.path: {path} has no {missing[0]} that can be loaded, and its blocks need it")
@@ -287,8 +296,11 @@ class ModularFamily(Family):
             return super().build_skeleton(path, revision)
         build = cls.get_pipeline_class(index)
         settings = {"pretrained_model_name_or_path": path, "modular_config_dict": index}
-        names = _find_needed_parts(build(**settings), index)
-        parts = build_meta_parts(path, revision, {name: index[name][:2] for name in names}, [])
+        modular, parts = build(**settings), dict[str, Any]()
+        for name in _find_needed_parts(modular, index):
+            spec = modular.get_component_spec(name)
+            place, folder = str(spec.pretrained_model_name_or_path), spec.subfolder
+            parts[name] = build_meta_parts(place, spec.revision, {folder: index[name][:2]}, [])[folder]
         return cls(_assemble(build, parts, **settings))
 
     @classmethod
