@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.kernels import KERNEL_ENTRIES
+from difrl.config.schema.rollout import RolloutConfig
 from difrl.config.schema.run import RunSections
 
 
@@ -16,6 +17,8 @@ def check_sampling(config: RunSections) -> Iterator[ConfigConflict]:
     yield from _reverse_has_noise(config)
     yield from _window_fits(config)
     yield from _branches_differ(config)
+    yield from _precision_fits(config)
+    yield from _correction_has_effect(config)
 
 
 def _kernel_takes_noise_level(config: RunSections) -> Iterator[ConfigConflict]:
@@ -93,3 +96,27 @@ def _branches_differ(config: RunSections) -> Iterator[ConfigConflict]:
     if size % branch.count or size // branch.count < 2:
         problem = f"data.group_size: {size} samples cannot form {branch.count} equal branches of two or more"
         yield ConfigConflict(("rollout", "branch", "count"), f"{problem}; change one of them")
+
+
+def _precision_fits(config: RunSections) -> Iterator[ConfigConflict]:
+    path, kind, decisions = ("rollout", "precision"), config.likelihood.kind, config.objective.reduction
+    if config.rollout.precision == "same":
+        return
+    if config.data.rows != "prompts":
+        problem = f"the samples of data.rows: {config.data.rows} are read from a file, so none are drawn; set same"
+        yield ConfigConflict(path, problem)
+    elif kind != "forward" and decisions != "each":
+        problem = f"importance weights of decisions do not apply to the {decisions} over those of a sample; set same"
+        yield ConfigConflict(path, f"{problem}, or objective.decisions: each")
+
+
+def _correction_has_effect(config: RunSections) -> Iterator[ConfigConflict]:
+    rollout, kind = config.rollout, config.likelihood.kind
+    if kind == "tokens" or rollout.correction == RolloutConfig.model_fields["correction"].default:
+        return
+    if kind == "forward":
+        problem = "a forward likelihood uses no density of the sampler, so there is nothing to correct by; remove it"
+        yield ConfigConflict(("rollout", "correction"), problem)
+    elif rollout.precision == "same":
+        problem = "the samples are drawn in the precision of the update, so nothing is corrected; remove it"
+        yield ConfigConflict(("rollout", "correction"), f"{problem}, or set rollout.precision: int8")

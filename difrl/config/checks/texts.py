@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from difrl.config.checks.conflict import ConfigConflict
 from difrl.config.schema.run import RunSections
 
-_SHARED_ROLLOUT = frozenset({"batch", "snapshot"})
+_SHARED_ROLLOUT = frozenset({"batch", "snapshot", "precision"})
 _OF_IMAGES: Mapping[str, tuple[str, ...]] = {
     "model": ("embeddings_mb", "max_sequence_length"),
     "data": ("negative",),
     "eval": ("steps",),
 }
 _OF_TEXTS: Mapping[str, tuple[str, ...]] = {"eval": ("temperature",), "train": ("aggregation",)}
-_OF_OTHER_ENGINES = frozenset({"correction", "gpu_memory", "sleep"})
+_OF_VLLM = frozenset({"gpu_memory", "sleep"})
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Implementations of transformers, the default first."""
 
@@ -82,11 +82,15 @@ def _recorded_texts_have_no_old(config: RunSections) -> Iterator[ConfigConflict]
 
 def _engine_has_its_settings(config: RunSections) -> Iterator[ConfigConflict]:
     if config.generation.engine == "transformers":
+        own = _OF_VLLM if config.rollout.precision != "same" else {*_OF_VLLM, "correction"}
         for key in _changed(config, "generation"):
-            if key in _OF_OTHER_ENGINES:
+            if key in own:
                 problem = "the trained network draws the samples, so nothing is corrected and no memory is shared"
                 yield ConfigConflict(("generation", key), f"{problem}; remove {key}, or set engine: vllm")
         return
+    if config.rollout.precision != "same":
+        problem = "vllm draws the samples with weights of its own, in model.dtype; set same, or generation.engine: transformers"
+        yield ConfigConflict(("rollout", "precision"), problem)
     if (decisions := config.objective.reduction) != "each":
         problem = f"importance weights of tokens do not apply to the {decisions} over the tokens of a sample; set transformers"
         yield ConfigConflict(("generation", "engine"), f"{problem}, or objective.decisions: each")

@@ -23,8 +23,8 @@ class GenerationConfig(Section):
     correction: float = Field(
         2.0,
         gt=0,
-        description="with another engine: upper bound of a token's importance weight exp(ℓ_here − ℓ_engine), as in truncated "
-        "importance sampling (Yao et al. 2025, difrl/policies/language/importance_sampling.py)",
+        description="with another engine or rollout.precision: upper bound of a token's importance weight "
+        "exp(ℓ_here − ℓ_engine), as in truncated importance sampling (Yao et al. 2025, difrl/policies/importance_sampling.py)",
     )
     gpu_memory: float = Field(0.4, gt=0, lt=1, description="with vllm: share of the GPU's memory that it reserves")
     sleep: bool = Field(True, description="with vllm: release that memory between rollouts")

@@ -1,4 +1,4 @@
-"""Sampling of images and videos: steps, kernel, window of stochastic steps, branches."""
+"""Sampling of images and videos: steps, kernel, window of stochastic steps, branches; and of all samples: batch, precision."""
 
 from __future__ import annotations
 
@@ -94,6 +94,17 @@ class RolloutConfig(Section):
     height: int | None = Field(None, gt=0, description="pixels; default: the model's own")
     frames: int | None = Field(None, gt=0, description="frames of a video; default: the samples are images")
     batch: int = Field(64, gt=0, description="samples drawn at once")
+    precision: Literal["same", "int8", "int8_dynamic", "float8", "float8_dynamic"] = Field(
+        "same",
+        description="precision of the linear layers that draw the samples of training, by torchao: same is that of the update, "
+        "int8 and float8 quantise weights, and with _dynamic activations too",
+    )
+    correction: float = Field(
+        2.0,
+        gt=0,
+        description="with another precision and a reverse likelihood: upper bound of a denoising step's importance weight "
+        "exp(ℓ_here − ℓ_sampler) (difrl/policies/importance_sampling.py)",
+    )
     overlap: bool = Field(
         False, description="score samples in a thread while the next ones are drawn, `batch` at a time"
     )

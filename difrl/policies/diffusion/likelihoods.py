@@ -38,8 +38,8 @@ class DenoiserEvaluation(Evaluation):
         return LOSS_ESTIMATORS[str(reference.divergence)](self.logp, other.logp)
 
 
-_RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean")
-"""Recorded tensors of a reverse decision. `mean` is recorded only if something needs it."""
+_RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean", "correction")
+"""Recorded tensors of a reverse decision. `mean` is recorded only if something needs it, `correction` with rollout.precision."""
 
 
 class LikelihoodKind(Protocol):
@@ -108,7 +108,9 @@ class ReverseEvaluation(DenoiserEvaluation):
     def weight(self) -> Tensor | None:
         kind = self.kind
         divisor = STEP_DIVISORS[kind.config.step_weight](kind.kernel, kind.process, self.flat["t"], self.flat["s"])
-        return None if divisor is None else (1 / divisor).to(self.logp.dtype)
+        weight = None if divisor is None else (1 / divisor).to(self.logp.dtype)
+        correction = self.flat.get("correction")
+        return weight if correction is None else correction * (1 if weight is None else weight)
 
 
 ERRORS: Mapping[str, Callable[[Process, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]] = {

@@ -31,8 +31,10 @@ from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import LOADING_ERRORS, ModelError
+from difrl.policies.importance_sampling import get_correction
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import build_reference_set, get_needs
+from difrl.policies.rollout_precision import check_precision
 from difrl.policies.snapshots import CURRENT
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
@@ -192,6 +194,8 @@ def build_samplings(config: RunConfig, family: Family) -> tuple[Sampling, Sampli
         means,
         scheduler,
         build_branching(config, kernel),
+        rollout.precision,
+        get_correction(config),
     )
     evaluation = Sampling(
         family.build_grid(config.eval.steps or rollout.steps),
@@ -223,6 +227,7 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     warn_of_distillation(config, family)
     save = _build_save(family, config.model)  # before a prompt is encoded, which may change the padding of tokenizers
     trained = make_denoiser_trainable(family, config.model, config.seed)
+    check_precision(family.denoiser, config.rollout.precision, DTYPES[config.model.dtype])
     try:
         family = with_inputs(family, config)
         training, evaluation = build_samplings(config, family)

@@ -24,12 +24,14 @@ from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, 
 from difrl.policies.diagnosis import Setting
 from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.guidance import build_guidance
-from difrl.policies.diffusion.likelihoods import DenoiserEvaluation, LikelihoodKind
+from difrl.policies.diffusion.likelihoods import DenoiserEvaluation, LikelihoodKind, ReverseEvaluation
 from difrl.policies.diffusion.noising import ModelAccess
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder, validate_images
 from difrl.policies.diffusion.sampling import Sampling, decode, draw
 from difrl.policies.errors import ModelError
+from difrl.policies.importance_sampling import correct_rollout
 from difrl.policies.references import ReferenceSet
+from difrl.policies.rollout_precision import quantized
 from difrl.policies.snapshots import CURRENT, Snapshots
 from difrl.policies.trained_policy import TrainedPolicy
 from samplers import Condition, Denoiser, classifier_free
@@ -104,14 +106,36 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         sampling = self.sampling
         denoiser = self.denoiser(sampling.snapshot, sampling.guidance)
         with self.snapshots.use(sampling.snapshot):  # once, not once a step: it may have to come from the CPU
-            replay_data = draw(denoiser, self.prompts, prompts, samples, key, sampling)
+            with quantized(self.module, sampling.precision, self.dtype):
+                replay_data = draw(denoiser, self.prompts, prompts, samples, key, sampling)
             replay_data["weights"] = self.sampler_fingerprint().expand(len(prompts))
-        content = decode(self.family, replay_data["latents"], sampling.batch)
-        return Rollout(tuple(prompts), groups, samples, replay_data).with_content(content)
+            rollout = Rollout(tuple(prompts), groups, samples, replay_data)
+            if sampling.correction is not None:
+                rollout = self._correct(rollout, key, sampling.correction)
+        return rollout.with_content(decode(self.family, replay_data["latents"], sampling.batch))
+
+    @torch.no_grad()
+    def _correct(self, rollout: Rollout, key: NoiseKey, most: float) -> Rollout:
+        """Record the network's own ℓ and means of the steps that it drew in another precision, with importance weights."""
+        decisions = self.decisions(rollout, key)
+
+        def evaluate(rows: slice, step: int) -> tuple[Tensor, Tensor]:
+            part = decisions.select(rows, slice(step, step + 1))
+            found = self.build_evaluator(rollout.select(rows), part, [None])(self.sampler, None)
+            assert isinstance(found, ReverseEvaluation)
+            return found.logp, found.transition.mean
+
+        # As in a rollout: one step of a batch at a time.
+        rows = list(batches(len(rollout), self.sampling.batch))
+        steps = [zip(*(evaluate(part, step) for part in rows), strict=True) for step in range(decisions.mask.shape[1])]
+        logp, mean = (torch.stack(one, dim=1) for one in zip(*(map(torch.cat, step) for step in steps), strict=True))
+        if "mean" in rollout.replay_data:
+            rollout = replace(rollout, replay_data={**rollout.replay_data, "mean": mean})
+        return correct_rollout(rollout, decisions.mask, logp, most)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         sampling = replace(self.sampling, snapshot=snapshot, branching=replace(self.sampling.branching, size=1))
-        with self.snapshots.use(snapshot):
+        with self.snapshots.use(snapshot), quantized(self.module, sampling.precision, self.dtype):
             drawn = draw(self.denoiser(snapshot, sampling.guidance), self.prompts, prompts, samples, key, sampling)
         content = decode(self.family, drawn["latents"], sampling.batch)
         return Rollout(tuple(prompts), samples, samples, {}).with_content(content)

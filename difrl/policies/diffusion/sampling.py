@@ -49,6 +49,10 @@ class Sampling:
     """A diffusers scheduler that takes the kernel's place."""
     branching: Branching = NO_BRANCHING
     """The part of a run that samples share before the window."""
+    precision: str = "same"
+    """`rollout.precision`."""
+    correction: float | None = None
+    """Upper bound of the importance weight of a recorded step. None if the samples are not corrected."""
 
 
 @torch.no_grad()

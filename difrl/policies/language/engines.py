@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difrl.policies.base import NoiseKey
 from difrl.policies.language.lm_head import CausalLM
+from difrl.policies.rollout_precision import quantized
 from difrl.runtime.progress import count_done
 from samplers import Completions, Decoding, Processing, generate, sample_keys
 
@@ -35,7 +36,7 @@ class Engines:
     rollout: Engine
     evaluation: Engine
     correction: float | None = None
-    """Upper bound of a token's importance weight. None if the model itself draws the samples of training."""
+    """Upper bound of a token's importance weight. None if the model itself draws the samples of training, in its precision."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Transformers:
     decoding: Decoding
     batch: int
     """Completions drawn at once."""
+    precision: str = "same"
+    """`rollout.precision`."""
 
     def __call__(
         self,
@@ -57,9 +60,10 @@ class Transformers:
     ) -> Completions:
         keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         decoding = replace(self.decoding, temperature=temperature)
-        with self.network.autocast():
+        model, dtype = self.network.model, self.network.dtype
+        with quantized(model, self.precision, dtype), self.network.autocast():
             return generate(
-                self.network.model,
+                model,
                 prompts,
                 decoding,
                 keys,

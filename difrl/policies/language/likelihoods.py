@@ -49,5 +49,5 @@ class TokenLogprobs(Evaluation):
 
     @property
     def weight(self) -> Tensor | None:
-        """Importance weights of tokens that another engine drew."""
+        """Importance weights of tokens that another engine, or another precision, drew."""
         return self.flat.get("correction")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from difrl.config import GenerationConfig, ModelConfig, RunConfig
 from difrl.policies.errors import LOADING_ERRORS, ModelError
+from difrl.policies.importance_sampling import get_correction
 from difrl.policies.language.engines import Engines, Transformers
 from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.lm_head import CausalLM
@@ -21,6 +23,7 @@ from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import build_reference_set
+from difrl.policies.rollout_precision import check_precision
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
 from difrl.policies.warm_start import PEFT_LORA, load_warm_start
@@ -88,10 +91,11 @@ def build_engines(config: RunConfig, network: CausalLM, decoding: Decoding) -> E
     """
     own = Transformers(network, decoding, config.rollout.batch)
     if config.generation.engine == "transformers" or network.model.device.type == "meta":
-        return Engines(own, own)
+        check_precision(network.model, config.rollout.precision, network.dtype)
+        return Engines(replace(own, precision=config.rollout.precision), own, get_correction(config))
     path = resolve(config.model.path, LANGUAGE_MODEL)
     other = start_vllm(path, config.model, config.generation, network, decoding, config.rollout.batch)
-    return Engines(other, own, config.generation.correction)
+    return Engines(other, own, get_correction(config))
 
 
 def load_texts(model: ModelConfig, generation: GenerationConfig) -> TextTokenizer:

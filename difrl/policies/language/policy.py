@@ -23,9 +23,9 @@ from difrl.data.rollout import Content, Rollout
 from difrl.data.videos import Videos
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, batches
 from difrl.policies.diagnosis import Setting
+from difrl.policies.importance_sampling import correct_rollout
 from difrl.policies.language.engines import Engines
 from difrl.policies.language.guidance import build_text_guidance
-from difrl.policies.language.importance_sampling import correct_rollout
 from difrl.policies.language.likelihoods import TokenLogprobs
 from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
 from difrl.policies.language.tokenization import TextTokenizer, pad_right
@@ -107,8 +107,9 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         rollout = Rollout(tuple(prompts), groups, samples, replay_data, texts=self._count_and_decode(drawn))
         if self.engines.correction is None:
             return rollout
-        logp = self.recompute_logprobs(rollout, self.decisions(rollout, key), together=self.generation.batch)
-        return correct_rollout(rollout, logp, self.engines.correction)
+        decisions = self.decisions(rollout, key)
+        logp = self.recompute_logprobs(rollout, decisions, together=self.generation.batch)
+        return correct_rollout(rollout, decisions.mask, logp, self.engines.correction)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         tokens = self.tokenizer.tokenize_prompts(prompts)

@@ -53,13 +53,13 @@ DEFINITIONS: dict[str, str] = {
     "cost/evaluations": "Denoiser evaluations of one sample (guidance counts two, and so does RLG).",
     "cost/saved": "Denoiser evaluations of one sample that adaptive guidance left out (arXiv:2312.12487).",
     "rollout/mismatch": (
-        "|ℓ_here − ℓ_engine| of a token: the difference between the log-probabilities of the trained network and of "
-        "the engine that drew the samples, under the same weights; averaged over a sample's tokens, then over "
-        "samples."
+        "|ℓ_here − ℓ_engine| of a token or denoising step: the difference between the log-probabilities of the trained "
+        "network and of the engine, or the quantised network, that drew the samples, under the same weights; averaged "
+        "over a sample's decisions, then over samples."
     ),
     "rollout/correction": (
-        "Truncated importance weight of a token, min(exp(ℓ_here − ℓ_engine), generation.correction), averaged over a "
-        "sample's tokens, then over samples. It is near 1 unless many weights are truncated."
+        "Truncated importance weight of a token or denoising step, min(exp(ℓ_here − ℓ_engine), correction), averaged "
+        "over a sample's decisions, then over samples. It is near 1 unless many weights are truncated."
     ),
     "ratio/mean": "Mean over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",
     "ratio/std": "Standard deviation over the step's decisions of ρ = exp(ℓ_θ − ℓ_old).",

@@ -25,6 +25,7 @@ from rewards.base import Metadata, Scores, WithoutDevice, all_valid
 
 WITHOUT_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
     "model": {"train": "full", "dtype": "float32", "gradient_checkpointing": False},
+    "rollout": {"precision": "same"},
     "generation": {"engine": "transformers", "chat": None, "system": None, "eos": None, "pad": None},
     "collect": {"max_draws": 1, "by": None},
     "eval": {"diversity": []},

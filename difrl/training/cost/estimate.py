@@ -18,6 +18,7 @@ from difrl.config.run import samples_base_at_end
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.load import load_policy
+from difrl.policies.rollout_precision import quantizable
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import AlikeProcesses, Evaluations, count_evaluations
 from difrl.training.cost.flops import measure_matmul_speed
@@ -79,7 +80,11 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     cuda = device.type == "cuda"
     return Estimate(
         model=model,
-        memory={**_measure_kept(config, model, trainer), **model.working_memory(model.dry.tally)},
+        memory={
+            **_measure_kept(config, model, trainer),
+            **_measure_quantized(config, policy),
+            **model.working_memory(model.dry.tally),
+        },
         evaluations=evaluations,
         processes=processes,
         device=torch.cuda.get_device_name(device) if cuda else device.type,
@@ -106,3 +111,14 @@ def _measure_kept(config: RunConfig, model: ModelCost, trainer: Trainer) -> dict
         memory[f"trained weights cast to {config.model.dtype}"] = model.trained * DTYPES[config.model.dtype].itemsize
     memory |= trainer.policy.snapshots.device_bytes()
     return memory | {f"teacher {n}": sum(p.nbytes for p in t.parameters()) for n, t in model.teachers.items()}
+
+
+def _measure_quantized(config: RunConfig, policy: DiffusionPolicy | LanguagePolicy) -> dict[str, int]:
+    """Return the bytes of the weights that draw the samples of training in another precision, of a byte each."""
+    if config.rollout.precision == "same":
+        return {}
+    return {
+        f"weights of rollouts, {config.rollout.precision}": sum(
+            layer.weight.numel() for layer in quantizable(policy.module)
+        )
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import build_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import encode
+from difrl.policies.importance_sampling import get_correction
 from difrl.policies.model_paths import resolve
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
@@ -96,6 +98,7 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
     }
     one_number: type[Family] = type("OneNumber", (type(family),), members)
     policy = build_diffusion_policy(dry_config(config), one_number(family.pipeline), keep_base=True)
+    policy.sampling = replace(policy.sampling, correction=get_correction(config))
     # The number of evaluations depends on the size of a step's window, and on its start if samples share the steps before.
     windows = [policy.sampling.window(NoiseKey(config.seed, step)) for step in range(config.train.steps)]
     kinds = [(w.size, w.start if policy.sampling.branching.size > 1 else 0) for w in windows]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from difrl.config import RunConfig
 from difrl.policies.base import NoiseKey
+from difrl.policies.importance_sampling import get_correction
 from difrl.policies.language.engines import Engines
 from difrl.policies.language.load import build_language_policy
 from difrl.policies.language.policy import LanguagePolicy
@@ -147,6 +148,5 @@ def _build_dry_policy(config: RunConfig, tally: Tally) -> LanguagePolicy:
 
     for one in (model, *others):
         one.register_forward_pre_hook(count, with_kwargs=True)
-    own = config.generation.engine == "transformers"
-    policy.engines = Engines(draw, draw, None if own else config.generation.correction)
+    policy.engines = Engines(draw, draw, get_correction(config))
     return policy

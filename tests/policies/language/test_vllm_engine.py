@@ -10,7 +10,7 @@ import torch
 from difrl.data.prompts import Prompt
 from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
-from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH
+from difrl.policies.importance_sampling import CORRECTION, MISMATCH
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.merge_lora import plain_weights
 from difrl.policies.language.policy import LanguagePolicy

@@ -14,8 +14,8 @@ from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import NoiseKey
 from difrl.policies.errors import ModelError
+from difrl.policies.importance_sampling import CORRECTION, MISMATCH, correct_rollout
 from difrl.policies.language.engines import Engine, Engines
-from difrl.policies.language.importance_sampling import CORRECTION, MISMATCH, correct_rollout
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from samplers import Completions, Processing
@@ -35,7 +35,7 @@ def test_weights_and_measures_are_the_numbers_worked_by_hand() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     engine = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 0.0, 0.0]])
     here = torch.tensor([[-1.0, -2.0 + math.log(1.5), -3.0 + math.log(4)], [-0.5 + math.log(0.5), 0.0, 0.0]])
-    found = correct_rollout(drawn(engine, mask), here, most=2.0)
+    found = correct_rollout(drawn(engine, mask), mask, here, most=2.0)
     # 1, 1.5, and 4 cut to 2; 0.5; 1 where nothing was drawn.
     torch.testing.assert_close(found.replay_data["correction"], torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, 1.0]]))
     torch.testing.assert_close(found.measures[CORRECTION], torch.tensor([1.5, 0.5]))
@@ -48,7 +48,7 @@ def test_log_probabilities_that_are_not_finite_are_refused_with_the_prompt() -> 
     mask = torch.tensor([[True, False], [True, True]])
     engine = torch.tensor([[-1.0, math.nan], [-1.0, -math.inf]])
     with pytest.raises(ModelError, match=r"prompt 1 \(1 of 2\)"):
-        correct_rollout(drawn(engine, mask), torch.zeros(2, 2), most=2.0)
+        correct_rollout(drawn(engine, mask), mask, torch.zeros(2, 2), most=2.0)
 
 
 class Distorted:
@@ -114,7 +114,7 @@ def test_corrected_samples_of_another_distribution_have_the_networks_gradient(mo
     def gradient(log_prob: Tensor, weigh: Tensor, most: float | None) -> Tensor:
         rollout = Rollout(prompts, rows, rows, {"tokens": tokens, "mask": mask, "log_prob": log_prob})
         here = policy.recompute_logprobs(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
-        rollout = rollout if most is None else correct_rollout(rollout, here, most)
+        rollout = rollout if most is None else correct_rollout(rollout, mask, here, most)
         lik = policy.likelihoods(rollout, policy.decisions(rollout, NoiseKey(0, 0)))
         loss, _ = Clipped()(lik, advantages, rows, None)
         grads = torch.autograd.grad((weigh[:, None] * loss).sum(), list(policy.parameters.values()))
