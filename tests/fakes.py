@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty
+from difrl.policies.layout import Layout
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
@@ -120,7 +121,7 @@ class LinearPolicy:
         self.weight = nn.Parameter(torch.randn(dims, dims, generator=g, dtype=torch.float64))
         self.base = self.weight.detach().clone() + 0.2
         self.std = torch.linspace(0.5, 1.5, columns, dtype=torch.float64)
-        self.snapshots = Snapshots({"weight": self.weight}, {"old": Constant(0.0)}, self._base)
+        self.snapshots = Snapshots(Layout({"weight": self.weight}), {"old": Constant(0.0)}, self._base)
         self.evaluations = 0
         self.seen: list[tuple[NoiseKey, list[int]]] = []
         """The key and the samples of every call of `decisions`."""
@@ -143,6 +144,9 @@ class LinearPolicy:
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         return self._draw(self.weight.detach(), prompts, groups, samples, key)
+
+    def drawing(self, *snapshots: str, alike: bool = True) -> AbstractContextManager[None]:
+        return self.snapshots.gathered(*snapshots)
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         with self.snapshots.use(snapshot):

@@ -70,7 +70,7 @@ def evaluate_run(
     scorer.preload()
     diversity = Diversity.build(config.eval.diversity)
     evaluator = Evaluator(loaded.policy, scorer, chosen, processes, config.seed, diversity)
-    result = run_sweep(evaluator, config, run, processes, guidance)
+    result = run_sweep(evaluator, config, run, guidance)
     if processes.is_main:
         if default is not None:
             _choose_default(result, guidance, default).write(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,11 @@ class GuidanceSettings:
     """Cosine for adaptive guidance: a sample whose two outputs agree so far needs no second evaluation of CFG or RLG."""
     measure: bool = False
     """True to measure each sample's distance to the base model. At w = 1 this costs one more evaluation a step."""
+
+    @property
+    def evaluates_base(self) -> bool:
+        """True if the base model is evaluated."""
+        return self.rlg != 1 or self.measure
 
 
 TRAINED = GuidanceSettings()
@@ -105,6 +111,13 @@ class Policy(Protocol):
 
     def rollout(self, prompts: Sequence[Prompt], groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
         """Draw one sample for each prompt, with the replay data that `decisions` and `likelihoods` need."""
+
+    def drawing(self, *snapshots: str, alike: bool = True) -> AbstractContextManager[None]:
+        """Return a context in which samples are drawn by these snapshots. All processes must enter it.
+
+        alike: whether every process draws as many samples, as often. If not, or if samples differ in length, whole weights
+        must be on every process.
+        """
 
     def reference(self, prompts: Sequence[Prompt], samples: Tensor, key: NoiseKey, snapshot: str) -> Rollout:
         """Draw one sample for each prompt as `rollout` does, by the weights of a snapshot, without branches or replay data."""

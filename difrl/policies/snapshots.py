@@ -3,19 +3,21 @@
     snapshot ← decay · snapshot + (1 − decay) · θ
 
 A decay of 0 is a copy, 0.99 a slow average and 1 a frozen copy; difrl/core/snapshot_schedules.py has decays for soups and
-periodic resets. For the time of a `with` block the storage of a snapshot takes the place of the parameters'. That is cheap,
-but autograd does not notice it: a differentiable pass and its backward pass must lie on the same side of every exchange.
+periodic resets. For the time of a `with` block the contents of a snapshot and of the parameters are exchanged. So the copy
+holds θ meanwhile, and a differentiable pass and its backward pass must lie on the same side of every exchange: autograd
+refuses a backward pass whose weights have changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difrl.core import Coefficient
+from difrl.policies.layout import Layout
 
 CURRENT = "current"
 BASE = "base"
@@ -25,37 +27,78 @@ SUMMED = 2**20
 
 
 class Copy:
-    """A copy of parameters on its own device (default: theirs). In CPU memory it is pinned if the parameters are on a GPU."""
+    """A copy of the trained parameters, in the parts that the process holds of them.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], device: torch.device | str | None = None) -> None:
-        self.parameters = parameters
-        self.tensors = {name: _copy_to(p.detach(), device) for name, p in parameters.items()}
+    It is on its own device (default: theirs). In CPU memory it is pinned if the parameters are on a GPU.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device | str | None = None) -> None:
+        self.layout = layout
+        self.tensors = {name: _copy_to(layout.local(p.detach()), device) for name, p in layout.parameters.items()}
+        self._gathered: dict[str, Tensor] | None = None
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Put the copy in the place of the parameters inside the block. It is moved to their device for that time."""
-        own = {name: p.data for name, p in self.parameters.items()}
+        """Exchange the contents of the copy and of the parameters inside the block."""
+        self._exchange()
         try:
-            for name, p in self.parameters.items():
-                p.data = self.tensors[name].to(own[name].device, non_blocking=True)
-            torch.clear_autocast_cache()  # it is keyed by parameters, not by their values
             yield
         finally:
-            for name, p in self.parameters.items():
-                p.data = own[name]
-            torch.clear_autocast_cache()
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        own, other = self.layout.active(), self._gathered or self.tensors
+        done = list[str]()
+        try:
+            for name, tensor in own.items():
+                _exchange(tensor, other[name])
+                done.append(name)
+        except BaseException:  # a shortage of memory, or Ctrl-C: no mixture of two sets of weights may be left
+            for name in done:
+                _exchange(own[name], other[name])
+            raise
+        finally:
+            torch.clear_autocast_cache()  # it is keyed by parameters, not by their values
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether every process holds a whole copy at this moment."""
+        return self._gathered is not None
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Hold a whole copy on every process, to be exchanged with whole weights. To be entered while these are gathered."""
+        active = self.layout.active()
+        whole = {name: self.layout.whole(name, part.to(active[name].device)) for name, part in self.tensors.items()}
+        self._gathered = {name: tensor.to(active[name].dtype) for name, tensor in whole.items()}
+        try:
+            yield
+        finally:
+            self._gathered = None
 
     @torch.no_grad()
     def move_towards(self, share: float) -> None:
         """Move the copy towards the parameters by `share`. The arithmetic runs on their device, so all copies have equal bits."""
         if share == 0:
             return
-        sources = [p.detach() for p in self.parameters.values()]
+        sources = [self.layout.local(p.detach()) for p in self.layout.parameters.values()]
         moved = [tensor.to(p.device) for tensor, p in zip(self.tensors.values(), sources, strict=True)]
         torch._foreach_lerp_(moved, sources, share)
         for tensor, result in zip(self.tensors.values(), moved, strict=True):
             if tensor is not result:
                 tensor.copy_(result)
+
+
+def _exchange(one: Tensor, other: Tensor) -> None:
+    """Exchange the contents of two tensors. If that fails, both are as before."""
+    kept = one.clone()
+    try:
+        one.copy_(other, non_blocking=True)
+        other.copy_(kept)
+    except BaseException:
+        one.copy_(kept)
+        raise
 
 
 def _copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
@@ -66,20 +109,21 @@ def _copy_to(tensor: Tensor, device: torch.device | str | None) -> Tensor:
 
 
 class Snapshots:
-    """Named copies of `parameters`. `base` gives a context in which the model is the pretrained one."""
+    """Named copies of the parameters of a layout. `base` gives a context in which the model is the pretrained one."""
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
+        layout: Layout,
         decays: Mapping[str, Coefficient],
         base: Callable[[], AbstractContextManager[None]],
         device: torch.device | str | None = None,
         pretrained: Copy | None = None,
     ) -> None:
         """device: device of copies that are not in use; default: that of the parameters. pretrained: the copy behind `base`."""
-        self.parameters, self.decays, self._base = dict(parameters), dict(decays), base
+        self.layout, self.parameters, self.decays, self._base = layout, layout.parameters, decays, base
         self.device, self.pretrained = device, pretrained
-        self.copies = {name: Copy(self.parameters, device) for name in decays}
+        self.copies = {name: Copy(layout, device) for name in decays}
+        self._current = CURRENT
         self._used: str | None = None
 
     @property
@@ -90,13 +134,9 @@ class Snapshots:
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """Give the model the weights of the snapshot inside the block. A block may use the same again, but no other one."""
-        if name not in self.names:
-            raise ValueError(f"no snapshot {name!r}; expected one of {self.names} (declare it under snapshots)")
-        if name == (self._used or CURRENT):
+        if not self._must_exchange(name):
             yield
             return
-        if self._used is not None:
-            raise RuntimeError(f"snapshot {name!r} cannot be used while {self._used!r} is in use; leave that one first")
         self._used = name
         try:
             with self._base() if name == BASE else self.copies[name].swapped_in():
@@ -104,12 +144,44 @@ class Snapshots:
         finally:
             self._used = None
 
+    def _must_exchange(self, name: str) -> bool:
+        """Return whether the model must be given other weights to have those of a snapshot."""
+        if name not in self.names:
+            raise ValueError(f"no snapshot {name!r}; expected one of {self.names} (declare it under snapshots)")
+        if name == self._used or (self._used is None and name in (CURRENT, self._current)):
+            return False
+        if self._used is not None:
+            raise RuntimeError(f"snapshot {name!r} cannot be used while {self._used!r} is in use; leave that one first")
+        return True
+
     @contextmanager
     def as_current(self, name: str) -> Iterator[None]:
         """Let a snapshot be θ inside the block, for evaluations and for the result. Other snapshots may be used there."""
-        if self._used is not None:
-            raise RuntimeError(f"snapshot {name!r} cannot become current while {self._used!r} is in use")
-        with nullcontext() if name == CURRENT else self.copies[name].swapped_in():
+        if self._used is not None or self._current != CURRENT:
+            raise RuntimeError(
+                f"snapshot {name!r} cannot become current while {self._used or self._current!r} is in use"
+            )
+        self._current = name
+        try:
+            with nullcontext() if name == CURRENT else self.copies[name].swapped_in():
+                yield
+        finally:
+            self._current = CURRENT
+
+    @contextmanager
+    def gathered(self, *names: str) -> Iterator[None]:
+        """Hold whole weights of θ and of these snapshots on every process, so that passes are no collective operations.
+
+        All processes must enter it, with no snapshot in use. Where weights are whole in any case, it does nothing.
+        """
+        if self.layout.is_gathered:
+            yield
+            return
+        copies = {BASE: self.pretrained, **self.copies}
+        with self.layout.gathered(), ExitStack() as stack:
+            for copy in {copies.get(name) for name in names} - {None}:
+                assert copy is not None
+                stack.enter_context(copy.gathered())
             yield
 
     def update(self, step: int) -> None:
@@ -118,26 +190,38 @@ class Snapshots:
             copy.move_towards(1 - self.decays[name].value(step))
 
     def is_current(self, name: str) -> bool:
-        """Return whether a snapshot holds exactly the weights of θ now. `base` is not compared: False."""
+        """Return whether a snapshot holds exactly the weights of θ now. `base` is not compared: False.
+
+        All processes must call it, with no snapshot in use.
+        """
         if name not in self.copies:
             return name == CURRENT
-        copy = self.copies[name].tensors
-        return all(torch.equal(p, copy[key].to(p.device)) for key, p in self.parameters.items())
+        own, copy = self._parts(CURRENT), self._parts(name)
+        return self.layout.all_agree(all(torch.equal(p, copy[key].to(p.device)) for key, p in own.items()))
 
     @torch.no_grad()
     def fingerprint(self, name: str) -> Tensor:
-        """Return the sum of the weights under a snapshot, float64 [1]. Adapters of LoRA count for `base` too."""
-        with self.use(name), torch.no_grad():
-            pieces = [piece for p in self.parameters.values() for piece in p.flatten().split(SUMMED)]
-            scratch = torch.empty(SUMMED, dtype=torch.float64, device=pieces[0].device)
-            return torch.stack([scratch[: len(piece)].copy_(piece).sum() for piece in pieces]).sum()[None]
+        """Return the sum of this process's part of the weights of a snapshot, float64 [1]. Adapters count for `base` too."""
+        device = next(iter(self.parameters.values())).device
+        pieces = [piece for part in self._parts(name).values() for piece in part.flatten().split(SUMMED)]
+        scratch = torch.empty(SUMMED, dtype=torch.float64, device=device)
+        return torch.stack([scratch[: len(piece)].copy_(piece).sum() for piece in pieces]).sum()[None]
+
+    def _parts(self, name: str) -> Mapping[str, Tensor]:
+        """Return this process's part of the weights of a snapshot that is in use or could be."""
+        copy = self.pretrained if name == BASE else self.copies.get(name)
+        if copy is not None and (self._must_exchange(name) or copy.is_gathered):
+            return (
+                copy.tensors
+            )  # gathered weights are exchanged with a gathered copy, so the parts stay in their places
+        return {key: self.layout.local(p.detach()) for key, p in self.parameters.items()}
 
     def device_bytes(self) -> dict[str, int]:
         """Return the bytes of copies on the device of the parameters, by name. Of copies on another device, one is in use."""
         copies = {f"snapshot {name}": copy for name, copy in self.copies.items()}
         if self.pretrained is not None:
             copies["pretrained weights, kept"] = self.pretrained
-        size = sum(p.nbytes for p in self.parameters.values())
+        size = sum(self.layout.local(p).nbytes for p in self.parameters.values())
         return dict.fromkeys(copies if self.device is None else [IN_USE] * bool(copies), size)
 
     def state(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from difrl.config import LoraConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
+from difrl.policies.layout import build_layout
 from difrl.policies.references import needs_base
 from difrl.policies.snapshots import Copy, Snapshots
 from samplers import stable_seed
@@ -33,8 +34,8 @@ def make_trainable(
     lora_targets: Sequence[str] | str,
     load_adapter: Callable[[str], object],
     task_type: str | None = None,
-) -> dict[str, nn.Parameter]:
-    """Make a frozen module trainable. Return its trained parameters by name, in float32.
+) -> None:
+    """Make a frozen module trainable. Its trained parameters become float32.
 
     Args:
       module: a model of diffusers or transformers.
@@ -55,10 +56,9 @@ def make_trainable(
             if not isinstance(adapter.target_modules, str):  # a pattern, of an adapter that was made elsewhere
                 # PEFT keeps a set, whose order, and so the bytes of saved files, would change from process to process.
                 adapter.target_modules = sorted(adapter.target_modules)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for p in trained.values():
-        p.data = p.data.float()
-    return trained
+    for p in module.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
 
 
 def _add_lora(module: Any, lora: LoraConfig, default: Sequence[str] | str, task_type: str | None) -> None:
@@ -164,12 +164,14 @@ def describe_shared_adapter(module: nn.Module) -> str | None:
     return None
 
 
-def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: RunConfig, keep_base: bool) -> Snapshots:
-    """Build the snapshots of a run. If all weights are trained, a copy of the pretrained ones is kept where it is needed.
+def build_snapshots(module: Any, config: RunConfig, keep_base: bool, device: torch.device | str) -> Snapshots:
+    """Lay out the weights of a trainable module on a device, and build the snapshots of a run.
 
-    keep_base: keep it also where nothing in training needs it.
+    If all weights are trained, a copy of the pretrained ones is kept where it is needed. keep_base: keep it also where nothing
+    in training needs it.
     """
-    device = "cpu" if config.model.copies == "cpu" else None
+    layout = build_layout(module, config.model, device)
+    away = "cpu" if config.model.copies == "cpu" else None
 
     @contextmanager
     def without_adapter() -> Iterator[None]:
@@ -183,8 +185,8 @@ def build_snapshots(module: Any, trained: Mapping[str, nn.Parameter], config: Ru
         raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
 
     keep_base = config.model.train == "full" and (keep_base or needs_base(config))
-    pretrained = Copy(trained, device) if keep_base else None
+    pretrained = Copy(layout, away) if keep_base else None
     kept = not_kept if pretrained is None else pretrained.swapped_in
     decays = {name: section.build(config.train) for name, section in config.snapshots.items()}
     base = without_adapter if config.model.train == "lora" else kept
-    return Snapshots(trained, decays, base, device, pretrained)
+    return Snapshots(layout, decays, base, away, pretrained)

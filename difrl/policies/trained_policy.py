@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Generic
+from typing import ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ class TrainedPolicy(Diagnosable, Generic[E]):
         self.snapshots, self.reference_set, self.save = snapshots, reference_set, save
         self.evaluations = 0
 
+    even: ClassVar[bool] = True
+    """True if drawing takes equally many passes for all samples."""
+
     @abstractmethod
     def build_evaluator(
         self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
@@ -49,6 +52,9 @@ class TrainedPolicy(Diagnosable, Generic[E]):
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    def drawing(self, *snapshots: str, alike: bool = True) -> AbstractContextManager[None]:
+        return nullcontext() if alike and self.even else self.snapshots.gathered(*snapshots)
 
     def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
         needs = self.reference_set.needs if needs is None else needs

@@ -18,7 +18,7 @@ from difrl.core.groups import mean_and_stderr
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
 from difrl.policies.base import TRAINED, GuidanceSettings, NoiseKey, Policy
-from difrl.policies.snapshots import CURRENT
+from difrl.policies.snapshots import BASE, CURRENT
 from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.progress import phase
 from difrl.scoring import Scorer
@@ -102,7 +102,7 @@ class Evaluator:
     def draw_grid(self, count: int, columns: int, guidance: GuidanceSettings = TRAINED) -> tuple[Rollout, list[str]]:
         """Draw the fixed grid: `columns` samples for each of `count` prompts spread over the evaluation set.
 
-        Return the samples and the texts of the prompts.
+        Return the samples and the texts of the prompts. All processes draw it, since weights may be sharded.
         """
         count = min(count, len(self.prompts))
         chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
@@ -113,5 +113,9 @@ class Evaluator:
         return rollout, [p.text for p in chosen]
 
     def _draw(self, prompts: Sequence[Prompt], numbers: Tensor, key: NoiseKey, guidance: GuidanceSettings) -> Rollout:
-        with self.policy.snapshots.as_current(self.snapshot):
+        names = [self.snapshot, *([BASE] if guidance.evaluates_base else [])]
+        with (
+            self.policy.drawing(*names, alike=guidance.adaptive is None),
+            self.policy.snapshots.as_current(self.snapshot),
+        ):
             return self.policy.evaluation(prompts, numbers, key, guidance)

@@ -12,7 +12,14 @@ from difrl.config import RunConfig
 from difrl.core import Likelihoods, Objective, reduce_over_decisions
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, Policy
-from difrl.policies.logprob_check import SAMPLES, ClipRange, Close, EvaluationNames, check_first_update
+from difrl.policies.logprob_check import (
+    SAMPLES,
+    ClipRange,
+    Close,
+    EvaluationNames,
+    FirstUpdateError,
+    check_first_update,
+)
 from difrl.policies.snapshots import CURRENT
 from difrl.runtime.dtypes import DTYPES
 
@@ -42,6 +49,8 @@ class FirstUpdateCheck:
     objective: Objective
     old: str
     """Source of ℓ_old (`likelihood.old`)."""
+    search: bool = True
+    """Whether a failure makes it search for the cause."""
 
     @classmethod
     def prepare(
@@ -64,6 +73,14 @@ class FirstUpdateCheck:
         dtype = DTYPES[config.model.dtype]
         old = config.likelihood.old
         return cls(policy, rollout, decisions, rows, recorded, recomputed, equal_references, dtype, objective, old)
+
+    def holds(self, lik: Likelihoods) -> bool:
+        """Return whether the likelihoods of the micro-batch agree. This costs no evaluations."""
+        try:
+            replace(self, search=False)(lik)
+        except FirstUpdateError:
+            return False
+        return True
 
     def __call__(self, lik: Likelihoods) -> None:
         """Compare with the likelihoods of the micro-batch. Raise FirstUpdateError, with the cause, if they do not agree."""
@@ -95,4 +112,4 @@ class FirstUpdateCheck:
         return ClipRange(objective.clip_range, excursion, remedy)
 
     def _diagnose(self, expected: Tensor, close: Close) -> str:
-        return self.policy.diagnose(self.rollout, self.decisions, expected, close)
+        return self.policy.diagnose(self.rollout, self.decisions, expected, close) if self.search else ""

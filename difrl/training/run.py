@@ -19,6 +19,7 @@ from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
 from difrl.data.jsonl import LISTED
 from difrl.policies.load import load_policy
+from difrl.policies.logprob_check import FirstUpdateError
 from difrl.policies.warm_start import keep_warm_start
 from difrl.reporting.html import write_report
 from difrl.reporting.metrics_file import MetricsFile, digest_metrics, read_metrics
@@ -252,7 +253,7 @@ class Run:
         try:
             metrics = {"step": self.step + 1, **self.trainer.step(self.step)}
         except Exception as error:
-            raised_everywhere = isinstance(error, RewardError | ProcessError | TrainingError)
+            raised_everywhere = isinstance(error, RewardError | ProcessError | TrainingError | FirstUpdateError)
             if raised_everywhere or self.processes.count == 1:
                 self._save_before_failure(generators)
             raise
@@ -283,9 +284,7 @@ class Run:
         with enough_for("evaluation", f"lower rollout.batch (now {self.config.rollout.batch} samples)"):
             metrics = self.after = self.evaluator(samples_due(self.config, self.step))
         if self.config.eval.show > 0:
-            with self.processes.fail_together():
-                if self.processes.is_main:
-                    save_step_samples(self.evaluator, self.config, self.folder, self.step)
+            save_step_samples(self.evaluator, self.config, self.folder, self.step)
         self.policy.evaluations = evaluations  # metrics report the cost of training only
         self.display.evaluation({"step": self.step, **metrics})
         verdict = self.guard.observe({"step": self.step, **metrics})
@@ -348,12 +347,17 @@ class Run:
         """Write the RLG sweep, the trained model, samples before and after training, the summary and the report."""
         picture = ""
         if self.evaluator is not None and self.config.eval.rlg:
-            run_sweep(self.evaluator, self.config, self.folder, self.processes)
-        if self.processes.is_main:
-            with phase("saving the model"), self.policy.snapshots.as_current(self.config.eval.snapshot):
+            run_sweep(self.evaluator, self.config, self.folder)
+        snapshots = self.policy.snapshots
+        with (
+            phase("saving the model"),
+            snapshots.as_current(self.config.eval.snapshot),
+            snapshots.layout.materialised(),
+        ):
+            if self.processes.is_main:
                 self.policy.save(self.folder / "model")
-            if self.evaluator is not None and self.config.eval.show > 0:
-                picture = save_before_after(self.evaluator, self.config, self.folder)
+        if self.evaluator is not None and self.config.eval.show > 0:
+            picture = save_before_after(self.evaluator, self.config, self.folder)
         summary = RunSummary(
             self.before,
             self.after,

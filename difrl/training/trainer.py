@@ -31,7 +31,7 @@ from difrl.core import (
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey, Policy
-from difrl.runtime.distributed import DistributedContext
+from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
 from difrl.runtime.progress import count_done, phase
@@ -138,7 +138,10 @@ class Trainer:
             drawn.append(self.source.draw(step, attempt, groups, clock.time_section, weights))
             return drawn[-1]
 
-        with self.processes.fail_together():
+        references = self.config.references
+        snapshots = [self.config.rollout.snapshot, *([] if references is None else [references.snapshot])]
+        alike = self.config.collect.max_draws == 1 and references is None
+        with self.policy.drawing(*snapshots, alike=alike), self.processes.fail_together():
             scored = self.collect(draw)
         columns = [rollout_columns(one, self.diversity) for one in drawn]
         metrics = self.processes.masked_means({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
@@ -221,7 +224,7 @@ class Trainer:
                     )
                 lik = self.policy.likelihoods(part.rollout, part_decisions)
                 if check is not None:
-                    check(lik)
+                    self._check_first_update(check, lik)
                 lik = reduce_over_decisions(lik, self.objective.decisions)
                 part_statistics = statistics and {name: value[rows, columns] for name, value in statistics.items()}
                 loss, metrics = self.objective(lik, part.decision_advantages(columns), part.groups, part_statistics)
@@ -235,6 +238,17 @@ class Trainer:
                 )
                 count_done()
         return True
+
+    def _check_first_update(self, check: FirstUpdateCheck, lik: Likelihoods) -> None:
+        """Raise an error on every process if the check fails on one, which searches for the cause."""
+        failed, snapshots = not check.holds(lik), self.policy.snapshots
+        if self.processes.any(failed):
+            with snapshots.gathered(*snapshots.names):
+                if failed:
+                    check(lik)
+            raise ProcessError(
+                "the first-update check failed on another process; its message is among the output above"
+            )
 
     def _accumulate_rehearsal_gradient(self, step: int, update: int, rehearsed: Rollout, sums: LossSums) -> None:
         """Add the gradient of the anchors that are measured on rehearsed samples."""
@@ -266,8 +280,9 @@ class Trainer:
 
     def _optimizer_step(self, step: int, update: int) -> float:
         """Update the weights along the gradient of all processes. Return the norm of the gradient before it is clipped."""
-        self.processes.sum_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm))
+        layout = self.policy.snapshots.layout
+        layout.sum_gradients(self.processes)
+        norm = layout.number(nn.utils.clip_grad_norm_(self.parameters, self.config.train.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {step}, update {update}: the gradient is {norm}, so the weights were left as they are. Lower train.lr, "

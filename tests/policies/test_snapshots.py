@@ -11,6 +11,7 @@ from torch import nn
 
 import difrl.policies.snapshots
 from difrl.core import Coefficient, Constant, Linear, Reset, Soup
+from difrl.policies.layout import Layout
 from difrl.policies.snapshots import Copy, Snapshots
 
 
@@ -26,7 +27,7 @@ def snapshots(value: float = 0.0, **decays: Coefficient) -> tuple[nn.Parameter, 
         finally:
             weight.data = kept
 
-    return weight, Snapshots({"w": weight}, decays, base)
+    return weight, Snapshots(Layout({"w": weight}), decays, base)
 
 
 def under(weight: nn.Parameter, found: Snapshots, name: str) -> float:
@@ -126,9 +127,9 @@ def test_a_snapshot_in_use_may_be_asked_for_again_and_no_other() -> None:
 
 
 class Breaking(torch.Tensor):
-    """A copy that cannot be moved to the device of the model, as if its memory were full."""
+    """A copy that cannot be written, as if memory were short."""
 
-    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+    def copy_(self, *args: object, **kwargs: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
 
@@ -140,10 +141,10 @@ class Away(torch.Tensor):
 
 
 def test_a_copy_that_has_to_be_fetched_holds_the_same_bits() -> None:
-    """In use, a moved copy takes the place of the parameters. Its updates have the same bits as those of a copy beside them."""
+    """A copy on another device gives the parameters the bits, and is updated to the bits, of a copy beside them."""
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(100, generator=generator))
-    near, far = Copy({"w": weight}), Copy({"w": weight})
+    near, far = Copy(Layout({"w": weight})), Copy(Layout({"w": weight}))
     far.tensors["w"] = far.tensors["w"].as_subclass(Away)
     for share in (0.3, 0.0, 0.9, 1.0, 0.4):
         weight.data = torch.randn(100, generator=generator)
@@ -154,21 +155,19 @@ def test_a_copy_that_has_to_be_fetched_holds_the_same_bits() -> None:
     for copy in (near, far):
         with copy.swapped_in():
             seen.append(weight.detach().clone())
-            weight.data.add_(0.0 if copy is near else 1.0)  # in place: of what was fetched, not of what is kept
     assert torch.equal(*seen)
     assert torch.equal(near.tensors["w"], far.tensors["w"])
 
 
 def test_an_exchange_that_fails_halfway_changes_nothing() -> None:
     first, second = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([2.0]))
-    copy = Copy({"first": first, "second": second})
+    copy = Copy(Layout({"first": first, "second": second}))
     copy.tensors["second"] = torch.tensor([9.0]).as_subclass(Breaking)
     copy.tensors["first"] = torch.tensor([8.0])
-    places = [first.data_ptr(), second.data_ptr()]
     with pytest.raises(RuntimeError, match="out of memory"), copy.swapped_in():
         pass
     assert (first.item(), second.item()) == (1.0, 2.0)
-    assert [first.data_ptr(), second.data_ptr()] == places
+    assert [copy.tensors[name].item() for name in ("first", "second")] == [8.0, 9.0]
 
 
 def test_soup_and_reset_through_snapshots() -> None:
@@ -190,7 +189,7 @@ def test_where_copies_stay_does_not_show() -> None:
     results = []
     for device in (None, "cpu"):
         weight = nn.Parameter(start.cuda())
-        found = Snapshots({"w": weight}, {"ema": Constant(0.7), "soup": Soup(2)}, lambda: nullcontext(), device)
+        found = Snapshots(Layout({"w": weight}), {"ema": Constant(0.7), "soup": Soup(2)}, lambda: nullcontext(), device)
         for number, move in enumerate(moves):
             weight.data += move.cuda()
             found.update(number)
@@ -207,8 +206,27 @@ def test_the_fingerprint_is_the_sum_of_all_weights_in_float64(monkeypatch: pytes
     """Pieces that divide no tensor evenly, a tensor with strided memory, and values that float32 would round off."""
     monkeypatch.setattr(difrl.policies.snapshots, "SUMMED", 4)
     weights = {"a": nn.Parameter(torch.arange(15.0).reshape(3, 5).T), "b": nn.Parameter(torch.tensor([2.0**24, 1.0]))}
-    found = Snapshots(weights, {"old": Constant(0.0)}, nullcontext)
+    found = Snapshots(Layout(weights), {"old": Constant(0.0)}, nullcontext)
     with torch.no_grad():
         weights["b"][1] = 3.0
     assert found.fingerprint("current").tolist() == [105 + 2**24 + 3]
     assert found.fingerprint("old").tolist() == [105 + 2**24 + 1]
+
+
+def test_a_backward_pass_across_an_exchange_is_refused() -> None:
+    """The gradient would be that of other weights."""
+    weight, found = snapshots(2.0, old=Constant(0.0))
+    loss = (weight**2).sum()
+    with found.use("old"), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_snapshot_as_current_is_in_use_wherever_it_is_asked_for() -> None:
+    weight, found = snapshots(1.0, old=Constant(0.0), ema=Constant(0.5))
+    weight.data.fill_(3.0)
+    found.update(0)
+    weight.data.fill_(5.0)
+    with found.as_current("ema"):
+        values = [under(weight, found, name) for name in ("current", "ema", "old", "base")]
+    assert values == [2.0, 2.0, 3.0, -1.0]
+    assert under(weight, found, "current") == 5.0

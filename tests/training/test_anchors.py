@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from difrl.core import Likelihoods, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import Decisions, NoiseKey, Penalty
+from difrl.policies.layout import Layout
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
@@ -42,7 +44,7 @@ class Chain:
         self.config = config
         self.theta = nn.Parameter(torch.zeros(2, DIMS, dtype=torch.float64))
         decays = {name: s.build(config.train) for name, s in config.snapshots.items()}
-        self.snapshots = Snapshots({"theta": self.theta}, decays, self._no_base)
+        self.snapshots = Snapshots(Layout({"theta": self.theta}), decays, self._no_base)
         self.evaluations = 0
         self.drawn: list[Tensor] = []
         self.compared: list[Tensor] = []
@@ -69,6 +71,9 @@ class Chain:
         return Rollout(
             tuple(prompts), groups, samples, tape, x.mean(-1)[:, :1, None, None].sigmoid().expand(-1, 3, 2, 2)
         )
+
+    def drawing(self, *snapshots: str, alike: bool = True) -> AbstractContextManager[None]:
+        return self.snapshots.gathered(*snapshots)
 
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         return Decisions(rollout.replay_data, torch.ones_like(rollout.replay_data["log_prob"], dtype=torch.bool))

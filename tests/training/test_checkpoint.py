@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from difrl.core import Constant
+from difrl.policies.layout import Layout
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
 from difrl.training import checkpoint
@@ -54,7 +55,7 @@ def trainer(rank: int = 3, prefix: str = "a", seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     shapes = {f"{prefix}.down": (rank, 4), f"{prefix}.up": (4, rank), f"{prefix}.bias": (2,)}
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in shapes.items()}
-    snapshots = Snapshots(parameters, {"ema": Constant(0.9), "old": Constant(0.0)}, nullcontext)
+    snapshots = Snapshots(Layout(parameters), {"ema": Constant(0.9), "old": Constant(0.0)}, nullcontext)
     policy = SimpleNamespace(parameters=parameters, snapshots=snapshots)
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
     return SimpleNamespace(

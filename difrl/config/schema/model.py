@@ -46,6 +46,11 @@ class ModelConfig(Section):
     copies: Literal["device", "cpu"] = Field(
         "device", description="location of unused snapshots, and of the pretrained weights under full training"
     )
+    shard: Literal["none", "gradients", "weights"] = Field(
+        "none",
+        description="what the processes share out by FSDP2: nothing; gradients, moments and idle weights (each gathers the "
+        "weights for a whole pass); or weights too (each gathers one block at a time)",
+    )
     attention: str = Field(
         "sdpa",
         description="sdpa, or a backend of diffusers such as xformers, flash, sage; for language models one of transformers: "

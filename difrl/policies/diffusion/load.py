@@ -32,6 +32,7 @@ from difrl.policies.diffusion.sampling import Sampling
 from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.importance_sampling import get_correction
+from difrl.policies.layout import is_sharded
 from difrl.policies.model_paths import resolve
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.rollout_precision import check_precision
@@ -82,7 +83,9 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     else:
         # The loaders fill missing weights with random ones, without a word.
         check_parts(path, family.pipeline.components)
-        family.pipeline.to(device)
+        for part in family.modules:
+            if not is_sharded(model) or part not in family.denoisers.values():  # its layout moves a block at a time
+                part.to(device)
         set_attention(family.denoiser, model.attention)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
@@ -115,9 +118,9 @@ def set_attention(denoiser: Any, backend: str) -> None:
         )
 
 
-def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -> dict[str, nn.Parameter]:
-    """Make the denoiser trainable. Return the trained parameters by name, in float32."""
-    return make_trainable(
+def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -> None:
+    """Make the denoiser trainable. Its trained parameters become float32."""
+    make_trainable(
         family.denoiser,
         model,
         seed,
@@ -217,16 +220,18 @@ def load_diffusion_policy(
 
     keep_base: keep the pretrained weights also where no anchor needs them.
     """
-    return build_diffusion_policy(config, load_family(config.model, device), keep_base=keep_base)
+    return build_diffusion_policy(config, load_family(config.model, device), device, keep_base=keep_base)
 
 
-def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool = False) -> DiffusionPolicy:
-    """Build the policy of a run over a frozen pipeline."""
+def build_diffusion_policy(
+    config: RunConfig, family: Family, device: torch.device | str, *, keep_base: bool = False
+) -> DiffusionPolicy:
+    """Build the policy of a run over a frozen pipeline, whose denoiser is laid out on a device."""
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
     warn_of_distillation(config, family)
     save = _build_save(family, config.model)  # before a prompt is encoded, which may change the padding of tokenizers
-    trained = make_denoiser_trainable(family, config.model, config.seed)
+    make_denoiser_trainable(family, config.model, config.seed)
     check_precision(family.denoiser, config.rollout.precision, DTYPES[config.model.dtype])
     try:
         family = with_inputs(family, config)
@@ -234,12 +239,14 @@ def build_diffusion_policy(config: RunConfig, family: Family, *, keep_base: bool
     except ValueError as error:  # of samplers and families, which know nothing of recipes
         message = str(error)
         raise ModelError(message if message.startswith(("rollout.", "model.")) else f"rollout: {message}") from error
+    snapshots = build_snapshots(family.denoiser, config, keep_base, device)
+    family.equal_calls = snapshots.layout.largest
     return DiffusionPolicy(
         family,
         build_kind(likelihood, family.process, training.grid, training.kernel),
         training,
         evaluation,
-        build_snapshots(family.denoiser, trained, config, keep_base),
+        snapshots,
         build_reference_set(config),
         PromptEncoder(
             family,

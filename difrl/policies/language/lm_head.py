@@ -8,13 +8,14 @@ With gradient, each chunk is recomputed in the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
@@ -92,22 +93,20 @@ class CausalLM:
 
     def hidden(self, tokens: Tensor, attention: Tensor) -> Tensor:
         """Return hidden states of tokens [B, T], [B, T, D]. Position i predicts token i + 1."""
-        with self.autocast():
-            if self.whole:
-                logits: Tensor = self.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
-                return logits
-            found = self.model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
-        hidden: Tensor = found.last_hidden_state
-        return hidden
+        with self.autocast(), nullcontext() if self.whole else _passed_through(self.model.get_output_embeddings()):
+            found: Tensor = self.model(input_ids=tokens, attention_mask=attention, use_cache=False).logits
+        return found
 
     def head(self, *, fixed: bool = False) -> Head:
-        """Return the function from hidden states to logits. fixed: keep the current weights, also after they are exchanged."""
+        """Return the function from hidden states to logits, to be called after `hidden`. fixed: keep a copy of its weights."""
         if self.whole:
             return lambda hidden: hidden
         layer = self.model.get_output_embeddings()
         weight, bias = layer.weight, layer.bias
-        if fixed:  # detach() keeps the current storage; an exchange of weights gives the parameter another one
-            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        if fixed and (
+            weight.requires_grad or isinstance(self.model, FSDPModule)
+        ):  # an exchange, or FSDP2, changes them
+            weight, bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
 
         def linear(hidden: Tensor) -> Tensor:
             with self.autocast():
@@ -120,3 +119,13 @@ class CausalLM:
         """Run passes in `dtype` inside the block."""
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield
+
+
+@contextmanager
+def _passed_through(head: Any) -> Iterator[None]:
+    """Let a head return its hidden states inside the block. The model is called as a whole, as FSDP2 needs it."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from difrl.config import GenerationConfig, ModelConfig, RunConfig
 from difrl.policies.errors import LOADING_ERRORS, ModelError
@@ -21,6 +20,7 @@ from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
+from difrl.policies.layout import is_sharded
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.references import build_reference_set
 from difrl.policies.rollout_precision import check_precision
@@ -41,24 +41,32 @@ def load_language_policy(
     keep_base: keep the pretrained weights also where no anchor needs them.
     """
     texts = load_texts(config.model, config.generation)
-    model = load_frozen(config.model.path, config.model.revision, config.model, device)
+    place = "cpu" if is_sharded(config.model) else device  # its layout moves a block at a time
+    model = load_frozen(config.model.path, config.model.revision, config.model, place)
     teachers = {
         name: load_frozen(t.path, t.revision, config.model, device, get_teacher_key(name))
         for name, t in config.teachers.items()
     }
-    return build_language_policy(config, model, texts, teachers, keep_base=keep_base)
+    return build_language_policy(config, model, texts, teachers, device, keep_base=keep_base)
 
 
 def build_language_policy(
-    config: RunConfig, model: Any, texts: TextTokenizer, teachers: Mapping[str, Any], *, keep_base: bool = False
+    config: RunConfig,
+    model: Any,
+    texts: TextTokenizer,
+    teachers: Mapping[str, Any],
+    device: torch.device | str,
+    *,
+    keep_base: bool = False,
 ) -> LanguagePolicy:
-    """Build the policy of a run over a frozen model and its teachers."""
+    """Build the policy of a run over a frozen model, which is laid out on a device, and its teachers."""
     likelihood, generation = config.likelihood, config.generation
     assert likelihood.kind == "tokens"
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
         recompute_layers(model)
-    trained = make_language_model_trainable(model, config.model, config.seed)
+    make_language_model_trainable(model, config.model, config.seed)
+    snapshots = build_snapshots(model, config, keep_base, device)
     network = CausalLM.build(model, dtype)  # after the adapter, which may be on the head
     teacher_networks = {name: CausalLM.build(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
@@ -77,7 +85,7 @@ def build_language_policy(
         texts,
         settings,
         build_engines(config, network, decoding),
-        build_snapshots(model, trained, config, keep_base),
+        snapshots,
         build_reference_set(config),
         teacher_networks,
         _build_save(model, texts.tokenizer),
@@ -178,9 +186,9 @@ def load_frozen(
     return found
 
 
-def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -> dict[str, nn.Parameter]:
-    """Make a causal language model trainable. Return the trained parameters by name, in float32."""
-    return make_trainable(
+def make_language_model_trainable(network: Any, model: ModelConfig, seed: int) -> None:
+    """Make a causal language model trainable. Its trained parameters become float32."""
+    make_trainable(
         network,
         model,
         seed,

@@ -53,6 +53,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     """A policy over a causal language model. Built by difrl.policies.language.load."""
 
     module_name = "model"
+    even = False
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
         "encode_images": lambda self, images: images[:, :1, :1, :1],
     }
     one_number: type[Family] = type("OneNumber", (type(family),), members)
-    policy = build_diffusion_policy(dry_config(config), one_number(family.pipeline), keep_base=True)
+    policy = build_diffusion_policy(dry_config(config), one_number(family.pipeline), "cpu", keep_base=True)
     policy.sampling = replace(policy.sampling, correction=get_correction(config))
     # The number of evaluations depends on the size of a step's window, and on its start if samples share the steps before.
     windows = [policy.sampling.window(NoiseKey(config.seed, step)) for step in range(config.train.steps)]

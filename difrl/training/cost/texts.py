@@ -125,7 +125,7 @@ def _build_dry_policy(config: RunConfig, tally: Tally) -> LanguagePolicy:
     teachers = dict(zip(config.teachers, others, strict=True))
     dry = dry_config(config)
     texts = build_texts(_TwoTokens(written), dry.generation)
-    policy = build_language_policy(dry, model, texts, teachers, keep_base=True)
+    policy = build_language_policy(dry, model, texts, teachers, "cpu", keep_base=True)
 
     def count(module: nn.Module, arguments: object, inputs: dict[str, Tensor]) -> None:
         texts = len(inputs["input_ids"])

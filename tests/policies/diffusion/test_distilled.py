@@ -55,7 +55,7 @@ def test_a_run_and_its_check_warn_and_a_plain_model_only_of_what_is_used(
     config = recipe(folder, **{**UNSUITED, "rollout": {**UNSUITED["rollout"], "steps": 28}})
     expected = "rollout.steps: found 28, and this model was distilled to few"
     with caplog.at_level(logging.WARNING):
-        build_diffusion_policy(config, load_family(config.model))
+        build_diffusion_policy(config, load_family(config.model), "cpu")
         assert expected in caplog.text
         caplog.clear()
         estimate(config)
@@ -69,7 +69,7 @@ def test_guidance_as_an_input_is_refused_by_a_model_that_does_not_read_it(tmp_pa
     """FLUX.1 schnell has the pipeline of FLUX.1 dev, which passes it on."""
     folder = FAMILIES["flux-schnell"].build(tmp_path / "model")
     config = recipe(folder, model={"inputs": {"guidance_scale": 2.0}})
-    for attempt in (lambda: build_diffusion_policy(config, load_family(config.model)), lambda: estimate(config)):
+    for attempt in (lambda: build_diffusion_policy(config, load_family(config.model), "cpu"), lambda: estimate(config)):
         with pytest.raises(UserError, match=r"^model\.inputs\.guidance_scale: found 2.*takes no guidance as an input"):
             attempt()
 
@@ -81,11 +81,11 @@ def test_a_pipeline_with_steps_of_its_own_refuses_another_number(tmp_path: Path)
     (folder / "model_index.json").write_text(json.dumps({**index, "sample_sigmas": [1.0, 0.8, 0.5]}))
     sections = {"rollout": {"height": 64, "width": 64, "steps": 3}}
     config = recipe(folder, **sections)
-    policy = build_diffusion_policy(config, load_family(config.model))
+    policy = build_diffusion_policy(config, load_family(config.model), "cpu")
     assert policy.family.distilled
     assert policy.sampling.grid.steps == 3
     wrong = recipe(folder, **{"rollout": {**sections["rollout"], "steps": 4}})
     with pytest.raises(
         ModelError, match=r"^rollout\.steps: found 4, and QwenImage21Pipeline draws in 3 steps of its own"
     ):
-        build_diffusion_policy(wrong, load_family(wrong.model))
+        build_diffusion_policy(wrong, load_family(wrong.model), "cpu")

@@ -77,6 +77,10 @@ class Family(ABC):
     inputs: Mapping[str, Any] = {}
     """Inputs of the pipeline beside the prompt, such as height and width in pixels. Others have the pipeline's defaults."""
 
+    equal_calls: Callable[[Sequence[int]], Sequence[int]] = staticmethod(lambda counts: counts)
+    """Number of calls of each kind that this process needs -> the number that it must make: the largest of any process where
+    weights are sharded, since a call then takes all processes."""
+
     def __init__(self, pipeline: DiffusionPipeline | ModularPipeline) -> None:
         self.pipeline: Any = pipeline
 

@@ -386,15 +386,20 @@ class ModularFamily(Family):
             self._condition, self._states = condition, dict[tuple[int, ...], Any]()
             alike = [condition[name].flatten(1) for name in condition if name.endswith((SHAPE, NUMBER))]
             self._alike = [tuple(row) for row in torch.cat(alike, 1).tolist()] if alike else [()] * len(x_t)
-        sides = self._find_sides(timestep)
-        groups = defaultdict[Any, list[int]](list)
-        for row, kind in enumerate(zip(self._alike, sides, strict=True)):
-            groups[kind].append(row)
-        if len(groups) == 1:
+        if not self._alike[0] and len(self.denoiser_names) == 1:
             return self._call(x_t, timestep, condition, tuple(range(len(x_t))))
-        outputs = [self._call(x_t[rows], timestep[rows], condition, tuple(rows)) for rows in groups.values()]
-        order = torch.tensor([row for rows in groups.values() for row in rows], device=x_t.device)
-        return torch.cat(outputs)[order.argsort()]
+        sides: dict[bool, dict[tuple[int, ...], list[int]]] = {True: defaultdict(list), False: defaultdict(list)}
+        for row, (side, kind) in enumerate(zip(self._find_sides(timestep), self._alike, strict=True)):
+            sides[side][kind].append(row)
+        groups = [rows for kinds in sides.values() for rows in kinds.values()]
+        outputs, idle = list[Tensor](), list[Tensor]()
+        for (side, kinds), count in zip(sides.items(), self.equal_calls(list(map(len, sides.values()))), strict=True):
+            outputs += [self._call(x_t[rows], timestep[rows], condition, tuple(rows)) for rows in kinds.values()]
+            for _ in range(count - len(kinds)):
+                last = timestep.new_full((1,), side * self.scheduler.config.num_train_timesteps)
+                idle.append(0 * self._call(x_t[:1], last, condition, (0,)).sum())  # zero, and part of the graph
+        order = torch.tensor([row for rows in groups for row in rows], device=x_t.device)
+        return sum(idle, torch.cat(outputs)[order.argsort()])
 
     def _find_sides(self, timestep: Tensor) -> list[bool]:
         """Return for each row whether its time is that of the first denoiser of several."""
