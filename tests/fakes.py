@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -329,10 +330,10 @@ class Meeting:
 
     def __init__(self, count: int) -> None:
         self.barrier = threading.Barrier(count, timeout=60)
-        self.left: list[Tensor] = [torch.empty(0)] * count
+        self.left: list[Any] = [None] * count
 
-    def exchange(self, rank: int, tensor: Tensor) -> list[Tensor]:
-        self.left[rank] = tensor
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self.left[rank] = value
         self.barrier.wait()
         found = list(self.left)
         self.barrier.wait()
@@ -363,6 +364,14 @@ class ThreadProcesses(DistributedContext):
         assert len({x.shape for x in found}) == 1, "gather wants equal shapes"
         return torch.cat(found)
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        found: list[Any] = self._meeting.exchange(self._rank, value)
+        return found
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        received: Tensor = self._meeting.exchange(self._rank, tensor)[0]
+        return received
+
     def sum(self, tensor: Tensor) -> Tensor:
         return torch.stack(self._meeting.exchange(self._rank, tensor)).sum(0)
 
@@ -376,18 +385,26 @@ def in_threads(count: int, work: Callable[[DistributedContext], Any]) -> list[An
     results: list[Any] = [None] * count
     errors: list[BaseException] = []
 
+    here = threading.local()
+
+    def part(self: Layout, name: str, whole: Tensor | None) -> Tensor:
+        found: Tensor = here.processes.broadcast(whole)
+        return found
+
     def run(rank: int) -> None:
+        here.processes = ThreadProcesses(accelerator, rank, meeting)
         try:
-            results[rank] = work(ThreadProcesses(accelerator, rank, meeting))
+            results[rank] = work(here.processes)
         except BaseException as error:
             errors.append(error)
             meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with mock.patch.object(Layout, "part", part):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if errors:
         raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
     return results

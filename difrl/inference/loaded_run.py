@@ -30,6 +30,7 @@ from difrl.policies.errors import ModelError
 from difrl.policies.load import is_language_model, load_policy
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.reporting.inference_defaults import read_inference_defaults
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.paths import expand_user
 from difrl.runtime.progress import phase
 from difrl.training import checkpoint
@@ -163,7 +164,8 @@ def open_run(
             f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"
         )
     done = int(checkpoint.read_state(saved)["step"])
-    checkpoint.load_trained(policy.parameters, saved, snapshot=config.eval.snapshot)
+    layout = policy.snapshots.layout
+    checkpoint.load_trained(layout, saved, DistributedContext(), snapshot=config.eval.snapshot)
     chosen = read_inference_defaults(folder)
     default = TRAINED if chosen is None else GuidanceSettings(chosen.rlg, chosen.first_steps, chosen.adaptive)
     return LoadedRun(policy, config, done, guidance=default)

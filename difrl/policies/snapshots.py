@@ -227,16 +227,3 @@ class Snapshots:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of every copy as `snapshot/parameter`."""
         return {f"{name}/{key}": value for name, copy in self.copies.items() for key, value in copy.tensors.items()}
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the copies from `state`. Raise ValueError if the names differ."""
-        expected, found = set(self.state()), set(state)
-        if expected != found:
-            missing, surplus = sorted(expected - found)[:3], sorted(found - expected)[:3]
-            raise ValueError(
-                f"the checkpoint's snapshots are not those of this run: missing {missing}, unexpected {surplus}; "
-                "resume with the snapshots section that the run was started with"
-            )
-        for name, value in self.state().items():
-            value.copy_(state[name])

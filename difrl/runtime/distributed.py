@@ -7,15 +7,19 @@ special treatment, and a loss that is divided by the global count gives the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from difrl.runtime.errors import UserError
 from rewards import RewardError
+
+T = TypeVar("T")
 
 
 class ProcessError(UserError):
@@ -74,6 +78,33 @@ class DistributedContext:
             failure = error
         if self.any(failure is not None):
             raise failure or ProcessError("a reward failed on another process; its message is among the output above")
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Return the value of every process in the order of their ranks. It must be picklable, and small."""
+        values: list[T] = gather_object([value])
+        return values
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return the main process's tensor. All processes give one of its shape and type."""
+        received: Tensor = broadcast(tensor)
+        return received
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Return the result of `work` on the main process, None on the others. Raise an error on all of them if it fails."""
+        result, refusal = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except UserError as error:
+                refusal = error
+        if self.any(refusal is not None):
+            raise refusal or ProcessError("the main process failed; its message is among the output above")
+        return result
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Return the result of `work` on the main process, small and picklable, on all. Raise an error on all if it fails."""
+        result = self.gather_objects(self.on_main(work))[0]
+        return cast(T, result)
 
     def local_rows(self, gathered: Tensor) -> Tensor:
         """Return the rows of a gathered tensor that come from this process."""

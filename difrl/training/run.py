@@ -123,6 +123,9 @@ def _train(
             f"cannot write to {config.output_dir}: {error}. Earlier files are untouched; free some space or fix the "
             "permissions and continue with --resume"
         ) from error
+    finally:
+        if message := run.writer.close():
+            display.message(message)
 
 
 @dataclass
@@ -142,10 +145,11 @@ class Run:
         self.guard = Guard(self.config.guard)
         self.signal = SignalWatch(self.config)
         self.metrics_file: MetricsFile | None = None
+        self.writer = checkpoint.Writer(self.processes)
         self.step = 0
         """Number of completed steps."""
         self.saved = 0
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint, which may still be being written."""
         self.complete = -1
         """Step up to which the rows of metrics are complete, with their evaluations."""
         self.seconds = 0.0
@@ -220,9 +224,11 @@ class Run:
                 if stopping or self._checkpoint_due():
                     self._save()
                 if stopping and not self._ended:
+                    self.writer.finish()
                     raise Interrupted(
                         f"stopped after step {self.step}, which is saved; continue with the same command and --resume"
                     )
+        self.writer.finish()
         self._apply_guard()
         return self._finish()
 
@@ -309,22 +315,24 @@ class Run:
             metrics = {"step": self.complete, "sha256": self.metrics_file.digest(self.complete)}
         keep, kept = self.config.checkpoint.keep, self.guard.kept
         with phase("checkpoint"):
-            checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept, metrics)
+            checkpoint.save(self.trainer, self.folder, self.step, keep, self.processes, kept, metrics, self.writer)
         self.saved = self.step
 
     def _save_before_failure(self, generators: Mapping[str, torch.Tensor]) -> None:
         """Save the last step, with the random states from before the failed step or evaluation, which is repeated."""
-        if not self.trainer.intact or self.step == self.saved:
-            return
-        set_random_state(generators)
+        unsaved = self.trainer.intact and self.step != self.saved
         try:
-            self._save()
+            if unsaved:
+                set_random_state(generators)
+                self._save()
+            self.writer.finish()
         except (CheckpointError, OSError) as error:  # must not hide the failure itself
             self.display.message(f"step {self.step + 1} failed, and step {self.step} could not be saved: {error}")
         else:
-            self.display.message(
-                f"step {self.step + 1} failed; step {self.step} is saved: continue with the same command and --resume"
-            )
+            if unsaved:
+                self.display.message(
+                    f"step {self.step + 1} failed; step {self.step} is saved: continue with the same command and --resume"
+                )
 
     def _apply_guard(self) -> None:
         """Load the weights that the guard chose as the result, on all processes."""
@@ -339,8 +347,8 @@ class Run:
                 f"the guard takes the run back to step {result}, whose checkpoint is not in {self.folder} (the best one is kept "
                 "only while the recipe has a guard); continue with --resume and guard.action=stop, or warn"
             )
-        checkpoint.load_trained(self.policy.parameters, place)
-        checkpoint.load_snapshots(self.policy.snapshots, place)
+        checkpoint.load_trained(self.policy.snapshots.layout, place, self.processes)
+        checkpoint.load_snapshots(self.policy.snapshots, place, self.processes)
         self.after = _evaluation(next(row for row in self.guard.rows if row["step"] == result))
 
     def _finish(self) -> RunSummary:

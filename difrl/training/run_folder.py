@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ from difrl.config.load import read_config, to_yaml
 from difrl.config.schema.base import PathContext
 from difrl.config.yaml_source import ConfigError
 from difrl.reporting.metrics_file import read_metrics
-from difrl.runtime.distributed import DistributedContext, ProcessError
+from difrl.runtime.distributed import DistributedContext
 from difrl.runtime.errors import UserError
 from difrl.runtime.files import atomic_write_text
 from difrl.runtime.lock import FolderInUse, lock_folder
@@ -31,8 +31,6 @@ from difrl.training import checkpoint
 from difrl.training.checkpoint import DamagedCheckpoint
 from difrl.training.input_digests import digest_inputs, find_changes, read_inputs, write_inputs
 from difrl.training.sample_outputs import sample_files
-
-T = TypeVar("T")
 
 FREE: Mapping[str, Any] = {
     "output_dir": True,
@@ -60,7 +58,7 @@ def lock_run(folder: Path, processes: DistributedContext) -> Iterator[str]:
     Raise an error on every process if another run holds it, or if the folder cannot be made.
     """
     with ExitStack() as stack:
-        yield _on_main(processes, lambda: _enter_lock(folder, stack)) or ""
+        yield processes.on_main(lambda: _enter_lock(folder, stack)) or ""
 
 
 def _enter_lock(folder: Path, stack: ExitStack) -> str:
@@ -74,19 +72,6 @@ def _enter_lock(folder: Path, stack: ExitStack) -> str:
         raise RunFolderError(
             f"cannot write to {folder}: {error}; fix it, or choose another place with output_dir"
         ) from error
-
-
-def _on_main(processes: DistributedContext, work: Callable[[], T]) -> T | None:
-    """Return the result of `work` on the main process, None on the others. Raise an error on all of them if it fails."""
-    result, refusal = None, None
-    if processes.is_main:
-        try:
-            result = work()
-        except UserError as error:
-            refusal = error
-    if processes.any(refusal is not None):
-        raise refusal or ProcessError("the run cannot start on the main process; its message is among the output above")
-    return result
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ def find_start(config: RunConfig, resume: bool, processes: DistributedContext) -
             f"processes see different checkpoints in {folder} (after steps {seen}); put the run folder on a disk that all "
             "machines share"
         )
-    start = _on_main(processes, lambda: _find_start(config, resume)) or Start(None)
+    start = processes.on_main(lambda: _find_start(config, resume)) or Start(None)
     found = -1 if start.checkpoint is None else checkpoint.parse_step(start.checkpoint)
     step = int(processes.sum(torch.tensor(found if processes.is_main else 0, device=processes.device)))
     return start if processes.is_main or step < 0 else Start(checkpoint.checkpoint_folder(folder, step))

@@ -6,9 +6,12 @@ import hashlib
 import json
 import random
 import resource
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
 from difrl.core import Constant
 from difrl.policies.layout import Layout
 from difrl.policies.snapshots import Snapshots
-from difrl.runtime.distributed import DistributedContext
+from difrl.runtime.distributed import DistributedContext, ProcessError
+from difrl.runtime.errors import UserError
 from difrl.training import checkpoint
-from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint
-from tests.fakes import Meeting, ThreadProcesses, in_threads
+from difrl.training.checkpoint import CheckpointError, DamagedCheckpoint, read, write
+from tests.fakes import in_threads
 from tests.unprivileged import public_folder, unprivileged
 
 FILES = [f"{name}.safetensors" for name in ("optimizer", "random", "snapshots", "source", "trained")]
@@ -187,16 +190,23 @@ def test_global_random_states_come_back(tmp_path: Path, processes: DistributedCo
     assert drawn() == expected
 
 
-def test_every_process_finds_its_random_state(tmp_path: Path) -> None:
-    """The state of the second process follows that of the first in the file. Threads share a state, so they load in turn."""
-    torch.manual_seed(5)
-    in_threads(2, lambda processes: checkpoint.save(trainer(), tmp_path, 1, 1, processes))
-    expected = torch.rand(3).tolist()
-    for rank in range(2):
-        torch.manual_seed(6)
-        processes = ThreadProcesses(Accelerator(), rank, Meeting(2))
+def test_every_process_finds_its_random_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the second process follows that of the first in the file. Threads share a state, which is told apart here."""
+    states = {rank: {"torch": torch.arange(16, dtype=torch.uint8) + rank} for rank in range(2)}
+    found: dict[int, Any] = {}
+
+    def work(processes: DistributedContext) -> None:
+        here.rank = processes.rank
+        checkpoint.save(trainer(), tmp_path, 1, 1, processes)
         checkpoint.load(trainer(), checkpoint.checkpoint_folder(tmp_path, 1), processes)
-        assert torch.rand(3).tolist() == expected
+
+    here = threading.local()
+    monkeypatch.setattr(write, "get_random_state", lambda: states[here.rank])
+    monkeypatch.setattr(read, "set_random_state", lambda state: found.update({here.rank: state}))
+    in_threads(2, work)
+    assert {rank: state["torch"].tolist() for rank, state in found.items()} == {
+        rank: state["torch"].tolist() for rank, state in states.items()
+    }
 
 
 def test_only_the_newest_are_kept(tmp_path: Path, processes: DistributedContext) -> None:
@@ -234,18 +244,18 @@ def test_a_write_that_fails_leaves_what_was_there(
     trained = saved_twice(tmp_path, processes)
     before = contents(tmp_path)
 
-    def failing(write: Any) -> Any:
-        def attempt(path: Path, content: Any) -> None:
+    def failing(function: Any) -> Any:
+        def attempt(path: Path, *content: Any) -> Any:
             if path.name == name:
                 path.write_bytes(b"half of it")
                 raise OSError(28, "No space left on device")
-            write(path, content)
+            return function(path, *content)
 
         return attempt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_write", failing(checkpoint._write))
-        patched.setattr(checkpoint, "atomic_write_text", failing(checkpoint.atomic_write_text))
+        patched.setattr(write, "write_tensors", failing(write.write_tensors))
+        patched.setattr(write, "atomic_write_text", failing(write.atomic_write_text))
         with pytest.raises(CheckpointError, match=r"step-000003.*No space left.*untouched.*--resume"):
             checkpoint.save(trained, tmp_path, 3, 1, processes)
     assert contents(tmp_path) == before
@@ -332,10 +342,10 @@ def test_only_the_files_that_are_read_are_compared(tmp_path: Path, processes: Di
     saved_twice(tmp_path, processes)
     place = checkpoint.checkpoint_folder(tmp_path, 2)
     flip(place / "optimizer.safetensors")
-    checkpoint.load_trained(trainer().policy.parameters, place)
+    checkpoint.load_trained(trainer().policy.snapshots.layout, place, processes)
     flip(place / "trained.safetensors")
     with pytest.raises(DamagedCheckpoint, match=r"trained\.safetensors is not as it was written"):
-        checkpoint.load_trained(trainer().policy.parameters, place)
+        checkpoint.load_trained(trainer().policy.snapshots.layout, place, processes)
 
 
 def test_the_digests_are_those_of_sha256sum(tmp_path: Path, processes: DistributedContext) -> None:
@@ -420,6 +430,16 @@ def test_another_model_is_refused(tmp_path: Path, processes: DistributedContext)
         checkpoint.load(trainer(prefix="b"), checkpoint.checkpoint_folder(tmp_path, 1), processes)
 
 
+def test_other_snapshots_are_refused(tmp_path: Path, processes: DistributedContext) -> None:
+    other = trainer()
+    checkpoint.save(other, tmp_path, 1, 1, processes)
+    del other.policy.snapshots.copies["old"]
+    with pytest.raises(
+        CheckpointError, match=r"\['old/a.bias', .* are in only one of the two; resume with the snapshots"
+    ):
+        checkpoint.load(other, checkpoint.checkpoint_folder(tmp_path, 1), processes)
+
+
 def test_another_rank_is_refused(tmp_path: Path, processes: DistributedContext) -> None:
     checkpoint.save(trainer(rank=3), tmp_path, 1, 1, processes)
     with pytest.raises(CheckpointError, match=r"a\.down has shape \[3, 4\] there and \[5, 4\] here .*LoRA rank"):
@@ -445,3 +465,102 @@ def test_what_a_killed_process_left_aside_is_removed(tmp_path: Path) -> None:
         (place.parent / name).mkdir()
     checkpoint.remove_partial(tmp_path)
     assert [left.name for left in place.parent.iterdir()] == [place.name]
+
+
+@contextmanager
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let the writing of files wait for an event, which is set at the end of the block."""
+    may_write, write_tensors = threading.Event(), write.write_tensors
+
+    def wait(*args: Any) -> str:
+        assert may_write.wait(60)
+        return write_tensors(*args)
+
+    monkeypatch.setattr(write, "write_tensors", wait)
+    try:
+        yield may_write
+    finally:
+        may_write.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, processes: DistributedContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is that of the moment of the call, and the next one waits for it."""
+    trained, same, writer = trainer(), trainer(), checkpoint.Writer(processes)
+    for one in (trained, same):
+        advance(one, 0, 2)
+    checkpoint.save(same, tmp_path / "at once", 2, 9, processes)
+    with held_back(monkeypatch) as may_write:
+        checkpoint.save(trained, tmp_path / "run", 2, 9, processes, writer=writer)
+        advance(trained, 2, 3)
+        assert checkpoint.find_latest(tmp_path / "run") is None
+        threading.Timer(0.2, may_write.set).start()
+        checkpoint.save(trained, tmp_path / "run", 3, 9, processes, writer=writer)
+    writer.finish()
+    assert [p.name for p in checkpoint.find_all(tmp_path / "run")] == ["step-000002", "step-000003"]
+    expected = contents(tmp_path / "at once")
+    found = {name: content for name, content in contents(tmp_path / "run").items() if name in expected}
+    assert found == expected
+
+
+def test_an_error_of_the_writer_is_raised_where_it_is_used_next(
+    tmp_path: Path, processes: DistributedContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and with the message of a checkpoint that is written at once."""
+
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    trained = trainer()
+    for use in ("save", "finish", "close"):
+        writer = checkpoint.Writer(processes)
+        with monkeypatch.context() as patched:
+            patched.setattr(write, "write_tensors", full)
+            checkpoint.save(trained, tmp_path, 1, 9, processes, writer=writer)
+            while writer._pending is not None and not writer._pending.done():
+                time.sleep(0.01)
+        if use == "close":
+            assert "No space left" in writer.close()
+            continue
+        following = {
+            "finish": writer.finish,
+            "save": partial(checkpoint.save, trained, tmp_path, 2, 9, processes, writer=writer),
+        }
+        with pytest.raises(CheckpointError, match=r"cannot write .*step-000001: .*No space left.*untouched.*--resume"):
+            following[use]()
+        writer.finish()
+        assert writer.close() == ""
+    assert contents(tmp_path) == {}
+
+
+def test_a_copy_that_would_fill_the_memory_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor is written when it is gathered, by two processes too, and the file is the same. So is the error."""
+    for name, free in (("ample", 2**40), ("scarce", 100)):
+        monkeypatch.setattr(write, "available_memory", lambda free=free: free)
+        threads: list[int] = []
+
+        def noted(*args: Any, threads: list[int] = threads, write_tensors: Any = write.write_tensors) -> Any:
+            threads.append(threading.get_ident())
+            return write_tensors(*args)
+
+        def work(processes: DistributedContext, name: str = name, threads: list[int] = threads) -> bool:
+            trained, writer = trainer(), checkpoint.Writer(processes)
+            advance(trained, 0, 2)
+            checkpoint.save(trained, tmp_path / name, 2, 9, processes, writer=writer)
+            writer.finish()
+            return threading.get_ident() in threads
+
+        with monkeypatch.context() as patched:
+            patched.setattr(write, "write_tensors", noted)
+            assert in_threads(2, work) == [name == "scarce", False]
+    assert contents(tmp_path / "ample") == contents(tmp_path / "scarce")
+    monkeypatch.setattr(write, "write_tensors", lambda *_: (tmp_path / "absent" / "file").touch())
+
+    def fails(processes: DistributedContext) -> type[Exception]:
+        with pytest.raises(UserError) as caught:
+            checkpoint.save(trainer(), tmp_path / "scarce", 3, 9, processes, writer=checkpoint.Writer(processes))
+        return caught.type
+
+    assert in_threads(2, fails) == [CheckpointError, ProcessError]
+    assert [p.name for p in checkpoint.find_all(tmp_path / "scarce")] == ["step-000002"]

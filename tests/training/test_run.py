@@ -24,7 +24,7 @@ from difrl.reporting.metrics_file import MetricsError, MetricsFile, read_metrics
 from difrl.reporting.terminal import SilentDisplay
 from difrl.training import checkpoint
 from difrl.training import run as running
-from difrl.training.checkpoint import CheckpointError
+from difrl.training.checkpoint import CheckpointError, write
 from difrl.training.evaluation import Evaluator
 from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.run import Interrupted
@@ -142,8 +142,8 @@ MOMENTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "before the metrics": (MetricsFile, "write", partial(dies, at=4)),
     "in the metrics": (MetricsFile, "write", torn),
     "before the checkpoint": (checkpoint, "save", partial(dies, at=3)),
-    "in the checkpoint": (checkpoint, "_write", partial(dies, at=12, done=True)),
-    "at the end of the checkpoint": (checkpoint, "atomic_write_text", partial(dies, at=3, done=True)),
+    "in the checkpoint": (write, "write_tensors", partial(dies, at=12, done=True)),
+    "at the end of the checkpoint": (write, "atomic_write_text", partial(dies, at=3, done=True)),
     "after the last checkpoint": (checkpoint, "save", partial(dies, at=4, done=True)),
 }
 
@@ -722,18 +722,19 @@ def test_a_full_disk_stops_the_run_and_costs_nothing_that_was_saved(
     config = small(sd3, tmp_path / "run", **CASES["forward"])
     places = {
         "metrics": (MetricsFile, "write"),
-        "checkpoint": (checkpoint, "atomic_write_text"),
+        "checkpoint": (write, "atomic_write_text"),
         "picture": (Path, "write_text"),
     }
-    step = Trainer.step
+    train_step = running.Run._train_step
 
-    def fills_up(self: Trainer, number: int) -> Any:
-        if number == 1:
+    def fills_up(self: running.Run) -> None:
+        if self.step == 1:
+            self.writer.finish()
             patched.setattr(*places[what], full)
-        return step(self, number)
+        train_step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", fills_up)
+        patched.setattr(running.Run, "_train_step", fills_up)
         with pytest.raises(
             (RunFolderError, CheckpointError), match=r"cannot write .*No space left.*untouched.*--resume"
         ):
