@@ -193,12 +193,16 @@ def test_two_processes_train_what_one_does(sd3: Path, tmp_path: Path, case: str)
 
 @pytest.mark.slow
 def test_two_processes_resumed_are_the_same_run(sd3: Path, tmp_path: Path) -> None:
-    """Bits are equal, although the reward draws from the global random state and each process keeps other references."""
+    """Bits are equal, although the reward draws from the global random state and each process keeps other references.
+
+    Each process scores its first group while it draws its second one.
+    """
     (tmp_path / "five.txt").write_text("".join(f"a red circle and {n} squares\n" for n in range(5)))
     config = recipe(
         sd3,
         tmp_path / "whole",
-        data={"train": str(tmp_path / "five.txt"), "prompts_per_step": 2, "group_size": 2},
+        data={"train": str(tmp_path / "five.txt"), "prompts_per_step": 4, "group_size": 2},
+        rollout={"overlap": True, "batch": 2},
         rewards=[{"import": "tests.fakes:Moody", "shape": {"kind": "par"}}],
         references={"count": 2},
         train={"steps": 4},

@@ -15,6 +15,7 @@ from difrl.config import RewardConfig
 from difrl.core import DynamicSampling
 from difrl.data.rollout import Rollout, ScoredRollout
 from difrl.policies.base import NoiseKey
+from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.rollout_source import PolicyRollouts
 from difrl.training.trainer import Trainer
@@ -69,21 +70,34 @@ class Handshake(Brightness):
         return super().__call__(samples, prompts, metadata)
 
 
-def test_drawing_goes_on_while_a_reward_works() -> None:
-    reward = Handshake()
+class Signalling(LinearPolicy):
+    """A policy whose reward scores its first batch only once the second one is being drawn."""
 
-    class Telling(LinearPolicy):
-        calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.reward, self.calls = Handshake(), 0
 
-        def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
-            self.calls += 1
-            if self.calls == 2:
-                reward.drawing.set()
-            return super().rollout(prompts, groups, samples, key)
+    def rollout(self, prompts: Any, groups: Tensor, samples: Tensor, key: NoiseKey) -> Rollout:
+        self.calls += 1
+        if self.calls == 2:
+            self.reward.drawing.set()
+        return super().rollout(prompts, groups, samples, key)
 
-    scorer = Scorer.from_rewards({"handshake": (reward, 1.0)}, {})
-    drawn(linear_trainer(policy=Telling(), scorer=scorer, data=DATA, rollout=OVERLAP), range(4))
-    assert reward.threads == {"scoring_0"}
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_drawing_goes_on_while_a_reward_works(count: int) -> None:
+    """In each of several processes, with its own samples."""
+
+    def work(processes: DistributedContext) -> set[str]:
+        policy = Signalling()
+        scorer = Scorer.from_rewards({"handshake": (policy.reward, 1.0)}, {})
+        rollout = {**OVERLAP, "batch": 4 // count}
+        trainer = linear_trainer(policy=policy, scorer=scorer, processes=processes, data=DATA, rollout=rollout)
+        trainer.step(0)
+        assert policy.calls == 2
+        return policy.reward.threads
+
+    assert in_threads(count, work) == [{"scoring_0"}] * count
 
 
 def test_training_learns_the_same() -> None:
