@@ -216,6 +216,7 @@ def test_texts_are_drawn_by_rounded_weights_and_scored_by_the_networks_own(lm: P
             "nothing is corrected",
         ),
         ("rollout.correction", {"rollout": {**INT8, "correction": 3.0}}, "no density"),
+        ("rollout.precision", {"rollout": INT8, "model": {"shard": "weights"}}, "FSDP2 cannot gather"),
     ],
 )
 def test_combinations_without_meaning_are_refused(path: str, sections: dict[str, Any], message: str) -> None:

@@ -108,6 +108,9 @@ def _precision_fits(config: RunSections) -> Iterator[ConfigConflict]:
     elif kind != "forward" and decisions != "each":
         problem = f"importance weights of decisions do not apply to the {decisions} over those of a sample; set same"
         yield ConfigConflict(path, f"{problem}, or objective.decisions: each")
+    if config.model.shard != "none":
+        problem = f"found model.shard: {config.model.shard}, and FSDP2 cannot gather quantised weights; set same, or shard: none"
+        yield ConfigConflict(path, problem)
 
 
 def _correction_has_effect(config: RunSections) -> Iterator[ConfigConflict]:
