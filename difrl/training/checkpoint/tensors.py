@@ -58,6 +58,8 @@ class TensorFile:
 
     def receive(self, name: str) -> Tensor:
         """Return a tensor on every process. All must call it."""
-        spec, device, tensor = self.specs[name], self.processes.device, self.read(name)
-        sent = torch.empty(spec.shape, dtype=spec.dtype, device=device) if tensor is None else tensor.to(device)
-        return self.processes.broadcast(sent)
+        spec, tensor = self.specs[name], self.read(name)
+        sent = torch.empty(spec.shape, dtype=spec.dtype) if tensor is None else tensor
+        # As bytes: not every backend knows every type.
+        received = self.processes.broadcast(sent.reshape(-1).view(torch.uint8).to(self.processes.device))
+        return received.view(spec.dtype).reshape(spec.shape)
