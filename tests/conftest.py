@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Set before transformers or diffusers are imported: a test that reaches for a hub must fail, not download.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DIFRL_CACHE"] = ""  # a test that needs the cache has its own
 
 import pytest
 import torch

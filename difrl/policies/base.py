@@ -106,6 +106,12 @@ class Policy(Protocol):
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise ModelError for prompts that it cannot take, with the place of each. Call it before the first rollout."""
 
+    def encode_prompts(self, prompts: Sequence[Prompt], start: float = 0.0) -> None:
+        """Compute everything that depends on these prompts alone, and free the memory of the parts that do it.
+
+        start: share of the prompts that come last, by which processes divide the work.
+        """
+
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """Raise ModelError for samples of a file that `replay_data` cannot take, as far as it shows without encoding them."""
 

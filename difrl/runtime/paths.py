@@ -33,6 +33,19 @@ def expand_user(path: str | Path) -> Path:
         ) from error
 
 
+def cache_folder() -> Path | None:
+    """Return the folder of files that can be computed again: $DIFRL_CACHE, or difrl in $XDG_CACHE_HOME or ~/.cache.
+
+    None if DIFRL_CACHE is empty, or there is no home folder.
+    """
+    if (chosen := os.environ.get("DIFRL_CACHE")) is not None:
+        return expand_user(chosen).absolute() if chosen else None
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "difrl"
+    except RuntimeError:
+        return None
+
+
 def recipes_folder(package: Path = PACKAGE) -> Path:
     """Return the folder with the recipes of the difrl in `package`."""
     checkout = package.parent

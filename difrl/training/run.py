@@ -98,6 +98,8 @@ def _train(
     resumed = None if start.checkpoint is None else config.output_dir
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config), run=resumed)
     policy.validate_prompts([*inputs.train, *inputs.evaluation])
+    prompts = [*inputs.train, *inputs.evaluation, *(group.prompt for group in inputs.recorded)]
+    policy.encode_prompts(prompts, processes.rank / processes.count)
     trainer = Trainer(config, policy, inputs.scorer, inputs.train, processes)
     evaluator = None
     if inputs.evaluation and config.eval.every > 0:

@@ -29,7 +29,9 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_pipeline_loads_without_a_dtype(request: pytest.FixtureRequest, tmp_path: Path, model: str) -> None:
     """Its parts have one type, the trained weights their bits, and it draws. The run goes on as before."""
     policy = load_policy(recipe(request.getfixturevalue(model), model=BFLOAT16))
-    parts = policy.family.pipeline.components  # type: ignore[attr-defined]
+    family = policy.family  # type: ignore[attr-defined]
+    with family.encoders.at_hand("cpu"):
+        parts = family.pipeline.components
     before = {
         (name, key): (p.dtype, p.clone())
         for name, part in parts.items()

@@ -252,7 +252,7 @@ def test_flops_and_activations_are_those_of_the_real_model(small: Path, model: d
     config = recipe(small, model=model, train={"micro_batch": 1})
     found, family = estimate(config), load_diffusion_policy(config).family
     x_t, t = torch.randn(1, *family.latent_shape()), torch.ones(1)
-    encoded = family.encode_prompt("", None, None)
+    encoded = family.encode("", None, None)
     condition = {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in encoded.items()}
     kept = cost.KeptStorages(p.untyped_storage() for p in [*family.denoiser.parameters(), *family.denoiser.buffers()])
     with FlopCounterMode(display=False) as flops:

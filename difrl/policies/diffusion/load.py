@@ -83,9 +83,10 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     else:
         # The loaders fill missing weights with random ones, without a word.
         check_parts(path, family.pipeline.components)
+        others = [*family.encoders.modules.values(), *(family.denoisers.values() if is_sharded(model) else ())]
         for part in family.modules:
-            if not is_sharded(model) or part not in family.denoisers.values():  # its layout moves a block at a time
-                part.to(device)
+            if part not in others:  # encoders come for a prompt, and the layout moves a block at a time
+                nn.Module.to(part, device)
         set_attention(family.denoiser, model.attention)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
@@ -273,6 +274,7 @@ def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
             if model.train == "lora":
                 family.save_lora(folder)
                 return
+            stack.enter_context(family.encoders.complete())
             for part in family.modules:
                 stack.enter_context(widened(part, "cpu"))  # the device may have no room
             family.save(folder)

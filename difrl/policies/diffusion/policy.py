@@ -99,6 +99,12 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         validate_images(self.family, prompts)
         self.prompts.warn_of_cut(prompts)
 
+    def encode_prompts(self, prompts: Sequence[Prompt], start: float = 0.0) -> None:
+        references = {*self.reference_set.references.values(), *self.reference_set.reward_anchors.values()}
+        guidances = {self.sampling.guidance, self.evaluation_sampling.guidance, self.setting.value}
+        guidances |= {r.guidance for r in references if r.guidance is not None}
+        self.prompts.encode_ahead(prompts, guidances != {1.0}, start)
+
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         """Accept every image: `replay_data` compares their size with the model's."""
 

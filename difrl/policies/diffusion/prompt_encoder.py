@@ -1,10 +1,13 @@
-"""Conditions of a denoiser for prompts. Embeddings are cached, so each text is encoded once as long as memory allows."""
+"""Conditions of a denoiser for prompts.
+
+Embeddings are cached on the disk (embedding_files.py), in memory, and, for the prompts in use, on the device.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +27,39 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, Path | None]
 """A text and the file of its input image."""
+Embeddings = dict[Key, dict[str, Tensor]]
+"""Text and image -> name -> embedding."""
+DEVICE_ROOM = 256 * 2**20
+"""Bytes of embeddings kept on the device: the prompts of a step, as a rule."""
+
+
+class Recent:
+    """The embeddings that were used most recently, as many as fit into `room` bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.size = room, 0
+        self._embeddings = Embeddings()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._embeddings
+
+    def take(self, keys: Iterable[Key]) -> Embeddings:
+        """Remove and return those of these keys that are there."""
+        found = {key: self._embeddings.pop(key) for key in dict.fromkeys(keys) if key in self._embeddings}
+        self.size -= sum(map(_bytes, found.values()))
+        return found
+
+    def add(self, embeddings: Embeddings) -> None:
+        """Add embeddings that are not there, and remove the least recently used until all fit."""
+        self._embeddings |= embeddings
+        self.size += sum(map(_bytes, embeddings.values()))
+        while self.size > self.room:
+            self.take([next(iter(self._embeddings))])
 
 
 @dataclass(eq=False)
 class PromptEncoder:
-    """The text encoders of a family, with a cache of the latest embeddings on the CPU."""
+    """The encoders of a family, with caches of their results."""
 
     family: Family
     negative: str
@@ -37,19 +68,35 @@ class PromptEncoder:
     dtype: torch.dtype
     """Precision of the embeddings given to the denoiser."""
     room: int = 2**30
-    """Size of the cache in bytes. With T5 at 256 tokens a text takes 2 to 4 MB."""
-    _embeddings: dict[Key, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """Text and image -> name -> embedding, the least recently used first."""
-    _size: int = 0
+    """Size of the cache in memory in bytes. With T5 at 256 tokens a text takes 2 to 4 MB."""
     _measured: set[str] = field(default_factory=set, repr=False)
     """Texts whose length in tokens was compared with the encoders' limits."""
 
+    def __post_init__(self) -> None:
+        self._in_memory, self._on_device = Recent(self.room), Recent(DEVICE_ROOM)
+
     def __call__(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
         """Return the condition of prompts, with that of their negative prompts if guided."""
+        positive, negative = self._keys(prompts)
+        found = self._moved(self._embedded([*positive, *negative] if guided else positive))
+        return Condition(_gathered(positive, found), _gathered(negative, found) if guided else None)
+
+    def encode_ahead(self, prompts: Sequence[Prompt], guided: bool, start: float = 0.0) -> None:
+        """Encode prompts, with their negative prompts if guided, and drop the encoders.
+
+        start: share of the prompts that come last. Processes that start at different places divide the work, through the
+        files on the disk, and none waits for another. A prompt that is later neither in memory nor on the disk is encoded again.
+        """
+        positive, negative = self._keys(prompts)
+        keys = list(dict.fromkeys([*positive, *negative] if guided else positive))
+        first = int(start * len(keys))
+        for key, embedding in self._encoded([k for k in (*keys[first:], *keys[:first]) if k not in self._in_memory]):
+            self._in_memory.add({key: embedding})
+        self.family.encoders.drop()
+
+    def _keys(self, prompts: Sequence[Prompt]) -> tuple[list[Key], list[Key]]:
         positive = [(p.text, p.image) for p in prompts]
-        negative = [(self.negative if p.negative is None else p.negative, p.image) for p in prompts]
-        found = self._embedded([*positive, *negative] if guided else positive)
-        return Condition(self._gathered(positive, found), self._gathered(negative, found) if guided else None)
+        return positive, [(self.negative if p.negative is None else p.negative, p.image) for p in prompts]
 
     def warn_of_cut(self, prompts: Sequence[Prompt]) -> None:
         """Log how many prompts are longer than an encoder reads, for each length. Prompts met before are left out."""
@@ -67,37 +114,55 @@ class PromptEncoder:
                     "%d %s cut at %d tokens (%s); the longest has %d", cut, noun, limit, ", ".join(found), max(longest)
                 )
 
-    @torch.no_grad()
-    def _embedded(self, keys: Sequence[Key]) -> dict[Key, dict[str, Tensor]]:
-        """Return the embeddings of these texts with their images from the cache, or encode and cache them.
+    def _embedded(self, keys: Sequence[Key]) -> Embeddings:
+        """Return the embeddings of these texts with their images from memory, or encode and keep them."""
+        found = self._in_memory.take(keys)
+        found |= self._encoded([key for key in dict.fromkeys(keys) if key not in found])
+        self._in_memory.add(found)
+        return found
+
+    def _encoded(self, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Tensor]]]:
+        """Yield these texts with their images and their embeddings.
 
         Each is encoded alone, so that its bits do not depend on the state of the cache: a resumed run starts with an empty one.
         """
-        new = [key for key in dict.fromkeys(keys) if key not in self._embeddings]
-        found = {key: self._embeddings.pop(key) for key in dict.fromkeys(keys) if key in self._embeddings}
-        with silenced_libraries(), phase("encoding prompts", total=len(new)):  # `warn_of_cut` counts what was cut
-            for key in new:
+        with silenced_libraries(), phase("encoding prompts", total=len(keys)):  # `warn_of_cut` counts what was cut
+            for key in keys:
                 encoded = encode(self.family, *key, self.max_sequence_length)
-                # A copy: a view may keep alive more than the row.
-                found[key] = {name: value[0].cpu().clone() for name, value in encoded.items()}
+                yield key, {name: value[0] for name, value in encoded.items()}
                 count_done()
-        self._embeddings |= found
-        self._size += sum(_bytes(found[key]) for key in new)
-        while self._size > self.room:
-            self._size -= _bytes(self._embeddings.pop(next(iter(self._embeddings))))
-        return found
 
-    def _gathered(self, keys: Sequence[Key], found: Mapping[Key, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        distinct = list(dict.fromkeys(keys))
+    def _moved(self, found: Embeddings) -> Embeddings:
+        """Return embeddings on the device. Micro-batches of a step have the same prompts, whose embeddings are moved once."""
+        kept = self._on_device.take(found)
+        for key, embedding in found.items():
+            if key not in kept or _is_of_other(self.dtype, kept[key]):
+                kept[key] = {name: self._move(value) for name, value in embedding.items()}
+        self._on_device.add(kept)
+        return {key: kept[key] for key in found}
+
+    def _move(self, value: Tensor) -> Tensor:
         device = self.family.device
-        rows = torch.tensor([distinct.index(key) for key in keys], device=device)
-        stacked = dict[str, Tensor]()
-        for name in found[distinct[0]]:
-            # Padded to the longest of all texts, so that the conditions of a prompt and its negative have one shape.
-            longest = [max(sizes) for sizes in zip(*(row[name].shape for row in found.values()), strict=True)]
-            values = torch.stack([_pad(found[key][name], longest) for key in distinct])
-            stacked[name] = values.to(device, self.dtype if values.is_floating_point() else None)[rows]
-        return stacked
+        value = value.to(self.dtype) if value.is_floating_point() else value
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+
+def _gathered(keys: Sequence[Key], found: Embeddings) -> dict[str, Tensor]:
+    """Return the embeddings of keys, name -> [B, ...], padded with zeros to the longest of all that were found.
+
+    So the conditions of a prompt and of its negative have one shape.
+    """
+    distinct = list(dict.fromkeys(keys))
+    stacked = dict[str, Tensor]()
+    for name, first in found[distinct[0]].items():
+        longest = [max(sizes) for sizes in zip(*(row[name].shape for row in found.values()), strict=True)]
+        rows = torch.tensor([distinct.index(key) for key in keys], device=first.device)
+        stacked[name] = torch.stack([_pad(found[key][name], longest) for key in distinct])[rows]
+    return stacked
+
+
+def _is_of_other(dtype: torch.dtype, embedding: Mapping[str, Tensor]) -> bool:
+    return any(value.is_floating_point() and value.dtype != dtype for value in embedding.values())
 
 
 def validate_images(family: Family, prompts: Sequence[Prompt]) -> None:
@@ -118,7 +183,7 @@ def validate_images(family: Family, prompts: Sequence[Prompt]) -> None:
 def encode(family: Family, text: str, image: Path | None, max_sequence_length: int | None) -> dict[str, Tensor]:
     """Return the conditions of a text and the input image in a file, by name, [1, ...]."""
     picture = None if image is None else read_image_file(image)
-    return family.encode_prompt(text, picture, max_sequence_length)
+    return family.encode(text, picture, max_sequence_length)
 
 
 def _pad(value: Tensor, shape: Sequence[int]) -> Tensor:

@@ -96,6 +96,9 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     def validate_prompts(self, prompts: Sequence[Prompt]) -> None:
         self.tokenizer.validate_prompts(prompts, get_context_length(self.network.model))
 
+    def encode_prompts(self, prompts: Sequence[Prompt], start: float = 0.0) -> None:
+        """Do nothing: texts are tokens."""
+
     def validate_items(self, items: Sequence[Item], places: Sequence[str]) -> None:
         self.tokenizer.validate_completions([str(item) for item in items], places)
 

@@ -102,7 +102,7 @@ def test_without_t5_the_image_is_the_pipelines_own(without_t5: Path, guidance: f
     torch.testing.assert_close(found, drawn(), atol=1e-4, rtol=0)
     assert (found - drawn(max_sequence_length=0)).abs().max() > 1e-2
     skeleton = ModularFamily.build_skeleton(str(without_t5), None)
-    shapes = [family.encode_prompt(TEXTS[0], None, None)["prompt_embeds"].shape for family in (skeleton, policy.family)]
+    shapes = [family.encode(TEXTS[0], None, None)["prompt_embeds"].shape for family in (skeleton, policy.family)]
     assert shapes[0] == shapes[1]
 
 
@@ -113,8 +113,8 @@ def test_a_model_without_t5_from_the_start_says_so_and_keeps_it(sd3: Path, tmp_p
     again = policy_of(tmp_path / "model")
     clip = policy.family.pipeline.text_encoder.config.max_position_embeddings
     for one in (policy, again):
-        assert one.family.encode_prompt(TEXTS[0], None, None)["prompt_embeds"].shape[1] == clip
-        assert one.family.encode_prompt(TEXTS[0], None, 3)["prompt_embeds"].shape[1] == clip + 3
+        assert one.family.encode(TEXTS[0], None, None)["prompt_embeds"].shape[1] == clip
+        assert one.family.encode(TEXTS[0], None, 3)["prompt_embeds"].shape[1] == clip + 3
 
 
 def test_samples_do_not_depend_on_the_batch(sd3: Path) -> None:

@@ -25,7 +25,7 @@ class Letters:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def encode_prompt(self, text: str, image: Image | None, length: int | None) -> dict[str, Tensor]:
+    def encode(self, text: str, image: Image | None, length: int | None) -> dict[str, Tensor]:
         self.asked.append(text)
         return {"embeds": torch.tensor([[float(len(text))] * 100])}
 
@@ -51,11 +51,15 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     prompts, family = encoder(room=800)
     for text in ("a", "bb", "a", "ccc"):
         encode(prompts, text)
-    assert [text for text, _ in prompts._embeddings] == ["a", "ccc"]
+    assert [text for text, _ in prompts._in_memory._embeddings] == ["a", "ccc"]
     family.asked.clear()
     assert encode(prompts, "a", "ccc", "bb") == [1, 3, 2]  # more at once than there is room for
     assert family.asked == ["bb"]
-    assert prompts._size == sum(v["embeds"].untyped_storage().nbytes() for v in prompts._embeddings.values()) == 800
+    assert (
+        prompts._in_memory.size
+        == sum(v["embeds"].untyped_storage().nbytes() for v in prompts._in_memory._embeddings.values())
+        == 800
+    )
 
 
 def test_without_room_every_text_is_encoded_anew() -> None:
@@ -63,7 +67,7 @@ def test_without_room_every_text_is_encoded_anew() -> None:
     assert encode(prompts, "a", "bb") == [1, 2]
     assert encode(prompts, "a") == [1]
     assert family.asked == ["a", "bb", "a"]
-    assert prompts._size == 0
+    assert prompts._in_memory.size == 0
 
 
 class Words:
@@ -109,9 +113,9 @@ def test_the_limits_are_those_at_which_the_pipelines_cut(name: str, caplog: pyte
         encoder([fits, cut], False)
         encoder.warn_of_cut([fits, cut])
         found = [record.getMessage() for record in caplog.records]
-        family.encode_prompt(fits.text, None, None)
+        family.encode(fits.text, None, None)
         assert len(caplog.records) == 1
-        family.encode_prompt(cut.text, None, None)
+        family.encode(cut.text, None, None)
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert found == [f"1 prompt was cut at 12 tokens ({tokenizers}); the longest has 13"]

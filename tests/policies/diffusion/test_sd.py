@@ -169,7 +169,8 @@ def test_forward_gradient_is_minus_advantage_times_the_pretraining_gradient(mode
     weighted_mean(-advantage[:, None] * lik.logp, lik.mask, lik.mask.sum()).backward()
     found = {name: p.grad.clone() for name, p in policy.parameters.items() if p.grad is not None}
     pipeline, d = policy.family.pipeline, decisions.tensors
-    embeds = pipeline.encode_prompt(TEXTS, torch.device("cpu"), 1, False)[0]
+    with policy.family.encoders.at_hand("cpu"):
+        embeds = pipeline.encode_prompt(TEXTS, torch.device("cpu"), 1, False)[0]
     scheduler = pipeline.scheduler
     losses = []
     for j in range(3):
@@ -256,8 +257,8 @@ def test_picture_sizes_are_what_the_unet_can_halve(sd: Path) -> None:
 def test_skeleton_has_the_shapes_of_the_model(sd: Path) -> None:
     family, skeleton = policy_of(sd).family, StableDiffusion.build_skeleton(str(sd), None)
     assert {p.device.type for p in skeleton.denoiser.parameters()} == {"meta"}
-    encoded = {name: tuple(value.shape[1:]) for name, value in family.encode_prompt(TEXTS[0], None, None).items()}
-    without_weights = skeleton.encode_prompt(TEXTS[0], None, None)
+    encoded = {name: tuple(value.shape[1:]) for name, value in family.encode(TEXTS[0], None, None).items()}
+    without_weights = skeleton.encode(TEXTS[0], None, None)
     assert {name: tuple(value.shape[1:]) for name, value in without_weights.items()} == encoded
     assert skeleton.latent_shape() == family.latent_shape()
     assert skeleton.sequence_length((4, 4, 4)) == 16

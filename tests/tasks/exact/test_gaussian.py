@@ -129,7 +129,7 @@ def test_hats_interpolate_linearly_and_hold_at_the_ends() -> None:
 
 def test_an_unknown_prompt_is_refused(task: Path) -> None:
     with pytest.raises(ValueError, match="no prompt 'a cat'; expected one of"):
-        policy_of(task).family.encode_prompt("a cat", None, None)
+        policy_of(task).family.encode("a cat", None, None)
 
 
 def test_grid_rows_are_the_rollouts_own_times(task: Path) -> None:

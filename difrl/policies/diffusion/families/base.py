@@ -6,7 +6,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,9 +15,13 @@ from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
 from peft import get_peft_model_state_dict
 from PIL.Image import Image
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from difrl.policies.diffusion.families.meta_parts import build_meta_parts
+from difrl.policies.diffusion.embedding_files import EmbeddingFiles, Source, open_embedding_files
+from difrl.policies.diffusion.families.encoders import Encoders
+from difrl.policies.diffusion.families.meta_parts import build_meta_encoders, build_meta_parts
 from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora, sort_header
+from difrl.policies.errors import LOADING_ERRORS, ModelError
 from samplers import Blend, Grid, Process, Scheduler, extrapolate
 
 LORA_FILE = "{}_lora_weights.safetensors"
@@ -43,6 +47,22 @@ def _of_each(name: str) -> Callable[..., None]:
             getattr(part, name)(*args, **kwargs)
 
     return call
+
+
+def find_device(pipeline: Any) -> torch.device:
+    """Return the device on which prompts are encoded: that of the autoencoder, as denoisers may be elsewhere between passes.
+
+    diffusers' own search visits every module of a model.
+    """
+    modules = [part for part in pipeline.components.values() if isinstance(part, ModelMixin)]
+    vae = getattr(pipeline, "vae", None)
+    device: torch.device = next((vae or modules[0]).parameters()).device
+    return device
+
+
+def _to_cpu(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU: a view may keep alive more than itself. Those of a skeleton have no values."""
+    return {name: value if value.is_meta else value.cpu().clone() for name, value in conditions.items()}
 
 
 class Denoisers(nn.ModuleDict):
@@ -76,6 +96,10 @@ class Family(ABC):
     """True if every prompt must have one."""
     inputs: Mapping[str, Any] = {}
     """Inputs of the pipeline beside the prompt, such as height and width in pixels. Others have the pipeline's defaults."""
+    encoders: Encoders
+    """The parts that only prompts need."""
+    embedding_files: EmbeddingFiles | None = None
+    """The cache of conditions on the disk, if there is one."""
 
     equal_calls: Callable[[Sequence[int]], Sequence[int]] = staticmethod(lambda counts: counts)
     """Number of calls of each kind that this process needs -> the number that it must make: the largest of any process where
@@ -83,16 +107,50 @@ class Family(ABC):
 
     def __init__(self, pipeline: DiffusionPipeline | ModularPipeline) -> None:
         self.pipeline: Any = pipeline
+        self.encoders = Encoders([pipeline], {})
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
-        """Load the pipeline at a hub id or folder, with weights in `dtype`."""
+        """Load the pipeline at a hub id or folder on the CPU, with weights in `dtype`. Encoders load when a prompt is encoded."""
         index = read_index(path, revision)
         pipeline_class, settings = cls.get_pipeline_class(index), cls.part_overrides(index)
+        encoders = build_meta_encoders(path, revision, {k: v for k, v in index.items() if k not in settings})
+        for part in encoders.values():
+            nn.Module.to(part, dtype)
         pipeline = pipeline_class.from_pretrained(
-            path, dtype=dtype, revision=revision, use_safetensors=True, **settings
+            path, dtype=dtype, revision=revision, use_safetensors=True, **settings, **encoders
         )
-        return cls._with_index(pipeline, index)
+        family = cls._with_index(pipeline, index)
+        family._drop_encoders({name: (path, name, revision) for name in index}, dtype, index)
+        return family
+
+    def _drop_encoders(self, sources: Mapping[str, Source], dtype: torch.dtype, index: Mapping[str, Any]) -> None:
+        """Drop the weights of encoders until a prompt has to be encoded, and open the cache of what they return.
+
+        sources: those of all parts. index: the pipeline's settings.
+        """
+        parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        models = {name: type(part) for name, part in parts.items() if isinstance(part, PreTrainedModel)}
+
+        def load(name: str) -> nn.Module:
+            place, folder, revision = sources[name]
+            settings = {"subfolder": folder, "revision": revision, "dtype": dtype, "use_safetensors": True}
+            try:
+                part: nn.Module = models[name].from_pretrained(place, **settings)
+            except LOADING_ERRORS as error:
+                raise ModelError(
+                    f"model.path: the {name} of {place!r} cannot be loaded ({type(error).__name__}: {error}), and a prompt has "
+                    "to be encoded; copy or download the model again"
+                ) from error
+            return part.requires_grad_(False).eval()
+
+        self.encoders = Encoders(self.owners, {name: partial(load, name) for name in models})
+        self.encoders.drop()
+        if models:
+            found = [name for name, part in self.pipeline.components.items() if part is not None and name in sources]
+            used = [sources[name] for name in found if name not in self.denoiser_names]
+            code = [Path(inspect.getfile(cls)) for cls in type(self).__mro__ if issubclass(cls, Family)]
+            self.embedding_files = open_embedding_files(used, [str(dtype), dict(index)], code)
 
     @classmethod
     def build_skeleton(cls, path: str, revision: str | None) -> Self:
@@ -146,6 +204,11 @@ class Family(ABC):
         return Denoisers(parts) if len(parts) > 1 else parts[self.denoiser_names[0]]
 
     @property
+    def owners(self) -> list[Any]:
+        """The pipelines that hold the parts as attributes."""
+        return [self.pipeline]
+
+    @property
     def modules(self) -> list[nn.Module]:
         """The parts of the pipeline that have weights."""
         return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
@@ -182,6 +245,22 @@ class Family(ABC):
 
         The image is None unless the family takes one.
         """
+
+    @torch.no_grad()
+    def encode(self, text: str, image: Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
+        """Return the conditions of `encode_prompt` on the CPU, from the disk if they were computed before."""
+        encoders, files = self.encoders, self.embedding_files
+        if files is None or encoders.adapted:
+            with encoders.at_hand(find_device(self.pipeline)):
+                return _to_cpu(self.encode_prompt(text, image, max_sequence_length))
+        settings = {"max_sequence_length": max_sequence_length, **self.inputs}
+        device = find_device(self.pipeline)
+        file = files.find(text, image, settings, device)
+        if (found := files.read(file)) is None:
+            with encoders.at_hand(device):
+                found = _to_cpu(self.encode_prompt(text, image, max_sequence_length))
+            files.write(file, found)
+        return found
 
     def tokenizers(self, max_sequence_length: int | None) -> dict[str, tuple[Any, int]]:
         """Return the tokenizers of prompts by name, each with the number of tokens that its encoder reads."""
@@ -268,10 +347,12 @@ class Family(ABC):
         places = {first: {}, **{name: {"weight_name": LORA_FILE.format(name)} for name in others}}
         in_file, loaded = set[str](), set[str]()
         for name, place in places.items():
-            into = {f"load_into_{name}": True} if place else {}
-            self.lora_pipeline.load_lora_weights(path, adapter_name=adapter, **place, **into)
             found = type(self.lora_pipeline).lora_state_dict(path, **place)
             weights = found[0] if isinstance(found, tuple) else found  # some return kohya's alphas too
+            if any(key.partition(".")[0] in self.encoders.loaders for key in weights):
+                self.encoders.keep()
+            into = {f"load_into_{name}": True} if place else {}
+            self.lora_pipeline.load_lora_weights(path, adapter_name=adapter, **place, **into)
             in_file |= {f"{name}:{key}" for key in weights if "lora" in key and not key.endswith(".alpha")}
         for name, part in self.adapted_parts().items():
             if name not in self.denoiser_names:
@@ -297,7 +378,7 @@ class Family(ABC):
             sort_header(path)
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline for from_pretrained."""
+        """Write the pipeline for from_pretrained. Its encoders must have their weights."""
         self.pipeline.save_pretrained(str(folder), safe_serialization=True)
 
     def adapted_parts(self) -> dict[str, nn.Module]:

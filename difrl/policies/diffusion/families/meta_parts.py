@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import transformers
 from diffusers import ModelMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
@@ -62,9 +63,30 @@ def _build_part(path: str, name: str, library: str | None, class_name: str | Non
         config = cls.load_config(path, subfolder=name, revision=revision)
         with torch.device("meta"):
             return _accept_any_device(cls.from_config(config))
+    return _accept_any_device(_build_encoder(cls, path, name, revision))
+
+
+def build_meta_encoders(path: str, revision: str | None, index: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Build the parts of model_index.json (`index`) that are models of transformers, on the meta device.
+
+    These encode prompts, and nothing else. A call of one raises an error.
+    """
+    parts = {name: part for name, part in index.items() if isinstance(part, list | tuple) and len(part) == 2}
+    classes = {
+        name: getattr(transformers, str(cls), None) for name, (lib, cls) in parts.items() if lib == "transformers"
+    }
+    return {
+        name: _build_encoder(cls, path, name, revision)
+        for name, cls in classes.items()
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel)
+    }
+
+
+def _build_encoder(cls: Any, path: str, name: str, revision: str | None) -> nn.Module:
     config = cls.config_class.from_pretrained(path, subfolder=name, revision=revision)
     with torch.device("meta"):
-        return _accept_any_device(cls(config))
+        module: nn.Module = cls(config)
+    return module
 
 
 def check_parts(path: str, parts: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from diffusers.pipelines.auto_pipeline import _get_model
 from PIL import Image
 from torch import Tensor, nn
 
-from difrl.policies.diffusion.families.base import Family, read_index
+from difrl.policies.diffusion.families.base import Family, find_device, read_index
 from difrl.policies.diffusion.families.block_interface import check_interface
 from difrl.policies.diffusion.families.meta_parts import build_meta_parts
 from difrl.policies.errors import ModelError
@@ -276,7 +276,8 @@ class ModularFamily(Family):
         index = read_index(path, revision)
         if issubclass(cls.get_pipeline_class(index), DiffusionPipeline):
             return super().load(path, dtype, revision)
-        modular = cls.get_pipeline_class(index)(pretrained_model_name_or_path=path, modular_config_dict=index)
+        settings = {"pretrained_model_name_or_path": path, "modular_config_dict": index}
+        modular = _assemble(cls.get_pipeline_class(index), {}, **settings)
         names = _find_needed_parts(modular, index)
         for name in names:
             place = modular.get_component_spec(name).pretrained_model_name_or_path
@@ -287,7 +288,13 @@ class ModularFamily(Family):
         modular.load_components(names, dtype=dtype, revision=revision)
         if missing := [name for name in names if getattr(modular, name) is None]:
             raise ModelError(f"model.path: {path} has no {missing[0]} that can be loaded, and its blocks need it")
-        return cls(modular)
+        family, specs = cls(modular), {name: modular.get_component_spec(name) for name in names}
+        sources = {
+            name: (str(spec.pretrained_model_name_or_path), spec.subfolder or "", spec.revision or revision)
+            for name, spec in specs.items()
+        }
+        family._drop_encoders(sources, dtype, index)
+        return family
 
     @classmethod
     def build_skeleton(cls, path: str, revision: str | None) -> Self:
@@ -321,6 +328,10 @@ class ModularFamily(Family):
             *find_facts(find_modular_class(index)).optional,
         ]
         return dict.fromkeys([*absent, *(name for name in optional if name not in index)])
+
+    @property
+    def owners(self) -> list[Any]:
+        return [self.pipeline, self.modular]
 
     def with_inputs(self, inputs: Mapping[str, Any]) -> Self:
         family = super().with_inputs(inputs)
@@ -499,8 +510,9 @@ class ModularFamily(Family):
 
         The blocks scale and reorder latents before the autoencoder decodes them. A few latents show how.
         """
-        size = {"height": images.shape[-2], "width": images.shape[-1]}
-        family = self.with_inputs({**self.inputs, **size})
+        height, width = images.shape[-2:]
+        known = (height, width) == self.size  # its empty prompt is encoded already
+        family = self if known else self.with_inputs({**self.inputs, "height": height, "width": width})
         shape, vae = family.latent_shape(), self.pipeline.vae
         if self.device.type == "meta":
             return torch.zeros(len(images), *shape)
@@ -546,7 +558,8 @@ class ModularFamily(Family):
         if self._empty is None:
             height, width = (self.inputs.get(name) or 256 for name in ("height", "width"))
             image = Image.new("RGB", (width, height)) if self.needs_image else None
-            self._empty = self.encode_prompt("", image, None)
+            device = _find_device(self.modular)
+            self._empty = {name: value.to(device) for name, value in self.encode("", image, None).items()}
         conditions = {name: value.repeat_interleave(count, dim=0) for name, value in self._empty.items()}
         return self._run(cut, cut.prepare, self._state(cut, {**_unpack(conditions), **inputs}))
 
@@ -619,9 +632,8 @@ def _assemble(cls: type[ModularPipeline], parts: Mapping[str, Any], **settings: 
 
 
 def _find_device(modular: ModularPipeline) -> torch.device:
-    """Return the device on which blocks make tensors. diffusers' own search visits every module of a model, in every batch."""
-    modules = (part for part in modular.components.values() if isinstance(part, nn.Module))
-    device: torch.device = next(next(modules).parameters()).device
+    """Return the device on which blocks make tensors."""
+    device = find_device(modular)
     # Blocks read values of tensors, which those on the meta device do not have.
     return torch.device("cpu") if device.type == "meta" else device
 
