@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -56,6 +57,10 @@ def make_trainable(
             if not isinstance(adapter.target_modules, str):  # a pattern, of an adapter that was made elsewhere
                 # PEFT keeps a set, whose order, and so the bytes of saved files, would change from process to process.
                 adapter.target_modules = sorted(adapter.target_modules)
+        for layer in module.modules():
+            if isinstance(layer, BaseTunerLayer):
+                # Otherwise PEFT casts the input to float32, and autocast casts it back: two copies for the backward pass.
+                layer.cast_input_dtype_enabled = False
     for p in module.parameters():
         if p.requires_grad:
             p.data = p.data.float()

@@ -59,7 +59,13 @@ class ModelConfig(Section):
     embeddings_mb: int = Field(
         1024,
         ge=0,
-        description="MiB of prompt embeddings kept in CPU memory; further texts are encoded again at each use",
+        description="MiB of prompt embeddings kept in CPU memory; further ones are read from the disk at each use, or encoded "
+        "again without a cache on the disk",
+    )
+    tiling: bool = Field(
+        False,
+        description="let the autoencoder work on overlapping tiles of large images or videos, which need less memory and "
+        "differ slightly",
     )
     inputs: dict[str, float | int | bool | str] = Field(
         default_factory=dict,

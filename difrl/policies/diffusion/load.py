@@ -91,12 +91,24 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
         nn.Module.to(family.pipeline.vae, torch.float32)
+    if model.tiling:
+        set_tiling(family.pipeline)
     for part in family.modules:
         part.requires_grad_(False).eval()
     family.pipeline.set_progress_bar_config(disable=True)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
     return family
+
+
+def set_tiling(pipeline: Any) -> None:
+    """Let the autoencoder of a pipeline work on tiles. Raise ModelError if it cannot."""
+    try:
+        pipeline.vae.enable_tiling()
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"model.tiling: the autoencoder of {type(pipeline).__name__} has no tiles; set model.tiling: false"
+        ) from error
 
 
 def set_attention(denoiser: Any, backend: str) -> None:

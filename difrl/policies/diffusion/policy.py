@@ -87,8 +87,10 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
             self.evaluations += x_t.shape[0]
             gradient = torch.is_grad_enabled() and snapshot == CURRENT
             timestep = self.process.timestep(t).float()
-            # Trained weights are float32 whatever the dtype of the frozen ones; autocast runs them in the latter.
-            autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+            # Trained weights are float32 whatever the dtype of the frozen ones; autocast runs them in the latter. Each is
+            # used once in a pass, so a cache of the casts would be a second copy of the model for nothing.
+            half = self.dtype != torch.float32
+            autocast = torch.autocast(self.device.type, self.dtype, enabled=half, cache_enabled=False)
             with self.snapshots.use(snapshot), torch.set_grad_enabled(gradient), autocast:
                 return self.family.call(x_t.to(self.dtype), timestep, condition.tensors).float()
 

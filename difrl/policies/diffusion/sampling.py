@@ -129,8 +129,16 @@ def _draw_branches(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+DECODED_PIXELS = 2**18
+"""Pixels that the autoencoder decodes at once: one image of 512 × 512, for which it takes about 0.6 GiB."""
+
+
 def decode(family: Family, latents: Tensor, batch: int) -> Tensor | Videos:
-    """Return the images of latents [B, ...], decoded `batch` at a time, or their videos, which are decoded when they are read."""
+    """Return the images of latents [B, ...], or their videos, which are decoded when they are read.
+
+    At most `batch` are decoded at a time, and of large ones as many as have `DECODED_PIXELS`, but at least one.
+    """
+    batch = max(1, min(batch, DECODED_PIXELS // family.pixels))
     if "num_frames" in family.inputs:
         return Videos(tuple(latents), lambda rows: family.decode(torch.stack(list(rows))), batch, latents.device)
     parts = []

@@ -61,7 +61,7 @@ class Transformers:
         keys = sample_keys(seed=key.seed, step=key.step, samples=samples, use=f"{key.purpose}/tokens")
         decoding = replace(self.decoding, temperature=temperature)
         model, dtype = self.network.model, self.network.dtype
-        with quantized(model, self.precision, dtype), self.network.autocast():
+        with quantized(model, self.precision, dtype), self.network.autocast(cached=True):
             return generate(
                 model,
                 prompts,

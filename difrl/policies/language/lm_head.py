@@ -115,9 +115,13 @@ class CausalLM:
         return linear
 
     @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Run passes in `dtype` inside the block."""
-        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+    def autocast(self, *, cached: bool = False) -> Iterator[None]:
+        """Run passes in `dtype` inside the block.
+
+        cached: keep the casts of trained weights, a second copy of them, for blocks that use each weight more than once.
+        """
+        half = self.dtype != torch.float32
+        with torch.autocast(self.model.device.type, self.dtype, enabled=half, cache_enabled=cached):
             yield
 
 

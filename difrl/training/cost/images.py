@@ -90,6 +90,7 @@ def _build_dry_policy(config: RunConfig, family: Family, shape: tuple[int, ...])
         "encode_prompt": lambda self, text, image, max_sequence_length: {"prompt": torch.zeros(1, 1)},
         "call": lambda self, x_t, timestep, condition: denoiser(x_t),
         "latent_shape": lambda self: (1, 1, 1),
+        "size": (1, 1),
         "sequence_length": lambda self, latent_shape: length,
         "build_grid": lambda self, steps: family.build_grid(steps),
         "with_inputs": lambda self, inputs: self,

@@ -129,14 +129,14 @@ class Family(ABC):
 
         sources: those of all parts. index: the pipeline's settings.
         """
-        parts = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-        models = {name: type(part) for name, part in parts.items() if isinstance(part, PreTrainedModel)}
+        parts = self.pipeline.components.items()
+        models = {name: type(part) for name, part in parts if isinstance(part, PreTrainedModel)}
 
-        def load(name: str) -> nn.Module:
+        def load(name: str) -> PreTrainedModel:
             place, folder, revision = sources[name]
             settings = {"subfolder": folder, "revision": revision, "dtype": dtype, "use_safetensors": True}
             try:
-                part: nn.Module = models[name].from_pretrained(place, **settings)
+                part = models[name].from_pretrained(place, **settings)
             except LOADING_ERRORS as error:
                 raise ModelError(
                     f"model.path: the {name} of {place!r} cannot be loaded ({type(error).__name__}: {error}), and a prompt has "
@@ -305,6 +305,12 @@ class Family(ABC):
         *_, height, width = self.latent_shape()
         factor: int = self.pipeline.vae_scale_factor
         return height * factor, width * factor
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of a sample, in all of its frames."""
+        height, width = self.size
+        return height * width * int(self.inputs.get("num_frames", 1))
 
     def sequence_length(self, latent_shape: Sequence[int]) -> int:
         """Return the number of image tokens of one latent, on which dynamically shifted schedules depend."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from difrl.runtime.quiet_libraries import silenced_libraries
 
@@ -19,7 +20,7 @@ class Encoders:
 
     owners: Sequence[Any]
     """The pipelines that hold the encoders as attributes."""
-    loaders: Mapping[str, Callable[[], nn.Module]]
+    loaders: Mapping[str, Callable[[], PreTrainedModel]]
     """Name of an encoder -> a function that loads it with its weights, on the CPU."""
     offload: bool = False
     """True if the encoders are on the CPU between two uses."""
@@ -27,7 +28,7 @@ class Encoders:
     """True if an adapter was added to them, so that the model's files do not have their weights."""
 
     @property
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, PreTrainedModel]:
         """The encoders by name."""
         return {name: getattr(self.owners[0], name) for name in self.loaders}
 
@@ -70,6 +71,7 @@ class Encoders:
             return
         for part in self.modules.values():
             nn.Module.to(part, "meta")
+            part.tie_weights()
 
     def _move(self, device: torch.device | str) -> None:
         if not self.loaded:

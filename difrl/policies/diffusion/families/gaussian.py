@@ -37,6 +37,10 @@ class GaussianFamily(Family):
     def latent_shape(self) -> tuple[int, ...]:
         return (len(self.denoiser.config.covariance), 1, 1)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return 1, 1
+
     def decode(self, latents: Tensor) -> Tensor:
         """Return the latents [B, 3, 1, 1] themselves, neither scaled nor clamped: the known answers hold for them."""
         return latents.float()
