@@ -7,9 +7,11 @@ special treatment, and a loss that is divided by the global count gives the same
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
+from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +19,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from difrl.runtime.errors import UserError
+from difrl.runtime.launcher import FSDP, Shard, read_shard
 from rewards import RewardError
 
 T = TypeVar("T")
@@ -29,8 +32,14 @@ class ProcessError(UserError):
 class DistributedContext:
     """The processes of a run, seen from this one."""
 
+    shard: Shard | None = None
+    """The value of `model.shard` that the launcher asks for; None if it asks for nothing."""
+
     def __init__(self, accelerator: Accelerator | None = None) -> None:
-        self.accelerator = accelerator or Accelerator()
+        self.shard = read_shard(os.environ)
+        with mock.patch.dict(os.environ):
+            os.environ.pop(FSDP, None)  # the policy shards its model; accelerate would expect to do so
+            self.accelerator = accelerator or Accelerator()
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,10 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from difrl.config import RunConfig
+from difrl.config.checks import find_conflicts
 from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
+from difrl.config.yaml_source import ConfigError
 from difrl.data.jsonl import LISTED
 from difrl.policies.load import load_policy
 from difrl.policies.logprob_check import FirstUpdateError
@@ -27,6 +29,7 @@ from difrl.reporting.terminal import Display, RunFacts, RunSummary, SilentDispla
 from difrl.reporting.trackers import TrackerFactory
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
+from difrl.runtime.launcher import Shard
 from difrl.runtime.log_capture import count_library_warnings, route_warnings
 from difrl.runtime.memory import enough_for
 from difrl.runtime.progress import phase
@@ -70,6 +73,7 @@ def train(
     Seeds the global generators of torch, numpy and Python.
     """
     processes = processes or DistributedContext()
+    config = with_launcher(config, processes.shard)
     display = (display or open_display()) if processes.is_main else SilentDisplay()
     try:
         show = display.message
@@ -82,6 +86,20 @@ def train(
             return _train(config, resume, display, processes, warning)
     finally:
         display.close()
+
+
+def with_launcher(config: RunConfig, shard: Shard | None) -> RunConfig:
+    """Return the recipe with the value of `model.shard` that the launcher asks for, where the recipe has none of its own."""
+    if shard is None or shard == config.model.shard:
+        return config
+    if config.model.shard != "none":
+        raise ConfigError(
+            f"model.shard: found {config.model.shard}, and accelerate launch asks for {shard}; remove one of the two"
+        )
+    found = config.model_copy(update={"model": config.model.model_copy(update={"shard": shard})})
+    if conflicts := find_conflicts(found):
+        raise ConfigError(*(f"{'.'.join(map(str, c.path))}: {c.problem}" for c in conflicts))
+    return found
 
 
 def _train(

@@ -42,7 +42,7 @@ FREE: Mapping[str, Any] = {
     # More steps extend a run; the others change what is computed to float order only.
     "train": {"steps", "threads", "micro_batch"},
     "rollout": {"batch"},
-    "model": {"copies", "embeddings_mb"},
+    "model": {"copies", "shard", "embeddings_mb"},
 }
 """Keys that a resumed run may change."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from difrl.config.schema.base import PathText, Section
+from difrl.runtime.launcher import Shard
 
 
 class LoraConfig(Section):
@@ -46,7 +47,7 @@ class ModelConfig(Section):
     copies: Literal["device", "cpu"] = Field(
         "device", description="location of unused snapshots, and of the pretrained weights under full training"
     )
-    shard: Literal["none", "gradients", "weights"] = Field(
+    shard: Shard = Field(
         "none",
         description="what the processes share out by FSDP2: nothing; gradients, moments and idle weights (each gathers the "
         "weights for a whole pass); or weights too (each gathers one block at a time)",

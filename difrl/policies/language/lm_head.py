@@ -86,7 +86,8 @@ class CausalLM:
         tokens = torch.arange(1, 3, device=model.device)[None]
         attention = torch.ones_like(tokens)
         with torch.no_grad(), split.autocast():
-            found = split.head()(split.hidden(tokens, attention))
+            hidden = split.hidden(tokens, attention)
+            found = split.head()(hidden)
             expected = model(input_ids=tokens, attention_mask=attention).logits
         agrees = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
         return split if agrees else cls(model, dtype, whole=True)
