@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
-from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -37,9 +36,10 @@ class DistributedContext:
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self.shard = read_shard(os.environ)
-        with mock.patch.dict(os.environ):
-            os.environ.pop(FSDP, None)  # the policy shards its model; accelerate would expect to do so
-            self.accelerator = accelerator or Accelerator()
+        asked = os.environ.pop(FSDP, None)  # the policy shards its model; accelerate would expect to do so
+        self.accelerator = accelerator or Accelerator()
+        if asked is not None:
+            os.environ[FSDP] = asked
 
     @property
     def device(self) -> torch.device:
