@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from difrl.config import RunConfig, TrainConfig
+from difrl.config import RunConfig
 from difrl.config.schema.schedules import build_coefficient
 from difrl.core import (
     Coefficient,
@@ -40,6 +40,7 @@ from difrl.scoring.diversity import Diversity
 from difrl.training.batch import Batch, update_rows
 from difrl.training.first_update import FirstUpdateCheck
 from difrl.training.microbatches import Extent, chunks, extent, self_contained
+from difrl.training.optimizers import build_optimizer, set_learning_rate
 from difrl.training.rehearsal import build_rehearsal
 from difrl.training.reward_kl import RewardKL, evaluate_penalties, subtract_kl
 from difrl.training.rollout_source import build_dynamic_sampling, build_rollout_source
@@ -95,8 +96,7 @@ class Trainer:
         evaluations = self.policy.evaluations
         weights = {name: weight.value(number) for name, weight in self.weights.items()}
         learning_rate = self.learning_rate.value(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
 
         scored, metrics = self._rollout_and_score(number, weights, clock)
         scored, decision_penalties, kl_metrics = self._apply_reward_kl(number, scored)
@@ -337,11 +337,6 @@ class Trainer:
         summary = {name: gather(value) for name, value in objective.summarise(lik).items()}
         statistics = objective.statistics(summary, gather(lik.mask), gather(advantages), gather(batch.groups))
         return {name: self.processes.local_rows(value) for name, value in statistics.items()}
-
-
-def build_optimizer(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    """Build the optimizer of a run. Every step sets its learning rate."""
-    return torch.optim.AdamW(parameters, lr=1.0, betas=train.betas, weight_decay=train.weight_decay)
 
 
 def find_indivisible(config: RunConfig, processes: int) -> list[str]:

@@ -24,11 +24,28 @@ class TrainConfig(Section):
         "every decision over samples × their greatest length (2503.20783)",
     )
     lr: ScheduleConfig = Field(1e-4, description="a number, or a schedule over train.steps")
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="betas of AdamW")
-    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal[
+        "adamw",
+        "adamw8bit",
+        "adamw4bit",
+        "adamw_fp8",
+        "paged_adamw",
+        "paged_adamw8bit",
+        "lion",
+        "lion8bit",
+        "paged_lion8bit",
+    ] = Field(
+        "adamw",
+        description="adamw of torch; adamw8bit, adamw4bit and adamw_fp8 of torchao, whose moments are stored in fewer bits; "
+        "paged_… and lion… of bitsandbytes. A paged state moves to CPU memory while a GPU is full. lion steps by the sign "
+        "of its one moment (arXiv:2302.06675): take an lr 3 to 10 times lower than for adamw, a weight_decay higher by the "
+        "same factor, and betas [0.9, 0.99]",
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="betas of the optimizer")
+    weight_decay: float = Field(0.0, ge=0, description="share of a weight that a step of lr 1 subtracts from it")
     max_grad_norm: float = Field(1.0, gt=0)
     restart_every: int | None = Field(
-        None, gt=0, description="steps between resets of AdamW's moments, as when ProRL resets its reference"
+        None, gt=0, description="steps between resets of the optimizer's moments, as when ProRL resets its reference"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads a process; default: torch's own choice")
 
