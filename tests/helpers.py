@@ -38,7 +38,7 @@ def perturb(parameters: Mapping[str, nn.Parameter], size: float = 0.05, seed: in
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in parameters.values():
-            p.add_(size * torch.randn(p.shape, generator=generator))
+            p.add_(size * torch.randn(p.shape, generator=generator).to(p.device))
 
 
 def first_gradient(trainer: Trainer) -> Tensor:

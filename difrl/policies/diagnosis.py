@@ -22,6 +22,7 @@ from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions
 from difrl.policies.errors import ModelError
 from difrl.policies.logprob_check import Close
+from difrl.policies.quantization import is_composed
 from difrl.policies.snapshots import Snapshots
 
 SHOWN_NAMES = 3
@@ -225,11 +226,19 @@ def widened(module: nn.Module, device: torch.device | str | None = None) -> Iter
     device: the place of the converted tensors; default: theirs.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    narrow = [(x, x.data) for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
+    tensors = [x for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
+    # The data of a quantized tensor are several tensors, which only an exchange of the whole tensor replaces.
+    composed = [x for x in tensors if is_composed(x)]
+    narrow = [(x, x.data) for x in tensors if not is_composed(x)]
+    others = [x.detach().dequantize().to(device, torch.float32) for x in composed]
+    for x, other in zip(composed, others, strict=True):
+        torch.utils.swap_tensors(x, other)
     for x, data in narrow:
         x.data = data.to(device, torch.float32)
     try:
         yield
     finally:
+        for x, other in zip(composed, others, strict=True):
+            torch.utils.swap_tensors(x, other)
         for x, data in narrow:
             x.data = data

@@ -93,8 +93,7 @@ class ShardedLayout(Layout):
     def __init__(self, module: nn.Module, model: ModelConfig, device: torch.device) -> None:
         self.module = module
         mesh = init_device_mesh(device.type, (_count(),))
-        # Each of several denoisers is called on its own, and the dictionary that holds them never.
-        self.networks = list(module.values()) if isinstance(module, nn.ModuleDict) else [module]
+        self.networks = networks(module)
         self.units = {
             unit: reshard for network in self.networks for unit, reshard in shard(network, model, mesh).items()
         }
@@ -179,6 +178,11 @@ class ShardedLayout(Layout):
                 stack.callback(setattr, network, "__class__", type(network))
                 network.__class__ = type(network).__mro__[2]
             yield
+
+
+def networks(module: nn.Module) -> list[nn.Module]:
+    """Return the networks of a trained module: several denoisers are called on their own, the dictionary of them never."""
+    return list(module.values()) if isinstance(module, nn.ModuleDict) else [module]
 
 
 def is_sharded(model: ModelConfig) -> bool:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from difrl.config import LoraConfig, ModelConfig, RunConfig
 from difrl.policies.errors import ModelError
 from difrl.policies.layout import build_layout
+from difrl.policies.quantization import is_quantized
 from difrl.policies.references import needs_base
 from difrl.policies.snapshots import Copy, Snapshots
 from samplers import stable_seed
@@ -45,6 +46,10 @@ def make_trainable(
       task_type: PEFT's word for the kind of model, which it writes beside the adapter.
     """
     if model.train == "full":
+        if is_quantized(module):
+            raise ModelError(
+                f"model.train: full trains all weights, and those of {model.path} are quantized; set model.train: lora"
+            )
         module.requires_grad_(True)
     else:
         with torch.random.fork_rng():  # every process and every resumed run must begin with the same adapter

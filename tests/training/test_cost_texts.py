@@ -114,7 +114,8 @@ def test_parameters_and_memory_are_those_of_the_real_model(lm: Path, tmp_path: P
     teacher = sum(p.numel() for p in policy.teachers["big"].model.parameters())
     trained = sum(p.numel() for p in policy.parameters.values())
     assert (found.model.trained, found.model.frozen) == (trained, own - trained + teacher)
-    assert found.memory["teacher big"] == 4 * teacher
+    buffers = sum(b.nbytes for b in policy.teachers["big"].model.buffers())
+    assert found.memory["teacher big"] == 4 * teacher + buffers
     assert found.memory["snapshot old"] == found.memory["gradients"] == 4 * trained
     assert ("pretrained weights, kept" in found.memory) is (model["train"] == "full")
     # 2 layers, keys and values, one head of 8 of two, 6 samples of 9 tokens, float32

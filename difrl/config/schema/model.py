@@ -43,6 +43,19 @@ class ModelConfig(Section):
         "float32",
         description="type of frozen weights and of the forward pass; trained weights and transitions are float32",
     )
+    quantize: Literal["none", "int8", "float8", "nf4"] = Field(
+        "none",
+        description="format of the linear layers' frozen weights under LoRA: int8 and float8 by torchao, nf4 (4 bits) by "
+        "bitsandbytes on a GPU. Results are in dtype",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the repeated blocks: a slow start, then faster passes; on a CPU it needs a C++ compiler",
+    )
+    offload: Literal["none", "weights"] = Field(
+        "none",
+        description="weights: frozen weights of the denoiser lie in CPU memory, and each layer is copied to the GPU when it runs",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     copies: Literal["device", "cpu"] = Field(
         "device", description="location of unused snapshots, and of the pretrained weights under full training"

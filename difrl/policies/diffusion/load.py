@@ -19,6 +19,7 @@ from difrl.config import (
     ReverseLikelihood,
     RunConfig,
 )
+from difrl.policies.compilation import compile_blocks
 from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
 from difrl.policies.diffusion.distilled import warn_of_distillation
@@ -26,6 +27,7 @@ from difrl.policies.diffusion.families import FAMILIES, Family, find_family
 from difrl.policies.diffusion.families.base import read_index
 from difrl.policies.diffusion.families.meta_parts import check_parts
 from difrl.policies.diffusion.likelihoods import Forward, LikelihoodKind, Reverse
+from difrl.policies.diffusion.offload import offload_weights
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.diffusion.sampling import Sampling
@@ -34,6 +36,7 @@ from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.importance_sampling import get_correction
 from difrl.policies.layout import is_sharded
 from difrl.policies.model_paths import resolve
+from difrl.policies.quantization import is_quantized, plan_pipeline
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.rollout_precision import check_precision
 from difrl.policies.snapshots import CURRENT
@@ -70,7 +73,11 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     dtype, skeleton = DTYPES[model.dtype], torch.device(device).type == "meta"
     try:
         with silenced_libraries():
-            family = cls.build_skeleton(path, model.revision) if skeleton else cls.load(path, dtype, model.revision)
+            if skeleton:
+                family = cls.build_skeleton(path, model.revision)
+            else:
+                plan = plan_pipeline(read_index(path, model.revision), model)
+                family = cls.load(path, dtype, model.revision, plan)
     except LOADING_ERRORS as error:
         raise ModelError(
             f"model.path: {path!r} cannot be loaded ({type(error).__name__}: {error}); expected every part that its "
@@ -83,10 +90,7 @@ def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Famil
     else:
         # The loaders fill missing weights with random ones, without a word.
         check_parts(path, family.pipeline.components)
-        others = [*family.encoders.modules.values(), *(family.denoisers.values() if is_sharded(model) else ())]
-        for part in family.modules:
-            if part not in others:  # encoders come for a prompt, and the layout moves a block at a time
-                nn.Module.to(part, device)
+        _place(family, model, device)
         set_attention(family.denoiser, model.attention)
     if model.dtype != "float32":
         # Half-precision decoding shifts colours; the autoencoder is small beside the denoiser.
@@ -111,6 +115,25 @@ def set_tiling(pipeline: Any) -> None:
         ) from error
 
 
+def _place(family: Family, model: ModelConfig, device: torch.device | str) -> None:
+    """Move the parts of a pipeline to the device, and prepare the denoiser for it. Raise ModelError if that cannot be done."""
+    for name, part in family.denoisers.items():
+        if model.quantize != "none" and not is_quantized(part):
+            raise ModelError(
+                f"model.quantize: the {name} of {model.path!r} cannot be quantized; set model.quantize: none"
+            )
+        if model.offload == "weights":
+            offload_weights(part, device)
+        if model.compile:
+            compile_blocks(part, device)
+    others = list(family.encoders.modules.values())  # they come for a prompt
+    if is_sharded(model) or model.offload == "weights":  # moved a block or a layer at a time
+        others += family.denoisers.values()
+    for part in family.modules:
+        if part not in others:
+            nn.Module.to(part, device)
+
+
 def set_attention(denoiser: Any, backend: str) -> None:
     """Set the attention implementation of diffusers. Raise ModelError if it cannot run here."""
     if backend == "sdpa":
@@ -132,7 +155,7 @@ def set_attention(denoiser: Any, backend: str) -> None:
 
 
 def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -> None:
-    """Make the denoiser trainable. Its trained parameters become float32."""
+    """Make the denoiser trainable. Its trained parameters become float32, on the device on which it runs."""
     make_trainable(
         family.denoiser,
         model,
@@ -140,6 +163,9 @@ def make_denoiser_trainable(family: Family, model: ModelConfig, seed: int = 0) -
         lora_targets=family.lora_targets,
         load_adapter=lambda path: load_warm_start(path, DIFFUSERS_LORA, partial(family.load_lora, adapter=ADAPTER)),
     )
+    if model.offload == "weights":  # PEFT puts an adapter beside its layer
+        for p in family.denoiser.parameters():
+            p.data = p.data.to(family.device) if p.requires_grad else p.data
 
 
 def build_kind(

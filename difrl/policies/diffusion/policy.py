@@ -63,6 +63,10 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         return module
 
     @property
+    def device(self) -> torch.device:
+        return self.family.device
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.prompts.dtype
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from difrl.config import GenerationConfig, ModelConfig, RunConfig
+from difrl.policies.compilation import compile_blocks
 from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.importance_sampling import get_correction
 from difrl.policies.language.engines import Engines, Transformers
@@ -22,6 +23,7 @@ from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.layout import is_sharded
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
+from difrl.policies.quantization import build_quantization
 from difrl.policies.references import build_reference_set
 from difrl.policies.rollout_precision import check_precision
 from difrl.policies.tokenizer_state import remember_padding
@@ -65,6 +67,8 @@ def build_language_policy(
     dtype = DTYPES[config.model.dtype]
     if config.model.gradient_checkpointing:
         recompute_layers(model)
+    if config.model.compile and model.device.type != "meta":
+        compile_blocks(model, model.device)
     make_language_model_trainable(model, config.model, config.seed)
     snapshots = build_snapshots(model, config, keep_base, device)
     network = CausalLM.build(model, dtype)  # after the adapter, which may be on the head
@@ -164,12 +168,18 @@ def load_frozen(
                 if Path(path).is_dir():
                     check_weights(Path(path), ["model.safetensors", "pytorch_model.bin"], found, key)
             else:
+                quantized = (
+                    {}
+                    if model.quantize == "none"
+                    else {"quantization_config": build_quantization(model, "transformers")}
+                )
                 found, report = AutoModelForCausalLM.from_pretrained(
                     path,
                     revision=revision,
                     dtype=DTYPES[model.dtype],
                     attn_implementation=model.attention,
                     output_loading_info=True,
+                    **quantized,
                 )
                 missing = sorted(report["missing_keys"])
     except LOADING_ERRORS as error:

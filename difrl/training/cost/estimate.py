@@ -8,16 +8,19 @@ run (dry_run.py), and time a rough range.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from difrl.config import RunConfig
 from difrl.config.run import samples_base_at_end
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.language.policy import LanguagePolicy
+from difrl.policies.layout import networks
 from difrl.policies.load import load_policy
+from difrl.policies.quantization import count_frozen_bytes
 from difrl.policies.rollout_precision import quantizable
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import AlikeProcesses, Evaluations, count_evaluations
@@ -26,6 +29,7 @@ from difrl.training.cost.images import count_image_cost
 from difrl.training.cost.model_cost import ModelCost
 from difrl.training.cost.texts import count_text_cost
 from difrl.training.inputs import load_inputs
+from difrl.training.optimizers import count_state_bytes
 from difrl.training.trainer import Trainer
 
 
@@ -81,7 +85,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     return Estimate(
         model=model,
         memory={
-            **_measure_kept(config, model, trainer),
+            **_measure_kept(config, model, trainer, networks(policy.module)),
             **_measure_quantized(config, policy),
             **model.working_memory(model.dry.tally),
         },
@@ -93,24 +97,28 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     )
 
 
-def _measure_kept(config: RunConfig, model: ModelCost, trainer: Trainer) -> dict[str, int]:
-    """Return the bytes that a process keeps from its first step to its last, by name."""
+def _measure_kept(
+    config: RunConfig, model: ModelCost, trainer: Trainer, trainable: Sequence[nn.Module]
+) -> dict[str, int]:
+    """Return the bytes that a process keeps from its first step to its last, by name. trainable: the networks of the policy."""
     for p in trainer.parameters:
         p.grad = torch.empty_like(p)
     trainer.optimizer.step()
-    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.is_meta]
     memory: dict[str, int] = defaultdict(int)
+    quantize = config.model.quantize
     for module in model.modules:
-        for tensor in (*(p for p in module.parameters() if not p.requires_grad), *module.buffers()):
-            if tensor.is_floating_point():
-                memory[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.nbytes
+        if module in trainable and config.model.offload == "weights":
+            continue  # in CPU memory
+        for format, size in count_frozen_bytes(module, quantize if module in trainable else "none").items():
+            memory[f"frozen weights, {format}"] += size
     trained = sum(p.nbytes for p in trainer.parameters)
     memory |= {"trained weights, float32": trained, "gradients": trained}
-    memory["AdamW's two moments"] = sum(moment.nbytes for moment in moments)
+    name = "AdamW's two moments" if config.train.optimizer == "adamw" else f"moments of {config.train.optimizer}"
+    memory[name] = count_state_bytes(trainer.optimizer)
     if config.model.dtype != "float32":
         memory[f"trained weights cast to {config.model.dtype}"] = model.trained * DTYPES[config.model.dtype].itemsize
     memory |= trainer.policy.snapshots.device_bytes()
-    return memory | {f"teacher {n}": sum(p.nbytes for p in t.parameters()) for n, t in model.teachers.items()}
+    return memory | {f"teacher {n}": sum(count_frozen_bytes(t, quantize).values()) for n, t in model.teachers.items()}
 
 
 def _measure_quantized(config: RunConfig, policy: DiffusionPolicy | LanguagePolicy) -> dict[str, int]:

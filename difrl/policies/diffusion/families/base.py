@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline
+from diffusers import DiffusionPipeline, ModelMixin, ModularPipeline, PipelineQuantizationConfig
+from diffusers.models.modeling_utils import get_parameter_device
 from peft import get_peft_model_state_dict
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -110,13 +111,20 @@ class Family(ABC):
         self.encoders = Encoders([pipeline], {})
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
-        """Load the pipeline at a hub id or folder on the CPU, with weights in `dtype`. Encoders load when a prompt is encoded."""
+    def load(
+        cls, path: str, dtype: torch.dtype, revision: str | None, quantization: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Load the pipeline at a hub id or folder on the CPU, with weights in `dtype`. Encoders load when a prompt is encoded.
+
+        quantization: name of a part -> its configuration of diffusers.
+        """
         index = read_index(path, revision)
         pipeline_class, settings = cls.get_pipeline_class(index), cls.part_overrides(index)
         encoders = build_meta_encoders(path, revision, {k: v for k, v in index.items() if k not in settings})
         for part in encoders.values():
             nn.Module.to(part, dtype)
+        if quantization:
+            settings["quantization_config"] = PipelineQuantizationConfig(quant_mapping=dict(quantization))
         pipeline = pipeline_class.from_pretrained(
             path, dtype=dtype, revision=revision, use_safetensors=True, **settings, **encoders
         )
@@ -215,8 +223,8 @@ class Family(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the denoiser."""
-        device: torch.device = next(self.denoiser.parameters()).device
+        """The device on which the denoiser runs."""
+        device: torch.device = get_parameter_device(self.denoiser)
         return device
 
     @property

@@ -272,10 +272,12 @@ class ModularFamily(Family):
         self._empty: dict[str, Tensor] | None = None
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype, revision: str | None) -> Self:
+    def load(
+        cls, path: str, dtype: torch.dtype, revision: str | None, quantization: Mapping[str, Any] | None = None
+    ) -> Self:
         index = read_index(path, revision)
         if issubclass(cls.get_pipeline_class(index), DiffusionPipeline):
-            return super().load(path, dtype, revision)
+            return super().load(path, dtype, revision, quantization)
         settings = {"pretrained_model_name_or_path": path, "modular_config_dict": index}
         modular = _assemble(cls.get_pipeline_class(index), {}, **settings)
         names = _find_needed_parts(modular, index)
@@ -285,7 +287,7 @@ class ModularFamily(Family):
                 raise ModelError(f"model.path: {path} names no place of its {name}, and its blocks need it")
             if str(place) != path:
                 log.warning("the %s of %s is loaded from %s, as its index says", name, path, place)
-        modular.load_components(names, dtype=dtype, revision=revision)
+        modular.load_components(names, dtype=dtype, revision=revision, quantization_config=dict(quantization or {}))
         if missing := [name for name in names if getattr(modular, name) is None]:
             raise ModelError(f"model.path: {path} has no {missing[0]} that can be loaded, and its blocks need it")
         family, specs = cls(modular), {name: modular.get_component_spec(name) for name in names}
