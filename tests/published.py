@@ -79,10 +79,10 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
 """Kind -> builder of a tiny tokenizer, or of a processor with one, of the same class."""
 
 
-def build_part(name: str) -> nn.Module:
-    """Build a part on the meta device."""
-    cls, config = _get_class(name), PARTS[name]["config"]
-    with torch.device("meta"):
+def build_part(name: str, device: str = "meta", changes: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a part with random weights, some of its settings changed."""
+    cls, config = _get_class(name), {**PARTS[name]["config"], **(changes or {})}
+    with torch.device(device):
         built: nn.Module
         built = cls.from_config(config) if issubclass(cls, ModelMixin) else cls(cls.config_class(**config))
     return built
