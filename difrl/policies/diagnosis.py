@@ -227,7 +227,7 @@ def widened(module: nn.Module, device: torch.device | str | None = None) -> Iter
     """
     tensors = [*module.parameters(), *module.buffers()]
     tensors = [x for x in tensors if x.is_floating_point() and x.dtype != torch.float32]
-    # The data of a quantized tensor are several tensors, which only an exchange of the whole tensor replaces.
+    # The data of a quantised tensor are several tensors, which only an exchange of the whole tensor replaces.
     composed = [x for x in tensors if is_composed(x)]
     narrow = [(x, x.data) for x in tensors if not is_composed(x)]
     others = [x.detach().dequantize().to(device, torch.float32) for x in composed]

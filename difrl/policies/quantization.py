@@ -1,7 +1,7 @@
 """Frozen weights in fewer bits (`model.quantize`), by the configurations of diffusers and transformers.
 
 torchao stores a linear layer as int8 or float8 with a scale for each row, bitsandbytes as nf4 (arXiv:2305.14314) with a scale for
-64 weights. Both compute with them in `model.dtype`. Only linear layers are quantized, without the head of a language model
+64 weights. Both compute with them in `model.dtype`. Only linear layers are quantised, without the head of a language model
 and the layers that a library keeps in float32.
 """
 
@@ -27,7 +27,7 @@ DENOISERS = ("transformer", "unet")
 
 
 class Format(NamedTuple):
-    """Storage of a quantized weight."""
+    """Storage of a quantised weight."""
 
     library: str
     kind: str | None
@@ -86,17 +86,17 @@ def plan_pipeline(index: Mapping[str, Any], model: ModelConfig) -> dict[str, Any
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Return whether a model of diffusers or transformers has quantized weights."""
+    """Return whether a model of diffusers or transformers has quantised weights."""
     return bool(getattr(module, "is_quantized", False))
 
 
 def is_composed(tensor: Tensor) -> bool:
-    """Return whether a weight is quantized by torchao. Such a tensor consists of several."""
+    """Return whether a weight is quantised by torchao. Such a tensor consists of several."""
     return type(tensor).__module__.startswith("torchao.")
 
 
 def count_frozen_bytes(module: nn.Module, quantize: str = "none") -> dict[str, int]:
-    """Return the bytes of the floating-point weights of a module that are not trained, by format, once they are quantized.
+    """Return the bytes of the floating-point weights of a module that are not trained, by format, once they are quantised.
 
     The module has its weights in their usual types, or is on the meta device.
     """
@@ -115,7 +115,7 @@ def count_frozen_bytes(module: nn.Module, quantize: str = "none") -> dict[str, i
 
 
 def _find_layers(module: nn.Module) -> set[int]:
-    """Return the ids of the weights that the libraries quantize."""
+    """Return the ids of the weights that the libraries quantise."""
     kept = list(getattr(module, "_keep_in_fp32_modules", None) or [])
     if isinstance(module, PreTrainedModel):
         kept = HfQuantizer.get_modules_to_not_convert(module, None, kept)

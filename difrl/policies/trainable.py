@@ -48,7 +48,7 @@ def make_trainable(
     if model.train == "full":
         if is_quantized(module):
             raise ModelError(
-                f"model.train: full trains all weights, and those of {model.path} are quantized; set model.train: lora"
+                f"model.train: full trains all weights, and those of {model.path} are quantised; set model.train: lora"
             )
         module.requires_grad_(True)
     else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import is_zipfile
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -57,7 +58,9 @@ def check_weights(folder: Path, names: Sequence[str], module: nn.Module, key: st
     names: the files that the loader looks for, by preference; an index of several files has the same name and .index.json.
     Loaders rename some tensors. Shapes are compared where names are equal, and a parameter is missing only if all names are.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    # bitsandbytes packs weights into bytes of another shape.
+    own = {name: tuple(tensor.shape) for name, tensor in state.items() if tensor.dtype != torch.uint8}
     found = set[str]()
     for file in _find_weight_files(folder, names, key):
         for name, shape in check_weight_file(file, key).items():
@@ -72,7 +75,7 @@ def check_weights(folder: Path, names: Sequence[str], module: nn.Module, key: st
         id(parameters[name]) for name in found & parameters.keys()
     }  # one name of several that share a tensor is enough
     missing = sorted(name for name, p in parameters.items() if id(p) not in given)
-    if found and found <= own.keys() and missing:
+    if found and found <= state.keys() and missing:
         raise ModelError(
             f"{key}: the weights in {folder} lack {len(missing)} tensors that config.json describes, such as {missing[0]}, and "
             "would be filled with random numbers; copy or download the model again"

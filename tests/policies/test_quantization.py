@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM
 
 from difrl.config import RunConfig
+from difrl.inference.loaded_run import open_run
 from difrl.policies.base import NoiseKey
 from difrl.policies.diffusion.load import load_family
 from difrl.policies.errors import ModelError
 from difrl.policies.load import load_policy
 from difrl.policies.model_paths import resolve
 from difrl.policies.quantization import count_frozen_bytes
+from difrl.reporting.terminal import SilentDisplay
+from difrl.training import run as running
 from tests.helpers import perturb
 from tests.recipes import FLOW_GRPO, load_training_prompts, recipe, text_recipe
 
@@ -169,7 +173,7 @@ def test_weights_that_were_saved_quantized_load_by_themselves(
     first = evaluate(own, config)
     found = evaluate(load_policy(config), config, first["rollout"])
     assert torch.equal(found["logp"], first["logp"])
-    with pytest.raises(ModelError, match=r"model.train: full trains all weights, and those of .* are quantized"):
+    with pytest.raises(ModelError, match=r"model.train: full trains all weights, and those of .* are quantised"):
         load_policy(build(folder, tmp_path, "none", train="full"))
 
 
@@ -210,6 +214,7 @@ def test_nf4_on_a_gpu(request: pytest.FixtureRequest, tmp_path: Path, model: str
         ({"model": {**LORA, "offload": "weights", "shard": "gradients"}}, "model.offload", "choose one"),
         ({"model": {**LORA, "offload": "weights"}, "rollout": {"precision": "int8"}}, "rollout.precision", "device"),
         ({"model": {"train": "lora", "lora": {"warm_start": "a"}, "offload": "weights"}}, "model.offload", "loads too"),
+        ({"model": {"compile": True}, "rollout": {"precision": "int8"}}, "rollout.precision", "compiled again"),
         ({"model": {"shard": "weights", "compile": True}}, "model.compile", "gather"),
         ({"model": {"shard": "weights"}, "train": {"optimizer": "lion"}}, "train.optimizer", "takes whole weights"),
     ],
@@ -225,3 +230,19 @@ def test_settings_of_image_models_and_of_vllm() -> None:
         text_recipe("tiny-lm", model={**LORA, "offload": "weights"})
     with pytest.raises(ValueError, match=r"model.quantize: vllm receives merged weights"):
         text_recipe("tiny-lm", model={**LORA, "quantize": "int8"}, generation={"engine": "vllm"})
+
+
+def test_a_run_opens_with_quantized_weights_again(sd3: Path, tmp_path: Path) -> None:
+    sections = {"train": {"steps": 1, "optimizer": "adamw8bit"}, "eval": {"every": 0}}
+    run = tmp_path / "run"
+    running.train(recipe(sd3, run, model={**LORA, "quantize": "int8"}, **sections), display=SilentDisplay())
+    opened: Any = open_run(run, device="cpu").policy
+    assert "Int8Tensor" in {type(p).__name__ for p in opened.module.parameters()}
+    saved = load_file(run / "model" / "pytorch_lora_weights.safetensors")
+    products = [products_of({name.replace(".default", ""): p for name, p in opened.parameters.items()})]
+    products.append({name.removeprefix("transformer."): p for name, p in products_of(saved).items()})
+    assert products[0].keys() == products[1].keys()
+    for name, product in products[0].items():
+        torch.testing.assert_close(product, products[1][name])
+    images = opened.evaluation(load_training_prompts(recipe(sd3))[:2], torch.arange(2), NoiseKey(0, 0)).images
+    assert images.isfinite().all()

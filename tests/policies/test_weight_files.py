@@ -175,3 +175,15 @@ def test_a_size_without_positions_is_refused(sd3: Path, side: str, fits: int) ->
         return
     with pytest.raises(ModelError, match=rf"^rollout\.{side}: found {fits} pixels, expected at most 8"):
         estimate(config)
+
+
+def test_weights_that_are_packed_into_bytes_have_shapes_of_their_own(tmp_path: Path) -> None:
+    """As bitsandbytes packs two weights of 4 bits into a byte when it loads a file of float ones."""
+    layer = nn.Linear(4, 2, bias=False)
+    save_file({"weight": layer.weight.detach()}, tmp_path / "model.safetensors")
+    layer.weight = nn.Parameter(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
+    check_weights(tmp_path, ["model.safetensors"], layer, "model.path")
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    layer.register_buffer("other", torch.zeros(1))
+    with pytest.raises(ModelError, match="lack 1 tensors"):
+        check_weights(tmp_path, ["model.safetensors"], layer, "model.path")

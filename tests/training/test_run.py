@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
         "snapshots": EMA,
         "anchors": [{"to": "base", "coefficient": 0.1}, {"to": "ema", "coefficient": 0.5}],
     },
+    "int8": {"model": {**LORA, "quantize": "int8"}, "train": {"optimizer": "adamw8bit"}},
     "reverse": {**FLOW_GRPO, "train": {"updates_per_step": 2, "lr": {"kind": "linear", "start": 1e-3, "end": 0.0}}},
 }
 KEPT = ("trained.safetensors", "optimizer.safetensors", "snapshots.safetensors", "source.safetensors")

@@ -21,6 +21,9 @@ def check_model(config: RunSections) -> Iterator[ConfigConflict]:
     yield from _quantized_weights_are_frozen(config)
     yield from _offloaded_weights_are_frozen(config)
     yield from _shards_are_plain(config)
+    if model.compile and config.rollout.precision != "same":
+        problem = "blocks would be compiled again for the copies of every rollout; set same, or model.compile: false"
+        yield ConfigConflict(("rollout", "precision"), problem)
 
 
 def _quantized_weights_are_frozen(config: RunSections) -> Iterator[ConfigConflict]:

@@ -120,7 +120,7 @@ def _place(family: Family, model: ModelConfig, device: torch.device | str) -> No
     for name, part in family.denoisers.items():
         if model.quantize != "none" and not is_quantized(part):
             raise ModelError(
-                f"model.quantize: the {name} of {model.path!r} cannot be quantized; set model.quantize: none"
+                f"model.quantize: the {name} of {model.path!r} cannot be quantised; set model.quantize: none"
             )
         if model.offload == "weights":
             offload_weights(part, device)
