@@ -9,7 +9,7 @@ from difrl.config.schema.run import RunSections
 
 _SHARED_ROLLOUT = frozenset({"batch", "snapshot", "precision"})
 _OF_IMAGES: Mapping[str, tuple[str, ...]] = {
-    "model": ("embeddings_mb", "max_sequence_length", "offload"),
+    "model": ("embeddings_mb", "max_sequence_length", "offload", "tiling"),
     "data": ("negative",),
     "eval": ("steps",),
 }

@@ -254,6 +254,10 @@ class Family(ABC):
         The image is None unless the family takes one.
         """
 
+    def encoding_inputs(self, with_image: bool) -> Mapping[str, Any]:
+        """Return the inputs of the family that `encode_prompt` may depend on."""
+        return self.inputs
+
     @torch.no_grad()
     def encode(self, text: str, image: Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
         """Return the conditions of `encode_prompt` on the CPU, from the disk if they were computed before."""
@@ -261,7 +265,7 @@ class Family(ABC):
         if files is None or encoders.adapted:
             with encoders.at_hand(find_device(self.pipeline)):
                 return _to_cpu(self.encode_prompt(text, image, max_sequence_length))
-        settings = {"max_sequence_length": max_sequence_length, **self.inputs}
+        settings = {"max_sequence_length": max_sequence_length, **self.encoding_inputs(image is not None)}
         device = find_device(self.pipeline)
         file = files.find(text, image, settings, device)
         if (found := files.read(file)) is None:

@@ -386,6 +386,11 @@ class ModularFamily(Family):
         found = super().tokenizers(max_sequence_length)
         return {name: (part, min(limit, longest or limit)) for name, (part, limit) in found.items()}
 
+    def encoding_inputs(self, with_image: bool) -> Mapping[str, Any]:
+        cut = self._cuts[with_image]
+        read = {p.name for step in cut.encode for p in cut.blocks.sub_blocks[step].inputs}
+        return {name: value for name, value in self.inputs.items() if name in read or with_image}
+
     @torch.no_grad()
     def encode_prompt(self, text: str, image: Image.Image | None, max_sequence_length: int | None) -> dict[str, Tensor]:
         cut = self._cuts[image is not None]
