@@ -7,7 +7,7 @@ paired. An evaluation of another size draws other samples of the same distributi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -99,13 +99,21 @@ class Evaluator:
                 metrics |= {f"eval/{name}": mean, f"eval/{name}/stderr": stderr}
         return metrics
 
+    def prompts_of(self, images: Iterable[int], grids: Iterable[int]) -> list[Prompt]:
+        """Return the prompts of evaluations and of grids of these sizes, with repetitions."""
+        return [p for count in images for p in self._prompts_in_use(count)] + [p for n in grids for p in self._shown(n)]
+
+    def _shown(self, count: int) -> list[Prompt]:
+        """Return `count` prompts spread over the evaluation set, or all."""
+        count = min(count, len(self.prompts))
+        return [self.prompts[i * len(self.prompts) // count] for i in range(count)]
+
     def draw_grid(self, count: int, columns: int, guidance: GuidanceSettings = TRAINED) -> tuple[Rollout, list[str]]:
         """Draw the fixed grid: `columns` samples for each of `count` prompts spread over the evaluation set.
 
         Return the samples and the texts of the prompts. All processes draw it, since weights may be sharded.
         """
-        count = min(count, len(self.prompts))
-        chosen = [self.prompts[i * len(self.prompts) // count] for i in range(count)]
+        chosen = self._shown(count)
         prompts = [p for p in chosen for _ in range(columns)]
         with phase("samples to show", total=len(prompts)):
             numbers, key = torch.arange(len(prompts)), NoiseKey(self.seed, 0, "show")

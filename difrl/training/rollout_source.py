@@ -6,7 +6,7 @@ The trainer draws groups from a source by their numbers, and does not depend on 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -53,6 +53,9 @@ class RolloutSource(Protocol):
           time_section: called at the end of each section.
           weights: reward -> its weight in this step, where it differs from the weight in evaluations.
         """
+
+    def prompts_of(self, steps: Iterable[int]) -> Iterator[Prompt]:
+        """Yield the prompts that may be drawn in these steps, with repetitions."""
 
     def commit_step(self) -> None:
         """Keep what the draws of a step measured. Draws of a step that fails are forgotten."""
@@ -113,6 +116,12 @@ class PolicyRollouts:
             scored = ScoredRollout.cat([part.result() for part in pending])
         time_section("score")
         return scored
+
+    def prompts_of(self, steps: Iterable[int]) -> Iterator[Prompt]:
+        for step in steps:
+            draws = (self.order.redraw(step, attempt) for attempt in range(1, self.config.collect.max_draws))
+            for numbers in (self.order.step(step), *draws):
+                yield from (self.prompts[number] for number in numbers)
 
     def commit_step(self) -> None:
         if self.reference_scores is not None:
@@ -192,6 +201,9 @@ class DatasetRollouts:
         time_section("rollout")
         rewards = rewards.to(self.device)
         return ScoredRollout(rollout, rewards, torch.ones_like(rewards, dtype=torch.bool))
+
+    def prompts_of(self, steps: Iterable[int]) -> Iterator[Prompt]:
+        return (self.recorded[number].prompt for step in steps for number in self.order.step(step))
 
     def commit_step(self) -> None:
         """Do nothing: a file has no measurements to keep."""

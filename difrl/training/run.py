@@ -20,6 +20,7 @@ from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
 from difrl.config.yaml_source import ConfigError
 from difrl.data.jsonl import LISTED
+from difrl.data.prompts import Prompt
 from difrl.policies.load import load_policy
 from difrl.policies.logprob_check import FirstUpdateError
 from difrl.policies.warm_start import keep_warm_start
@@ -48,7 +49,7 @@ from difrl.training.run_folder import (
     lock_run,
     prepare_folder,
 )
-from difrl.training.sample_outputs import run_sweep, save_before_after, save_step_samples
+from difrl.training.sample_outputs import SWEPT, run_sweep, save_before_after, save_step_samples
 from difrl.training.trainer import Trainer, TrainingError
 from rewards import RewardError
 from rewards.random_state import get_random_state, preserved_random_state, set_random_state
@@ -116,8 +117,6 @@ def _train(
     resumed = None if start.checkpoint is None else config.output_dir
     policy = load_policy(config, processes.device, keep_base=samples_base_at_end(config), run=resumed)
     policy.validate_prompts([*inputs.train, *inputs.evaluation])
-    prompts = [*inputs.train, *inputs.evaluation, *(group.prompt for group in inputs.recorded)]
-    policy.encode_prompts(prompts, processes.rank / processes.count)
     trainer = Trainer(config, policy, inputs.scorer, inputs.train, processes)
     evaluator = None
     if inputs.evaluation and config.eval.every > 0:
@@ -130,6 +129,7 @@ def _train(
             display.message(message)
         if start.checkpoint is not None:
             run.resume(start.checkpoint)
+        policy.encode_prompts(run.prompts(), processes.rank / processes.count)
         if changed := prepare_folder(config, start, processes, inputs.images):
             listed = ", ".join(changed[:LISTED]) + (f" and {len(changed) - LISTED} more" if changed[LISTED:] else "")
             display.message(
@@ -220,6 +220,16 @@ class Run:
                 f"this process has {torch.get_num_threads()} CPU threads and the checkpoint was made with {threads}: "
                 f"results agree to float order only (set train.threads={threads} for the same bits)"
             )
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts of the remaining steps and of evaluations, with repetitions."""
+        sources = [self.trainer.source, *([self.trainer.rehearsal.source] if self.trainer.rehearsal else [])]
+        steps, settings = range(self.step, self.config.train.steps), self.config.eval
+        found = [prompt for source in sources for prompt in source.prompts_of(steps)]
+        if self.evaluator is not None:
+            images = [settings.images, settings.final_images or settings.images]
+            found += self.evaluator.prompts_of(images, [settings.show, min(SWEPT, settings.show)])
+        return found
 
     def __call__(self) -> RunSummary:
         """Run the remaining steps with their evaluations and checkpoints, and finish the run."""

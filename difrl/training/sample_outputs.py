@@ -16,6 +16,9 @@ from difrl.reporting.sample_sheets import Sheet, build_sheet
 from difrl.runtime.progress import phase
 from difrl.training.evaluation import Evaluator
 
+SWEPT = 4
+"""Prompts of the sheet of a sweep, at most."""
+
 
 def save_step_samples(evaluator: Evaluator, config: RunConfig, folder: Path, step: int) -> None:
     """Save samples/step-N and its JSON: the fixed prompts and noise, sampled with the present weights."""
@@ -54,7 +57,7 @@ def run_sweep(
     result |= {"first_steps": guidance.first_steps, "adaptive": guidance.adaptive}
     for name in rows[0]:
         result[name.removeprefix("eval/")] = [row[name] if math.isfinite(row[name]) else None for row in rows]
-    sheet = _sheet(evaluator, settings, min(4, config.eval.show), 2) if config.eval.show > 0 else None
+    sheet = _sheet(evaluator, settings, min(SWEPT, config.eval.show), 2) if config.eval.show > 0 else None
     if sheet is not None:
         result |= {"picture": sheet.save(folder / "rlg").name, "samples": sheet.as_data()}
     if evaluator.processes.is_main:

@@ -106,9 +106,17 @@ def drawn_by(policy: Any) -> Tensor:
     return found
 
 
-def test_the_text_encoders_part_is_used_and_saved(sd3: Path, images: Path, tmp_path: Path) -> None:
-    """Without that part, or at another strength, the images of diffusers would differ."""
+def test_the_text_encoders_part_is_used_and_saved(
+    sd3: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that part, or at another strength, the images of diffusers would differ.
+
+    The files of the model do not have these encoders, so they are not dropped, and the cache on the disk is not theirs.
+    """
+    monkeypatch.setenv("DIFRL_CACHE", str(tmp_path / "cache"))
+    load_policy(recipe(sd3)).encode_prompts([Prompt(text, {}) for text in TEXTS])
     policy = load_policy(image_recipe(sd3, images))
+    policy.encode_prompts([Prompt(text, {}) for text in TEXTS])
     policy.save(tmp_path)
     expected = drawn_by_diffusers(sd3, images)
     torch.testing.assert_close(drawn_by(policy), expected, rtol=0, atol=1e-4)

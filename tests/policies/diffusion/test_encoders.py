@@ -17,11 +17,16 @@ from torch import Tensor
 
 from difrl.config import ModelConfig
 from difrl.data.prompts import Prompt
+from difrl.inference.loaded_run import open_run
 from difrl.policies.diffusion import embedding_files
 from difrl.policies.diffusion.families import Family
+from difrl.policies.diffusion.families.modular import ModularFamily
 from difrl.policies.diffusion.load import load_family
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder
 from difrl.policies.load import load_policy
+from difrl.reporting.terminal import SilentDisplay
+from difrl.training import run as running
+from difrl.training.trainer import Trainer
 from tests.recipes import recipe
 
 PROMPTS = [Prompt(text, {}) for text in ("a red circle", "two blue squares", "a green triangle")]
@@ -236,3 +241,40 @@ def test_a_model_is_saved_without_encoders_in_memory(sd3: Path, tmp_path: Path) 
         weights = {key: p.bfloat16().float() for key, p in getattr(original, name).named_parameters()}
         assert same(dict(getattr(saved, name).named_parameters()), weights)
     assert not policy.family.encoders.loaded  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"collect": {"max_draws": 2}, "data": {"prompts_per_step": 4}},
+        {"data": {"prompts_per_step": 6, "negative": "blurry"}, "rollout": {"guidance": 2.0}},
+    ],
+)
+def test_a_run_encodes_all_of_its_prompts_before_its_first_step_and_nothing_when_it_is_resumed(
+    sd3: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, changes: Any
+) -> None:
+    config = recipe(sd3, tmp_path / "run", **{"eval": {"rlg": [0.5]}, "checkpoint": {"every": 2}, **changes})
+    step, encode = Trainer.step, ModularFamily.encode_prompt
+    encoded, steps = list[str](), list[int]()
+
+    def count(family: Any, text: str, *given: Any) -> Any:
+        assert not steps
+        encoded.append(text)
+        return encode(family, text, *given)
+
+    monkeypatch.setattr(ModularFamily, "encode_prompt", count)
+    monkeypatch.setattr(Trainer, "step", lambda self, number: steps.append(number) or step(self, number))
+    running.train(config, display=SilentDisplay())
+    assert steps == [0, 1, 2]
+    assert len(encoded) == len(set(encoded)) > 8
+    assert len(encoded) < 100  # of 585
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000003")
+    encoded.clear()
+    running.train(config, resume=True, display=SilentDisplay())
+    assert steps[3:] == [2]
+    assert not encoded
+    run = open_run(tmp_path / "run", device="cpu")
+    steps.clear()
+    images = run.sample(["a prompt that no run has seen"]).content
+    assert encoded == ["a prompt that no run has seen"]
+    assert images.isfinite().all()

@@ -27,6 +27,9 @@ class Encoders:
     adapted: bool = False
     """True if an adapter was added to them, so that the model's files do not have their weights."""
 
+    _place: str = "meta"
+    """Device of the encoders, "meta" without weights."""
+
     @property
     def modules(self) -> dict[str, PreTrainedModel]:
         """The encoders by name."""
@@ -35,7 +38,7 @@ class Encoders:
     @property
     def loaded(self) -> bool:
         """Whether the encoders have weights."""
-        return not any(p.is_meta for part in self.modules.values() for p in part.parameters())
+        return self._place != "meta"
 
     @contextmanager
     def at_hand(self, device: torch.device | str) -> Iterator[None]:
@@ -72,6 +75,7 @@ class Encoders:
         for part in self.modules.values():
             nn.Module.to(part, "meta")
             part.tie_weights()
+        self._place = "meta"
 
     def _move(self, device: torch.device | str) -> None:
         if not self.loaded:
@@ -80,5 +84,8 @@ class Encoders:
                     part = load()
                 for owner in self.owners:
                     setattr(owner, name, part)
-        for part in self.modules.values():
-            nn.Module.to(part, device)
+            self._place = "cpu"
+        if self._place != str(device):
+            for part in self.modules.values():
+                nn.Module.to(part, device)
+        self._place = str(device)
