@@ -97,6 +97,7 @@ class Row:
     with_it: Side
 
 
+SHARDED = (*FULL, "model.shard=weights")
 TILED = ("rollout.height=512", "rollout.width=512", "rollout.batch=1", "data.group_size=2", "train.micro_batch=1")
 WIDE = ("train.micro_batch=4", "model.gradient_checkpointing=false")
 ROWS = (
@@ -109,6 +110,9 @@ ROWS = (
     Row("`model.gradient_checkpointing`", Side(WIDE), Side(WIDE[:1])),
     Row("`model.dtype: bfloat16`", Side(), Side(HALF)),
     Row("`model.train: lora`", Side(FULL), Side()),
+    Row("`model.quantize: int8`, bfloat16", Side(HALF), Side((*HALF, "model.quantize=int8"))),
+    Row("`train.optimizer: adamw8bit`, full training", Side(FULL), Side((*FULL, "train.optimizer=adamw8bit"))),
+    Row("`model.shard: weights`, full training, 2 processes", Side(FULL, processes=2), Side(SHARDED, processes=2)),
 )
 
 

@@ -52,9 +52,11 @@ class ModelConfig(Section):
         False,
         description="torch.compile of the repeated blocks: a slow start, then faster passes; on a CPU it needs a C++ compiler",
     )
-    offload: Literal["none", "weights"] = Field(
+    offload: Literal["none", "encoders", "weights"] = Field(
         "none",
-        description="weights: frozen weights of the denoiser lie in CPU memory, and each layer is copied to the GPU when it runs",
+        description="encoders: encoders of prompts are on the GPU only while they encode (a training run drops them in any case "
+        "when its prompts are encoded); weights: frozen weights of the denoiser lie in CPU memory too, and each layer is copied "
+        "to the GPU when it runs",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     copies: Literal["device", "cpu"] = Field(

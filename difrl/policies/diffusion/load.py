@@ -126,11 +126,10 @@ def _place(family: Family, model: ModelConfig, device: torch.device | str) -> No
             offload_weights(part, device)
         if model.compile:
             compile_blocks(part, device)
-    others = list(family.encoders.modules.values())  # they come for a prompt
-    if is_sharded(model) or model.offload == "weights":  # moved a block or a layer at a time
-        others += family.denoisers.values()
-    for part in family.modules:
-        if part not in others:
+    family.encoders.offload = model.offload != "none"
+    stays = is_sharded(model) or model.offload == "weights"  # moved a block or a layer at a time
+    for part in family.resident:
+        if not stays or part not in family.denoisers.values():
             nn.Module.to(part, device)
 
 

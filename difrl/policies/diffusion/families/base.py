@@ -222,6 +222,11 @@ class Family(ABC):
         return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
 
     @property
+    def resident(self) -> list[nn.Module]:
+        """The parts that stay on the device while samples are drawn and learnt from: all but the encoders of prompts."""
+        return [part for part in self.modules if not isinstance(part, PreTrainedModel)]
+
+    @property
     def device(self) -> torch.device:
         """The device on which the denoiser runs."""
         device: torch.device = get_parameter_device(self.denoiser)
