@@ -252,6 +252,25 @@ def evaluate(
 
 
 @app.command()
+def merge(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, or a folder of trained parts (its model/).")
+    ],
+    folder: Annotated[Path, typer.Argument(parser=expand_user, metavar="OUT", help="Folder of the whole model.")],
+) -> None:
+    """Write the whole model of a run, for from_pretrained of diffusers or transformers. LoRA is merged into its weights."""
+    from difrl.policies.model_paths import check_source
+
+    check_source(source)
+    with _loading_libraries():
+        from difrl.inference.merge import merge as merge_model
+
+    with _shown():
+        merge_model(source, folder)
+    out.print(escape(str(folder)), soft_wrap=True)
+
+
+@app.command()
 def pairs(
     config: Annotated[str, typer.Argument(help="A recipe, for its model, prompts, rewards and rollout.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value …, e.g. data.group_size=8")] = None,

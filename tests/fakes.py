@@ -221,6 +221,8 @@ class LinearPolicy:
     def save(self, folder: Path) -> None:
         pass
 
+    merge = save
+
 
 @dataclass
 class Brightness:

@@ -127,7 +127,7 @@ def open_run(
     """
     folder = expand_user(path)
     is_run = os.path.isfile(folder / "config.yaml")
-    config = read_config(folder / "config.yaml") if is_run else _plain_recipe(str(path))
+    config = read_config(folder / "config.yaml") if is_run else plain_recipe(str(path))
     images, texts = (
         {"steps": steps, "guidance": guidance, "frames": frames, "height": height, "width": width},
         {"max_new_tokens": max_new_tokens, "temperature": temperature},
@@ -158,17 +158,22 @@ def open_run(
     policy = load_policy(config, place, keep_base=is_run, run=folder if is_run else None)
     if not is_run:
         return LoadedRun(policy, config, 0, is_run=False)
+    done = load_result(policy, config, folder, step)
+    chosen = read_inference_defaults(folder)
+    default = TRAINED if chosen is None else GuidanceSettings(chosen.rlg, chosen.first_steps, chosen.adaptive)
+    return LoadedRun(policy, config, done, guidance=default)
+
+
+def load_result(policy: Policy, config: RunConfig, folder: Path, step: int | None = None) -> int:
+    """Load the weights of a run's result, or those of a step. Return the number of training steps behind them."""
     saved = checkpoint.find_result(folder) if step is None else checkpoint.checkpoint_folder(folder, step)
     if saved is None:
         raise checkpoint.CheckpointError(
             f"{folder} has no checkpoint yet; let the run reach checkpoint.every or its end"
         )
-    done = int(checkpoint.read_state(saved)["step"])
     layout = policy.snapshots.layout
     checkpoint.load_trained(layout, saved, DistributedContext(), snapshot=config.eval.snapshot)
-    chosen = read_inference_defaults(folder)
-    default = TRAINED if chosen is None else GuidanceSettings(chosen.rlg, chosen.first_steps, chosen.adaptive)
-    return LoadedRun(policy, config, done, guidance=default)
+    return int(checkpoint.read_state(saved)["step"])
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _plain_recipe(path: str) -> RunConfig:
+def plain_recipe(path: str) -> RunConfig:
     """Return a recipe for a plain model, in which only the model and its sampling matter."""
     try:
         path = check_path(path)

@@ -172,7 +172,10 @@ class Policy(Protocol):
         """The trained parameters by name."""
 
     def save(self, folder: Path) -> None:
-        """Write the trained model in the format of its library."""
+        """Write what was trained: an adapter, or the trained parts with a reference to the model that has the others."""
+
+    def merge(self, folder: Path) -> None:
+        """Write the whole model in the format of its library. The policy must not be used afterwards."""
 
 
 def batches(total: int, size: int) -> Iterable[slice]:

@@ -11,12 +11,13 @@ from transformers import AutoConfig
 
 from difrl.config import RunConfig
 from difrl.policies.base import Policy
+from difrl.policies.base_reference import REFERENCE
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
-from difrl.policies.model_paths import LANGUAGE_MODEL, PIPELINE, check_source, find_local
+from difrl.policies.model_paths import LANGUAGE_MODEL, MODULAR_INDEX, PIPELINE, check_source, find_local
 from difrl.policies.trainable import check_adapter
 from difrl.policies.warm_start import with_kept_warm_start
 from difrl.runtime.progress import phase
@@ -50,6 +51,8 @@ def is_language_model(path: str) -> bool:
     place = find_local(path)
     if place is None:
         return _is_language_model_on_hub(path)
+    if any((place / name).is_file() for name in (REFERENCE, MODULAR_INDEX)):
+        return False
     found = [format for format in (PIPELINE, LANGUAGE_MODEL) if (place / format.marker).is_file()]
     if not found:
         raise ModelError(

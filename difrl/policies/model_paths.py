@@ -25,6 +25,8 @@ class ModelFormat:
     """An example of a hub id."""
 
 
+MODULAR_INDEX = "modular_model_index.json"
+"""The file that identifies a folder of diffusers' modular format, which some pipelines have instead."""
 PIPELINE = ModelFormat("a diffusers folder", "model_index.json", "stabilityai/stable-diffusion-3.5-medium")
 
 

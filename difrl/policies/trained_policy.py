@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Generic
@@ -26,11 +27,21 @@ from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The two forms in which a trained model is written to a folder."""
+
+    save: Callable[[Path], None]
+    """Write what was trained: an adapter, or the trained parts with a reference to the model that has the others."""
+    merge: Callable[[Path], None]
+    """Write the whole model in the format of its library. The model itself has no adapter afterwards."""
+
+
 class TrainedPolicy(Diagnosable, Generic[E]):
     """A model under training. `E` is the evaluation of decisions of its modality."""
 
-    def __init__(self, snapshots: Snapshots, reference_set: ReferenceSet, save: Callable[[Path], None]) -> None:
-        self.snapshots, self.reference_set, self.save = snapshots, reference_set, save
+    def __init__(self, snapshots: Snapshots, reference_set: ReferenceSet, files: ModelFiles) -> None:
+        self.snapshots, self.reference_set, self.save, self.merge = snapshots, reference_set, files.save, files.merge
         self.evaluations = 0
 
     even: ClassVar[bool] = True

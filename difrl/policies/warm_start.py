@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from difrl.config import LoraConfig, RunConfig
+from difrl.policies.base_reference import REFERENCE
 from difrl.policies.errors import ModelError
 from difrl.policies.weight_files import check_weight_file
 from difrl.runtime.files import atomic_write
@@ -93,7 +94,7 @@ def _advice(folder: Path) -> str:
         return "; it is the folder of a run" + (
             f", whose result is {folder / 'model'}" if finished else " with no result"
         )
-    if any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+    if any((folder / name).is_file() for name in ("model_index.json", "config.json", REFERENCE)):
         return "; it is a whole model, which model.path takes"
     if any((folder / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
         return "; it is an adapter for a model of the other kind"

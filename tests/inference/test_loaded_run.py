@@ -16,6 +16,7 @@ from torch import Tensor
 from difrl.data.jsonl import DataFileError
 from difrl.data.prompts import Prompt
 from difrl.inference.loaded_run import LoadedRun, open_run, with_images
+from difrl.inference.merge import merge
 from difrl.policies.base import GuidanceSettings
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.errors import ModelError
@@ -79,15 +80,13 @@ def test_rlg_0_is_the_pretrained_model_and_1_the_trained_one(run: Path, sd3: Pat
     assert 0 < moved[0.5] < moved[1.0] < moved[2.0]
 
 
-def test_plain_diffusers_draws_the_same_images_from_what_the_run_saved(run: Path, sd3: Path) -> None:
-    """A full model loads with from_pretrained, an adapter with load_lora_weights; same noise, same image to 1e-4."""
-    whole = (run / "model" / "model_index.json").is_file()
+def drawn_by_diffusers(model: Path, adapter: Path | None = None) -> Tensor:
+    """Return the images of from_pretrained and load_lora_weights for the prompts and noise of `images`."""
     # Pass None for the absent T5, and 0 tokens, or diffusers pads prompts as if it were there.
-    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(run / "model" if whole else sd3, **without_t5)
-    if not whole:
-        pipeline.load_lora_weights(run / "model")
-    expected = pipeline(
+    pipeline = StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None)
+    if adapter is not None:
+        pipeline.load_lora_weights(adapter)
+    drawn: Tensor = pipeline(
         [text for text in TEXTS for _ in range(2)],
         num_inference_steps=4,
         guidance_scale=1.0,
@@ -95,7 +94,17 @@ def test_plain_diffusers_draws_the_same_images_from_what_the_run_saved(run: Path
         latents=keyed((4, 4, 4), seed=0, step=0, samples=torch.arange(4), use="sample/init"),
         output_type="pt",
     ).images
-    torch.testing.assert_close(images(open_run(run, device="cpu")), expected, rtol=0, atol=1e-4)
+    return drawn
+
+
+def test_plain_diffusers_draws_the_same_images_from_what_the_run_saved(run: Path, sd3: Path, tmp_path: Path) -> None:
+    """The merged model loads with from_pretrained, an adapter with load_lora_weights; same noise, same image to 1e-4."""
+    expected = images(open_run(run, device="cpu"))
+    assert not torch.allclose(expected, drawn_by_diffusers(sd3), atol=1e-3)
+    merge(str(run), tmp_path / "whole")
+    torch.testing.assert_close(drawn_by_diffusers(tmp_path / "whole"), expected, rtol=0, atol=1e-4)
+    if run.name == "lora":
+        torch.testing.assert_close(drawn_by_diffusers(sd3, run / "model"), expected, rtol=0, atol=1e-4)
 
 
 def test_an_older_checkpoint_is_opened_by_its_step(run: Path) -> None:
@@ -199,12 +208,8 @@ def test_the_average_is_evaluated_saved_and_opened(kind: str, sd3: Path, tmp_pat
     last = read_metrics(tmp_path / "averaged")[-1]
     assert evaluator(6)["eval/reward/mean"] == pytest.approx(last["eval/reward/mean"], rel=1e-6)
 
-    absent = {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        tmp_path / "averaged/model" if kind == "full" else sd3, **absent
-    )
-    if kind == "lora":
-        pipeline.load_lora_weights(tmp_path / "averaged/model")
+    merge(str(tmp_path / "averaged"), tmp_path / "whole")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole", text_encoder_3=None, tokenizer_3=None)
     assert isinstance(opened.policy, DiffusionPolicy)
     condition = opened.policy.prompts([Prompt(text, {}) for text in TEXTS], False).tensors
     embeds, pooled = condition["prompt_embeds"], condition["pooled_prompt_embeds"]

@@ -39,7 +39,7 @@ def test_a_pipeline_loads_without_a_dtype(request: pytest.FixtureRequest, tmp_pa
         for key, p in part.named_parameters()
     }
     assert {dtype for dtype, _ in before.values()} == {torch.float32, torch.bfloat16}
-    policy.save(tmp_path)
+    policy.merge(tmp_path)
     for (name, key), (dtype, p) in before.items():
         after = parts[name].get_parameter(key)
         assert after.dtype == dtype

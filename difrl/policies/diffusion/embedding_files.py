@@ -1,9 +1,8 @@
 """Embeddings of prompts on the disk, so that a resumed run and the next run of a recipe encode nothing.
 
     ~/.cache/difrl/embeddings/3f/3f91….safetensors    the embeddings of one prompt with its input image
-    ~/.cache/difrl/digests/7ac0….txt                  the SHA-256 of a model file, which takes seconds to compute
 
-The name of a file is a digest of all that its content depends on, so a file is never out of date. Both folders can be
+The name of a file is a digest of all that its content depends on, so a file is never out of date. The folder can be
 removed at any time. If all files take more than `ROOM` when a model is loaded, those that were not used for longest are removed.
 """
 
@@ -22,20 +21,18 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from difrl.policies.source_digests import Source, digest_source
 from difrl.runtime.files import digest_file
 from difrl.runtime.paths import cache_folder
 
 ROOM = 20 * 2**30
 """Bytes of embeddings on the disk. With T5 at 256 tokens a text takes 2 to 4 MB."""
 CHECKSUM = "sha256"
-Source = tuple[str, str, str | None]
-"""Place of a part of a pipeline: a folder or hub id, the folder in it, and the revision."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def open_embedding_files(
     if place is None:
         return None
     try:
-        digests = [_digest_source(source, place / "digests") for source in sorted(set(sources), key=str)]
+        digests = [digest_source(source) for source in sorted(set(sources), key=str)]
         versions = [torch.__version__, diffusers.__version__, transformers.__version__]
         content = [digests, versions, [digest_file(file) for file in code], *settings]
         prune(place / "embeddings", ROOM)
@@ -114,44 +111,6 @@ def prune(folder: Path, room: int) -> None:
             return
         file.unlink(missing_ok=True)
         total -= size
-
-
-def _digest_source(source: Source, folder: Path) -> list[str]:
-    """Return digests of the files of a part, or the commit of a hub's repository, which determines them.
-
-    Raise FileNotFoundError if there are none.
-    """
-    path, name, revision = source
-    if os.path.isdir(path):
-        files = sorted(file for file in Path(path, name).rglob("*") if file.is_file())
-        if not files:
-            raise FileNotFoundError(name)
-        return [name, *(f"{file.relative_to(path)} {_digest_once(file, folder)}" for file in files)]
-    for index in ("model_index.json", "modular_model_index.json", f"{name}/config.json"):
-        found = try_to_load_from_cache(path, index, revision=revision)
-        if isinstance(found, str):
-            return [name, path, Path(found).relative_to(_snapshots(Path(found))).parts[0]]
-    raise FileNotFoundError(path)
-
-
-def _snapshots(file: Path) -> Path:
-    return next(parent for parent in file.parents if parent.name == "snapshots")
-
-
-def _digest_once(file: Path, folder: Path) -> str:
-    """Return the SHA-256 of a file, from `folder` if it was computed before and the file has not changed since."""
-    status = file.stat()
-    identity = [str(file.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    kept = folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}.txt"
-    with suppress(OSError):
-        if len(found := kept.read_text()) == 64:
-            return found
-    digest = digest_file(file)
-    if status.st_size > 2**20:
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            kept.write_text(digest)
-    return digest
 
 
 def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:

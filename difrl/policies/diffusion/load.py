@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from difrl.config import (
     ReverseLikelihood,
     RunConfig,
 )
+from difrl.policies.base_reference import find_pipeline, write_reference
 from difrl.policies.compilation import compile_blocks
 from difrl.policies.diagnosis import widened
 from difrl.policies.diffusion.branching import build_branching
@@ -35,13 +35,14 @@ from difrl.policies.diffusion.sde_window import build_windows
 from difrl.policies.errors import LOADING_ERRORS, ModelError
 from difrl.policies.importance_sampling import get_correction
 from difrl.policies.layout import is_sharded
-from difrl.policies.model_paths import resolve
+from difrl.policies.merge_adapters import merge_adapters
 from difrl.policies.quantization import is_quantized, plan_pipeline
 from difrl.policies.references import build_reference_set, get_needs
 from difrl.policies.rollout_precision import check_precision
 from difrl.policies.snapshots import CURRENT
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
+from difrl.policies.trained_policy import ModelFiles
 from difrl.policies.warm_start import DIFFUSERS_LORA, load_warm_start
 from difrl.runtime.dtypes import DTYPES
 from difrl.runtime.quiet_libraries import silenced_libraries
@@ -68,7 +69,7 @@ def get_family_class(path: str, revision: str | None = None) -> type[Family]:
 
 def load_family(model: ModelConfig, device: torch.device | str = "cpu") -> Family:
     """Load the frozen pipeline. Its autoencoder is in float32. On the meta device it has no weights, to count its cost."""
-    path = resolve(model.path)
+    path = find_pipeline(model.path)
     cls = get_family_class(path, model.revision)
     dtype, skeleton = DTYPES[model.dtype], torch.device(device).type == "meta"
     try:
@@ -268,7 +269,7 @@ def build_diffusion_policy(
     likelihood = config.likelihood
     assert likelihood.kind != "tokens"
     warn_of_distillation(config, family)
-    save = _build_save(family, config.model)  # before a prompt is encoded, which may change the padding of tokenizers
+    files = _build_files(family, config.model)  # before a prompt is encoded, which may change the padding of tokenizers
     make_denoiser_trainable(family, config.model, config.seed)
     check_precision(family.denoiser, config.rollout.precision, DTYPES[config.model.dtype])
     try:
@@ -293,27 +294,39 @@ def build_diffusion_policy(
             DTYPES[config.model.dtype],
             config.model.embeddings_mb * 2**20,
         ),
-        save,
+        files,
     )
 
 
-def _build_save(family: Family, model: ModelConfig) -> Callable[[Path], None]:
-    """Return a function that writes the adapter for load_lora_weights (LoRA) or the pipeline for from_pretrained (full).
+def _build_files(family: Family, model: ModelConfig) -> ModelFiles:
+    """Return the functions that write the adapter (LoRA) or the denoiser (full), and the whole pipeline.
 
-    All parts of a pipeline are written in float32, the type of the trained ones. from_pretrained keeps the type of text
-    encoders and loads a denoiser in float32, and the two must be equal.
+    A denoiser that was trained in full is written in float32, and so are the other parts of its whole pipeline: from_pretrained
+    keeps the type of text encoders and loads a denoiser in float32, and the two must be equal.
     """
     restore_padding = remember_padding(family.pipeline.components.values())
 
     def save(folder: Path) -> None:
-        restore_padding()
-        with silenced_libraries(), ExitStack() as stack:
-            if model.train == "lora":
+        if model.train == "lora":
+            with silenced_libraries():
                 family.save_lora(folder)
-                return
-            stack.enter_context(family.encoders.complete())
-            for part in family.modules:
-                stack.enter_context(widened(part, "cpu"))  # the device may have no room
+            return
+        for name, part in family.denoisers.items():
+            with silenced_libraries(), widened(part, "cpu"):  # the device may have no room
+                part.save_pretrained(folder / name)
+        others = set(family.pipeline.components) - set(family.denoisers)
+        write_reference(folder, model.path, model.revision, list(family.denoisers), sorted(others))
+
+    def merge(folder: Path) -> None:
+        restore_padding()
+        with silenced_libraries(), family.encoders.complete(), ExitStack() as stack:
+            if model.train == "lora":
+                for part in family.adapted_parts().values():
+                    merge_adapters(part)
+                nn.Module.to(family.pipeline.vae, DTYPES[model.dtype])  # as the other parts
+            else:
+                for part in family.modules:
+                    stack.enter_context(widened(part, "cpu"))
             family.save(folder)
 
-    return save
+    return ModelFiles(save, merge)

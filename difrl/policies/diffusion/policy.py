@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from difrl.policies.importance_sampling import correct_rollout
 from difrl.policies.references import ReferenceSet
 from difrl.policies.rollout_precision import quantized
 from difrl.policies.snapshots import CURRENT, Snapshots
-from difrl.policies.trained_policy import TrainedPolicy
+from difrl.policies.trained_policy import ModelFiles, TrainedPolicy
 from samplers import Condition, Denoiser, classifier_free
 
 
@@ -51,9 +50,9 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         snapshots: Snapshots,
         reference_set: ReferenceSet,
         prompts: PromptEncoder,
-        save: Callable[[Path], None],
+        files: ModelFiles,
     ) -> None:
-        super().__init__(snapshots, reference_set, save)
+        super().__init__(snapshots, reference_set, files)
         self.family, self.process, self.kind, self.prompts = family, family.process, kind, prompts
         self.sampling, self.evaluation_sampling = sampling, evaluation_sampling
 

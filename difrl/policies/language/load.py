@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,12 +22,14 @@ from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
 from difrl.policies.layout import is_sharded
+from difrl.policies.merge_adapters import merge_adapters
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.quantization import build_quantization
 from difrl.policies.references import build_reference_set
 from difrl.policies.rollout_precision import check_precision
 from difrl.policies.tokenizer_state import remember_padding
 from difrl.policies.trainable import ADAPTER, build_snapshots, make_trainable
+from difrl.policies.trained_policy import ModelFiles
 from difrl.policies.warm_start import PEFT_LORA, load_warm_start
 from difrl.policies.weight_files import check_weights
 from difrl.runtime.dtypes import DTYPES
@@ -92,7 +94,7 @@ def build_language_policy(
         snapshots,
         build_reference_set(config),
         teacher_networks,
-        _build_save(model, texts.tokenizer),
+        _build_files(model, texts.tokenizer),
     )
 
 
@@ -223,8 +225,8 @@ def _check_vocabulary(name: str, network: CausalLM, teacher: CausalLM) -> None:
         )
 
 
-def _build_save(model: Any, tokenizer: Any) -> Callable[[Path], None]:
-    """Return a function that writes the adapter (LoRA) or the model (full) in the format of transformers, with the tokenizer."""
+def _build_files(model: Any, tokenizer: Any) -> ModelFiles:
+    """Return the functions that write the adapter (LoRA) or the model (full), and the whole model, with the tokenizer."""
     restore_padding = remember_padding([tokenizer])
 
     def save(folder: Path) -> None:
@@ -233,4 +235,8 @@ def _build_save(model: Any, tokenizer: Any) -> Callable[[Path], None]:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-    return save
+    def merge(folder: Path) -> None:
+        merge_adapters(model)
+        save(folder)
+
+    return ModelFiles(save, merge)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
 from difrl.policies.language.tokenization import TextTokenizer, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
-from difrl.policies.trained_policy import TrainedPolicy
+from difrl.policies.trained_policy import ModelFiles, TrainedPolicy
 from samplers import Completions, get_context_length
 
 
@@ -64,9 +63,9 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         snapshots: Snapshots,
         reference_set: ReferenceSet,
         teachers: Mapping[str, CausalLM],
-        save: Callable[[Path], None],
+        files: ModelFiles,
     ) -> None:
-        super().__init__(snapshots, reference_set, save)
+        super().__init__(snapshots, reference_set, files)
         self.network, self.tokenizer, self.generation = network, tokenizer, generation
         self.engines, self.teachers = engines, teachers
 

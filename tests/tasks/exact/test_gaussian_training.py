@@ -88,4 +88,4 @@ def test_a_run_of_the_task_from_recipe_to_report(task: Path, tmp_path: Path) -> 
     config = arena.build_config(task, sections, budget=20_000).model_copy(update={"output_dir": tmp_path / "run"})
     train(config)
     assert (tmp_path / "run" / "report.html").exists()
-    assert (tmp_path / "run" / "model" / "model_index.json").exists()
+    assert (tmp_path / "run" / "model" / "base.json").exists()

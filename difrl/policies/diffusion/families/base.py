@@ -18,11 +18,12 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from difrl.policies.diffusion.embedding_files import EmbeddingFiles, Source, open_embedding_files
+from difrl.policies.diffusion.embedding_files import EmbeddingFiles, open_embedding_files
 from difrl.policies.diffusion.families.encoders import Encoders
 from difrl.policies.diffusion.families.meta_parts import build_meta_encoders, build_meta_parts
 from difrl.policies.diffusion.families.unscaled_lora import describe_unscaled_lora, get_unscaled_lora, sort_header
 from difrl.policies.errors import LOADING_ERRORS, ModelError
+from difrl.policies.source_digests import Source
 from samplers import Blend, Grid, Process, Scheduler, extrapolate
 
 LORA_FILE = "{}_lora_weights.safetensors"
