@@ -23,7 +23,7 @@ from difrl.training import checkpoint
 from tests.training.test_checkpoint import Noted
 from tests.training.test_optimizer_state import OPTIMIZERS
 
-NAMES = ("AdamW", "torchao AdamW8bit", "torchao AdamWFp8")
+NAMES = ("AdamW", "torchao AdamW8bit", "torchao AdamW4bit", "torchao AdamWFp8")
 STEPS = (3, 5)
 """Steps after which a checkpoint is written."""
 

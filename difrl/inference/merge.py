@@ -22,6 +22,9 @@ def merge(source: str, out: Path) -> None:
     run = expand_user(source)
     is_run = (run / "config.yaml").is_file()
     config = read_config(run / "config.yaml") if is_run else plain_recipe(source)
+    # ΔW is added to the weights before they were quantized.
+    plain = {"quantize": "none", "offload": "none", "compile": False, "shard": "none"}
+    config = config.model_copy(update={"model": config.model.model_copy(update=plain)})
     policy = load_policy(config, "cpu", run=run if is_run else None)
     if is_run:
         load_result(policy, config, run)

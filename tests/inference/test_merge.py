@@ -162,3 +162,21 @@ def test_language_models_are_merged(lm: Path, tmp_path: Path, sections: dict[str
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, before, atol=1e-3)
     assert AutoTokenizer.from_pretrained(tmp_path / "whole")(["1+2="])["input_ids"] == [tokens[0].tolist()]
+
+
+def test_an_adapter_of_a_quantized_run_is_merged_into_the_plain_weights(lm: Path, tmp_path: Path) -> None:
+    """In the run ΔW is added to rounded weights, of which from_pretrained knows nothing."""
+    pytest.importorskip("torchao")
+    (tmp_path / "prompts.txt").write_text("1+2=\n30+4=\n")
+    data = {"train": str(tmp_path / "prompts.txt"), "prompts_per_step": 2, "group_size": 2}
+    model = {**LORA["model"], "quantize": "int8"}
+    config = text_recipe(
+        lm, tmp_path / "run", data=data, model=model, train={"steps": 1, "lr": 1e-12}, eval={"every": 0}
+    )
+    merge(str(train(config)), tmp_path / "whole")
+    whole, plain = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "whole", lm))
+    assert not hasattr(whole.config, "quantization_config")
+    expected = dict(plain.named_parameters())
+    assert all(p.dtype == expected[name].dtype for name, p in whole.named_parameters())
+    with torch.no_grad():
+        assert max(float((p - expected[name]).abs().max()) for name, p in whole.named_parameters()) < 1e-8

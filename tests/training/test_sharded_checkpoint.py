@@ -70,7 +70,7 @@ def test_the_files_are_those_of_one_process(folder: Path, step: int) -> None:
 @pytest.mark.parametrize("other", ["one process", "gradients resumed", "none resumed", "whole resumed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_another_layout_goes_on_to_float_error(folder: Path, name: str, other: str) -> None:
-    """Moments in few bits are rounded again: their error is a share of the learning rate, 0.01, a step."""
+    """Moments in few bits are rounded again: their error is a share of the two steps of 0.01, a large one in 4 bits."""
     expected, found = (weights(folder / name / run) for run in ("whole", other))
     error = float((found - expected).abs().max())
-    assert error <= (0 if name == "AdamW" else 1e-3)
+    assert error <= {"AdamW": 0, "torchao AdamW4bit": 2e-3}.get(name, 5e-4)
