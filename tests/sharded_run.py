@@ -57,8 +57,13 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
         ],
     },
     "text_lora": {"model": LORA},
+    "teacher": {
+        "teachers": {"teacher": {"path": "tiny-lm"}},
+        "model": LORA,
+        "anchors": [{"to": "teacher", "divergence": "reverse_kl", "coefficient": 0.5}],
+    },
 }
-FAILURES = ("first_update", "reward")
+FAILURES = ("first_update", "reward", "crash")
 
 
 def config_of(case: str, shard: str, folder: Path) -> RunConfig:
@@ -107,11 +112,14 @@ def fail(case: str, shard: str, folder: Path, processes: DistributedContext) -> 
 
     def wrong(*args: Any) -> FirstUpdateCheck:
         check = prepare(*args)
+        if case == "crash" and processes.rank == 1:
+            print("process 1 leaves", flush=True)
+            raise SystemExit(3)  # which no process agrees on: the others are in a pass already
         return check if processes.rank != 1 else FirstUpdateCheck(**{**vars(check), "recorded": check.recorded + 1})
 
     if case == "reward" and processes.rank == 1:
         mock.patch.object(Brightness, "__call__", side_effect=ValueError("broken")).start()
-    with mock.patch.object(FirstUpdateCheck, "prepare", wrong if case == "first_update" else prepare):
+    with mock.patch.object(FirstUpdateCheck, "prepare", prepare if case == "reward" else wrong):
         try:
             trainer.step(0)
         except Exception as error:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -92,10 +92,9 @@ class ShardedLayout(Layout):
 
     def __init__(self, module: nn.Module, model: ModelConfig, device: torch.device) -> None:
         self.module = module
-        mesh = init_device_mesh(device.type, (_count(),))
         self.networks = networks(module)
         self.units = {
-            unit: reshard for network in self.networks for unit, reshard in shard(network, model, mesh).items()
+            unit: reshard for network in self.networks for unit, reshard in shard(network, model, device).items()
         }
         # Remembered now: while a unit is gathered, its modules hold other parameters.
         super().__init__({name: p for name, p in module.named_parameters() if p.requires_grad})
@@ -200,12 +199,13 @@ def build_layout(module: nn.Module, model: ModelConfig, device: torch.device | s
     return ShardedLayout(module, model, torch.device(device))
 
 
-def shard(network: nn.Module, model: ModelConfig, mesh: DeviceMesh) -> dict[FSDPModule, bool]:
-    """Shard a network by blocks. Return its units, and whether each gives up its weights after the forward pass.
+def shard(network: nn.Module, model: ModelConfig, device: torch.device | str) -> dict[FSDPModule, bool]:
+    """Shard a network by blocks, each of which is moved to the device whole.
 
-    What is in no block forms a unit with the network itself. It stays gathered from the forward to the backward pass.
+    Return its units, and whether each gives up its weights after the forward pass. What is in no block forms a unit with the
+    network itself. It stays gathered from the forward to the backward pass.
     """
-    dtype = DTYPES[model.dtype]
+    dtype, mesh = DTYPES[model.dtype], init_device_mesh(torch.device(device).type, (_count(),))
     half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else half
     units = dict[FSDPModule, bool]()

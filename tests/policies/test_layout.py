@@ -68,7 +68,18 @@ def test_two_sharded_processes_train_what_whole_ones_do(tmp_path: Path) -> None:
 def test_every_kind_of_run_may_be_sharded(tmp_path: Path, count: int) -> None:
     """Passes that processes make unequally are among them: redraws, texts, and the experts of Wan 2.2."""
     found = results(
-        tmp_path, count, "full", "lora", "bfloat16", "redraw", "sampler", "unet", "experts", "text", "text_lora"
+        tmp_path,
+        count,
+        "full",
+        "lora",
+        "bfloat16",
+        "redraw",
+        "sampler",
+        "unet",
+        "experts",
+        "text",
+        "text_lora",
+        "teacher",
     )
     compare(found)
 
@@ -79,6 +90,14 @@ def test_a_failure_of_one_process_ends_all(tmp_path: Path) -> None:
     for case, expected in (("reward", "RewardError"), ("first_update", "FirstUpdateError")):
         kinds = [error.partition(":")[0] for error in errors[case]]
         assert kinds == ["ProcessError", expected, "ProcessError"], errors[case]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_a_pass_leaves_none_behind(tmp_path: Path) -> None:
+    done = launch(2, "tests.sharded_run", str(tmp_path / "out.json"), "crash")
+    assert done.returncode != 0
+    assert "process 1 leaves" in done.stdout
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_blocks_are_those_that_a_library_never_splits_and_inner_ones_come_first() -> None:

@@ -21,7 +21,7 @@ from difrl.policies.language.lm_head import CausalLM
 from difrl.policies.language.policy import GenerationSettings, LanguagePolicy
 from difrl.policies.language.tokenization import TextTokenizer, build_texts
 from difrl.policies.language.vllm_engine import start_vllm
-from difrl.policies.layout import is_sharded
+from difrl.policies.layout import is_sharded, shard
 from difrl.policies.merge_adapters import merge_adapters
 from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.policies.quantization import build_quantization
@@ -48,7 +48,7 @@ def load_language_policy(
     place = "cpu" if is_sharded(config.model) else device  # its layout moves a block at a time
     model = load_frozen(config.model.path, config.model.revision, config.model, place)
     teachers = {
-        name: load_frozen(t.path, t.revision, config.model, device, get_teacher_key(name))
+        name: load_frozen(t.path, t.revision, config.model, place, get_teacher_key(name))
         for name, t in config.teachers.items()
     }
     return build_language_policy(config, model, texts, teachers, device, keep_base=keep_base)
@@ -74,6 +74,9 @@ def build_language_policy(
     make_language_model_trainable(model, config.model, config.seed)
     snapshots = build_snapshots(model, config, keep_base, device)
     network = CausalLM.build(model, dtype)  # after the adapter, which may be on the head
+    if is_sharded(config.model):
+        for teacher in teachers.values():
+            shard(teacher, config.model, device)
     teacher_networks = {name: CausalLM.build(teacher, dtype) for name, teacher in teachers.items()}
     for name, teacher in teacher_networks.items():
         _check_vocabulary(name, network, teacher)
