@@ -23,7 +23,7 @@ from difrl.config.load import load_mapping, read_config
 from difrl.config.presets import PRESETS
 from difrl.runtime.paths import assets, recipes
 
-ELSEWHERE = {"quickstart"}
+ELSEWHERE = {"quickstart", "awm_int8"}
 """Recipes measured in docs/measurements.md."""
 PAIRS = 512
 Curves = Mapping[str, Sequence[Curve]]
