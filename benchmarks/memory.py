@@ -306,6 +306,9 @@ def main() -> None:
         recipe, row, name, out = sys.argv[2:]
         run_child(Path(recipe), getattr(ROWS[int(row)], name), Path(out))
         return
+    if sys.argv[1:2] == ["--build"]:
+        build_model(Path(sys.argv[2]))
+        return
     if sys.argv[1:2] == ["--fill"]:
         fill_cache(Path(sys.argv[2]), tuple(sys.argv[3:]))
         return
@@ -318,7 +321,7 @@ def main() -> None:
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        build_model(work / "model")
+        start(["--build", str(work / "model")], "")
         recipe = work / "recipe.yaml"
         (work / "prompts.txt").write_text("".join(f"{prompt.text}\n" for prompt in shapes.prompts()[:8]))
         model, data = (
