@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from difrl.core import Constant, Likelihoods, velocity
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Penalty
+from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, Part, Penalty
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.policies.layout import Layout
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
@@ -192,7 +193,18 @@ class LinearPolicy:
         tensors = {name: value for name, value in rollout.replay_data.items() if name != "mask"}
         return Decisions(tensors, rollout.replay_data["mask"])
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
+    def evaluate_references(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], needs: frozenset[str] | None = None
+    ) -> list[dict[str, StoredEvaluation]]:
+        return [{} for _ in parts]
+
+    def likelihoods(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        needs: frozenset[str] | None = None,
+        references: Mapping[str, StoredEvaluation] | None = None,
+    ) -> Likelihoods:
         d = decisions.tensors
         self.evaluations += decisions.mask.numel()
         with self.snapshots.use("old"):
@@ -200,7 +212,7 @@ class LinearPolicy:
         fake = FakePolicy(self.weight, old, self.base, d["context"], d["noise"], d["std"][0], decisions.mask)
         return fake.likelihoods()
 
-    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
@@ -208,9 +220,13 @@ class LinearPolicy:
         self.evaluations += decisions.mask.numel()
         return decisions.tensors["log_prob"]
 
-    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
-        estimate = decisions.tensors["log_prob"] - self.likelihoods(rollout, decisions)["references/base"]
-        return {"base": Penalty(estimate, estimate)}
+    def penalties(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], names: Collection[str] | None = None
+    ) -> Iterator[dict[str, Penalty]]:
+        for rows, columns in parts:
+            part = decisions.select(rows, columns)
+            estimate = part.tensors["log_prob"] - self.likelihoods(rollout.select(rows), part)["references/base"]
+            yield {"base": Penalty(estimate, estimate)}
 
     def references_equal_to_policy(self) -> list[str]:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from difrl.core import Likelihoods
 from difrl.data.modality import Item
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Content, Rollout
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.policies.logprob_check import Close
 from difrl.policies.snapshots import Snapshots
 from samplers import keyed, keyed_uniform
@@ -63,6 +64,12 @@ class GuidanceSettings:
 TRAINED = GuidanceSettings()
 
 
+Part = tuple[slice, slice]
+"""The rows and columns of a micro-batch."""
+
+ALL: Part = slice(None), slice(None)
+
+
 @dataclass(frozen=True, eq=False)
 class Decisions:
     """The decisions at which B samples are evaluated, J of each: name -> [B, J, ...]."""
@@ -76,6 +83,11 @@ class Decisions:
     def select(self, rows: Tensor | slice, columns: slice) -> Decisions:
         """Select rows by an integer index or a slice, and decisions by a slice. Two slices copy nothing."""
         return Decisions({k: v[rows, columns] for k, v in self.tensors.items()}, self.mask[rows, columns], self.whole)
+
+    @property
+    def passes(self) -> int:
+        """Number of rows of the batch in which a model evaluates them: samples, or the single decisions that count."""
+        return len(self.mask) if self.whole else int(self.mask.sum())
 
     def flat(self) -> dict[str, Tensor]:
         """Return the N decisions that count, a sample's one after the other: name -> [N, ...]."""
@@ -139,14 +151,39 @@ class Policy(Protocol):
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         """Return the decisions of these samples: recorded ones, or fresh ones drawn by the key."""
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
-        """Evaluate the decisions. References and anchors are evaluated first, under their own weights.
+    def evaluate_references(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], needs: frozenset[str] | None = None
+    ) -> Iterable[Mapping[str, StoredEvaluation]]:
+        """Evaluate the references and anchors of an update, without gradient: for each micro-batch, name -> its evaluation.
 
-        needs: names of the terms (`Likelihoods.terms`) beside logp and mask; default: all that the run uses.
+        Weights are exchanged once for each of them. Outputs are held for the update if θ's are compared with them, one
+        latent (or hidden state) a decision and reference; the result may be iterated several times.
+
+        Args:
+          parts: the micro-batches, in whose shapes the decisions are evaluated.
+          needs: as for `likelihoods`.
         """
 
-    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
-        """Return ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient."""
+    def likelihoods(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        needs: frozenset[str] | None = None,
+        references: Mapping[str, StoredEvaluation] | None = None,
+    ) -> Likelihoods:
+        """Evaluate the decisions under θ, and compare them with the references.
+
+        Args:
+          needs: names of the terms (`Likelihoods.terms`) beside logp and mask; default: all that the run uses.
+          references: evaluations of these decisions by `evaluate_references`, for these terms or more; default: they are
+            made first.
+        """
+
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
+        """Return ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient.
+
+        unlike: rows of the batch (`Decisions.passes`) that ℓ is compared with. It is evaluated in a batch of another size.
+        """
 
     def recompute_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
         """Return ℓ [B, J] evaluated again in one batch, without gradient, under the weights that drew the samples."""
@@ -160,8 +197,15 @@ class Policy(Protocol):
         This costs evaluations. Call it only when the first-update check has failed.
         """
 
-    def penalties(self, rollout: Rollout, decisions: Decisions) -> Mapping[str, Penalty]:
-        """Return the penalty of every anchor outside of the loss, by its name, on decisions of the weights that drew them."""
+    def penalties(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], names: Collection[str] | None = None
+    ) -> Iterable[Mapping[str, Penalty]]:
+        """Return the penalties of anchors outside of the loss on decisions of the weights that drew them.
+
+        Args:
+          parts: the micro-batches in which they are evaluated. Each gives a mapping from an anchor to its penalty.
+          names: the anchors; default: all.
+        """
 
     @property
     def device(self) -> torch.device:

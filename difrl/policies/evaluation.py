@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from difrl.core import LOSS_ESTIMATORS, f_divergence
 from difrl.policies.references import Reference
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEvaluation:
+    """N decisions under the weights of a reference, as they are held until the micro-batch that is compared with them."""
+
+    logp: Tensor
+    """ℓ, [N], without gradient."""
+    output: Tensor | None
+    """The model's outputs, [N, ...], without gradient. None if only ℓ is compared."""
+    head: Callable[[Tensor], Tensor] | None = None
+    """The last layer under the same weights, where `output` is its input."""
+
+    def to(self, device: torch.device | str | None) -> StoredEvaluation:
+        """Return it with the outputs on a device; None leaves them where they are."""
+        if device is None or self.output is None:
+            return self
+        return StoredEvaluation(self.logp, self.output.to(device), self.head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +47,24 @@ class Evaluation(ABC):
         """The same evaluation without gradient."""
 
     @abstractmethod
+    def stored(self, outputs: bool) -> StoredEvaluation:
+        """Return ℓ, and if `outputs` all that other evaluations are compared with. It holds none of the decisions."""
+
+    @abstractmethod
     def divergence(self, other: Self, reference: Reference) -> Tensor:
-        """Return the divergence from an anchor: `other` is its evaluation, `reference` its definition."""
+        """Return the divergence from an anchor that compares outputs: `other` is its evaluation, `reference` its definition."""
+
+    def estimate(self, logp: Tensor, reference: Reference) -> Tensor:
+        """Return the divergence from an anchor that compares ℓ alone: `logp` is the anchor's."""
+        name = str(reference.divergence)
+        if name in LOSS_ESTIMATORS:
+            return LOSS_ESTIMATORS[name](self.logp, logp)
+        divergence, delta = f_divergence(name, reference.alpha), self.logp - logp
+        return (
+            divergence.estimate_from_policy_samples(delta)
+            if reference.samples == "own"
+            else divergence.estimate_from_reference_samples(delta)
+        )
 
     @property
     def recorded(self) -> Self:
@@ -63,20 +98,3 @@ class Evaluation(ABC):
 
 
 E = TypeVar("E", bound=Evaluation)
-
-
-def get_old(source: str, theta: E, others: Mapping[str, E]) -> E:
-    """Return the evaluation under the weights that are old to a run.
-
-    Args:
-      source: `likelihood.old`.
-      theta: the evaluation under the weights that are trained.
-      others: those of the references by name, "old" among them if `source` is "recompute".
-    """
-    match source:
-        case "recompute":
-            return others["old"]
-        case "recorded":
-            return theta.recorded
-        case _:
-            return theta.detached

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from difrl.config import AnchorConfig, RunConfig
+from difrl.core import LOSS_ESTIMATORS
 from difrl.policies.snapshots import BASE
 
 _REFERENCES = "references/"
-_NEEDS_OLD = frozenset({"references/old", "bias", "mixed/plus", "mixed/minus"})
+_OLD_OUTPUTS = frozenset({"bias", "mixed/plus", "mixed/minus"})
+_NEEDS_OLD = _OLD_OUTPUTS | {"references/old"}
 """Tensors of likelihoods that are computed from an evaluation under old weights, where it is evaluated again."""
 
 
@@ -30,6 +32,11 @@ class Reference:
     """Samples that it is measured on: the policy's own, or those of the rehearsal."""
     centred: bool = False
     """True for an anchor in the advantages of decisions whose k1 is taken less its expectation."""
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether its divergence compares the model's outputs, and not ℓ alone."""
+        return self.divergence not in (None, "k1", *LOSS_ESTIMATORS) and self.vocabulary == "full"
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class ReferenceSet:
 
         return {name: reference for name, reference in self.references.items() if needs & serves(name)}
 
+    def compared_outputs(self, needs: frozenset[str]) -> set[str]:
+        """Return the references whose outputs, and not ℓ alone, are compared for these terms."""
+        anchors = {name for name, r in self.references.items() if r.compares_outputs and f"divergence/{name}" in needs}
+        return anchors | ({"old"} if needs & _OLD_OUTPUTS else set())
+
 
 def build_reference_set(config: RunConfig) -> ReferenceSet:
     """Build the reference set of a run."""
@@ -61,7 +73,7 @@ def build_reference_set(config: RunConfig) -> ReferenceSet:
 
 def get_references(config: RunConfig) -> dict[str, Reference]:
     """Return the references of a run: anchors in the loss, those of the objective, and old weights if evaluated again."""
-    references = {a.label: _reference(a) for a in config.anchors if a.place == "loss"}
+    references = {a.label: _reference(a) for a in config.anchors if a.place == "loss" and a.is_evaluated}
     needs = config.objective.build(config.likelihood).needs
     for name in sorted(n.removeprefix(_REFERENCES) for n in needs if n.startswith(_REFERENCES)):
         if name != "old" or config.likelihood.old == "recompute":
@@ -82,22 +94,14 @@ def _reference(anchor: AnchorConfig) -> Reference:
 
 
 def get_needs(config: RunConfig) -> frozenset[str]:
-    """Return the names of the terms (`Likelihoods.terms`) that a run reads."""
-    return config.objective.build(config.likelihood).needs | _get_divergence_terms(config, "own")
-
-
-def get_rehearsal_needs(config: RunConfig) -> frozenset[str]:
-    """Return the names of the terms that are read for rehearsed samples."""
-    return frozenset(_get_divergence_terms(config, "rehearsal"))
-
-
-def _get_divergence_terms(config: RunConfig, samples: str) -> set[str]:
-    return {f"divergence/{a.label}" for a in config.anchors if a.place == "loss" and a.samples == samples}
+    """Return the names of the terms (`Likelihoods.terms`) that a run reads for its own samples."""
+    anchors = [a for a in config.anchors if a.place == "loss" and a.samples == "own" and a.is_evaluated]
+    return config.objective.build(config.likelihood).needs | {f"divergence/{a.label}" for a in anchors}
 
 
 def reward_anchors(config: RunConfig) -> dict[str, Reference]:
     """Return the anchors whose divergence is subtracted from the reward, or from the advantages of single decisions."""
-    return {a.label: _reference(a) for a in config.anchors if a.place != "loss"}
+    return {a.label: _reference(a) for a in config.anchors if a.place != "loss" and a.is_evaluated}
 
 
 def needs_base(config: RunConfig) -> bool:

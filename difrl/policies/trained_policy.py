@@ -2,29 +2,39 @@
 
 A policy evaluates decisions under the weights of a snapshot. With that one function the base class implements the
 likelihoods of an update, penalties in the reward, recomputed log-probabilities and the diagnosis of the first-update check.
+
+Weights are exchanged once for each snapshot and update: all micro-batches are evaluated under it, in their own shapes, and
+what θ is compared with is held until the micro-batch is trained on.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Generic
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from difrl.core import Likelihoods, k1
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Decisions, Penalty
+from difrl.policies.base import ALL, Decisions, Part, Penalty
 from difrl.policies.diagnosis import Diagnosable, Diagnosis, widened
-from difrl.policies.evaluation import E, get_old
+from difrl.policies.evaluation import E, StoredEvaluation
 from difrl.policies.logprob_check import Close
-from difrl.policies.references import ReferenceSet
+from difrl.policies.references import Reference, ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
+from difrl.runtime.progress import count_done, phase
+
+In = TypeVar("In")
+
+References = Mapping[str, StoredEvaluation]
+"""The evaluations of a micro-batch under the references, by name."""
+
+_SAMPLER = "the weights that drew the samples"
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,20 @@ class ModelFiles:
     """Write the whole model in the format of its library. The model itself has no adapter afterwards."""
 
 
-class TrainedPolicy(Diagnosable, Generic[E]):
-    """A model under training. `E` is the evaluation of decisions of its modality."""
+@dataclass(frozen=True)
+class _OneAtATime:
+    """Evaluations whose outputs are too large to hold: they are made anew, a micro-batch at a time, in every iteration."""
+
+    parts: Sequence[Part]
+    evaluate: Callable[[Sequence[Part]], Iterable[References]]
+
+    def __iter__(self) -> Iterator[References]:
+        for part in self.parts:
+            yield from self.evaluate([part])
+
+
+class TrainedPolicy(Diagnosable, Generic[In, E]):
+    """A model under training. `In` is the model's input for decisions of its modality, and `E` their evaluation."""
 
     def __init__(self, snapshots: Snapshots, reference_set: ReferenceSet, files: ModelFiles) -> None:
         self.snapshots, self.reference_set, self.save, self.merge = snapshots, reference_set, files.save, files.merge
@@ -48,13 +70,24 @@ class TrainedPolicy(Diagnosable, Generic[E]):
     """True if drawing takes equally many passes for all samples."""
 
     @abstractmethod
-    def build_evaluator(
-        self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
-    ) -> Callable[[str, float | None], E]:
-        """Return a function of a snapshot (or teacher) and a value of `setting` that evaluates the decisions.
+    def prepare(self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]) -> In:
+        """Return the model's input for decisions.
 
-        settings: every value that the function will be called with; None is the policy's own.
+        settings: every value of `setting` that they will be evaluated at; None is the policy's own.
         """
+
+    @abstractmethod
+    def using(self, snapshot: str) -> AbstractContextManager[Callable[[In, float | None], E]]:
+        """Return a context with the weights of a snapshot or teacher: a function of inputs and a value of `setting`."""
+
+    @abstractmethod
+    def restore(self, stored: StoredEvaluation, inputs: In, setting: float | None) -> E:
+        """Return an evaluation of these inputs that was stored with its outputs."""
+
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether the outputs of a whole update under a reference fit beside the decisions themselves."""
+        return True
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -67,25 +100,74 @@ class TrainedPolicy(Diagnosable, Generic[E]):
     def drawing(self, *snapshots: str, alike: bool = True) -> AbstractContextManager[None]:
         return nullcontext() if alike and self.even else self.snapshots.gathered(*snapshots)
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: frozenset[str] | None = None) -> Likelihoods:
+    def evaluate_references(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], needs: frozenset[str] | None = None
+    ) -> Iterable[References]:
         needs = self.reference_set.needs if needs is None else needs
-        references = self.reference_set.needed_for(needs)
-        evaluate = self.build_evaluator(rollout, decisions, [None, *(r.guidance for r in references.values())])
-        # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
-        with torch.no_grad():
-            others = {name: evaluate(r.snapshot, r.guidance) for name, r in references.items()}
-        theta = evaluate(CURRENT, None)
-        terms = {f"references/{name}": other.logp for name, other in others.items()}
-        for name, reference in references.items():
-            if reference.divergence is not None and f"divergence/{name}" in needs:
-                terms[f"divergence/{name}"] = theta.divergence(others[name], reference)
+        outputs = self.reference_set.compared_outputs(needs)
+        return self._evaluate(rollout, decisions, parts, self.reference_set.needed_for(needs), outputs)
+
+    def _evaluate(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        parts: Sequence[Part],
+        references: Mapping[str, Reference],
+        outputs: Collection[str],
+    ) -> Iterable[References]:
+        """Evaluate micro-batches under each of the references. Of those in `outputs`, the model's outputs are kept."""
+
+        snapshots = dict.fromkeys(r.snapshot for r in references.values())
+
+        @torch.no_grad()
+        def evaluate(some: Sequence[Part]) -> list[References]:
+            found: list[dict[str, StoredEvaluation]] = [{} for _ in some]
+            settings = [None, *(r.guidance for r in references.values())]
+            for snapshot in snapshots:
+                with self.using(snapshot) as model, phase("references", total=len(some)):
+                    for (rows, columns), evaluations in zip(some, found, strict=True):
+                        inputs = self.prepare(rollout.select(rows), decisions.select(rows, columns), settings)
+                        for name, reference in references.items():
+                            if reference.snapshot == snapshot:
+                                stored = model(inputs, reference.guidance).stored(name in outputs)
+                                evaluations[name] = stored.to(self.snapshots.device)
+                        count_done()
+            return list(found)
+
+        return evaluate(parts) if self.holds_outputs or not outputs else _OneAtATime(parts, evaluate)
+
+    def likelihoods(
+        self,
+        rollout: Rollout,
+        decisions: Decisions,
+        needs: frozenset[str] | None = None,
+        references: References | None = None,
+    ) -> Likelihoods:
+        needs = self.reference_set.needs if needs is None else needs
+        if references is None:
+            # Weights are exchanged here, before the differentiable pass, and never again until its backward pass is over.
+            (references,) = self.evaluate_references(rollout, decisions, [ALL], needs)
+        needed, every = self.reference_set.needed_for(needs), self.reference_set.references
+        # The inputs are those of the references, so that equal weights have equal ℓ.
+        inputs = self.prepare(rollout, decisions, [None, *(every[name].guidance for name in references)])
+        with self.using(CURRENT) as model:
+            theta = model(inputs, None)
+        terms = {f"references/{name}": references[name].logp for name in needed}
+        for name, reference in needed.items():
+            if f"divergence/{name}" not in needs:
+                continue
+            if reference.compares_outputs:
+                other = self.restore(references[name], inputs, reference.guidance)
+                terms[f"divergence/{name}"] = theta.divergence(other, reference)
+            else:
+                terms[f"divergence/{name}"] = theta.estimate(references[name].logp, reference)
         old = self.reference_set.old
-        if "references/old" in needs:
-            terms["references/old"] = theta.flat["log_prob"] if old == "recorded" else get_old(old, theta, others).logp
+        if "references/old" in needs and old != "recompute":
+            terms["references/old"] = theta.flat["log_prob"] if old == "recorded" else theta.logp.detach()
         if "bias" in needs:
-            terms["bias"] = theta.kl_from(get_old(old, theta, others))
+            terms["bias"] = theta.kl_from(self._get_old(theta, references, inputs))
         if "mixed/plus" in needs:
-            terms["mixed/plus"], terms["mixed/minus"] = theta.mixed(get_old(old, theta, others))
+            terms["mixed/plus"], terms["mixed/minus"] = theta.mixed(self._get_old(theta, references, inputs))
         if "scale" in needs:
             terms["scale"] = theta.scale
         if (weight := theta.weight) is not None:
@@ -93,31 +175,48 @@ class TrainedPolicy(Diagnosable, Generic[E]):
         shaped = {name: decisions.unflat(term) for name, term in terms.items()}
         return Likelihoods(decisions.unflat(theta.logp), decisions.mask, shaped)
 
+    def _get_old(self, theta: E, references: References, inputs: In) -> E:
+        """Return the evaluation under the weights that are old to the run (`likelihood.old`)."""
+        match self.reference_set.old:
+            case "recompute":
+                return self.restore(references["old"], inputs, self.reference_set.references["old"].guidance)
+            case "recorded":
+                return theta.recorded
+            case _:
+                return theta.detached
+
     @torch.no_grad()
-    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
-        """Return k1 of every decision to every anchor outside of the loss, less its expectation if the anchor is centred.
+    def penalties(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], names: Collection[str] | None = None
+    ) -> Iterator[dict[str, Penalty]]:
+        """Yield k1 of every decision to every anchor outside of the loss, less its expectation if the anchor is centred.
 
             k1_ij − KL(sampler ‖ anchor)_ij,    KL_ij = Σ_v sampler(v) (log sampler(v) − log anchor(v))
 
         The expectation depends on the decisions before j alone, so E[KL_ij ∇ℓ_ij] = 0: the gradient's mean stays, and its
         variance falls (the value function of on-policy distillation: vOPD, 2605.07865).
         """
-        anchors, penalties = self.reference_set.reward_anchors, dict[str, Penalty]()
-        evaluate = self.build_evaluator(rollout, decisions, [None, *(anchor.guidance for anchor in anchors.values())])
-        evaluate_sampler = cache(partial(evaluate, self.sampler, None))
-        if self.reference_set.old == "recorded":
-            own = self.rollout_logprobs(rollout, decisions)
-        else:  # in the batch of the anchor: equal weights then have no distance, whatever the precision
-            own = decisions.unflat(evaluate_sampler().logp)
-        for name, anchor in anchors.items():
-            other = evaluate(anchor.snapshot, anchor.guidance)
-            estimate = k1(own, decisions.unflat(other.logp))
-            if anchor.centred:
-                expected = decisions.unflat(evaluate_sampler().kl_to(other))
-                penalties[name] = Penalty(estimate - expected, expected)
-            else:
+        every, recorded = self.reference_set.reward_anchors, self.reference_set.old == "recorded"
+        anchors = {name: anchor for name, anchor in every.items() if names is None or name in names}
+        centred = {name for name, anchor in anchors.items() if anchor.centred}
+        # In the batches of the anchors: equal weights then have no distance, whatever the precision.
+        sampler = {_SAMPLER: Reference(self.sampler, None, None)} if centred or not recorded else {}
+        outputs = {_SAMPLER, *centred} if centred else centred
+        evaluated = self._evaluate(rollout, decisions, parts, {**anchors, **sampler}, outputs)
+        for (rows, columns), found in zip(parts, evaluated, strict=True):
+            part, own_rollout = decisions.select(rows, columns), rollout.select(rows)
+            own = self.rollout_logprobs(own_rollout, part) if recorded else part.unflat(found[_SAMPLER].logp)
+            penalties = dict[str, Penalty]()
+            for name in anchors:
+                estimate = k1(own, part.unflat(found[name].logp))
                 penalties[name] = Penalty(estimate, estimate)
-        return penalties
+            if centred:
+                inputs = self.prepare(own_rollout, part, [None])
+                drew = self.restore(found[_SAMPLER], inputs, None)
+                for name in centred:
+                    expected = part.unflat(drew.kl_to(self.restore(found[name], inputs, anchors[name].guidance)))
+                    penalties[name] = Penalty(penalties[name].amount - expected, expected)
+            yield penalties
 
     def references_equal_to_policy(self) -> list[str]:
         own, references = self.setting.value, self.reference_set.needed_for(self.reference_set.needs)
@@ -130,11 +229,14 @@ class TrainedPolicy(Diagnosable, Generic[E]):
     def sampler_fingerprint(self) -> Tensor:
         return self.snapshots.fingerprint(self.sampler)
 
-    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
-        # The batch shape differs from that of training, as the shape of a rollout does.
-        return self.recompute_logprobs(rollout, decisions, together=1)
+        rows = torch.arange(len(rollout), device=decisions.mask.device)
+        if decisions.passes == unlike:
+            rows = torch.cat([rows, rows[:1]])
+        again = self.recompute_logprobs(rollout.select(rows), decisions.select(rows, slice(None)))
+        return again[: len(rollout)]
 
     @contextmanager
     def in_precision(self, dtype: torch.dtype) -> Iterator[None]:

@@ -49,6 +49,8 @@ class FirstUpdateCheck:
     objective: Objective
     old: str
     """Source of ℓ_old (`likelihood.old`)."""
+    evaluations: int
+    """Evaluations of the model that preparing it took."""
     search: bool = True
     """Whether a failure makes it search for the cause."""
 
@@ -61,18 +63,21 @@ class FirstUpdateCheck:
         To be called before the differentiable pass of the micro-batch, because it may exchange weights.
         """
         evaluations = policy.evaluations
-        scored = decisions.mask.any(dim=1)
-        rows = scored.int().argsort(descending=True, stable=True)[:SAMPLES]
+        scored, size = decisions.mask.any(dim=1), decisions.passes
+        # ℓ that was not recorded is evaluated in a batch of another size: of half as many samples, if there are few.
+        count = SAMPLES if "log_prob" in decisions.tensors else min(SAMPLES, max(1, len(scored) // 2))
+        rows = scored.int().argsort(descending=True, stable=True)[:count]
         rollout, decisions = rollout.select(rows), decisions.select(rows, slice(None))
-        recorded = policy.rollout_logprobs(rollout, decisions)
         on_policy = config.rollout.snapshot == CURRENT
+        recorded = policy.rollout_logprobs(rollout, decisions, size if on_policy else decisions.passes)
         recomputed = None if on_policy else policy.recompute_logprobs(rollout, decisions)
         equal_references = policy.references_equal_to_policy()
         # Every process checks samples in every step: if they were counted, `nfe` would depend on the number of processes.
-        policy.evaluations = evaluations
-        dtype = DTYPES[config.model.dtype]
-        old = config.likelihood.old
-        return cls(policy, rollout, decisions, rows, recorded, recomputed, equal_references, dtype, objective, old)
+        spent, policy.evaluations = policy.evaluations - evaluations, evaluations
+        dtype, old = DTYPES[config.model.dtype], config.likelihood.old
+        return cls(
+            policy, rollout, decisions, rows, recorded, recomputed, equal_references, dtype, objective, old, spent
+        )
 
     def holds(self, lik: Likelihoods) -> bool:
         """Return whether the likelihoods of the micro-batch agree. This costs no evaluations."""
@@ -88,7 +93,7 @@ class FirstUpdateCheck:
         own = lik.logp if self.recomputed is None else self.recomputed
         clip_range = self._clip_range(lik, "old", RECORDED_IN_RATIO) if self.old == "recorded" else None
         self._compare(own, self.recorded, EvaluationNames(), clip_range)
-        for name in self.equal_references:
+        for name in [name for name in self.equal_references if f"references/{name}" in lik.terms]:
             names = EvaluationNames(other=f"that of {name!r}, whose weights are the same,")
             self._compare(lik.logp, lik[f"references/{name}"], names, self._clip_range(lik, name))
 

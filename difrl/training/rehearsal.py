@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from difrl.config import RunConfig
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Policy
-from difrl.policies.references import get_rehearsal_needs
 from difrl.runtime.distributed import DistributedContext
 from difrl.training.rollout_source import RolloutSource, build_dataset_rollouts
 
@@ -32,8 +31,6 @@ class Rehearsal:
     """Number of groups of a step over all processes."""
     anchors: tuple[str, ...]
     """Labels of the anchors."""
-    needs: frozenset[str]
-    """Names of the terms of the likelihoods that the anchors need."""
 
     def draw(self, step: int) -> Rollout:
         """Return the rehearsed samples of a step, without images."""
@@ -48,4 +45,4 @@ def build_rehearsal(config: RunConfig, policy: Policy, processes: DistributedCon
     count = config.rehearsal.prompts_per_step
     source = build_dataset_rollouts(config.rehearsal, config, policy, processes.device)
     policy.validate_prompts([group.prompt for group in source.recorded])
-    return Rehearsal(source, range(processes.rank, count, processes.count), count, anchors, get_rehearsal_needs(config))
+    return Rehearsal(source, range(processes.rank, count, processes.count), count, anchors)

@@ -16,7 +16,7 @@ is G-OPD (2602.12125): on-policy distillation at lambda = 1, and beyond the teac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from difrl.config import AnchorConfig
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, Penalty, Policy
+from difrl.policies.base import Decisions, Part, Penalty, Policy
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ class RewardKL:
 
 @torch.no_grad()
 def evaluate_penalties(
-    policy: Policy, rollout: Rollout, decisions: Decisions, microbatches: Iterable[tuple[Tensor | slice, slice]]
+    policy: Policy, rollout: Rollout, decisions: Decisions, microbatches: Sequence[Part], anchors: Collection[str]
 ) -> dict[str, Penalty]:
-    """Return anchor -> its penalty of every decision, [B, J], 0 where masked. `microbatches`: rows and columns of each."""
+    """Return anchor -> its penalty of every decision, [B, J], 0 where masked."""
     found: dict[str, Penalty] = {}
-    for rows, columns in microbatches:
+    penalties = policy.penalties(rollout, decisions, microbatches, anchors) if anchors else ()
+    for (rows, columns), values in zip(microbatches, penalties, strict=bool(anchors)):
         part = decisions.select(rows, columns)
-        for name, value in policy.penalties(rollout.select(rows), part).items():
+        for name, value in values.items():
             empty = [x.new_zeros(decisions.mask.shape) for x in (value.amount, value.divergence)]
             whole = found.setdefault(name, Penalty(*empty))
             whole.amount[rows, columns] = torch.where(part.mask, value.amount, 0.0)

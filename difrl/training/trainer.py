@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,7 +30,8 @@ from difrl.core import (
 )
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, NoiseKey, Policy
+from difrl.policies.base import Decisions, NoiseKey, Part, Policy
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.runtime.distributed import DistributedContext, ProcessError
 from difrl.runtime.errors import UserError
 from difrl.runtime.memory import enough_for
@@ -82,11 +83,15 @@ class Trainer:
         """Anchor -> its coefficient."""
         self.loss_anchors = [a.label for a in config.anchors if a.place == "loss" and a.samples == "own"]
         """Anchors in the loss of the step's own samples."""
+        self.measured = {a.label for a in config.anchors if a.measure}
+        """Anchors that are evaluated where their coefficient is 0 too."""
         self.reward_kl = RewardKL.build(config.anchors)
         self.learning_rate: Coefficient = build_coefficient(config.train.lr, steps)
         self.parameters = list(policy.parameters.values())
         self.optimizer = build_optimizer(self.parameters, config.train)
         self.evaluations = 0
+        self.check_evaluations = 0
+        """Evaluations of first-update checks in this process, which `evaluations` leaves out."""
         self.intact = True
         """True if weights, optimizer, snapshots and source are in the state after a whole number of steps."""
 
@@ -101,8 +106,9 @@ class Trainer:
         scored, metrics = self._rollout_and_score(number, weights, clock)
         scored, decision_penalties, kl_metrics = self._apply_reward_kl(number, scored)
         batch = Batch(scored, self._estimate_advantages(scored, weights), decision_penalties)
-        rehearsed = None if self.rehearsal is None else self.rehearsal.draw(number)
-        norms, loss_metrics, rehearsal_metrics = self._updates(number, batch, rehearsed)
+        rehearses = self.rehearsal is not None and self._evaluated(number, self.rehearsal.anchors)
+        rehearsed = self.rehearsal.draw(number) if self.rehearsal is not None and rehearses else None
+        norms, loss_metrics, rehearsal_metrics = self._updates(number, batch, rehearsed, clock)
         if not norms:
             failed = ", ".join(failed_rewards(metrics, self.weights))
             raise TrainingError(
@@ -155,13 +161,14 @@ class Trainer:
         if not self.reward_kl.all:
             return scored, None, {}
         decisions = self.policy.decisions(scored.rollout, NoiseKey(self.config.seed, step, "reward"))
-        found = evaluate_penalties(self.policy, scored.rollout, decisions, self._microbatches(decisions))
+        anchors = self._evaluated(step, self.reward_kl.all)
+        found = evaluate_penalties(self.policy, scored.rollout, decisions, list(self._microbatches(decisions)), anchors)
         coefficients = {name: self.coefficients[name].value(step) for name in self.reward_kl.all}
         sums = {name: p.divergence.sum(dim=1) for name, p in found.items()}
         columns = {f"kl/{name}": torch.where(scored.valid, value, math.nan) for name, value in sums.items()}
         metrics = self.processes.masked_means(columns) | {f"coefficient/{name}": c for name, c in coefficients.items()}
-        amounts = {name: found[name].amount.sum(dim=1) for name in self.reward_kl.rewards}
-        each = [coefficients[name] * found[name].amount for name in self.reward_kl.decisions]
+        amounts = {name: found[name].amount.sum(dim=1) for name in self.reward_kl.rewards if name in found}
+        each = [coefficients[name] * found[name].amount for name in self.reward_kl.decisions if name in found]
         return subtract_kl(scored, amounts, coefficients), sum(each[1:], each[0]) if each else None, metrics
 
     def _estimate_advantages(self, scored: ScoredRollout, weights: Mapping[str, float]) -> Tensor:
@@ -171,7 +178,9 @@ class Trainer:
         rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
         return self.processes.local_rows(self.advantage_estimator(rewards, columns, weights, groups, valid))
 
-    def _updates(self, step: int, batch: Batch, rehearsed: Rollout | None) -> tuple[list[float], Metrics, Metrics]:
+    def _updates(
+        self, step: int, batch: Batch, rehearsed: Rollout | None, clock: Clock
+    ) -> tuple[list[float], Metrics, Metrics]:
         """Run the updates of a step. An update is left out if none of its samples was scored.
 
         Return the norm of each update's gradient, and metrics of the losses of the step's own and of rehearsed samples.
@@ -184,7 +193,7 @@ class Trainer:
         )
         with phase("update", total=train.updates_per_step), enough_for("update", advice):
             for update in range(train.updates_per_step):
-                if self._accumulate_gradient(step, update, batch, sums, first=not norms):
+                if self._accumulate_gradient(step, update, batch, sums, None if norms else clock):
                     if rehearsed is not None:
                         self._accumulate_rehearsal_gradient(step, update, rehearsed, rehearsal_sums)
                     norms.append(self._optimizer_step(step, update))
@@ -197,10 +206,10 @@ class Trainer:
             rehearsal["loss"] += metrics["loss"]
         return norms, metrics, rehearsal
 
-    def _accumulate_gradient(self, step: int, update: int, batch: Batch, sums: LossSums, *, first: bool) -> bool:
+    def _accumulate_gradient(self, step: int, update: int, batch: Batch, sums: LossSums, first: Clock | None) -> bool:
         """Compute the gradient of an update, micro-batch by micro-batch. Return False if no sample of it was scored.
 
-        first: whether it is the first update of the step, which must start from ratio 1.
+        first: the clock of the step if this is its first update, which must start from ratio 1; otherwise None.
         """
         updates = self.config.train.updates_per_step
         if updates > 1:
@@ -211,18 +220,25 @@ class Trainer:
         weights, count = self._loss_weights(decisions)
         if count == 0:
             return False
-        statistics = self._statistics(batch, decisions)
-        self.optimizer.zero_grad(set_to_none=True)
+        anchors = self._evaluated(step, self.loss_anchors)
+        needs = self.objective.needs | {f"divergence/{name}" for name in anchors}
         parts = list(self._microbatches(decisions))
+        references = self.policy.evaluate_references(batch.rollout, decisions, parts, needs)
+        statistics = self._statistics(batch, decisions, parts, references)
+        self.optimizer.zero_grad(set_to_none=True)
         with phase("micro-batches", total=len(parts)):
-            for number, (rows, columns) in enumerate(parts):
+            for number, ((rows, columns), evaluated) in enumerate(zip(parts, references, strict=True)):
                 part, part_decisions = batch.select(rows), decisions.select(rows, columns)
                 check = None
-                if first and number == 0:
+                if first is not None and number == 0:
+                    first.time_section("update")
                     check = FirstUpdateCheck.prepare(
                         self.config, self.policy, self.objective, part.rollout, part_decisions
                     )
-                lik = self.policy.likelihoods(part.rollout, part_decisions)
+                    self.check_evaluations += check.evaluations
+                    if check.evaluations:
+                        first.time_section("check")
+                lik = self.policy.likelihoods(part.rollout, part_decisions, needs, evaluated)
                 if check is not None:
                     self._check_first_update(check, lik)
                 lik = reduce_over_decisions(lik, self.objective.decisions)
@@ -233,9 +249,8 @@ class Trainer:
                 }
                 metrics |= {f"coefficient/{name}": c[:, None].expand_as(lik.logp) for name, c in coefficients.items()}
                 metrics |= {"loss": loss.detach()}
-                self._backward(
-                    loss + anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums
-                )
+                penalty = anchor_penalty(lik, {name: coefficients[name] for name in anchors})
+                self._backward(loss + penalty, lik, weights[rows, columns], count, metrics, sums)
                 count_done()
         return True
 
@@ -257,9 +272,14 @@ class Trainer:
         rehearsed = rehearsed.select(update_rows(rehearsed.groups, update, updates, self.rehearsal.groups_per_step))
         decisions = self.policy.decisions(rehearsed, NoiseKey(self.config.seed, step, f"rehearsal/{update}"))
         weights, count = self._loss_weights(decisions)
-        coefficients = {name: self.coefficients[name].value(step) for name in self.rehearsal.anchors}
-        for rows, columns in self._microbatches(decisions):
-            lik = self.policy.likelihoods(rehearsed.select(rows), decisions.select(rows, columns), self.rehearsal.needs)
+        anchors = self._evaluated(step, self.rehearsal.anchors)
+        needs = frozenset(f"divergence/{name}" for name in anchors)
+        coefficients = {name: self.coefficients[name].value(step) for name in anchors}
+        parts = list(self._microbatches(decisions))
+        references = self.policy.evaluate_references(rehearsed, decisions, parts, needs)
+        for (rows, columns), evaluated in zip(parts, references, strict=True):
+            part = decisions.select(rows, columns)
+            lik = self.policy.likelihoods(rehearsed.select(rows), part, needs, evaluated)
             lik = reduce_over_decisions(lik, self.objective.decisions)
             metrics = {f"coefficient/{name}": torch.full_like(lik.logp, c) for name, c in coefficients.items()}
             self._backward(anchor_penalty(lik, coefficients), lik, weights[rows, columns], count, metrics, sums)
@@ -292,9 +312,18 @@ class Trainer:
         self.optimizer.step()
         return norm
 
+    def _evaluated(self, step: int, anchors: Iterable[str]) -> list[str]:
+        """Return which of these anchors are evaluated in a step: those that act in it, adapt to it or are to be measured."""
+        return [
+            name
+            for name in anchors
+            if name in self.measured or self.coefficients[name].value(step) != 0 or self.coefficients[name].state()
+        ]
+
     def _adapt(self, metrics: Metrics) -> None:
         """Update coefficients by the step's divergences, and weights by its mean rewards: alike on all processes."""
-        self.coefficients = {name: c.updated(metrics[f"kl/{name}"]) for name, c in self.coefficients.items()}
+        for name in [name for name in self.coefficients if f"kl/{name}" in metrics]:
+            self.coefficients[name] = self.coefficients[name].updated(metrics[f"kl/{name}"])
         for reward in self.config.rewards:
             mean = metrics.get(reward.column, math.nan)
             if math.isfinite(mean):  # not if the reward could score no sample of the step
@@ -316,8 +345,14 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _statistics(self, batch: Batch, decisions: Decisions) -> Mapping[str, Tensor] | None:
-        """Return the objective's statistics over rows of several micro-batches, [B, J] each, from a pass without gradient.
+    def _statistics(
+        self,
+        batch: Batch,
+        decisions: Decisions,
+        microbatches: Sequence[Part],
+        references: Iterable[Mapping[str, StoredEvaluation]],
+    ) -> Mapping[str, Tensor] | None:
+        """Return the objective's statistics over rows of several micro-batches, [B, J] each, from a pass of θ without gradient.
 
         None if every micro-batch holds all rows that its statistics depend on.
         """
@@ -325,9 +360,9 @@ class Trainer:
         if self_contained(objective, batch.groups, self._extent(decisions)):
             return None
         parts: dict[int, list[Likelihoods]] = defaultdict(list)
-        for rows, columns in self._microbatches(decisions):
-            lik = self.policy.likelihoods(batch.rollout.select(rows), decisions.select(rows, columns), objective.needs)
-            parts[rows.start].append(lik)
+        for (rows, columns), evaluated in zip(microbatches, references, strict=True):
+            rollout, part = batch.rollout.select(rows), decisions.select(rows, columns)
+            parts[rows.start].append(self.policy.likelihoods(rollout, part, objective.needs, evaluated))
         whole = Likelihoods.cat([Likelihoods.cat(row, dim=1) for row in parts.values()])
         lik = reduce_over_decisions(whole, objective.decisions)
         advantages = batch.decision_advantages().reshape(len(lik), -1).expand_as(lik.logp).to(lik.logp.dtype)

@@ -108,7 +108,8 @@ def test_recorded_steps_of_images_are_those_of_the_training_network(sd3: Path, m
     # ℓ and the mean of the kernel at recorded states, by the network under training.
     assert torch.equal(policy.rollout_logprobs(rollout, decisions), data["log_prob"])
     torch.testing.assert_close(policy.recompute_logprobs(rollout, decisions), data["log_prob"], rtol=1e-4, atol=1e-5)
-    evaluation = policy.build_evaluator(rollout, decisions, [None])("current", None)
+    with policy.using("current") as model:
+        evaluation = model(policy.prepare(rollout, decisions, [None]), None)
     torch.testing.assert_close(evaluation.transition.mean, data["mean"].flatten(0, 1), rtol=1e-4, atol=1e-5)
     # ℓ by the network that drew: the same steps evaluated with rounded weights.
     with quantized(policy.module, "int8", torch.float32):

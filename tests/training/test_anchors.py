@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from difrl.config.yaml_source import ConfigError
 from difrl.core import Likelihoods, PerRewardAdvantage, TotalRewardAdvantage
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout, ScoredRollout
-from difrl.policies.base import Decisions, NoiseKey, Penalty
+from difrl.policies.base import Decisions, NoiseKey, Part, Penalty
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.policies.layout import Layout
 from difrl.policies.snapshots import Snapshots
 from difrl.runtime.distributed import DistributedContext
@@ -78,7 +79,12 @@ class Chain:
     def decisions(self, rollout: Rollout, key: NoiseKey) -> Decisions:
         return Decisions(rollout.replay_data, torch.ones_like(rollout.replay_data["log_prob"], dtype=torch.bool))
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+    def evaluate_references(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], needs: Any
+    ) -> list[dict[str, StoredEvaluation]]:
+        return [{} for _ in parts]
+
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
         x = decisions.tensors["x"]
         x = x if x.ndim == 3 else x[:, None]
         old = decisions.tensors["log_prob"]
@@ -90,7 +96,7 @@ class Chain:
         terms = {f"divergence/{a.label}": divergence for a in self.config.anchors}
         return Likelihoods(logp, decisions.mask, {"references/old": old, **terms})
 
-    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
         return decisions.tensors["log_prob"]
 
     recompute_logprobs = rollout_logprobs
@@ -98,10 +104,13 @@ class Chain:
     def references_equal_to_policy(self) -> list[str]:
         return []
 
-    def penalties(self, rollout: Rollout, decisions: Decisions) -> dict[str, Penalty]:
+    def penalties(
+        self, rollout: Rollout, decisions: Decisions, parts: Sequence[Part], names: Any
+    ) -> Iterator[dict[str, Penalty]]:
         base = log_normal(decisions.tensors["x"], torch.zeros_like(self.theta))
         estimate = decisions.tensors["log_prob"] - base
-        return {"base": Penalty(estimate, estimate)}
+        for rows, columns in parts:
+            yield {"base": Penalty(estimate[rows, columns], estimate[rows, columns])}
 
 
 def log_normal(x: Tensor, theta: Tensor) -> Tensor:

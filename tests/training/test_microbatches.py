@@ -57,9 +57,11 @@ class Asked(LinearPolicy):
         super().__init__()
         self.calls: list[tuple[bool, frozenset[str] | None]] = []
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
+    def likelihoods(
+        self, rollout: Rollout, decisions: Decisions, needs: Any = None, references: Any = None
+    ) -> Likelihoods:
         self.calls.append((torch.is_grad_enabled(), needs))
-        return super().likelihoods(rollout, decisions, needs)
+        return super().likelihoods(rollout, decisions, needs, references)
 
 
 @pytest.mark.parametrize(("size", "passes", "statistics"), [(1000, 1, 0), (12, 4, 0), (8, 6, 6)])
@@ -71,4 +73,6 @@ def test_statistics_are_evaluated_without_anchors_and_only_where_groups_are_spli
     trainer = linear_trainer(policy=policy, train={"micro_batch": size})
     trainer.objective = GROUPED
     trainer.step(0)
-    assert policy.calls == [(False, GROUPED.needs)] * statistics + [(True, None)] * passes
+    assert (
+        policy.calls == [(False, GROUPED.needs)] * statistics + [(True, GROUPED.needs | {"divergence/base"})] * passes
+    )

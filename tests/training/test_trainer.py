@@ -204,7 +204,7 @@ class Table(LinearPolicy):
     def __init__(self) -> None:
         super().__init__(dims=1, columns=1)
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
         self.evaluations += len(rollout)
         logp = self.RATIO.log()[rollout.samples][:, None] + (self.weight - self.weight.detach())
         divergence = self.DIVERGENCE[rollout.samples][:, None]
@@ -212,7 +212,7 @@ class Table(LinearPolicy):
             logp, decisions.mask, {"references/old": torch.zeros_like(divergence), "divergence/base": divergence}
         )
 
-    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:
+    def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
         return self.RATIO.log()[rollout.samples][:, None]
 
 
@@ -259,7 +259,7 @@ def test_spread_of_ratios_is_seen_below_float32() -> None:
         RATIO = 1 + 1e-5 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
         DIVERGENCE = torch.zeros(4, dtype=torch.float64)
 
-        def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
+        def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
             return lik.map(lambda x: x if x.dtype == torch.bool else x.float())
 
@@ -425,7 +425,7 @@ def test_gradient_is_clipped_by_its_global_norm() -> None:
 
 def test_gradient_that_is_not_finite_leaves_the_weights() -> None:
     class Broken(LinearPolicy):
-        def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
+        def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
             lik = super().likelihoods(rollout, decisions)
             steep = lik.logp + math.inf * (self.weight - self.weight.detach()).sum()
             return Likelihoods(torch.where(steep.isnan(), lik.logp, steep), lik.mask, lik.terms)
@@ -519,7 +519,7 @@ def test_micro_batches_are_views() -> None:
     seen: list[Rollout] = []
 
     class Looking(LinearPolicy):
-        def likelihoods(self, rollout: Rollout, decisions: Decisions) -> Likelihoods:
+        def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
             seen.append(rollout)
             return super().likelihoods(rollout, decisions)
 
@@ -536,7 +536,7 @@ class Misled(LinearPolicy):
         self.trained, self.drew = trained, drew
         self.calls: list[str] = []
 
-    def likelihoods(self, rollout: Rollout, decisions: Decisions, needs: Any = None) -> Likelihoods:
+    def likelihoods(self, rollout: Rollout, decisions: Decisions, *rest: Any) -> Likelihoods:
         self.calls.append("likelihoods")
         lik = super().likelihoods(rollout, decisions)
         return replace(lik, logp=lik.logp + self.trained)

@@ -54,6 +54,10 @@ class AnchorConfig(Section):
         "gradient and keeps its mean (arXiv:2605.07865)",
     )
     coefficient: AnchorCoefficient = 1.0
+    measure: bool = Field(
+        False,
+        description="true: kl/ANCHOR is measured in steps with a coefficient of 0 too, which costs an evaluation of the anchor",
+    )
     guidance: float | None = Field(
         None, ge=1, description="guidance scale of the anchor's prediction; default: the same as for the likelihood"
     )
@@ -66,6 +70,11 @@ class AnchorConfig(Section):
                 "subtracted from; set a number, a schedule or target_kl, or place: loss"
             )
         return self
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether any step of a run may evaluate it."""
+        return self.measure or any(level != 0 for level in value_range(self.coefficient))
 
     @property
     def label(self) -> str:

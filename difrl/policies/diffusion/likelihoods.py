@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from difrl.config import ForwardLikelihood, ReverseLikelihood
-from difrl.core import LOSS_ESTIMATORS, elbo, forward_logp, velocity
+from difrl.core import elbo, forward_logp, velocity
 from difrl.data.rollout import Rollout
 from difrl.policies.base import Decisions, NoiseKey
 from difrl.policies.diffusion.noising import ModelAccess, build_noising
 from difrl.policies.diffusion.step_weights import STEP_DIVISORS
 from difrl.policies.diffusion.timestep_sampling import build_density, build_quantile, stratified
-from difrl.policies.evaluation import Evaluation
+from difrl.policies.evaluation import Evaluation, StoredEvaluation
 from difrl.policies.references import Reference
 from samplers import Gaussian, Grid, Kernel, Process
 
@@ -32,10 +32,13 @@ class DenoiserEvaluation(Evaluation):
     output: Tensor
     """[N, ...], float32 at least."""
 
+    def stored(self, outputs: bool) -> StoredEvaluation:
+        return StoredEvaluation(self.logp, self.output if outputs else None)
+
     def divergence(self, other: Self, reference: Reference) -> Tensor:
         if reference.divergence == "velocity":
             return velocity(self.output, other.output)
-        return LOSS_ESTIMATORS[str(reference.divergence)](self.logp, other.logp)
+        raise ValueError(f"decisions of this likelihood have no divergence {reference.divergence!r}")
 
 
 _RECORDED = ("x_t", "x_next", "t", "s", "log_prob", "mean", "correction")

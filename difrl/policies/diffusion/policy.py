@@ -9,8 +9,9 @@ The family (families/) adapts the pipeline, and the kind (likelihoods.py) define
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from difrl.policies.diffusion.noising import ModelAccess
 from difrl.policies.diffusion.prompt_encoder import PromptEncoder, validate_images
 from difrl.policies.diffusion.sampling import Sampling, decode, draw
 from difrl.policies.errors import ModelError
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.policies.importance_sampling import correct_rollout
 from difrl.policies.references import ReferenceSet
 from difrl.policies.rollout_precision import quantized
@@ -36,7 +38,17 @@ from difrl.policies.trained_policy import ModelFiles, TrainedPolicy
 from samplers import Condition, Denoiser, classifier_free
 
 
-class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
+@dataclass(frozen=True)
+class DenoiserInputs:
+    """N decisions that count, as the denoiser takes them."""
+
+    flat: Mapping[str, Tensor]
+    """`Decisions.flat`."""
+    condition: Condition
+    """The condition of each decision."""
+
+
+class DiffusionPolicy(TrainedPolicy[DenoiserInputs, DenoiserEvaluation]):
     """A policy over a diffusers pipeline. Built by difrl.policies.diffusion.load."""
 
     module_name = "denoiser"
@@ -132,7 +144,8 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
 
         def evaluate(rows: slice, step: int) -> tuple[Tensor, Tensor]:
             part = decisions.select(rows, slice(step, step + 1))
-            found = self.build_evaluator(rollout.select(rows), part, [None])(self.sampler, None)
+            with self.using(self.sampler) as model:
+                found = model(self.prepare(rollout.select(rows), part, [None]), None)
             assert isinstance(found, ReverseEvaluation)
             return found.logp, found.transition.mean
 
@@ -174,18 +187,24 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         model = ModelAccess(self.denoiser, lambda drawn: self.prompts(drawn.prompts, False), self.sampling.batch)
         return self.kind.decisions(rollout, key, model)
 
-    def build_evaluator(
-        self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
-    ) -> Callable[[str, float | None], DenoiserEvaluation]:
-        own, flat = self.setting.value, decisions.flat()
+    def prepare(self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]) -> DenoiserInputs:
+        own = self.setting.value
         condition = self.prompts(rollout.prompts, any((guidance or own) != 1 for guidance in settings))
-        condition = condition.select(decisions.mask.nonzero()[:, 0])
+        return DenoiserInputs(decisions.flat(), condition.select(decisions.mask.nonzero()[:, 0]))
 
-        def evaluate(snapshot: str, guidance: float | None) -> DenoiserEvaluation:
-            output = self.denoiser(snapshot, guidance or own)(flat["x_t"], flat["t"], condition)
-            return self.kind.evaluate(output, flat)
+    @contextmanager
+    def using(self, snapshot: str) -> Iterator[Callable[[DenoiserInputs, float | None], DenoiserEvaluation]]:
+        def evaluate(inputs: DenoiserInputs, guidance: float | None) -> DenoiserEvaluation:
+            denoiser = self.denoiser(snapshot, guidance or self.setting.value)
+            output = denoiser(inputs.flat["x_t"], inputs.flat["t"], inputs.condition)
+            return self.kind.evaluate(output, inputs.flat)
 
-        return evaluate
+        with self.snapshots.use(snapshot):
+            yield evaluate
+
+    def restore(self, stored: StoredEvaluation, inputs: DenoiserInputs, setting: float | None) -> DenoiserEvaluation:
+        assert stored.output is not None
+        return self.kind.evaluate(stored.output.to(stored.logp.device), inputs.flat)
 
     @torch.no_grad()
     def recompute_logprobs(
@@ -198,8 +217,9 @@ class DiffusionPolicy(TrainedPolicy[DenoiserEvaluation]):
         setting: float | None = None,
     ) -> Tensor:
         if together is None:
-            evaluate = self.build_evaluator(rollout, decisions, [setting])
-            return decisions.unflat(evaluate(snapshot or self.sampler, setting).logp)
+            inputs = self.prepare(rollout, decisions, [setting])
+            with self.using(snapshot or self.sampler) as model:
+                return decisions.unflat(model(inputs, setting).logp)
         guidance = setting or self.setting.value
         condition = self.prompts(rollout.prompts, guidance != 1)
         denoiser = self.denoiser(snapshot or self.sampler, guidance)

@@ -9,8 +9,8 @@ sample are evaluated in one pass, so micro-batches never divide them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,11 +22,12 @@ from difrl.data.rollout import Content, Rollout
 from difrl.data.videos import Videos
 from difrl.policies.base import TRAINED, Decisions, GuidanceSettings, NoiseKey, batches
 from difrl.policies.diagnosis import Setting
+from difrl.policies.evaluation import StoredEvaluation
 from difrl.policies.importance_sampling import correct_rollout
 from difrl.policies.language.engines import Engines
 from difrl.policies.language.guidance import build_text_guidance
 from difrl.policies.language.likelihoods import TokenLogprobs
-from difrl.policies.language.lm_head import CausalLM, ChunkedLogits
+from difrl.policies.language.lm_head import CausalLM, ChunkedLogits, Head
 from difrl.policies.language.tokenization import TextTokenizer, pad_right
 from difrl.policies.references import ReferenceSet
 from difrl.policies.snapshots import CURRENT, Snapshots
@@ -48,7 +49,21 @@ class GenerationSettings:
     """Tokens whose distributions over the vocabulary are in memory at once."""
 
 
-class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
+@dataclass(frozen=True)
+class TextInputs:
+    """Texts as a model takes them, and the tokens that count."""
+
+    flat: Mapping[str, Tensor]
+    """`Decisions.flat`."""
+    tokens: Tensor
+    """[B, T], prompts with their completions."""
+    attention: Tensor
+    """[B, T] int64, 0 for padding."""
+    places: tuple[Tensor, Tensor]
+    """Row and column of the hidden state that predicts each token that counts."""
+
+
+class LanguagePolicy(TrainedPolicy[TextInputs, TokenLogprobs]):
     """A policy over a causal language model. Built by difrl.policies.language.load."""
 
     module_name = "model"
@@ -85,6 +100,11 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
     @property
     def sampler(self) -> str:
         return self.generation.snapshot
+
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether outputs are hidden states. The logits of a whole update would take more memory than the model."""
+        return not any(network.whole for network in (self.network, *self.teachers.values()))
 
     @property
     def setting(self) -> Setting:
@@ -147,10 +167,8 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         tensors = {name: data[name] for name in ("tokens", "log_prob", "correction") if name in data}
         return Decisions(tensors, data["mask"], whole=True)
 
-    def build_evaluator(
-        self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]
-    ) -> Callable[[str, float | None], TokenLogprobs]:
-        flat, mask = decisions.flat(), decisions.mask
+    def prepare(self, rollout: Rollout, decisions: Decisions, settings: Iterable[float | None]) -> TextInputs:
+        mask = decisions.mask
         # Every prompt with its completion up to the last token that counts.
         prompts, counts = self.tokenizer.tokenize_prompts(rollout.prompts), mask.sum(dim=1).tolist()
         completions = zip(prompts, decisions.tensors["tokens"].tolist(), counts, strict=True)
@@ -160,16 +178,30 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         # The hidden state before a token is the one that predicts it.
         starts = torch.tensor([len(prompt) for prompt in prompts], device=mask.device)
         rows, columns = mask.nonzero(as_tuple=True)
-        columns = starts[rows] + columns - 1
+        return TextInputs(decisions.flat(), tokens, attention, (rows, starts[rows] + columns - 1))
 
-        def evaluate(snapshot: str, temperature: float | None) -> TokenLogprobs:
-            network = self.teachers.get(snapshot, self.network)
-            with nullcontext() if snapshot in self.teachers else self.snapshots.use(snapshot):
-                hidden, head = network.hidden(tokens, attention)[rows, columns], network.head(fixed=snapshot != CURRENT)
-                distributions = ChunkedLogits(hidden, head, temperature or self.setting.value, self.generation.chunk)
-                return TokenLogprobs(distributions.logp(flat["tokens"]), flat, distributions)
+    @contextmanager
+    def using(self, snapshot: str) -> Iterator[Callable[[TextInputs, float | None], TokenLogprobs]]:
+        network, heads = self.teachers.get(snapshot, self.network), list[Head]()
 
-        return evaluate
+        def evaluate(inputs: TextInputs, temperature: float | None) -> TokenLogprobs:
+            hidden = network.hidden(inputs.tokens, inputs.attention)[inputs.places]
+            if not heads:  # one for all evaluations: it may be a copy of the layer
+                heads.append(network.head(fixed=snapshot != CURRENT))
+            distributions = self._distributions(hidden, heads[0], temperature)
+            return TokenLogprobs(distributions.logp(inputs.flat["tokens"]), inputs.flat, distributions)
+
+        with nullcontext() if snapshot in self.teachers else self.snapshots.use(snapshot):
+            yield evaluate
+
+    def restore(self, stored: StoredEvaluation, inputs: TextInputs, setting: float | None) -> TokenLogprobs:
+        assert stored.output is not None
+        assert stored.head is not None
+        distributions = self._distributions(stored.output.to(stored.logp.device), stored.head, setting)
+        return TokenLogprobs(stored.logp, inputs.flat, distributions)
+
+    def _distributions(self, hidden: Tensor, head: Head, temperature: float | None) -> ChunkedLogits:
+        return ChunkedLogits(hidden, head, temperature or self.setting.value, self.generation.chunk)
 
     @torch.no_grad()
     def recompute_logprobs(
@@ -184,6 +216,7 @@ class LanguagePolicy(TrainedPolicy[TokenLogprobs]):
         logp = []
         for rows in batches(len(rollout), together or len(rollout)):
             part = decisions.select(rows, slice(None))
-            evaluate = self.build_evaluator(rollout.select(rows), part, [setting])
-            logp.append(part.unflat(evaluate(snapshot or self.sampler, setting).logp))
+            inputs = self.prepare(rollout.select(rows), part, [setting])
+            with self.using(snapshot or self.sampler) as model:
+                logp.append(part.unflat(model(inputs, setting).logp))
         return torch.cat(logp)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from difrl.data.prompts import Prompt
-from difrl.policies.base import NoiseKey
+from difrl.policies.base import ALL, NoiseKey
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.runtime.distributed import DistributedContext
@@ -44,7 +44,7 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
     rollout = drawn(policy)
     decisions = policy.decisions(rollout, KEY)
     before = {name: p.detach().clone() for name, p in policy.parameters.items()}
-    found = policy.penalties(rollout, decisions)
+    (found,) = policy.penalties(rollout, decisions, [ALL])
     assert all(torch.equal(p, before[name]) for name, p in policy.parameters.items())
     assert list(found) == ["base", "base-cfg1"]
     assert policy.likelihoods(rollout, decisions).terms.keys() <= {"references/old"}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from difrl.config import RunConfig
 from difrl.data.prompts import Prompt
 from difrl.data.rollout import Rollout
-from difrl.policies.base import Decisions, NoiseKey
+from difrl.policies.base import ALL, Decisions, NoiseKey
 from difrl.policies.errors import ModelError
 from difrl.policies.language.load import load_language_policy
 from difrl.policies.language.policy import LanguagePolicy
@@ -331,7 +331,7 @@ def test_penalties_are_log_ratios_and_may_be_centred(lm: Path, teacher: Path, ce
     anchors = [{"to": name, **k1, "centred": name in centred} for name in ("t", "base")]
     policy = moved(policy_of(lm, teachers={"t": {"path": str(teacher)}}, anchors=anchors))
     rollout, decisions = drawn(policy)
-    found = policy.penalties(rollout, decisions)
+    (found,) = policy.penalties(rollout, decisions, [ALL])
     log_p = flat(next_tokens(policy.network.model, policy, rollout)).detach()
     tokens = rollout.replay_data["tokens"][decisions.mask][:, None]
     for name, path in (("t", teacher), ("base", lm)):
@@ -370,7 +370,8 @@ def test_centring_leaves_the_expected_gradient_of_two_tokens(lm: Path, teacher: 
         policy = distilled(lm, teacher, centred)
         rollout, decisions, p = every_text(policy, 2)
         assert float(p.sum()) == pytest.approx(1, abs=1e-5)
-        charge = policy.penalties(rollout, decisions)["t"].amount
+        (penalties,) = policy.penalties(rollout, decisions, [ALL])
+        charge = penalties["t"].amount
         logp = policy.likelihoods(rollout, decisions).logp
         found.append((charge, gradients(policy, (p.float()[:, None] * charge * logp).sum())))
     same_gradient(found[1][1], found[0][1])
@@ -383,7 +384,8 @@ def test_centring_lowers_the_variance_of_the_gradient(lm: Path, teacher: Path) -
     for centred in (False, True):
         policy = distilled(lm, teacher, centred)
         rollout, decisions, p = every_text(policy, 1)
-        charge = policy.penalties(rollout, decisions)["t"].amount
+        (penalties,) = policy.penalties(rollout, decisions, [ALL])
+        charge = penalties["t"].amount
         rows = policy.likelihoods(rollout, decisions).logp * charge
         each = torch.stack(
             [torch.cat([g.flatten() for g in _of(policy, row)]) for row in rows[:, 0]]  # 15 backward passes
