@@ -91,7 +91,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.parameters, config.train)
         self.evaluations = 0
         self.check_evaluations = 0
-        """Evaluations of first-update checks in this process, which `evaluations` leaves out."""
+        """Evaluations of the last step's first-update check in this process. `evaluations` leaves them out."""
         self.intact = True
         """True if weights, optimizer, snapshots and source are in the state after a whole number of steps."""
 
@@ -108,7 +108,7 @@ class Trainer:
         batch = Batch(scored, self._estimate_advantages(scored, weights), decision_penalties)
         rehearses = self.rehearsal is not None and self._evaluated(number, self.rehearsal.anchors)
         rehearsed = self.rehearsal.draw(number) if self.rehearsal is not None and rehearses else None
-        norms, loss_metrics, rehearsal_metrics = self._updates(number, batch, rehearsed, clock)
+        norms, loss_metrics, rehearsal_metrics = self._updates(number, batch, rehearsed)
         if not norms:
             failed = ", ".join(failed_rewards(metrics, self.weights))
             raise TrainingError(
@@ -122,13 +122,15 @@ class Trainer:
             self.optimizer.state.clear()
         clock.time_section("update")
 
-        spent = self.processes.all_reduce_sums({"n": torch.tensor(float(self.policy.evaluations - evaluations))})["n"]
-        self.evaluations += int(spent)
+        counts = {"all": self.policy.evaluations - evaluations, "check": self.check_evaluations}
+        spent = self.processes.all_reduce_sums({name: torch.tensor(float(count)) for name, count in counts.items()})
+        self.evaluations += int(spent["all"])
         metrics |= loss_metrics | kl_metrics | rehearsal_metrics
         self._adapt(metrics)
         metrics |= {f"weight/{r.label}": weights[r.label] for r in config.rewards if r.varies}
         metrics |= {"grad_norm": sum(norms) / len(norms), "lr": learning_rate, "nfe": self.evaluations}
         metrics |= {"updates/skipped": config.train.updates_per_step - len(norms)}
+        metrics |= {"nfe/check": spent["check"] / self.processes.count}
         self.intact = True
         return metrics | clock.times
 
@@ -178,9 +180,7 @@ class Trainer:
         rewards, groups, valid = (gather(x) for x in (scored.rewards, scored.groups, scored.valid))
         return self.processes.local_rows(self.advantage_estimator(rewards, columns, weights, groups, valid))
 
-    def _updates(
-        self, step: int, batch: Batch, rehearsed: Rollout | None, clock: Clock
-    ) -> tuple[list[float], Metrics, Metrics]:
+    def _updates(self, step: int, batch: Batch, rehearsed: Rollout | None) -> tuple[list[float], Metrics, Metrics]:
         """Run the updates of a step. An update is left out if none of its samples was scored.
 
         Return the norm of each update's gradient, and metrics of the losses of the step's own and of rehearsed samples.
@@ -193,7 +193,7 @@ class Trainer:
         )
         with phase("update", total=train.updates_per_step), enough_for("update", advice):
             for update in range(train.updates_per_step):
-                if self._accumulate_gradient(step, update, batch, sums, None if norms else clock):
+                if self._accumulate_gradient(step, update, batch, sums, first=not norms):
                     if rehearsed is not None:
                         self._accumulate_rehearsal_gradient(step, update, rehearsed, rehearsal_sums)
                     norms.append(self._optimizer_step(step, update))
@@ -206,10 +206,10 @@ class Trainer:
             rehearsal["loss"] += metrics["loss"]
         return norms, metrics, rehearsal
 
-    def _accumulate_gradient(self, step: int, update: int, batch: Batch, sums: LossSums, first: Clock | None) -> bool:
+    def _accumulate_gradient(self, step: int, update: int, batch: Batch, sums: LossSums, *, first: bool) -> bool:
         """Compute the gradient of an update, micro-batch by micro-batch. Return False if no sample of it was scored.
 
-        first: the clock of the step if this is its first update, which must start from ratio 1; otherwise None.
+        first: whether it is the first update of the step, which must start from ratio 1.
         """
         updates = self.config.train.updates_per_step
         if updates > 1:
@@ -230,14 +230,11 @@ class Trainer:
             for number, ((rows, columns), evaluated) in enumerate(zip(parts, references, strict=True)):
                 part, part_decisions = batch.select(rows), decisions.select(rows, columns)
                 check = None
-                if first is not None and number == 0:
-                    first.time_section("update")
+                if first and number == 0:
                     check = FirstUpdateCheck.prepare(
                         self.config, self.policy, self.objective, part.rollout, part_decisions
                     )
-                    self.check_evaluations += check.evaluations
-                    if check.evaluations:
-                        first.time_section("check")
+                    self.check_evaluations = check.evaluations
                 lik = self.policy.likelihoods(part.rollout, part_decisions, needs, evaluated)
                 if check is not None:
                     self._check_first_update(check, lik)

@@ -107,15 +107,30 @@ def test_each_anchor_and_old_weights_evaluate_every_decision_again() -> None:
     assert evaluations(anchors=[TO_EMA, guided], snapshots=EMA).without_gradient == 36 + 2 * 36
 
 
+def test_an_anchor_is_evaluated_in_steps_where_it_acts_or_is_measured() -> None:
+    absent = {**TO_BASE, "coefficient": 0.0}
+    assert evaluations(anchors=[absent]).without_gradient == 0
+    assert evaluations(anchors=[{**absent, "measure": True}]).without_gradient == 36
+    assert evaluations(anchors=[{**TO_BASE, "place": "reward", "coefficient": 0.0}], **FLOW_GRPO).without_gradient == 0
+
+
+def test_the_first_update_check_takes_another_number_of_evaluations_than_a_micro_batch() -> None:
+    """Half the samples of a micro-batch, at most four. An only sample of one decision is evaluated with a copy of itself."""
+    assert [evaluations(train={"micro_batch": size}).check for size in (6, 12, 18, 999)] == [3, 6, 9, 12]
+    single = {"likelihood": {"kind": "forward", "decisions": 1}, "train": {"micro_batch": 1}}
+    assert evaluations(**single).check == 2
+    assert evaluations(**FLOW_GRPO).check == 0  # recorded
+
+
 def test_statistics_of_split_groups_take_another_pass() -> None:
-    """Seven decisions are two samples of three: under θ and the reference once more. Nine are a whole group."""
+    """Seven decisions are two samples of three: under θ once more, not under the reference. Nine are a whole group."""
     sections = {
         "likelihood": {"kind": "forward", "decisions": 3, "share": ["t", "noise"]},
         "objective": {"kind": "preference"},
         "anchors": [TO_EMA],
         "snapshots": EMA,
     }
-    assert evaluations(**sections).without_gradient == 36 * 2 + 36 * 2
+    assert evaluations(**sections).without_gradient == 36 * 2 + 36
     assert evaluations(**sections, train={"micro_batch": 9}).without_gradient == 36 * 2
 
 
@@ -180,8 +195,9 @@ def test_a_step_of_the_trainer_spends_and_keeps_what_was_estimated(sd35: Path, s
     policy = load_diffusion_policy(config, processes.device)
     scorer = Scorer.build(config.rewards, config.watch, processes.device)
     trainer = Trainer(config, policy, scorer, load_prompts(config.data.train), processes)
-    found, spent = estimate(config), trainer.step(0)["nfe"]
-    assert spent == found.evaluations.step
+    found, row = estimate(config), trainer.step(0)
+    assert row["nfe"] == found.evaluations.step
+    assert row["nfe/check"] == found.evaluations.check
     moments = [
         moment for state in trainer.optimizer.state.values() for moment in (state["exp_avg"], state["exp_avg_sq"])
     ]
@@ -288,7 +304,7 @@ def test_evaluations_whose_activations_are_alive_at_once() -> None:
 
 def test_time_by_hand(small: Path) -> None:
     found = estimate(recipe(small, anchors=[TO_BASE]))
-    flops = (48 + 36) * found.model.forward + 36 * found.model.training
+    flops = (48 + 36 + 3) * found.model.forward + 36 * found.model.training  # 3 for the first-update check
     low, high = found.model.efficiency
     assert found.step_seconds == pytest.approx((flops / high / SPEED, flops / low / SPEED))
     run = 3 * flops + found.evaluations.evaluation * found.model.forward

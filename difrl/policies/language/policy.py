@@ -185,9 +185,12 @@ class LanguagePolicy(TrainedPolicy[TextInputs, TokenLogprobs]):
         network, heads = self.teachers.get(snapshot, self.network), list[Head]()
 
         def evaluate(inputs: TextInputs, temperature: float | None) -> TokenLogprobs:
+            nonlocal heads
             hidden = network.hidden(inputs.tokens, inputs.attention)[inputs.places]
-            if not heads:  # one for all evaluations: it may be a copy of the layer
-                heads.append(network.head(fixed=snapshot != CURRENT))
+            if snapshot == CURRENT:
+                heads = [network.head()]
+            elif not heads:  # one for all evaluations, because it may be a copy of the layer
+                heads = [network.head(fixed=True)]
             distributions = self._distributions(hidden, heads[0], temperature)
             return TokenLogprobs(distributions.logp(inputs.flat["tokens"]), inputs.flat, distributions)
 

@@ -36,6 +36,10 @@ DEFINITIONS: dict[str, str] = {
         "Mean distance between two samples of one prompt, over all pairs, then over the step's prompts (pixels: root "
         "mean square over thumbnails of 16 × 16; ngrams: √(1 − cos) of the texts' 3-grams)."
     ),
+    "nfe/check": (
+        "Evaluations of this step's first-update check, averaged over the processes. They do not count as nfe. If the "
+        "log-probabilities of the samples were recorded, the check takes none."
+    ),
     "kl/*": (
         "Divergence of the trained weights from this anchor, of the kind that its setting names (velocity: mean "
         "squared difference of outputs; gaussian: closed form; k2, k3: from log-ratios), averaged over the step's "

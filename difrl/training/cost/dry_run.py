@@ -37,7 +37,7 @@ WITHOUT_WEIGHTS: Mapping[str, Mapping[str, Any]] = {
 class Evaluations:
     """Evaluations of the denoiser on single samples, over all processes; for text, tokens that pass through the model.
 
-    One output under guidance takes two. The few of the first-update check are left out, as in the run's own `nfe`.
+    One output under guidance takes two.
     """
 
     rollout: int
@@ -51,6 +51,8 @@ class Evaluations:
     draws: int
     """Most draws of a step (collect.max_draws)."""
     steps: int
+    check: int = 0
+    """Evaluations of a step for the first-update check. `nfe` leaves them out."""
     reference_samples: int = 0
     """Most evaluations of the run for the reference samples of rewards. The run's `nfe` leaves them out."""
 
@@ -110,13 +112,14 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
     scorer = Scorer.from_rewards({reward.label: (_Alternating(), 1.0) for reward in config.rewards}, {})
     trainer = Trainer(dry_config(config), policy, scorer, inputs.train, AlikeProcesses(processes))
 
-    rollout = gradient = step = 0.0
+    rollout = gradient = step = check = 0.0
     for number, like in dry.steps.items():
         groups, share = range(0, config.groups, processes), processes * like / total
         rollout += share * _spent(policy, trainer.source.draw, number, 0, groups, lambda part: None, {})
         tally.gradient = 0
         step += share * _spent(policy, trainer.step, number)
         gradient += share * tally.gradient
+        check += share * trainer.check_evaluations
     reference_samples = 0
     if config.references is not None:
         met = min(total * config.collect.max_draws * config.data.prompts_per_step, processes * len(inputs.train))
@@ -130,6 +133,7 @@ def count_evaluations(config: RunConfig, dry: DryPolicy, inputs: Inputs, process
         evaluation=round(_count_evaluation(config, policy, inputs, processes) * dry.evaluation_length),
         draws=config.collect.max_draws,
         steps=total,
+        check=round(check) * dry.length,
         reference_samples=reference_samples * dry.length,
     )
 

@@ -52,7 +52,7 @@ class Estimate:
     def step_seconds(self) -> tuple[float, float]:
         """Rough bounds of the model's time in a step; the upper one has every draw that collect allows."""
         counts, forward = self.evaluations, self.model.forward
-        rest = counts.without_gradient * forward + counts.gradient * self.model.training
+        rest = (counts.without_gradient + counts.check) * forward + counts.gradient * self.model.training
         return self._seconds(counts.rollout * forward + rest, counts.draws * counts.rollout * forward + rest)
 
     @property

@@ -44,6 +44,7 @@ def estimate_table(estimate: Estimate) -> RenderableType:
         "updates, with gradient": counts.gradient,
         "old weights and anchors": counts.without_gradient,
         IN_ALL: counts.step,
+        "first-update check": counts.check,
         "further draws (collect), up to": (counts.draws - 1) * counts.rollout,
     }
     evaluations = [(name, count(n), count(n * steps)) for name, n in a_step.items() if n]

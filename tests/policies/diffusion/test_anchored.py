@@ -12,11 +12,12 @@ from difrl.data.prompts import Prompt
 from difrl.policies.base import ALL, NoiseKey
 from difrl.policies.diffusion.load import load_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
+from difrl.policies.snapshots import Copy
 from difrl.runtime.distributed import DistributedContext
 from difrl.scoring import Scorer
 from difrl.training.trainer import Trainer
 from tests.fakes import Brightness
-from tests.helpers import perturb
+from tests.helpers import perturb, without_times
 from tests.recipes import FLOW_GRPO, recipe
 
 KEY = NoiseKey(seed=3, step=5)
@@ -60,6 +61,71 @@ def test_penalties_are_log_ratios_of_the_sampler_to_the_anchor(sd3: Path, model:
         assert torch.equal(found[name].divergence, found[name].amount)
         assert not found[name].amount.requires_grad
     assert found["base"].amount.abs().max() > 1e-3
+
+
+ANCHORED = {
+    "snapshots": {"old": {"decay": 0.5}, "ema": {"decay": 0.9}},
+    "likelihood": {"kind": "forward", "decisions": 3, "old": "recompute", "mix": 1.0},
+    "objective": {"kind": "negative_aware"},
+    "anchors": [{"to": "ema", "coefficient": 0.5}, {"to": "base", "coefficient": 0.5}],
+}
+GAUSSIAN = {**FLOW_GRPO, "rollout": GUIDED, "anchors": [{"to": "base", "divergence": "gaussian", "guidance": 1.0}]}
+
+
+@pytest.mark.parametrize("copies", ["device", "cpu"])
+@pytest.mark.parametrize("sections", [ANCHORED, GAUSSIAN], ids=["forward", "reverse"])
+def test_references_of_an_update_are_those_of_each_micro_batch(sd3: Path, sections: Any, copies: str) -> None:
+    """Outputs that were held have the bits of those that each micro-batch makes for itself."""
+    policy = load_diffusion_policy(recipe(sd3, **{**sections, "model": {"train": "full", "copies": copies}}))
+    perturb(policy.parameters)
+    rollout = drawn(policy)
+    decisions = policy.decisions(rollout, KEY)
+    parts = [(slice(0, 2), slice(0, 2)), (slice(0, 2), slice(2, 3)), (slice(2, 3), slice(0, 3))]
+    held = list(policy.evaluate_references(rollout, decisions, parts))
+    compared = policy.reference_set.compared_outputs(policy.reference_set.needs)
+    for (rows, columns), references in zip(parts, held, strict=True):
+        assert {name for name, one in references.items() if one.output is not None} == compared
+        alone = rollout.select(rows), decisions.select(rows, columns)
+        found, expected = policy.likelihoods(*alone, references=references), policy.likelihoods(*alone)
+        assert torch.equal(found.logp, expected.logp)
+        assert found.terms.keys() == expected.terms.keys()
+        assert all(torch.equal(term, expected[name]) for name, term in found.terms.items())
+
+
+@pytest.mark.parametrize("micro_batch", [2, 6, 1000])
+def test_weights_are_exchanged_once_for_each_snapshot_and_update(
+    sd3: Path, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to enter a snapshot and once to leave it: old, ema and the pretrained weights."""
+    config = recipe(sd3, **ANCHORED, train={"micro_batch": micro_batch})
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
+    trainer = Trainer(config, load_diffusion_policy(config), scorer, PROMPTS, DistributedContext())
+    exchanged, exchange = list[Copy](), Copy._exchange
+    monkeypatch.setattr(Copy, "_exchange", lambda copy: (exchanged.append(copy), exchange(copy)))
+    trainer.step(0)
+    snapshots = trainer.policy.snapshots
+    assert exchanged == [
+        one for one in (snapshots.copies["ema"], snapshots.pretrained, snapshots.copies["old"]) for _ in "12"
+    ]
+
+
+@pytest.mark.parametrize("sections", [{}, FLOW_GRPO], ids=["loss", "reward"])
+def test_an_anchor_without_effect_is_evaluated_only_to_be_measured(sd3: Path, sections: dict[str, Any]) -> None:
+    """A coefficient that rises from 0: in its first step nothing depends on whether the anchor is measured."""
+    place = {"place": "reward", "divergence": "k1"} if sections else {}
+    rising = {"to": "base", "coefficient": {"kind": "linear", "start": 0.0, "end": 1.0}, **place}
+    scorer = Scorer.from_rewards({"brightness": (Brightness(), 1.0)}, {})
+    rows = []
+    for measure in (False, True):
+        config = recipe(sd3, **sections, anchors=[{**rising, "measure": measure}])
+        trainer = Trainer(config, load_diffusion_policy(config), scorer, PROMPTS, DistributedContext())
+        rows.append([without_times(trainer.step(number)) for number in range(2)])
+    (first, second), measured = rows
+    assert measured[0].keys() - first.keys() == {"kl/base"}
+    assert {**measured[0], **first, "nfe": measured[0]["nfe"]} == measured[0]
+    assert measured[0]["nfe"] > first["nfe"]
+    assert first["coefficient/base"] == 0
+    assert {**measured[1], "nfe": second["nfe"]} == second
 
 
 @pytest.mark.parametrize("branch", [None, {"count": 1}])
