@@ -190,6 +190,9 @@ def build_snapshots(module: Any, config: RunConfig, keep_base: bool, device: tor
             yield
         finally:
             module.enable_adapters()
+            # PEFT sets it for the parameters in place. With FSDP2 these may be others than those that it takes it from.
+            for p in layout.parameters.values():
+                p.requires_grad_(True)
 
     def not_kept() -> AbstractContextManager[None]:
         raise ModelError("the pretrained weights were not kept; load the policy with keep_base=True")
