@@ -111,7 +111,7 @@ def test_an_anchor_is_evaluated_in_steps_where_it_acts_or_is_measured() -> None:
     absent = {**TO_BASE, "coefficient": 0.0}
     assert evaluations(anchors=[absent]).without_gradient == 0
     assert evaluations(anchors=[{**absent, "measure": True}]).without_gradient == 36
-    assert evaluations(anchors=[{**TO_BASE, "place": "reward", "coefficient": 0.0}], **FLOW_GRPO).without_gradient == 0
+    assert evaluations(anchors=[{**absent, "place": "reward", "divergence": "k1"}], **FLOW_GRPO).without_gradient == 0
 
 
 def test_the_first_update_check_takes_another_number_of_evaluations_than_a_micro_batch() -> None:
