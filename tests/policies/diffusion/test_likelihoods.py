@@ -48,7 +48,6 @@ def test_bias_is_the_kl_between_old_and_new_transitions(sd3: Path, old: str, red
     """The bias is ‖mean_θ − mean_old‖² / (2 std²) of means computed here, with gradient, also beside an anchor to old."""
     likelihood = {"kind": "reverse", "old": old, "reduce": reduce}
     policy, rollout, decisions = drawn_then_moved(sd3, **{**GUARD, "likelihood": likelihood})
-    lik = policy.likelihoods(rollout, decisions)
     flat = decisions.flat()
     condition = policy.prompts(PROMPTS, False).repeat_interleave(decisions.mask.shape[1])
 
@@ -56,7 +55,8 @@ def test_bias_is_the_kl_between_old_and_new_transitions(sd3: Path, old: str, red
         output = policy.denoiser(snapshot)(flat["x_t"], flat["t"], condition)
         return policy.sampling.kernel(FLOW, output, flat["x_t"], flat["t"], flat["s"])
 
-    new, before = transition("current"), transition("old")
+    before = transition("old")  # first: an exchange of weights would invalidate the graphs of θ
+    lik, new = policy.likelihoods(rollout, decisions), transition("current")
     terms = ((new.mean - before.mean) / new.std).square().flatten(1) / 2
     expected = (terms.mean(1) if reduce == "mean" else terms.sum(1)).unflatten(0, decisions.mask.shape)
     # float32 means of size 1, whose differences are about 0.05
