@@ -269,8 +269,8 @@ def measure(recipe: Path, row: int, name: str, work: Path) -> Peak:
         cache = str(work / "cache") if side.cached else ""
         start(["--child", str(recipe), str(row), name, str(out)], cache, side.processes)
         found = [json.loads(file.read_text()) for file in Path(folder).glob("peak.*")]
-    said = estimate(read_config(recipe, side.overrides), side.processes).memory
-    return Peak(max(peak["run"] for peak in found), max(peak["steps"] for peak in found), sum(said.values()))
+    said = estimate(read_config(recipe, side.overrides), side.processes).process_memory.peak
+    return Peak(max(peak["run"] for peak in found), max(peak["steps"] for peak in found), said)
 
 
 HEADER = ("setting", "peak of the run, MiB", "peak of the steps, MiB", "saved in the steps, MiB", "`difrl check`, MiB")

@@ -54,7 +54,7 @@ def read_recipe(name: str, folder: Path) -> RunConfig:
 
 def count_memory(found: Estimate) -> float:
     """Return the memory of an estimate in GiB. It is rough, so it has no decimals above 10."""
-    memory = sum(found.memory.values()) / GIB
+    memory = found.process_memory.peak / GIB
     return round(memory, 1 if memory < 10 else 0)
 
 

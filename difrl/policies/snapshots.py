@@ -21,7 +21,6 @@ from difrl.policies.layout import Layout
 
 CURRENT = "current"
 BASE = "base"
-IN_USE = "copy of the weights in use"
 SUMMED = 2**20
 """Weights summed at once. On a CPU, a float64 sum makes float64 copies of its operand, and large ones fragment the heap."""
 
@@ -215,14 +214,6 @@ class Snapshots:
                 copy.tensors
             )  # gathered weights are exchanged with a gathered copy, so the parts stay in their places
         return {key: self.layout.local(p.detach()) for key, p in self.parameters.items()}
-
-    def device_bytes(self) -> dict[str, int]:
-        """Return the bytes of copies on the device of the parameters, by name. Of copies on another device, one is in use."""
-        copies = {f"snapshot {name}": copy for name, copy in self.copies.items()}
-        if self.pretrained is not None:
-            copies["pretrained weights, kept"] = self.pretrained
-        size = sum(self.layout.local(p).nbytes for p in self.parameters.values())
-        return dict.fromkeys(copies if self.device is None else [IN_USE] * bool(copies), size)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of every copy as `snapshot/parameter`."""

@@ -34,6 +34,7 @@ from difrl.training.cost import flops as cost
 from difrl.training.cost.dry_run import Evaluations, Tally, count_evaluations
 from difrl.training.cost.estimate import estimate
 from difrl.training.cost.images import count_image_cost
+from difrl.training.cost.model_cost import ENCODING
 from difrl.training.cost.table import estimate_table, format_duration_range, format_size
 from difrl.training.inputs import Inputs
 from difrl.training.trainer import Trainer
@@ -229,10 +230,11 @@ def test_memory_by_hand(small: Path) -> None:
     sizes = {name: sum(p.numel() for p in pipeline.components[name].parameters()) for name in names}
     n, table = sizes["transformer"], 64 * 128  # of position embeddings
     memory = dict(found.memory)
-    assert memory.pop("activations, rough bound") > 0
+    working = ("encoders", "denoising a rollout batch", "decoding", "activations, rough bound")
+    assert all(memory.pop(name) > 0 for name in working)
     assert memory == {
         "frozen weights, float32": 4 * sizes["vae"],
-        "frozen weights, bfloat16": 2 * (sizes["text_encoder"] + sizes["text_encoder_2"] + table),
+        "frozen weights, bfloat16": 2 * table,
         "trained weights, float32": 4 * n,
         "gradients": 4 * n,
         "AdamW's two moments": 8 * n,
@@ -241,6 +243,8 @@ def test_memory_by_hand(small: Path) -> None:
         "snapshot slow": 4 * n,
         "pretrained weights, kept": 4 * n,
     }
+    encoders = {"encoders": 2 * (sizes["text_encoder"] + sizes["text_encoder_2"])}
+    assert found.process_memory.phases[ENCODING] == encoders
 
 
 @pytest.mark.parametrize(

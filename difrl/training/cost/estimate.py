@@ -1,35 +1,31 @@
 """`difrl check`: find out whether a recipe can run and roughly what it costs, without loading weights.
 
-The policy and the trainer are those of the run, on the meta device: they refuse what a run refuses, and their tensors are the
-memory that a process keeps. FLOPs are those of a pass there (images.py, texts.py), the number of evaluations is that of a dry
-run (dry_run.py), and time a rough range.
+The policy and the trainer are those of the run, on the meta device: they refuse what a run refuses. memory.py counts what their
+tensors take, FLOPs are those of a pass there (images.py, texts.py), the number of evaluations is that of a dry run
+(dry_run.py), and time a rough range.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import nn
 
 from difrl.config import RunConfig
 from difrl.config.run import samples_base_at_end
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.language.policy import LanguagePolicy
-from difrl.policies.layout import networks
 from difrl.policies.load import load_policy
-from difrl.policies.quantization import count_frozen_bytes
-from difrl.policies.rollout_precision import quantizable
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import AlikeProcesses, Evaluations, count_evaluations
 from difrl.training.cost.flops import measure_matmul_speed
 from difrl.training.cost.images import count_image_cost
+from difrl.training.cost.memory import Memory, MemoryCounts
 from difrl.training.cost.model_cost import ModelCost
 from difrl.training.cost.texts import count_text_cost
 from difrl.training.inputs import load_inputs
-from difrl.training.optimizers import count_state_bytes
 from difrl.training.trainer import Trainer
 
 
@@ -38,8 +34,9 @@ class Estimate:
     """Cost of a run."""
 
     model: ModelCost
-    memory: Mapping[str, int]
-    """Bytes that a process keeps, by name."""
+    counts: MemoryCounts
+    """Where memory comes from, for other settings."""
+    config: RunConfig
     evaluations: Evaluations
     processes: int
     device: str
@@ -47,6 +44,16 @@ class Estimate:
     """Bytes of the device, where known."""
     speed: float
     """FLOP/s of a large matrix product on the device, measured."""
+
+    @cached_property
+    def process_memory(self) -> Memory:
+        """Memory of a process."""
+        return self.counts.count(self.config, self.processes)
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of a process by name, in all phases. `process_memory.peak` has the sum of those that are held at once."""
+        return self.process_memory.by_name
 
     @property
     def step_seconds(self) -> tuple[float, float]:
@@ -84,11 +91,8 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     cuda = device.type == "cuda"
     return Estimate(
         model=model,
-        memory={
-            **_measure_kept(config, model, trainer, networks(policy.module)),
-            **_measure_quantized(config, policy),
-            **model.working_memory(model.dry.tally),
-        },
+        counts=MemoryCounts(config, policy, model, _count_least(config, policy, trainer, evaluations)),
+        config=config,
         evaluations=evaluations,
         processes=processes,
         device=torch.cuda.get_device_name(device) if cuda else device.type,
@@ -97,36 +101,12 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     )
 
 
-def _measure_kept(
-    config: RunConfig, model: ModelCost, trainer: Trainer, trainable: Sequence[nn.Module]
-) -> dict[str, int]:
-    """Return the bytes that a process keeps from its first step to its last, by name. trainable: the networks of the policy."""
-    for p in trainer.parameters:
-        p.grad = torch.empty_like(p)
-    trainer.optimizer.step()
-    memory: dict[str, int] = defaultdict(int)
-    quantize = config.model.quantize
-    for module in model.modules:
-        if module in trainable and config.model.offload == "weights":
-            continue  # in CPU memory
-        for format, size in count_frozen_bytes(module, quantize if module in trainable else "none").items():
-            memory[f"frozen weights, {format}"] += size
-    trained = sum(p.nbytes for p in trainer.parameters)
-    memory |= {"trained weights, float32": trained, "gradients": trained}
-    name = "AdamW's two moments" if config.train.optimizer == "adamw" else f"moments of {config.train.optimizer}"
-    memory[name] = count_state_bytes(trainer.optimizer)
-    if config.model.dtype != "float32":
-        memory[f"trained weights cast to {config.model.dtype}"] = model.trained * DTYPES[config.model.dtype].itemsize
-    memory |= trainer.policy.snapshots.device_bytes()
-    return memory | {f"teacher {n}": sum(count_frozen_bytes(t, quantize).values()) for n, t in model.teachers.items()}
-
-
-def _measure_quantized(config: RunConfig, policy: DiffusionPolicy | LanguagePolicy) -> dict[str, int]:
-    """Return the bytes of the weights that draw the samples of training in another precision, of a byte each."""
-    if config.rollout.precision == "same":
-        return {}
-    return {
-        f"weights of rollouts, {config.rollout.precision}": sum(
-            layer.weight.numel() for layer in quantizable(policy.module)
-        )
-    }
+def _count_least(
+    config: RunConfig, policy: DiffusionPolicy | LanguagePolicy, trainer: Trainer, evaluations: Evaluations
+) -> int:
+    """Return the evaluations of a micro-batch of one decision; of a text, or where decisions belong together, of one sample."""
+    if isinstance(policy, LanguagePolicy):
+        return 1
+    if trainer.objective.decisions == "each":
+        return 1 if policy.setting.value == 1 else 2
+    return -(-evaluations.gradient // (config.groups * config.samples_per_group))

@@ -6,7 +6,8 @@ every token through every weight (an MMDiT has one set for image tokens and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,8 @@ import torch.utils.checkpoint
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,13 +31,15 @@ class Cost:
     forward: int
     """FLOPs without gradient."""
     training: int
-    """FLOPs with gradient: forward, backward, and the second forward if activations are recomputed."""
+    """FLOPs with gradient: forward and backward. Recomputed activations take the forward once more."""
     activations: int
     """Bytes that are stored between forward and backward."""
+    recomputed: int | None = None
+    """The same if blocks recompute theirs, with those of the largest one. None if the module marks no blocks."""
 
 
 def count_call_cost(module: nn.Module, call: Callable[[], Tensor]) -> Cost:
-    """Count the cost of a call of a module on the meta device, which may recompute activations by torch's checkpoint."""
+    """Count the cost of a call of a module on the meta device, whose blocks may recompute activations by torch's checkpoint."""
     kept = KeptStorages(p.untyped_storage() for p in [*module.parameters(), *module.buffers()])
     checkpoint = patch.object(torch.utils.checkpoint, "checkpoint", kept.run_block)
     with checkpoint, _FusedAttention(), FlopCounterMode(display=False) as counter:
@@ -42,8 +47,42 @@ def count_call_cost(module: nn.Module, call: Callable[[], Tensor]) -> Cost:
             output = call()
         forward = counter.get_total_flops()
         output.sum().backward()
-    again = forward if kept.largest_block else 0
-    return Cost(forward, counter.get_total_flops() + again, kept.bytes + kept.largest_block)
+    recomputed = kept.bytes + kept.largest_block if kept.largest_block else None
+    return Cost(forward, counter.get_total_flops(), kept.all_bytes, recomputed)
+
+
+def count_live_bytes(call: Callable[[], object]) -> int:
+    """Return the most bytes that a call without gradient holds at a time on the meta device, beside what it was given."""
+    with torch.no_grad(), _FusedAttention(), _LiveStorages() as live:
+        call()
+    peak: int = live.peak
+    return peak
+
+
+class _LiveStorages(TorchDispatchMode):
+    """The storages that are made and not yet freed inside a `with` block."""
+
+    def __init__(self) -> None:
+        initialise: Callable[[], None] = super().__init__  # which has no types
+        initialise()
+        self.sizes: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes and storage._cdata not in given:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.bytes += storage.nbytes()
+                    self.peak = max(self.peak, self.bytes)
+                    weakref.finalize(storage, self._free, storage._cdata)
+        return result
+
+    def _free(self, address: int) -> None:
+        self.bytes -= self.sizes.pop(address)
 
 
 class KeptStorages(saved_tensors_hooks):
@@ -52,29 +91,49 @@ class KeptStorages(saved_tensors_hooks):
     def __init__(self, known: Iterable[UntypedStorage]) -> None:
         super().__init__(self.keep, lambda tensor: tensor)
         # By address. They are kept alive, so that no address is used again.
-        self.seen = {storage._cdata: storage for storage in known}
-        self.bytes = 0
-        self.largest_block = 0
-        """Bytes of the largest recomputed block; one block is alive at a time."""
+        self.known = {storage._cdata: storage for storage in known}
+        self.own: dict[int, UntypedStorage] = {}
+        self.inputs: dict[int, UntypedStorage] = {}
+        """Those of the inputs of recomputed blocks."""
+        self.blocks: list[KeptStorages] = []
+        """Those inside the blocks that may be recomputed."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the storages, with the inputs of recomputed blocks, and without what is inside."""
+        return _sum_bytes(self.own | self.inputs)
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block beside inputs; one is alive at a time where blocks are recomputed."""
+        kept = self.own | self.inputs
+        blocks = ({k: v for k, v in block.own.items() if k not in kept} for block in self.blocks)
+        return max(map(_sum_bytes, blocks), default=0)
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes that are kept if no block is recomputed."""
+        return _sum_bytes({key: storage for part in (*self.blocks, self) for key, storage in part.own.items()})
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Count the storage of a tensor."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.seen:
-            self.seen[storage._cdata] = storage
-            self.bytes += storage.nbytes()
+        if storage._cdata not in self.known:
+            self.own[storage._cdata] = storage
         return tensor
 
     def run_block(self, block: Callable[..., Any], *args: Any, use_reentrant: bool = False, **kwargs: Any) -> Any:
         """Run a block in the place of torch's checkpoint, which keeps only its inputs."""
-        for arg in args:
-            if isinstance(arg, Tensor):
-                self.keep(arg)
-        inside = KeptStorages(self.seen.values())
-        with inside:
-            result = block(*args, **kwargs)
-        self.largest_block = max(self.largest_block, inside.bytes)
-        return result
+        for storage in (arg.untyped_storage() for arg in args if isinstance(arg, Tensor)):
+            if storage._cdata not in self.known:
+                self.inputs[storage._cdata] = storage
+        self.blocks.append(KeptStorages(self.known.values()))
+        with self.blocks[-1]:
+            return block(*args, **kwargs)
+
+
+def _sum_bytes(storages: Mapping[int, UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 class _FusedAttention(TorchFunctionMode):

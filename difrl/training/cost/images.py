@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from difrl.config import RunConfig
 from difrl.policies.base import NoiseKey
@@ -17,12 +19,13 @@ from difrl.policies.diffusion.families import Family
 from difrl.policies.diffusion.load import build_diffusion_policy
 from difrl.policies.diffusion.policy import DiffusionPolicy
 from difrl.policies.diffusion.prompt_encoder import encode
+from difrl.policies.diffusion.sampling import DECODED_PIXELS
 from difrl.policies.importance_sampling import get_correction
 from difrl.policies.model_paths import resolve
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
-from difrl.training.cost.flops import Cost, count_call_cost
-from difrl.training.cost.model_cost import ModelCost
+from difrl.training.cost.flops import Cost, count_call_cost, count_live_bytes
+from difrl.training.cost.model_cost import DECODING, ROLLOUT, UPDATE, ModelCost
 from difrl.training.inputs import Inputs
 
 
@@ -32,31 +35,51 @@ def count_image_cost(config: RunConfig, policy: DiffusionPolicy, inputs: Inputs)
     condition = encode(family, inputs.train[0].text, inputs.train[0].image, model.max_sequence_length)
     others = [name for name in family.adapted_parts() if name not in family.denoiser_names]
     notes = [f"the adapter's part for {name} is active and stays as it is" for name in others]
+    dtype, live = DTYPES[model.dtype], 0
     try:
-        cost = count_denoiser_cost(family, condition, shape, DTYPES[model.dtype])
+        cost, live = count_denoiser_cost(family, condition, shape, dtype)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" not in str(error):
             raise
         cost = Cost(forward=0, training=0, activations=0)
         notes.append("no estimate of activations and time: the network reads values, which it has not without weights")
+    decoding = count_live_bytes(lambda: family.decode(torch.zeros(1, *shape)))
+    guided = policy.sampling.guidance != 1
+
+    def working_memory(config: RunConfig, together: int) -> dict[str, dict[str, int]]:
+        itemsize = DTYPES[config.model.dtype].itemsize
+        recomputed = config.model.gradient_checkpointing and cost.recomputed is not None
+        activations = cost.recomputed if recomputed else cost.activations
+        scale, batch = itemsize / dtype.itemsize, config.rollout.batch
+        decoded = {"decoding": decoding * max(1, min(batch, DECODED_PIXELS // family.pixels))}
+        if not cost.forward:
+            return {DECODING: decoded, ROLLOUT: {}, UPDATE: {}}
+        return {
+            DECODING: decoded,
+            ROLLOUT: {"denoising a rollout batch": int(live * batch * (1 + guided) * scale)},
+            UPDATE: {"activations, rough bound": int((activations or 0) * together * scale)},
+        }
+
     return ModelCost(
         name=f"{type(family.pipeline).__name__} at {resolve(model.path)}",
         modules=family.modules,
         dry=_build_dry_policy(config, family, shape),
         forward=cost.forward,
-        training=cost.training,
-        working_memory=lambda tally: (
-            {"activations, rough bound": cost.activations * tally.together} if cost.forward else {}
-        ),
+        training=cost.training + cost.forward * model.gradient_checkpointing,
+        working_memory=working_memory,
         efficiency=(0.25, 0.75),
         notes=notes,
+        encoders=[part for part in family.modules if isinstance(part, PreTrainedModel)],
+        in_float32=[family.pipeline.vae],
     )
 
 
 def count_denoiser_cost(
     family: Family, condition: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
-) -> Cost:
-    """Return the cost of one evaluation of a denoiser under a condition, with all weights in `dtype`, as autocast casts them.
+) -> tuple[Cost, int]:
+    """Return the cost of one evaluation of a denoiser under a condition, and its bytes without gradient.
+
+    All weights are in `dtype`, as autocast casts them.
 
     Activations are those of a forward pass wholly in `dtype`, with attention that keeps no matrix of tokens by
     tokens (sdpa, flash, xformers). Autocast keeps norms in float32, so half precision takes somewhat more.
@@ -64,7 +87,13 @@ def count_denoiser_cost(
     family = type(family)(copy.deepcopy(family.pipeline)).with_inputs(family.inputs)
     denoiser = nn.Module.to(family.denoiser, dtype)  # diffusers' own method warns
     x_t = torch.zeros(1, *shape, dtype=dtype)
-    return count_call_cost(denoiser, lambda: family.call(x_t, torch.zeros(1), condition))
+    with suppress(ValueError):  # of a denoiser that marks no blocks
+        denoiser.enable_gradient_checkpointing()
+
+    def call() -> Tensor:
+        return family.call(x_t, torch.zeros(1), condition)
+
+    return count_call_cost(denoiser, call), count_live_bytes(call)
 
 
 class _Zero(nn.Module):

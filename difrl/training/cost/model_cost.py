@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from difrl.training.cost.dry_run import DryPolicy, Tally
+from difrl.config import RunConfig
+from difrl.training.cost.dry_run import DryPolicy
+
+ENCODING, ROLLOUT, DECODING, UPDATE = "encoding", "rollout", "decoding", "update"
+"""Phases of a run, each with memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +21,21 @@ class ModelCost:
     name: str
     """Class, and place of the files."""
     modules: Sequence[nn.Module]
-    """The modules of the policy but for its teachers."""
+    """The modules of the policy, encoders included, but for its teachers."""
     dry: DryPolicy
     forward: int
     """FLOPs of an evaluation, or of a token, without gradient."""
     training: int
     """The same with gradient, backward pass included."""
-    working_memory: Callable[[Tally], Mapping[str, int]]
-    """Samples of a dry run -> bytes of what is alive within a step, by name."""
+    working_memory: Callable[[RunConfig, int], Mapping[str, Mapping[str, int]]]
+    """Settings and the samples with gradient of a pass -> phase of a step -> bytes of what is alive in it, by name."""
     efficiency: tuple[float, float]
     """Share of the speed of a large matrix product that a model reaches, at worst and at best."""
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    encoders: Sequence[nn.Module] = ()
+    """Those of the modules that are on the device only while prompts are encoded."""
+    in_float32: Sequence[nn.Module] = ()
+    """Those of the modules that are in float32 under every setting."""
     generated: int | None = None
     """Tokens that a step generates; None for images."""
     notes: Sequence[str] = ()

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from difrl.reporting.number_format import count
 from difrl.training.cost.estimate import Estimate
+from difrl.training.cost.fits import CONTEXT, GIGABYTES, LADDER, PROCESSES, RESERVE, describe_changes, find_fits
 
 DURATION_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 IN_ALL = "in all"
@@ -32,11 +33,16 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     model, counts, steps = estimate.model, estimate.evaluations, estimate.evaluations.steps
     heading, rollout, unit, left_out = _IMAGES if model.generated is None else _TEXTS
 
-    total, capacity = sum(estimate.memory.values()), estimate.capacity
-    memory: list[tuple[str, str | Text]] = [(name, format_size(size)) for name, size in estimate.memory.items()]
+    held, capacity = estimate.process_memory, estimate.capacity
+    total, phases = held.peak, held.phases
+    memory: list[tuple[str, str | Text]] = [(name, format_size(size)) for name, size in held.kept.items()]
+    memory += [(name, format_size(size)) for name, size in held.state.items()]
+    memory += [
+        (f"{name} ({phase})", format_size(size)) for phase, sizes in phases.items() for name, size in sizes.items()
+    ]
     room = "" if capacity is None else f" of {format_size(capacity)}"
     style = "red" if capacity is not None and total > capacity else ""
-    memory.append((IN_ALL + ", at least", Text(format_size(total) + room, style)))
+    memory.append((f"{IN_ALL}, in the phase with most: {held.largest}", Text(format_size(total) + room, style)))
 
     a_step = {
         "generated": model.generated,
@@ -68,12 +74,30 @@ def estimate_table(estimate: Estimate) -> RenderableType:
         "",
         _table([heading, "a step", "the run"], evaluations),
         *(("", time, "", Text(basis, style="dim")) if model.forward else ()),
+        "",
+        *_fits_tables(estimate),
     )
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+def _fits_tables(estimate: Estimate) -> list[RenderableType]:
+    """Return the table of GPUs on which the recipe fits, and the settings that the names in it stand for."""
+    fits = find_fits(estimate.counts, estimate.config)
+    sizes = {size: [fits[size, n] for n in PROCESSES] for size in GIGABYTES}
+    rows = [(f"{size} GB", *("—" if f is None else f.rung.name for f in row)) for size, row in sizes.items()]
+    table = _table(["Fits on", *("1 GPU" if n == 1 else f"{n} GPUs" for n in PROCESSES)], rows, width=8)
+    changes = {f.rung: describe_changes(estimate.config, f.config) for f in fits.values() if f is not None}
+    legend = [f"{rung.name}: {changes[rung]}" for rung in LADDER if changes.get(rung)]
+    note = (
+        f"Each GPU has a process. Of its memory a context takes {format_size(CONTEXT)}, and the allocator {RESERVE - 1:.0%} "
+        "more than it hands out. Attention keeps no matrix of tokens by tokens. A setting is named where those before it do not "
+        "suffice."
+    )
+    return [table, "", *(Text(line, overflow="fold") for line in legend), Text(note, style="dim")]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]], width: int = 32) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(headings[0], min_width=32, overflow="fold", header_style="bold")
+    table.add_column(headings[0], min_width=width, overflow="fold", header_style="bold")
     for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from difrl.config import RunConfig
 from difrl.policies.base import NoiseKey
+from difrl.policies.errors import ModelError
 from difrl.policies.importance_sampling import get_correction
 from difrl.policies.language.engines import Engines
+from difrl.policies.language.gradient_checkpointing import recompute_layers
 from difrl.policies.language.load import build_language_policy
 from difrl.policies.language.policy import LanguagePolicy
 from difrl.policies.language.tokenization import build_texts
@@ -23,7 +26,7 @@ from difrl.policies.model_paths import LANGUAGE_MODEL, resolve
 from difrl.runtime.dtypes import DTYPES
 from difrl.training.cost.dry_run import DryPolicy, Tally, dry_config
 from difrl.training.cost.flops import Cost, count_call_cost
-from difrl.training.cost.model_cost import ModelCost
+from difrl.training.cost.model_cost import ROLLOUT, UPDATE, ModelCost
 from difrl.training.inputs import Inputs
 from samplers import Completions, Processing
 
@@ -41,18 +44,28 @@ def count_text_cost(config: RunConfig, policy: LanguagePolicy, inputs: Inputs) -
     length = round(sum(lengths) / len(lengths)) + written
     evaluation_length = sum(evaluated) / max(1, len(evaluated)) + written
     tally = Tally()
-    skeleton = nn.Module.to(copy.deepcopy(network), DTYPES[config.model.dtype])  # autocast casts trained weights too
+    dtype = DTYPES[config.model.dtype]
+    skeleton = nn.Module.to(copy.deepcopy(network), dtype)  # autocast casts trained weights too
+    if not config.model.gradient_checkpointing:
+        with suppress(ModelError):  # of a model that marks no layers
+            recompute_layers(skeleton)
     cost, cache = _count_body_cost(skeleton.base_model, length)
     head = skeleton.get_output_embeddings()
     head_flops = 2 * sum(p.numel() for p in head.parameters() if p.dim() == 2)  # of one token: 2 × width × vocabulary
 
-    def working_memory(tally: Tally) -> dict[str, int]:
+    def working_memory(config: RunConfig, together: int) -> dict[str, dict[str, int]]:
         drawn_together = min(config.rollout.batch, tally.drawn)
         logits = 4 * head.weight.shape[0]  # of one token, float32
+        scale = DTYPES[config.model.dtype].itemsize / dtype.itemsize
+        recomputed = config.model.gradient_checkpointing and cost.recomputed is not None
+        activations = cost.recomputed if recomputed else cost.activations
+        keys = cache * drawn_together * (max(lengths) + written) // length
         return {
-            "keys and values of a rollout batch": cache * drawn_together * (max(lengths) + written) // length,
-            "logits of a chunk, with gradient": 3 * logits * min(chunk, tally.together * written),
-            "activations, rough bound": cost.activations * tally.together,
+            ROLLOUT: {"keys and values of a rollout batch": int(keys * scale)},
+            UPDATE: {
+                "logits of a chunk, with gradient": 3 * logits * min(chunk, together * written),
+                "activations, rough bound": int((activations or 0) * together * scale),
+            },
         }
 
     drawn = config.data.prompts_per_step * config.data.group_size if config.data.rows == "prompts" else 0
@@ -61,7 +74,8 @@ def count_text_cost(config: RunConfig, policy: LanguagePolicy, inputs: Inputs) -
         modules=[network],
         dry=DryPolicy(_build_dry_policy(config, tally), tally, {0: config.train.steps}, length, evaluation_length),
         forward=cost.forward // length + head_flops,
-        training=cost.training // length + 4 * head_flops,  # the backward pass makes the logits again
+        # The backward pass makes the logits again.
+        training=(cost.training + cost.forward * config.model.gradient_checkpointing) // length + 4 * head_flops,
         working_memory=working_memory,
         # One token at a time for each sample keeps products small: far below the speed of large ones.
         efficiency=(0.03, 0.5),
