@@ -182,7 +182,7 @@ class Policy(Protocol):
     def rollout_logprobs(self, rollout: Rollout, decisions: Decisions, unlike: int = 0) -> Tensor:
         """Return ℓ [B, J] under the weights that drew the samples: as recorded, or evaluated again without gradient.
 
-        unlike: rows of the batch (`Decisions.passes`) that ℓ is compared with. It is evaluated in a batch of another size.
+        unlike: rows of the batch (`Decisions.passes`) that ℓ is compared with. It is evaluated in one of half or twice as many.
         """
 
     def recompute_logprobs(self, rollout: Rollout, decisions: Decisions) -> Tensor:

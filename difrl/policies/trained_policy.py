@@ -233,8 +233,10 @@ class TrainedPolicy(Diagnosable, Generic[In, E]):
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
         rows = torch.arange(len(rollout), device=decisions.mask.device)
-        if decisions.passes == unlike:
-            rows = torch.cat([rows, rows[:1]])
+        if unlike < 2 * decisions.passes:  # copies of the first row make a batch of twice the size, or more
+            missing = 2 * unlike - decisions.passes
+            each = decisions.select(rows[:1], slice(None)).passes
+            rows = torch.cat([rows, rows[:1].expand(-(-missing // max(1, each)))]) if missing > 0 else rows
         again = self.recompute_logprobs(rollout.select(rows), decisions.select(rows, slice(None)))
         return again[: len(rollout)]
 

@@ -64,9 +64,7 @@ class FirstUpdateCheck:
         """
         evaluations = policy.evaluations
         scored, size = decisions.mask.any(dim=1), decisions.passes
-        # ℓ that was not recorded is evaluated in a batch of another size: of half as many samples, if there are few.
-        count = SAMPLES if "log_prob" in decisions.tensors else min(SAMPLES, max(1, len(scored) // 2))
-        rows = scored.int().argsort(descending=True, stable=True)[:count]
+        rows = scored.int().argsort(descending=True, stable=True)[:SAMPLES]
         rollout, decisions = rollout.select(rows), decisions.select(rows, slice(None))
         on_policy = config.rollout.snapshot == CURRENT
         recorded = policy.rollout_logprobs(rollout, decisions, size if on_policy else decisions.passes)
