@@ -43,7 +43,7 @@ def count_image_cost(config: RunConfig, policy: DiffusionPolicy, inputs: Inputs)
             raise
         cost = Cost(forward=0, training=0, activations=0)
         notes.append("no estimate of activations and time: the network reads values, which it has not without weights")
-    decoding = count_live_bytes(lambda: family.decode(torch.zeros(1, *shape)))
+    decoding = count_live_bytes(lambda: family.decode(torch.zeros(1, *shape, device=family.pipeline.vae.device)))
     guided = policy.sampling.guidance != 1
 
     def working_memory(config: RunConfig, together: int) -> dict[str, dict[str, int]]:
