@@ -120,7 +120,7 @@ def models_table() -> Group:
         table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines), row["memory"])
     memory = (
         "memory: `difrl check` of a LoRA of rank 32 at the published size, one sample a pass, in bfloat16 with gradient "
-        "checkpointing, all encoders on the device"
+        "checkpointing, at its peak; encoders are on the device only while prompts are encoded"
     )
     return Group(table, f"{memory}\ndetails and a recipe to start from: difrl models NAME\n\n{escape(ANY_MODEL)}")
 
