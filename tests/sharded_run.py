@@ -68,7 +68,6 @@ FAILURES = ("first_update", "reward", "crash")
 
 def config_of(case: str, shard: str, folder: Path) -> RunConfig:
     """Return the recipe of a case. Its prompts divide by two and by three processes."""
-    (folder / "prompts.txt").write_text("".join(f"a red circle and {n} squares\n" for n in range(6)))
     own = IMAGES.get(case) or TEXTS.get(case) or IMAGES["lora"]
     model = {"unet": "tiny-sd", "experts": str(folder / "wan"), **dict.fromkeys(TEXTS, "tiny-lm")}.get(case, "tiny-sd3")
     prompts = str(folder / "prompts.txt")
@@ -133,8 +132,10 @@ def fail(case: str, shard: str, folder: Path, processes: DistributedContext) -> 
 def main(out: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     processes = DistributedContext()
-    if processes.is_main and "experts" in cases:
-        tiny_wan22(out.parent / "wan")
+    if processes.is_main:
+        (out.parent / "prompts.txt").write_text("".join(f"a red circle and {n} squares\n" for n in range(6)))
+        if "experts" in cases:
+            tiny_wan22(out.parent / "wan")
     processes.wait()
     found: dict[str, Any] = {"count": processes.count}
     for case in cases:

@@ -279,6 +279,7 @@ def test_metrics_are_those_of_the_parts() -> None:
 def test_micro_batches_do_not_matter(micro_batch: int) -> None:
     one, other = everything(), everything(micro_batch=micro_batch)
     for row, again in zip(run(one, 2), run(other, 2), strict=True):
+        del row["nfe/check"], again["nfe/check"]  # of the first micro-batch
         assert row == pytest.approx(again, rel=1e-6, abs=1e-9)
     torch.testing.assert_close(one.parameters[0], other.parameters[0], rtol=1e-9, atol=1e-9)
 

@@ -35,7 +35,7 @@ class Estimate:
 
     model: ModelCost
     counts: MemoryCounts
-    """Where memory comes from, for other settings."""
+    """The counts that its memory comes from, for other settings."""
     config: RunConfig
     evaluations: Evaluations
     processes: int

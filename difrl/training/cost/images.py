@@ -43,7 +43,10 @@ def count_image_cost(config: RunConfig, policy: DiffusionPolicy, inputs: Inputs)
             raise
         cost = Cost(forward=0, training=0, activations=0)
         notes.append("no estimate of activations and time: the network reads values, which it has not without weights")
-    decoding = count_live_bytes(lambda: family.decode(torch.zeros(1, *shape, device=family.pipeline.vae.device)))
+    # Exact tasks have no autoencoder.
+    autoencoders = [part for name, part in family.pipeline.components.items() if name == "vae"]
+    place = autoencoders[0].device if autoencoders else family.device
+    decoding = count_live_bytes(lambda: family.decode(torch.zeros(1, *shape, device=place)))
     guided = policy.sampling.guidance != 1
 
     def working_memory(config: RunConfig, together: int) -> dict[str, dict[str, int]]:
@@ -70,7 +73,7 @@ def count_image_cost(config: RunConfig, policy: DiffusionPolicy, inputs: Inputs)
         efficiency=(0.25, 0.75),
         notes=notes,
         encoders=[part for part in family.modules if isinstance(part, PreTrainedModel)],
-        in_float32=[family.pipeline.vae],
+        in_float32=autoencoders,
     )
 
 

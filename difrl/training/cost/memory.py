@@ -33,11 +33,11 @@ class Memory:
     """Bytes of a process by name."""
 
     kept: Mapping[str, int]
-    """From loading to the end."""
+    """Bytes by name, from loading to the end."""
     state: Mapping[str, int]
-    """From the first update to the end: gradients and moments."""
+    """Bytes of gradients and moments, from the first update to the end."""
     phases: Mapping[str, Mapping[str, int]]
-    """Within a phase. `encoding` comes before the first update."""
+    """Bytes within each phase. `encoding` comes before the first update."""
 
     @property
     def largest(self) -> str:

@@ -33,9 +33,9 @@ class ModelCost:
     """Share of the speed of a large matrix product that a model reaches, at worst and at best."""
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     encoders: Sequence[nn.Module] = ()
-    """Those of the modules that are on the device only while prompts are encoded."""
+    """Modules that are on the device only while prompts are encoded."""
     in_float32: Sequence[nn.Module] = ()
-    """Those of the modules that are in float32 under every setting."""
+    """Modules that are in float32 under every setting."""
     generated: int | None = None
     """Tokens that a step generates; None for images."""
     notes: Sequence[str] = ()

@@ -78,7 +78,7 @@ def test_a_skeleton_has_the_shapes_of_the_model(auraflow: Path) -> None:
     assert {p.device.type for p in skeleton.denoiser.parameters()} == {"meta"}
     assert [p.shape for p in skeleton.denoiser.parameters()] == [p.shape for p in family.denoiser.parameters()]
     encoded = {name: tuple(value.shape[1:]) for name, value in family.encode(TEXTS[0], None, None).items()}
-    without_weights = skeleton.encode(TEXTS[0], None, None)
+    without_weights = skeleton.encode_prompt(TEXTS[0], None, None)
     assert {name: tuple(value.shape[1:]) for name, value in without_weights.items()} == encoded
     wide = [one.with_inputs({"width": 16}).latent_shape() for one in (skeleton, family)]
     assert wide == [(4, 4, 8)] * 2

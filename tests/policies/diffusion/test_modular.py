@@ -302,7 +302,7 @@ def test_a_full_fine_tune_in_bfloat16_is_saved_for_the_pipeline(
     assert isinstance(policy.family, ModularFamily)
     assert policy.family._states
     assert all(state.noise_pred is None for state in policy.family._states.values())
-    policy.save(tmp_path / "model")
+    policy.merge(tmp_path / "model")
     saved = load(family, tmp_path / "model")
     for name, denoiser in policy.family.denoisers.items():
         trained = denoiser.state_dict()

@@ -284,7 +284,7 @@ def test_trainer_takes_steps_and_its_first_update_check_passes(
 def test_cost_is_counted_without_weights(sd: Path) -> None:
     """All products of one evaluation count, and twice as many in the backward pass, except for the first layer."""
     family = StableDiffusion.build_skeleton(str(sd), None)
-    cost = count_denoiser_cost(family, encode(family, "a red circle", None, None), (4, 4, 4), torch.float32)
+    cost, _ = count_denoiser_cost(family, encode(family, "a red circle", None, None), (4, 4, 4), torch.float32)
     first_layer = 2 * 9 * 4 * 8 * 16  # multiplications of a 3x3 convolution of 4 to 8 channels at 16 pixels
     assert cost.forward > 10 * first_layer
     assert 2.5 * cost.forward < cost.training <= 3 * cost.forward
