@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from difrl.runtime.import_messages import leave_out_import_messages
 from difrl.runtime.renamed_modules import install_renamed_modules
 from difrl.runtime.shadowed_modules import check_own_packages
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from difrl.reporting.html import write_report
     from difrl.training.run import train
 
+leave_out_import_messages()
 install_torchvision_hook()
 install_renamed_modules()
 
