@@ -46,7 +46,7 @@ def read_recipe(name: str, folder: Path) -> RunConfig:
     rows = [{"prompt": f"a sign with the number {number}", **image} for number in range(24)]
     file = folder.parent / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    rollout = [f"rollout.{key}={value}" for key, value in size.items()]
+    rollout = ["rollout.batch=1", *(f"rollout.{key}={value}" for key, value in size.items())]
     data = [f"data.train={file}", f"data.evaluation={file}", "rewards=[{name: jpeg_compressibility}]", "watch=[]"]
     own = [f"model.path={folder}", *LORA, *rollout, *data, "eval.images=8", "train.micro_batch=1", "train.steps=2"]
     return read_config(recipes()["awm"], own)
