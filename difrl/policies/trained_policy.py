@@ -9,6 +9,7 @@ what θ is compared with is held until the micro-batch is trained on.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -233,10 +234,10 @@ class TrainedPolicy(Diagnosable, Generic[In, E]):
         if "log_prob" in decisions.tensors:
             return decisions.tensors["log_prob"]
         rows = torch.arange(len(rollout), device=decisions.mask.device)
-        if unlike < 2 * decisions.passes:  # copies of the first row make a batch of twice the size, or more
-            missing = 2 * unlike - decisions.passes
-            each = decisions.select(rows[:1], slice(None)).passes
-            rows = torch.cat([rows, rows[:1].expand(-(-missing // max(1, each)))]) if missing > 0 else rows
+        missing = 2 * unlike - decisions.passes
+        if missing > 0 and unlike < 2 * decisions.passes:  # copies of the first row make a batch of twice the size
+            each = max(1, decisions.select(rows[:1], slice(None)).passes)
+            rows = torch.cat([rows, rows[:1].expand(math.ceil(missing / each))])
         again = self.recompute_logprobs(rollout.select(rows), decisions.select(rows, slice(None)))
         return again[: len(rollout)]
 

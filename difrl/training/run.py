@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 
 from difrl.config import RunConfig
-from difrl.config.checks import find_conflicts
+from difrl.config.checks import ConfigConflictError, find_conflicts
 from difrl.config.load import read_config
 from difrl.config.run import samples_base_at_end
 from difrl.config.yaml_source import ConfigError
@@ -99,7 +99,7 @@ def with_launcher(config: RunConfig, shard: Shard | None) -> RunConfig:
         )
     found = config.model_copy(update={"model": config.model.model_copy(update={"shard": shard})})
     if conflicts := find_conflicts(found):
-        raise ConfigError(*(f"{'.'.join(map(str, c.path))}: {c.problem}" for c in conflicts))
+        raise ConfigError(str(ConfigConflictError(conflicts)))
     return found
 
 

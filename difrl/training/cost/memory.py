@@ -108,9 +108,8 @@ class MemoryCounts:
         if config.rollout.precision != "same":
             layers = quantizable(self.policy.module)
             rollout[f"weights of rollouts, {config.rollout.precision}"] = sum(p.weight.numel() for p in layers)
-        if (
-            shared > 1
-        ):  # the next block is gathered while one computes; gradients of a block are whole until they are summed
+        if shared > 1:
+            # The next block is gathered while one computes. Gradients of a block are whole until they are summed.
             blocks = self.weights if settings.shard == "gradients" else self.root + 2 * self.block
             update["gathered weights"] = blocks * width + self.trained_block * (4 + width)
             alike = self.policy.even and config.collect.max_draws == 1 and config.references is None
